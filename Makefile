@@ -1,0 +1,37 @@
+# One line per target; `make` alone lists them.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+env: $(READY)  ## create .venv and install everything, at tested versions
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $(READY)
+
+demo: $(READY)  ## the whole course on a synthetic world: notebooks executed into data/runs/demo
+	$(BIN)/vau run demo
+
+test: $(READY)  ## all tests; with VAU_REAL_DATA set, on real videos too
+	$(BIN)/pytest
+
+lab: $(READY)  ## JupyterLab on the notebooks
+	$(BIN)/jupyter lab notebooks
+
+lint: $(READY)  ## ruff on code and notebooks, and no outputs in committed notebooks
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/nbstripout --verify --keep-id notebooks/*.ipynb
+
+bench: $(READY)  ## speed as ratios within one run
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+figures: $(READY)  ## paper figures from data/results/*.csv
+	$(BIN)/vau run demo 13
+
+clean:  ## remove executed notebooks, synthetic data, features and models; results and raw data stay
+	rm -rf data/runs data/synthetic data/features data/models .pytest_cache .ruff_cache
+
+.PHONY: help env demo test lab lint bench figures clean

@@ -1,0 +1,70 @@
+"""The same function over many videos: here, in worker processes, or on a Ray cluster.
+
+- results land as they come; one broken video is a line in the summary, never the end of the batch
+- processes start fresh ("spawn"): torch and codecs do not survive a fork
+- no scheduler of our own: past one machine, Ray does it
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+
+from tqdm.auto import tqdm
+
+ENGINES = ("serial", "processes", "ray")
+
+
+def _attempt(fn: Callable, item: object) -> tuple[object, str | None]:
+    """Run one item; bad input (ValueError, OSError) becomes its one-line message, a defect of ours still raises."""
+    try:
+        return fn(item), None
+    except (ValueError, OSError) as error:
+        return None, " ".join(str(error).split())
+
+
+def map_videos(
+    fn: Callable, items: Iterable, *, engine: str = "serial", workers: int = 2, desc: str = "videos"
+) -> Iterator[tuple[object, object, str | None]]:
+    """Yield (item, result, None) or (item, None, error line) for every item, in the order they finish.
+
+    `fn` and the items must pickle for "processes" and "ray". One progress bar. Stopping the iteration (Ctrl-C) cancels
+    what has not begun; what `fn` wrote stays.
+    """
+    if engine not in ENGINES:
+        raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
+    items = list(items)
+    finished = {"serial": _serial, "processes": _processes, "ray": _ray}[engine](fn, items, workers)
+    with tqdm(total=len(items), desc=desc, unit="video") as bar:
+        for position, result, error in finished:
+            bar.update()
+            yield items[position], result, error
+
+
+def _serial(fn, items, workers):
+    for position, item in enumerate(items):
+        yield position, *_attempt(fn, item)
+
+
+def _processes(fn, items, workers):
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        futures = {pool.submit(_attempt, fn, item): position for position, item in enumerate(items)}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], *future.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _ray(fn, items, workers):
+    try:
+        import ray
+    except ImportError as error:
+        raise ValueError('engine="ray" needs the extra: pip install -e ".[cluster]"') from error
+    if not ray.is_initialized():
+        ray.init(num_cpus=None if "RAY_ADDRESS" in os.environ else workers, log_to_driver=False)
+    task = ray.remote(_attempt)
+    waiting = {task.remote(fn, item): position for position, item in enumerate(items)}
+    while waiting:
+        (done,), _ = ray.wait(list(waiting))
+        yield waiting.pop(done), *ray.get(done)

@@ -1,0 +1,234 @@
+"""An anomaly is a segment whose motion a small memory of familiar motion explains badly.
+
+MemTSM-Net's head over XFeat rows: temporal shift in residual blocks, a gate over time, squeeze and excitation, a bank of
+learned slots, a decoder that rebuilds the rows, a scorer. One vector per video gives the video's score; the same memory and
+scorer, before pooling, give every segment's.
+- default is what the report describes: shift by one step, replacing, inside the residual branch; memory addressed with a
+  temperature, so that slots differ; the whole sequence rebuilt; a batch of one works
+- `as_released=True` is what the published checkpoint computes (shift by five, added; no activation after the first
+  convolution; residual outside the GELU; uniform memory; only the centre 16 of 32 steps rebuilt)
+- per segment, the error of rebuilding is a score that needs no anomaly in training: `rebuild_error`
+Source: Mem-TSM report (MemTSM-Net repository, III.C-E; read for facts) and Lin et al., TSM, ICCV 2019, for the shift.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vau_lib import training
+
+RELEASED_STEPS = 32  # time steps the published model is fed; its decoder rebuilds steps 8 to 24
+RELEASED_CENTRE = slice(8, 24)
+
+
+@dataclass(frozen=True)
+class MemTSMConfig:
+    """Sizes and choices; the sizes are the report's. `in_channels` is the width D of a feature row."""
+
+    in_channels: int = 128
+    width: int = 64
+    fold_div: int = 8
+    slots: int = 100
+    temperature: float = 0.1
+    dropout: float = 0.3
+    as_released: bool = False
+
+    def __post_init__(self):
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be positive, got {self.temperature}")
+
+    @classmethod
+    def released(cls) -> "MemTSMConfig":
+        """The published checkpoint: 3 channels, memory without a temperature."""
+        return cls(in_channels=3, temperature=1.0, as_released=True)
+
+
+@dataclass
+class MemTSMOutput:
+    """What one pass gives: B videos, T steps, D channels, K slots. Released models give no per-segment scores (None)."""
+
+    logit: Tensor  # (B,)
+    reconstruction: Tensor  # (B, D, T); as released: (B, D, 16), the centre
+    embedding: Tensor  # (B, 128), after squeeze and excitation
+    attention: Tensor  # (B, K), rows sum to 1
+    segment_logit: Tensor | None  # (B, T)
+    bank: Tensor  # (K, 128), the slots themselves, for the memory term of the loss
+
+    @property
+    def score(self) -> Tensor:
+        """Probability of an anomaly, (B,) in [0, 1]."""
+        return self.logit.sigmoid()
+
+
+def temporal_shift(x: Tensor, *, fold_div: int = 8, stride: int = 1, additive: bool = False) -> Tensor:
+    """Move a part of the channels in time; x (B, C, T) -> (B, C, T). Costs no multiplication.
+
+    With f = C // fold_div, channels [0, f) take the value `stride` steps ahead, [f, 2f) the value `stride` steps behind,
+    the rest stay; what would come from outside is 0 (Lin et al. 2019, Fig. 2b). `additive` adds instead of replacing, in
+    the opposite directions, and does nothing when T <= stride: the released MemTSM code.
+    """
+    if x.ndim != 3 or fold_div < 2 or stride < 1:
+        raise ValueError(f"need x (B, C, T), fold_div >= 2, stride >= 1, got {tuple(x.shape)}, {fold_div}, {stride}")
+    fold = x.shape[1] // fold_div
+    out = x.clone() if additive else torch.cat([torch.zeros_like(x[:, : 2 * fold]), x[:, 2 * fold :]], dim=1)
+    if x.shape[2] <= stride:
+        return out
+    ahead, behind = (slice(fold, 2 * fold), slice(0, fold)) if additive else (slice(0, fold), slice(fold, 2 * fold))
+    out[:, ahead, :-stride] += x[:, ahead, stride:]
+    out[:, behind, stride:] += x[:, behind, :-stride]
+    return out
+
+
+class ShiftBlock(nn.Module):
+    """Shift, convolve over time, gate every step, add the input: (B, C, T) -> (B, C_out, T)."""
+
+    def __init__(self, channels: int, out: int, config: MemTSMConfig):
+        super().__init__()
+        self.config = config
+        self.conv = nn.Conv1d(channels, out, 3, padding=1)
+        self.norm = nn.BatchNorm1d(out)
+        reach = 1 if config.as_released else 3  # the report says "localized": a step is judged with its neighbours
+        self.gate = nn.Sequential(nn.Conv1d(out, out // 4, reach, padding=reach // 2), nn.GELU(), nn.Conv1d(out // 4, 1, 1))
+        self.skip = nn.Identity() if channels == out else nn.Conv1d(channels, out, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        quirk = self.config.as_released
+        shifted = temporal_shift(x, fold_div=self.config.fold_div, stride=5 if quirk else 1, additive=quirk)
+        change = self.norm(self.conv(shifted))
+        change = change * self.gate(change).sigmoid()
+        if quirk:
+            return F.gelu(change) + self.skip(x)
+        return F.gelu(change + self.skip(x))
+
+
+class MemoryBank(nn.Module):
+    """K learned slots; a query is answered by the slots it resembles: (..., D) -> read (..., D), attention (..., K)."""
+
+    def __init__(self, slots: int, width: int, temperature: float):
+        super().__init__()
+        self.slots = nn.Parameter(torch.randn(slots, width))
+        self.combine = nn.Linear(2 * width, width)
+        self.temperature = temperature
+
+    def forward(self, query: Tensor) -> tuple[Tensor, Tensor]:
+        likeness = F.normalize(query, dim=-1) @ F.normalize(self.slots, dim=-1).mT  # cosine, (..., K)
+        attention = (likeness / self.temperature).softmax(-1)  # over slots, not time: a segment is explained alone
+        return self.combine(torch.cat([query, attention @ self.slots], dim=-1)), attention
+
+
+class MemTSM(nn.Module):
+    """Score sequences of feature rows, (B, D, T) -> MemTSMOutput. State dict is safe to save and load strictly."""
+
+    def __init__(self, config: MemTSMConfig | None = None):
+        super().__init__()
+        self.config = config = config or MemTSMConfig()
+        wide = 2 * config.width
+        self.stem = nn.Conv1d(config.in_channels, config.width, 3, padding=1)
+        self.first = ShiftBlock(config.width, config.width, config)
+        self.pool = nn.Sequential(nn.MaxPool1d(2, ceil_mode=not config.as_released), nn.Dropout(config.dropout))
+        self.second = ShiftBlock(config.width, wide, config)
+        self.excite = nn.Sequential(nn.Linear(wide, wide // 4), nn.GELU(), nn.Linear(wide // 4, wide), nn.Sigmoid())
+        self.memory = MemoryBank(config.slots, wide, config.temperature)
+        rebuilt = config.in_channels * (RELEASED_CENTRE.stop - RELEASED_CENTRE.start if config.as_released else 1)
+        self.decoder = nn.Sequential(nn.Linear(wide, 2 * wide), nn.GELU(), nn.Linear(2 * wide, rebuilt))
+        self.scorer = nn.Sequential(nn.Linear(wide, wide // 2), nn.GELU(), nn.Linear(wide // 2, 1))
+
+    def forward(self, x: Tensor) -> MemTSMOutput:
+        """x (B, D, T), rows of features with time last; ValueError for another width."""
+        if x.ndim != 3 or x.shape[1] != self.config.in_channels:
+            raise ValueError(f"input must be (B, {self.config.in_channels}, T), got {tuple(x.shape)}")
+        steps = self.encode(x)  # (B, 128, ceil(T / 2))
+        pooled = steps.mean(-1)
+        weight = self.excite(pooled)
+        embedding = pooled * weight
+        read, attention = self.memory(embedding)
+        logit = self.scorer(read).squeeze(-1)  # (B,), for a batch of one too
+        if self.config.as_released:
+            rebuilt = self.decoder(read).view(len(x), x.shape[1], -1)
+            return MemTSMOutput(logit, rebuilt, embedding, attention, None, self.memory.slots)
+        segments, _ = self.memory((steps * weight[..., None]).mT)  # (B, ceil(T / 2), 128)
+        rebuilt = self.decoder(segments).mT.repeat_interleave(2, dim=-1)[..., : x.shape[2]]
+        segment_logit = self.scorer(segments).squeeze(-1).repeat_interleave(2, dim=-1)[:, : x.shape[2]]
+        return MemTSMOutput(logit, rebuilt, embedding, attention, segment_logit, self.memory.slots)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Return what the network knows of every second step, (B, 128, ceil(T / 2))."""
+        x = self.stem(x)
+        if not self.config.as_released:
+            x = F.relu(x)
+        return self.second(self.pool(self.first(x)))
+
+
+def loss(output: MemTSMOutput, x: Tensor, labels: Tensor, *, alpha: float, rebuild: float = 0.5, bank: float = 0.01) -> Tensor:
+    """Return the training loss, a scalar: focal + `rebuild` * MSE + `bank` * memory term; `x` is the clean input.
+
+    `alpha` weighs the anomalous class in [0, 1] (the share of normal videos balances the two). The memory term is the
+    squared distance between an embedding's direction and the read made of slot directions, so it moves the bank.
+    """
+    target = x[..., RELEASED_CENTRE] if output.segment_logit is None else x
+    rebuilt = F.mse_loss(output.reconstruction, target)
+    return training.focal(output.logit, labels, alpha=alpha) + rebuild * rebuilt + bank * memory_gap(output)
+
+
+def memory_gap(output: MemTSMOutput) -> Tensor:
+    """Return how far embeddings point from the slots that answered them, mean square, a scalar; its gradient moves the bank."""
+    answer = output.attention @ F.normalize(output.bank, dim=-1)  # (B, 128)
+    return (F.normalize(output.embedding, dim=-1) - answer).square().sum(-1).mean()
+
+
+def rebuild_error(output: MemTSMOutput, x: Tensor) -> Tensor:
+    """Return the mean square error of every segment, (B, T) in the squared unit of x (B, D, T)."""
+    return (output.reconstruction - x).square().mean(1)
+
+
+def released_loss(output: MemTSMOutput, x: Tensor, labels: Tensor) -> Tensor:
+    """Return the released code's loss: constant alpha .85, targets .05/.95, memory term that leaves the bank alone."""
+    bce = F.binary_cross_entropy_with_logits(output.logit, 0.9 * labels + 0.05, reduction="none")
+    focal = (0.85 * (1 - (-bce).exp()) ** 2 * bce).mean()
+    likeness = (output.embedding @ output.embedding.mT).mean()
+    return focal + 0.5 * F.mse_loss(output.reconstruction, x[..., RELEASED_CENTRE]) + 0.01 * likeness
+
+
+def released_fusion(score: Tensor, error: Tensor) -> Tensor:
+    """Return the released fusion (0.6 + 0.2 e) s + (0.4 - 0.2 e) e of scores and errors (N,), each scaled over the whole set.
+
+    The scaling reads every test video at once: a score of one video alone means nothing. Kept to check published numbers.
+    """
+    score, error = ((v - v.min()) / (v.max() - v.min()).clamp_min(1e-12) for v in (score, error))
+    return (0.6 + 0.2 * error) * score + (0.4 - 0.2 * error) * error
+
+
+# Where the published checkpoint keeps what is named otherwise here; the longest match is tried first.
+_RELEASED_NAMES = {
+    "encoder.0.": "stem.",
+    "encoder.1.attention.attn.": "first.gate.",
+    "encoder.4.attention.attn.": "second.gate.",
+    "encoder.1.bn.": "first.norm.",
+    "encoder.4.bn.": "second.norm.",
+    "encoder.1.": "first.",
+    "encoder.4.": "second.",
+    "se.fc1.": "excite.0.",
+    "se.fc2.": "excite.2.",
+    "memory.memory": "memory.slots",
+    "memory.fc.": "memory.combine.",
+}
+
+
+def load_released(path: str | Path) -> MemTSM:
+    """Return the published model (159,347 parameters) in eval mode, its weights loaded strictly; StoreError otherwise."""
+    model = MemTSM(MemTSMConfig.released())
+    weights = training.load_weights(path)
+    renamed = {_ours(name): value for name, value in weights.items()}
+    training.load_strictly(model, renamed, path)
+    return model.eval()
+
+
+def _ours(name: str) -> str:
+    """Return our name of a tensor of the published checkpoint."""
+    for theirs, ours in _RELEASED_NAMES.items():
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs)
+    return name

@@ -1,0 +1,120 @@
+"""A video, what happens in it and when: the one format every data set is turned into.
+
+- time is in seconds and spans are half-open, so a video re-encoded at another rate keeps its truth
+- frame labels are made here and nowhere else; every mismatch of length in this field began with a second place
+- a path is relative and may not leave the folder it is read from: data set files come from strangers
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from vau_lib import store
+
+
+class RecordError(ValueError):
+    """A record that cannot be used; the message names it."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """Something between two moments of a video, half-open, in seconds."""
+
+    start_s: float
+    end_s: float
+    label: str = ""
+    text: str = ""
+
+    def __post_init__(self):
+        if not 0 <= self.start_s <= self.end_s:
+            raise RecordError(f"a span runs from start to end, got [{self.start_s}, {self.end_s})")
+
+
+@dataclass(frozen=True)
+class VideoRecord:
+    """One video: where it is, which class it has, when its events are.
+
+    `path` is relative to its data set's root; `label` is 1 for an anomalous video; `group` names the source the clip
+    was cut from (clips of one source may never be split), the id where every video is its own source.
+    """
+
+    id: str
+    path: str
+    dataset: str
+    split: str
+    label: int
+    classes: tuple[str, ...] = ()
+    events: tuple[Span, ...] = ()
+    fps: float = 30.0
+    num_frames: int = 0
+    group: str = ""
+
+    @property
+    def source(self) -> str:
+        """What must stay in one split."""
+        return self.group or self.id
+
+    def moved(self, split: str) -> "VideoRecord":
+        """Return the same video in another split."""
+        return replace(self, split=split)
+
+
+def frame_labels(record: VideoRecord, num_frames: int | None = None) -> np.ndarray:
+    """Return the truth of every frame, uint8 (num_frames,): 1 inside an event, 0 elsewhere.
+
+    An event covers frames round(start_s * fps) up to, not including, round(end_s * fps), cut to the video's length.
+    `num_frames` defaults to the record's; pass the decoded count where the container lies.
+    """
+    length = record.num_frames if num_frames is None else num_frames
+    if length <= 0:
+        raise RecordError(f"{record.id}: frame labels need a number of frames, got {length}")
+    labels = np.zeros(length, np.uint8)
+    for event in record.events:
+        labels[round(event.start_s * record.fps) : round(event.end_s * record.fps)] = 1
+    return labels
+
+
+def locate(record: VideoRecord, root: str | Path) -> Path:
+    """Return the video's place under `root`; RecordError when its path leaves the root (`..`, absolute, a link out)."""
+    root = Path(root).resolve()
+    path = PurePosixPath(record.path)
+    place = (root / path).resolve()
+    if path.is_absolute() or not place.is_relative_to(root):
+        raise RecordError(f"{record.id}: path {record.path!r} leaves its root {root.name}/")
+    return root / path
+
+
+def leaks(records: Iterable[VideoRecord]) -> list[str]:
+    """Return the sources found in more than one split, sorted; an honest data set has none."""
+    splits = defaultdict(set)
+    for record in records:
+        splits[record.source].add(record.split)
+    return sorted(source for source, found in splits.items() if len(found) > 1)
+
+
+def write_records(path: str | Path, records: Iterable[VideoRecord]) -> None:
+    """Write one JSON object per line, whole or not at all."""
+    with store.replacing(path) as temporary:
+        lines = [json.dumps(asdict(record), ensure_ascii=False) for record in records]
+        temporary.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+
+def read_records(path: str | Path) -> list[VideoRecord]:
+    """Read a records.jsonl; RecordError names the file and the line that is not a record."""
+    path = Path(path)
+    if not path.is_file():
+        raise RecordError(f"no records at {path}; the data preparation notebook (01) writes them")
+    found = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            row["events"] = tuple(Span(**event) for event in row.get("events", ()))
+            row["classes"] = tuple(row.get("classes", ()))
+            found.append(VideoRecord(**row))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise RecordError(f"{path.name} line {number} is not a record: {error}") from error
+    return found

@@ -1,0 +1,137 @@
+"""A file is whole or it is not there, and it says what made it.
+
+- written under a temporary name in the same folder, synced, then renamed: a killed job leaves no half file
+- `made_by.json` stands beside every folder of results; who reads a folder states what it expects and is refused otherwise
+- nothing read from disk may run code: arrays without pickles here, weights through `training.load_weights`
+"""
+
+import hashlib
+import json
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+
+
+class StoreError(ValueError):
+    """A file that is missing, broken, or made by something else than asked for."""
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path` (same suffix); on success it takes the place of `path` in one step."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem[:80]}-", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # mkstemp makes files private to the user; results are not
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, content: object) -> None:
+    """Write `content` as indented JSON, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: str | Path) -> object:
+    """Read a JSON file; StoreError in one line where it is missing or broken."""
+    path = Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise StoreError(f"no file at {path}") from error
+    except ValueError as error:
+        raise StoreError(f"{path} is not JSON: {error}") from error
+
+
+def save_array(path: str | Path, array: np.ndarray) -> None:
+    """Write one array as .npy, whole or not at all."""
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
+
+
+def load_array(path: str | Path) -> np.ndarray:
+    """Read one .npy array; StoreError where it is missing, broken, or holds Python objects."""
+    try:
+        return np.load(path, allow_pickle=False)
+    except FileNotFoundError as error:
+        raise StoreError(f"no array at {path}") from error
+    except (ValueError, OSError, EOFError) as error:
+        raise StoreError(f"{path} is not a plain array: {error}") from error
+
+
+def sha256(path: str | Path) -> str:
+    """Return the file's sha256 in hex."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_made_by(folder: str | Path, **facts: object) -> None:
+    """Write what made `folder`: the caller's facts, the commit and the versions of the libraries that matter."""
+    write_json(Path(folder) / "made_by.json", {**facts, "commit": commit(), "versions": versions()})
+
+
+def check_made_by(folder: str | Path, **wanted: object) -> dict:
+    """Return what made `folder`; StoreError when it does not say, or says otherwise than `wanted`."""
+    made_by = read_json(Path(folder) / "made_by.json")
+    for key, value in wanted.items():
+        if made_by.get(key) != value:
+            raise StoreError(f"{folder} was made with {key}={made_by.get(key)!r}, asked for {value!r}")
+    return made_by
+
+
+def find_weights(filename: str, explicit: str | Path | None = None) -> Path:
+    """Return a weights file: the explicit path, else under the folder $VAU_WEIGHTS, else in torch hub's cache.
+
+    `filename` is like "xfeat/xfeat.pt". StoreError says which file to put where.
+    """
+    if explicit:
+        if Path(explicit).is_file():
+            return Path(explicit)
+        raise StoreError(f"no weights at {explicit}")
+    hub = Path(os.environ.get("TORCH_HOME", Path.home() / ".cache" / "torch")) / "hub" / "checkpoints"
+    places = [hub / Path(filename).name]
+    if folder := os.environ.get("VAU_WEIGHTS"):
+        places.insert(0, Path(folder) / filename)
+    for place in places:
+        if place.is_file():
+            return place
+    raise StoreError(f"no weights {filename}: put the file there under the folder named by VAU_WEIGHTS, or at {places[-1]}")
+
+
+@cache
+def commit() -> str:
+    """Return the short git commit of the project, "unknown" outside a repository."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return done.stdout.strip()
+
+
+def versions(names: tuple[str, ...] = ("torch", "kornia", "transformers", "numpy", "decord", "av")) -> dict[str, str]:
+    """Return the installed versions of `names`, "missing" for what is not installed; imports none of them."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "missing"
+    return found

@@ -1,0 +1,332 @@
+"""Training is one engine used with care: validation chooses, test never does, and a run can always be picked up again.
+
+- `transformers.Trainer` drives every model here: checkpoints, clipping, schedules, progress, several GPUs
+- a warm-up and a cosine that really step: the released MemTSM code trained at a constant 1e-5 without noticing
+- the checkpoint kept is the best on validation; scores reported are made in eval mode, without augmentation
+- short videos first, as a schedule over epochs; sorting once and shuffling afterwards (as released) does nothing
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import Trainer, TrainingArguments, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from vau_lib import metrics, store
+
+
+def seed_everything(seed: int) -> np.random.Generator:
+    """Seed Python, NumPy and torch once per notebook; return a generator for what is drawn explicitly."""
+    set_seed(seed)
+    return np.random.default_rng(seed)
+
+
+def load_weights(path: str | Path) -> dict[str, Tensor]:
+    """Return a state dict on the CPU from safetensors or a torch file; StoreError for anything that could run code."""
+    path = Path(path)
+    if not path.is_file():
+        raise store.StoreError(f"no weights at {path}")
+    try:
+        weights = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a broken or hostile file can fail in any way; whichever, it is refused by name
+        raise store.StoreError(f"{path.name} is refused: not plain tensors ({type(error).__name__})") from error
+    if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise store.StoreError(f"{path.name} is refused: it holds something else than named tensors")
+    return dict(weights)
+
+
+def load_strictly(model: nn.Module, weights: Mapping[str, Tensor], source: str | Path) -> None:
+    """Load every tensor and nothing else; StoreError names the file and the first that does not fit."""
+    try:
+        model.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise store.StoreError(f"{Path(source).name} does not fit {type(model).__name__}: {reason}") from error
+
+
+def save_model(folder: Path, model: nn.Module, config: dict, **made_by: object) -> None:
+    """Write model.safetensors, config.json and made_by.json, each whole or not at all."""
+    with store.replacing(Path(folder) / "model.safetensors") as temporary:
+        save_file({name: value.contiguous() for name, value in model.state_dict().items()}, temporary)
+    store.write_json(Path(folder) / "config.json", config)
+    store.write_made_by(folder, **made_by)
+
+
+def focal(logit: Tensor, labels: Tensor, *, alpha: float, gamma: float = 2.0) -> Tensor:
+    """Return the focal loss, a scalar, of logit (B,) and labels (B,) in {0, 1}; Lin et al. 2017, Eq. 5.
+
+    mean(alpha_t (1 - p_t)^gamma bce), alpha_t = alpha for an anomaly and 1 - alpha for normal.
+    """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha must lie in [0, 1], got {alpha}")
+    labels = labels.to(logit.dtype)
+    bce = F.binary_cross_entropy_with_logits(logit, labels, reduction="none")
+    weight = alpha * labels + (1 - alpha) * (1 - labels)
+    return (weight * (1 - (-bce).exp()) ** gamma * bce).mean()
+
+
+def to_steps(rows: np.ndarray, steps: int) -> np.ndarray:
+    """Return rows (T, D) brought to (steps, D): means of equal parts when longer, linear in between when shorter."""
+    if rows.ndim != 2 or not len(rows):
+        raise ValueError(f"rows must be (T, D) with T at least 1, got shape {rows.shape}")
+    time_last = torch.from_numpy(np.ascontiguousarray(rows.T, dtype=np.float32))[None]
+    if len(rows) >= steps:
+        return F.adaptive_avg_pool1d(time_last, steps)[0].T.numpy()
+    return F.interpolate(time_last, steps, mode="linear", align_corners=True)[0].T.numpy()
+
+
+def disturb(x: Tensor, *, generator: torch.Generator, share: float = 0.7, noise: float = 0.02) -> Tensor:
+    """Return x (B, D, T) with spans of time dropped, channels masked and noise added, each with probability `share`.
+
+    A span is 2 to T // 6 steps set to the video's mean; a mask hides an eighth of the channels; noise is normal with
+    standard deviation `noise`. The report's temporal dropout, masking and noise (p = .7).
+    """
+    batch, width, length = x.shape
+    x = x.clone()
+
+    def chosen() -> Tensor:
+        return torch.rand(batch, generator=generator) < share
+
+    for row in chosen().nonzero()[:, 0].tolist():
+        span = int(torch.randint(2, max(3, length // 6 + 1), (1,), generator=generator))
+        start = int(torch.randint(0, max(1, length - span + 1), (1,), generator=generator))
+        x[row, :, start : start + span] = x[row].mean(-1, keepdim=True)
+    hidden = (torch.rand(batch, width, 1, generator=generator) < 1 / 8) & chosen()[:, None, None]
+    x = x.masked_fill(hidden, 0.0)
+    return x + noise * chosen()[:, None, None] * torch.randn(x.shape, generator=generator)
+
+
+class ShortFirst(Sampler):
+    """Draw from the shortest share of the videos, a share that grows to all of them by epoch `full_from`.
+
+    Every epoch has as many draws as there are videos, so the schedule of the learning rate does not notice.
+    """
+
+    def __init__(self, lengths: Sequence[int], *, seed: int, start: float = 0.5, full_from: int = 5):
+        self.order = np.argsort(np.asarray(lengths), kind="stable")
+        self.seed, self.start, self.full_from, self.epoch = seed, start, full_from, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the engine before each epoch."""
+        self.epoch = epoch
+
+    def pool(self) -> np.ndarray:
+        """Return the places that may be drawn in this epoch, shortest first."""
+        share = 1.0 if self.full_from <= 0 else min(1.0, self.start + (1 - self.start) * self.epoch / self.full_from)
+        return self.order[: max(1, round(share * len(self.order)))]
+
+    def __iter__(self) -> Iterator[int]:
+        rng, pool = np.random.default_rng([self.seed, self.epoch]), self.pool()
+        rounds = -(-len(self) // len(pool))
+        yield from np.concatenate([rng.permutation(pool) for _ in range(rounds)])[: len(self)].tolist()
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to train; the defaults are the MemTSM report's. `curriculum_epochs` 0 draws from all videos at once."""
+
+    epochs: int = 20
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.1
+    batch_size: int = 16
+    warmup_share: float = 0.1
+    clip: float = 1.0
+    curriculum_epochs: int = 5
+    noise_share: float = 0.7
+    seed: int = 0
+
+
+class _Engine(Trainer):
+    """Trainer with a loss passed in, noise on training inputs and the short-first order."""
+
+    def __init__(self, *, objective: Callable, plan: Plan, lengths: Sequence[int], **arguments):
+        self.objective, self.plan, self.lengths = objective, plan, lengths
+        self.generator = torch.Generator().manual_seed(plan.seed)
+        super().__init__(**arguments)
+
+    def _get_train_sampler(self, dataset=None) -> Sampler:
+        return ShortFirst(self.lengths, seed=self.plan.seed, full_from=self.plan.curriculum_epochs)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        x, labels = inputs["x"], inputs["labels"]
+        seen = disturb(x, generator=self.generator, share=self.plan.noise_share) if model.training else x
+        output = model(seen)
+        value = self.objective(output, x, labels)
+        return (value, {"logit": output.logit}) if return_outputs else value
+
+
+def fit(
+    model: nn.Module,
+    objective: Callable,
+    train: "Sequences",
+    val: "Sequences",
+    *,
+    plan: Plan,
+    folder: Path | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Train `model` in place, keep its best epoch on `val` by video_auc, return the curves, one row per epoch.
+
+    `objective(output, x, labels)` gives the scalar loss. With `folder`, checkpoints stay there and a stopped run goes on
+    where it was; without, they live in a temporary folder. Columns: epoch, learning_rate, train_loss, val_loss,
+    train_video_auc, val_video_auc, both measured in eval mode without noise.
+    """
+    with TemporaryDirectory() as scratch:
+        out = Path(folder or scratch)
+        engine = _Engine(
+            model=model,
+            objective=objective,
+            plan=plan,
+            lengths=train.lengths,
+            args=_arguments(out, plan, progress),
+            train_dataset=train,
+            eval_dataset={"train": train, "val": val},
+            compute_metrics=_video_auc,
+        )
+        last = get_last_checkpoint(str(out)) if out.is_dir() else None
+        engine.train(resume_from_checkpoint=last)
+        return curves(engine.state.log_history)
+
+
+def _arguments(out: Path, plan: Plan, progress: bool) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(out),
+        num_train_epochs=plan.epochs,
+        learning_rate=plan.learning_rate,
+        weight_decay=plan.weight_decay,
+        per_device_train_batch_size=plan.batch_size,
+        per_device_eval_batch_size=256,
+        lr_scheduler_type="cosine",
+        warmup_steps=plan.warmup_share,
+        max_grad_norm=plan.clip,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        logging_strategy="epoch",
+        save_total_limit=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_val_video_auc",
+        greater_is_better=True,
+        seed=plan.seed,
+        disable_tqdm=not progress,
+        report_to="none",
+        label_names=["labels"],
+        dataloader_pin_memory=False,
+        use_cpu=not torch.cuda.is_available(),
+    )
+
+
+def _video_auc(prediction) -> dict[str, float]:
+    logit = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
+    labels = prediction.label_ids
+    names = [str(place) for place in range(len(labels))]
+    scores = dict(zip(names, np.asarray(logit).reshape(-1, 1), strict=True))
+    return {"video_auc": metrics.video_auc(scores, dict(zip(names, labels, strict=True)))}
+
+
+def curves(history: Sequence[Mapping]) -> pd.DataFrame:
+    """Return Trainer's log as one row per epoch."""
+    wanted = {
+        "loss": "train_loss",
+        "learning_rate": "learning_rate",
+        "eval_val_loss": "val_loss",
+        "eval_train_video_auc": "train_video_auc",
+        "eval_val_video_auc": "val_video_auc",
+    }
+    rows: dict[int, dict] = {}
+    for entry in history:
+        kept = {wanted[key]: value for key, value in entry.items() if key in wanted}
+        if kept:
+            rows.setdefault(round(entry["epoch"]), {}).update(kept)
+    return pd.DataFrame([{"epoch": epoch, **row} for epoch, row in sorted(rows.items())])
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What is done to feature rows before a model sees them; fitted on training videos, saved with the model.
+
+    `motion` replaces a row by |row - row before|: XFeat describes places, and what a fight changes is how they move.
+    `mean` and `spread` (D,) standardise each channel; `steps` is the length a training sequence is brought to.
+    """
+
+    steps: int
+    motion: bool
+    mean: tuple[float, ...]
+    spread: tuple[float, ...]
+
+    @classmethod
+    def fit(cls, features: Mapping[str, np.ndarray], *, steps: int, motion: bool) -> "Preparation":
+        """Measure the channels of the TRAINING videos, {id: (T, D)}."""
+        rows = np.concatenate([to_steps(change(x) if motion else x, steps) for x in features.values()])
+        spread = np.maximum(rows.std(0), 1e-6)
+        return cls(steps, motion, tuple(map(float, rows.mean(0))), tuple(map(float, spread)))
+
+    def __call__(self, rows: np.ndarray, steps: int | None = None) -> Tensor:
+        """Return rows (T, D) as the model wants them: (D, steps), or (D, T) when `steps` is None."""
+        rows = change(rows) if self.motion else np.asarray(rows, np.float32)
+        rows = rows if steps is None else to_steps(rows, steps)
+        standard = (rows - np.float32(self.mean)) / np.float32(self.spread)
+        return torch.from_numpy(np.ascontiguousarray(standard.T))
+
+
+def change(rows: np.ndarray) -> np.ndarray:
+    """Return |row - row before|, (T, D) float32; the first step repeats the second's."""
+    rows = np.asarray(rows, np.float32)
+    if len(rows) < 2:
+        return np.zeros_like(rows)
+    steps = np.abs(np.diff(rows, axis=0))
+    return np.concatenate([steps[:1], steps])
+
+
+class Sequences(torch.utils.data.Dataset):
+    """Prepared videos as equal-length sequences: item {"x": (D, steps), "labels": 0 or 1}, in the order of `names`."""
+
+    def __init__(self, features: Mapping[str, np.ndarray], labels: Mapping[str, int], prepare: Preparation):
+        if set(features) != set(labels):
+            odd = sorted(set(features) ^ set(labels))[0]
+            raise ValueError(f"features and labels must name the same videos, {odd!r} is in one only")
+        self.names = sorted(features)
+        self.lengths = [len(features[name]) for name in self.names]
+        self.x = torch.stack([prepare(features[name], prepare.steps) for name in self.names])  # (N, D, steps)
+        self.labels = torch.tensor([float(labels[name]) for name in self.names])
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, place: int) -> dict[str, Tensor]:
+        return {"x": self.x[place], "labels": self.labels[place]}
+
+
+def count_macs(model: nn.Module, x: Tensor) -> int:
+    """Return multiply-accumulates of one pass, counted by torch, plus two per batch-norm output (as fvcore counts them)."""
+    extra: list[int] = []
+    hooks = [
+        part.register_forward_hook(lambda _, __, out: extra.append(2 * out.numel()))
+        for part in model.modules()
+        if isinstance(part, nn.modules.batchnorm._BatchNorm)
+    ]
+    try:
+        with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+            model(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return counter.get_total_flops() // 2 + sum(extra)
+
+
+def warn_if_chance(table: pd.DataFrame) -> str | None:
+    """Return a warning when the model does not even separate its training videos (the published curves do not)."""
+    best = table["train_video_auc"].max()
+    return f"train video AUC never passed {best:.2f}: the model learned nothing" if best < 0.6 else None
