@@ -11,9 +11,12 @@ scorer, before pooling, give every segment's.
 Source: Mem-TSM report (MemTSM-Net repository, III.C-E; read for facts) and Lin et al., TSM, ICCV 2019, for the shift.
 """
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -87,7 +90,7 @@ class ShiftBlock(nn.Module):
 
     def __init__(self, channels: int, out: int, config: MemTSMConfig):
         super().__init__()
-        self.config = config
+        self.settings = config
         self.conv = nn.Conv1d(channels, out, 3, padding=1)
         self.norm = nn.BatchNorm1d(out)
         reach = 1 if config.as_released else 3  # the report says "localized": a step is judged with its neighbours
@@ -95,8 +98,8 @@ class ShiftBlock(nn.Module):
         self.skip = nn.Identity() if channels == out else nn.Conv1d(channels, out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        quirk = self.config.as_released
-        shifted = temporal_shift(x, fold_div=self.config.fold_div, stride=5 if quirk else 1, additive=quirk)
+        quirk = self.settings.as_released
+        shifted = temporal_shift(x, fold_div=self.settings.fold_div, stride=5 if quirk else 1, additive=quirk)
         change = self.norm(self.conv(shifted))
         change = change * self.gate(change).sigmoid()
         if quirk:
@@ -124,7 +127,7 @@ class MemTSM(nn.Module):
 
     def __init__(self, config: MemTSMConfig | None = None):
         super().__init__()
-        self.config = config = config or MemTSMConfig()
+        self.settings = config = config or MemTSMConfig()  # not `config`: Trainer takes that for its own kind
         wide = 2 * config.width
         self.stem = nn.Conv1d(config.in_channels, config.width, 3, padding=1)
         self.first = ShiftBlock(config.width, config.width, config)
@@ -138,15 +141,15 @@ class MemTSM(nn.Module):
 
     def forward(self, x: Tensor) -> MemTSMOutput:
         """x (B, D, T), rows of features with time last; ValueError for another width."""
-        if x.ndim != 3 or x.shape[1] != self.config.in_channels:
-            raise ValueError(f"input must be (B, {self.config.in_channels}, T), got {tuple(x.shape)}")
+        if x.ndim != 3 or x.shape[1] != self.settings.in_channels:
+            raise ValueError(f"input must be (B, {self.settings.in_channels}, T), got {tuple(x.shape)}")
         steps = self.encode(x)  # (B, 128, ceil(T / 2))
         pooled = steps.mean(-1)
         weight = self.excite(pooled)
         embedding = pooled * weight
         read, attention = self.memory(embedding)
         logit = self.scorer(read).squeeze(-1)  # (B,), for a batch of one too
-        if self.config.as_released:
+        if self.settings.as_released:
             rebuilt = self.decoder(read).view(len(x), x.shape[1], -1)
             return MemTSMOutput(logit, rebuilt, embedding, attention, None, self.memory.slots)
         segments, _ = self.memory((steps * weight[..., None]).mT)  # (B, ceil(T / 2), 128)
@@ -157,7 +160,7 @@ class MemTSM(nn.Module):
     def encode(self, x: Tensor) -> Tensor:
         """Return what the network knows of every second step, (B, 128, ceil(T / 2))."""
         x = self.stem(x)
-        if not self.config.as_released:
+        if not self.settings.as_released:
             x = F.relu(x)
         return self.second(self.pool(self.first(x)))
 
@@ -217,6 +220,14 @@ _RELEASED_NAMES = {
 }
 
 
+def released_input(rows: np.ndarray) -> Tensor:
+    """Return rows (T, 128) as the published model's (3, 32). The layout is a guess: its extraction was never released.
+
+    The mean row's first 96 values in three rows of 32, as the released reader reshapes a flat file.
+    """
+    return torch.from_numpy(rows.mean(0)[: 3 * RELEASED_STEPS].reshape(3, RELEASED_STEPS).astype(np.float32))
+
+
 def load_released(path: str | Path) -> MemTSM:
     """Return the published model (159,347 parameters) in eval mode, its weights loaded strictly; StoreError otherwise."""
     model = MemTSM(MemTSMConfig.released())
@@ -232,3 +243,64 @@ def _ours(name: str) -> str:
         if name.startswith(theirs):
             return ours + name.removeprefix(theirs)
     return name
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model with what it was trained on: how rows are prepared, and the curves, one row per epoch."""
+
+    model: MemTSM
+    prepare: training.Preparation
+    curves: pd.DataFrame
+
+    @torch.inference_mode()
+    def score(self, rows: np.ndarray) -> tuple[float, np.ndarray]:
+        """Return the video's score and every row's, (T,), in [0, 1], of rows (T, D)."""
+        video = self.model(self.prepare(rows, self.prepare.steps)[None])
+        if self.model.settings.as_released:  # one score per video is all the released model gives
+            return float(video.score), np.full(len(rows), float(video.score), np.float32)
+        segments = self.model(self.prepare(rows)[None]).segment_logit
+        return float(video.score), segments.sigmoid()[0].numpy()
+
+    @torch.inference_mode()
+    def error(self, rows: np.ndarray) -> np.ndarray:
+        """Return how badly each row is rebuilt, (T,), mean square in standard units."""
+        x = self.prepare(rows)[None]
+        return rebuild_error(self.model(x), x)[0].numpy()
+
+
+def train(
+    features: Mapping[str, np.ndarray],
+    labels: Mapping[str, int],
+    val: Collection[str],
+    *,
+    config: MemTSMConfig,
+    plan: training.Plan,
+    steps: int = 32,
+    motion: bool = True,
+    folder: Path | None = None,
+    progress: bool = False,
+) -> Trained:
+    """Fit on {id: (T, D)} but the videos in `val`, which choose the epoch kept; labels {id: 0 or 1}. Seeded by the plan.
+
+    With labels all 0 the scorer has nothing to learn, only the rebuilding does (one-class), and the epoch with the lowest
+    validation loss is kept. `config.as_released` trains by the released loss.
+    """
+    train_names = [name for name in features if name not in set(val)]
+    val_names = [name for name in features if name in set(val)]
+    if not train_names or not val_names:
+        raise ValueError(f"need videos on both sides, got {len(train_names)} to train on and {len(val_names)} to choose by")
+    training.seed_everything(plan.seed)
+    prepare = training.Preparation.fit({name: features[name] for name in train_names}, steps=steps, motion=motion)
+    sets = [
+        training.Sequences({n: features[n] for n in names}, {n: labels[n] for n in names}, prepare)
+        for names in (train_names, val_names)
+    ]
+    model = MemTSM(config)
+    alpha = float(1 - sets[0].labels.mean())  # the share of normal videos: both classes weigh the same
+
+    def objective(output: MemTSMOutput, x: Tensor, y: Tensor) -> Tensor:
+        return released_loss(output, x, y) if config.as_released else loss(output, x, y, alpha=alpha)
+
+    curves = training.fit(model, objective, *sets, plan=plan, folder=folder, progress=progress)
+    return Trained(model.eval(), prepare, curves)

@@ -178,7 +178,9 @@ def fit(
     folder: Path | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Train `model` in place, keep its best epoch on `val` by video_auc, return the curves, one row per epoch.
+    """Train `model` in place, keep its best epoch on `val`, return the curves, one row per epoch.
+
+    Best is the highest video_auc, or the lowest loss where `val` holds one class only (one-class learning).
 
     `objective(output, x, labels)` gives the scalar loss. With `folder`, checkpoints stay there and a stopped run goes on
     where it was; without, they live in a temporary folder. Columns: epoch, learning_rate, train_loss, val_loss,
@@ -191,7 +193,7 @@ def fit(
             objective=objective,
             plan=plan,
             lengths=train.lengths,
-            args=_arguments(out, plan, progress),
+            args=_arguments(out, plan, progress, by_loss=len(val.labels.unique()) < 2),
             train_dataset=train,
             eval_dataset={"train": train, "val": val},
             compute_metrics=_video_auc,
@@ -201,7 +203,7 @@ def fit(
         return curves(engine.state.log_history)
 
 
-def _arguments(out: Path, plan: Plan, progress: bool) -> TrainingArguments:
+def _arguments(out: Path, plan: Plan, progress: bool, *, by_loss: bool = False) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(out),
         num_train_epochs=plan.epochs,
@@ -217,8 +219,8 @@ def _arguments(out: Path, plan: Plan, progress: bool) -> TrainingArguments:
         logging_strategy="epoch",
         save_total_limit=1,
         load_best_model_at_end=True,
-        metric_for_best_model="eval_val_video_auc",
-        greater_is_better=True,
+        metric_for_best_model="eval_val_loss" if by_loss else "eval_val_video_auc",
+        greater_is_better=not by_loss,
         seed=plan.seed,
         disable_tqdm=not progress,
         report_to="none",
@@ -231,8 +233,10 @@ def _arguments(out: Path, plan: Plan, progress: bool) -> TrainingArguments:
 def _video_auc(prediction) -> dict[str, float]:
     logit = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
     labels = prediction.label_ids
+    if len(np.unique(labels)) < 2:
+        return {}
     names = [str(place) for place in range(len(labels))]
-    scores = dict(zip(names, np.asarray(logit).reshape(-1, 1), strict=True))
+    scores = dict(zip(names, np.asarray(logit).reshape(-1), strict=True))
     return {"video_auc": metrics.video_auc(scores, dict(zip(names, labels, strict=True)))}
 
 
@@ -328,5 +332,7 @@ def count_macs(model: nn.Module, x: Tensor) -> int:
 
 def warn_if_chance(table: pd.DataFrame) -> str | None:
     """Return a warning when the model does not even separate its training videos (the published curves do not)."""
+    if "train_video_auc" not in table:
+        return None
     best = table["train_video_auc"].max()
     return f"train video AUC never passed {best:.2f}: the model learned nothing" if best < 0.6 else None

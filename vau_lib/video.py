@@ -146,7 +146,8 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], *, fps: float = 
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.thread_count = 1  # frame threads change the bits
-        stream.options = {"crf": str(crf), "preset": "veryfast", "g": "48"}
+        # x264's macroblock tree was measured to differ from run to run (its SIMD code), even on one thread
+        stream.options = {"crf": str(crf), "preset": "veryfast", "g": "48", "x264-params": "mbtree=0"}
         for count, pixels in enumerate(chain([first], frames), start=1):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")))
         container.mux(stream.encode())

@@ -1,0 +1,182 @@
+"""Rows are small, exact, resumable, and say what made them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import moving_square
+from kornia.feature import XFeat
+
+from vau_lib import features, records, store, training, video
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return features.XFeatEncoder("random", side=64, bfloat16=False)
+
+
+def test_dense_is_kornias_descriptor_map_and_nothing_else():
+    ours = features.XFeatEncoder("random", bfloat16=False)
+    stock = XFeat().eval()
+    stock.net.load_state_dict(ours.net.state_dict())
+    frames = moving_square(3, 64, 96)
+    pixels = torch.as_tensor(frames).permute(0, 3, 1, 2).float() / 255
+    with torch.inference_mode():
+        expected, _, _ = stock.net(pixels)  # kornia 0.9's own forward pass
+    assert ours.dense(frames).shape == (3, 64, 8, 12)
+    assert torch.allclose(ours.dense(frames), expected, atol=1e-4)
+
+
+def test_a_row_is_mean_and_max_over_a_segment(encoder):
+    frames = moving_square(20, 64, 64)
+    rows = encoder(frames)
+    assert rows.shape == (2, 128) and rows.dtype == np.float32
+    unit = F.normalize(encoder.dense(frames[16:]), dim=1)  # the short last segment
+    assert np.allclose(rows[1, :64], unit.mean((0, 2, 3)), atol=1e-5)
+    assert np.allclose(rows[1, 64:], unit.amax((0, 2, 3)), atol=1e-5)
+
+
+def test_gray_colour_and_brightness_do_not_matter(encoder):
+    frames = moving_square(4, 64, 64)
+    gray = frames.mean(-1, dtype=np.float32)
+    assert torch.allclose(encoder.dense(frames), encoder.dense(gray), atol=1e-4)
+    assert torch.allclose(encoder.dense(gray), encoder.dense(gray * 0.5 + 10), atol=2e-2)
+
+
+def test_batches_do_not_change_rows(encoder):
+    frames = moving_square(40, 64, 64)
+    for size in (1, 5, 16, 40):
+        alone = [encoder(frames[i : i + size], snippet_frames=size)[0] for i in range(0, 40, size)]
+        assert np.allclose(encoder(frames, snippet_frames=size), alone, atol=1e-4)
+
+
+def test_frames_of_a_wrong_shape_are_refused(encoder):
+    with pytest.raises(ValueError, match="multiples of 32"):
+        encoder.dense(np.zeros((2, 60, 64, 3), np.uint8))
+    with pytest.raises(ValueError, match=r"\(T, H, W, 3\)"):
+        encoder(np.zeros((0, 64, 64, 3), np.uint8))
+
+
+def test_weights_are_never_random_by_accident(tmp_path, monkeypatch):
+    monkeypatch.setenv("VAU_WEIGHTS", str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(XFeat, "from_pretrained", _no_network)
+    with pytest.raises(store.StoreError, match=r"no weights .*xfeat.*the download failed"):
+        features.XFeatEncoder()
+    assert features.XFeatEncoder("random").made_by()["weights_sha256"] == "random"
+
+
+def _no_network(*_, **__):
+    raise OSError("no network")
+
+
+def test_flow_sees_motion_and_only_motion(tmp_path):
+    still = np.repeat(moving_square(1, 64, 96), 12, axis=0)
+    flow = features.FlowEncoder(height=64, width=96)
+    moving = moving_square(12, 64, 96)
+    for name, frames in (("still", still), ("moving", moving)):
+        video.write_video(tmp_path / f"{name}.mp4", frames)
+    quiet, busy = (np.stack(list(flow.encode(tmp_path / f"{name}.mp4", 1))) for name in ("still", "moving"))
+    assert quiet.shape == busy.shape == (12, 6)
+    assert quiet.max() < 0.3 and busy[:, 4].min() > 0.3  # pixels per frame; the square moves by one
+
+
+@pytest.fixture()
+def batch(tmp_path):
+    """Five good videos, three bad ones and a record that climbs out."""
+    root = tmp_path / "root"
+    found = []
+    for name in "abcde":
+        video.write_video(root / f"{name}.mp4", moving_square(36 + ord(name) % 3, 64, 96))
+        found.append(records.VideoRecord(name, f"{name}.mp4", "toy", "train", 0))
+    (root / "empty.mp4").write_bytes(b"")
+    video.write_video(root / "one.mp4", moving_square(1, 64, 96))
+    bad = {"missing": "missing.mp4", "empty": "empty.mp4", "one": "one.mp4", "climber": "../elsewhere.mp4"}
+    return root, found, [records.VideoRecord(name, path, "toy", "train", 0) for name, path in bad.items()]
+
+
+RECIPE = features.Recipe("xfeat", 16, (("weights", "random"), ("side", 64)))
+
+
+def test_the_batch_goes_on_and_lists_what_it_skipped(batch, tmp_path):
+    root, good, bad = batch
+    done = features.extract([*bad, *good], root, tmp_path / "rows", RECIPE)
+    assert done.encoded == 5 and len(done.skipped) == 4
+    for record in bad:
+        (line,) = [line for line in done.skipped if record.id in line]
+        assert "\n" not in line
+    rows = features.load(tmp_path / "rows", [*bad, *good], **RECIPE.made_by())
+    assert sorted(rows) == list("abcde") and rows["a"].shape == (3, 128)
+
+
+def test_a_second_run_keeps_what_is_there_and_other_settings_are_refused(batch, tmp_path):
+    root, good, _ = batch
+    features.extract(good[:2], root, tmp_path / "rows", RECIPE)
+    again = features.extract(good, root, tmp_path / "rows", RECIPE, engine="processes")
+    assert (again.kept, again.encoded) == (2, 3)
+    with pytest.raises(store.StoreError, match="snippet_frames=16, asked for 8"):
+        features.extract(good, root, tmp_path / "rows", features.Recipe("xfeat", 8, RECIPE.options))
+
+
+def test_killed_midway_it_redoes_at_most_the_video_in_flight(batch, tmp_path):
+    root, good, _ = batch
+    many = [records.VideoRecord(f"{r.id}{n}", r.path, "toy", "train", 0) for n in range(12) for r in good]
+    records.write_records(tmp_path / "many.jsonl", many)
+    code = (
+        "import sys; from pathlib import Path; from vau_lib import features, records\n"
+        "recipe = features.Recipe('xfeat', 16, (('weights', 'random'), ('side', 64)))\n"
+        "features.extract(records.read_records(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), recipe)"
+    )
+    folder = tmp_path / "killed"
+    job = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "many.jsonl"), str(root), str(folder)])
+    while len(list(folder.glob("[a-e]*.npy"))) < 5 and job.poll() is None:
+        time.sleep(0.005)
+    os.kill(job.pid, signal.SIGKILL)
+    assert job.wait() == -signal.SIGKILL
+    there = sorted(path.name for path in folder.glob("[a-e]*.npy"))
+    assert 5 <= len(there) < len(many)
+    done = features.extract(many, root, folder, RECIPE)
+    assert done.kept == len(there) and done.encoded == len(many) - len(there)
+    whole = tmp_path / "whole"
+    features.extract(many, root, whole, RECIPE)
+    for record in many:
+        assert features.row_path(folder, record.id).read_bytes() == features.row_path(whole, record.id).read_bytes()
+
+
+def test_an_id_may_not_leave_the_folder(tmp_path):
+    with pytest.raises(records.RecordError, match="leaves the feature folder"):
+        features.row_path(tmp_path, "../x")
+
+
+@pytest.mark.real
+def test_dense_agrees_with_rows_made_elsewhere(real_data, xfeat_weights):
+    """The stored rows (fp16) pool raw descriptors of 32 evenly spread frames: mean and max over places."""
+    stored = np.load(real_data / "features" / "fight_surv_xfeat_32x128.npz")
+    reference = stored["x"][list(stored["names"]).index("fi001")].astype(np.float32)
+    path = real_data / "fight_surv" / "fight" / "fi001.mp4"
+    frames = video.read_frames(path, np.linspace(0, video.probe(path).num_frames - 1, 32).round().astype(int))
+    gray = features._resized(frames.mean(-1, dtype=np.float32), 224)
+    dense = features.XFeatEncoder(xfeat_weights, bfloat16=False).dense(gray.numpy())
+    ours = torch.cat([dense.mean((2, 3)), dense.amax((2, 3))], dim=1).numpy()
+    assert np.linalg.norm(ours - reference) / np.linalg.norm(reference) < 0.05
+
+
+@pytest.mark.real
+def test_fast_rows_equal_stock_rows(real_data, xfeat_weights):
+    """Stock: decord, float32, kornia's forward pass, antialiased resize. Ours: summed planes, bfloat16 where it is."""
+    path = real_data / "videos" / "ucf_crime" / "Robbery102_x264.mp4"
+    stock = XFeat().eval()
+    stock.net.load_state_dict(training.load_weights(xfeat_weights))
+    pixels = torch.as_tensor(video.read_frames(path, range(64), reader="decord")).permute(0, 3, 1, 2).float() / 255
+    with torch.inference_mode():
+        dense, _, _ = stock.net(F.interpolate(pixels, (224, 224), mode="bilinear", antialias=True))
+    unit = F.normalize(dense, dim=1)
+    expected = torch.stack([torch.cat([part.mean((0, 2, 3)), part.amax((0, 2, 3))]) for part in unit.split(16)]).numpy()
+    ours = [row for row, _ in zip(features.XFeatEncoder(xfeat_weights).encode(path, 16), range(4), strict=False)]
+    assert np.linalg.norm(ours - expected) / np.linalg.norm(expected) <= 1e-2

@@ -1,0 +1,134 @@
+"""The engine learns, stops, goes on, and chooses by validation."""
+
+import numpy as np
+import pytest
+import torch
+
+from vau_lib import memtsm, training
+
+PLAN = training.Plan(epochs=4, learning_rate=3e-3, batch_size=8, curriculum_epochs=2)
+
+
+def toy(count=24, width=6, seed=0):
+    """Anomalous videos change more from row to row."""
+    rng = np.random.default_rng(seed)
+    labels = {f"v{n:02d}": n % 2 for n in range(count)}
+    rows = {name: rng.normal(0, 1 + 2 * label, (int(rng.integers(9, 30)), width)) for name, label in labels.items()}
+    return rows, labels
+
+
+@pytest.fixture()
+def sets():
+    rows, labels = toy()
+    prepare = training.Preparation.fit(rows, steps=12, motion=True)
+    val_rows, val_labels = toy(seed=1)
+    return training.Sequences(rows, labels, prepare), training.Sequences(val_rows, val_labels, prepare)
+
+
+def fit(sets, tmp_path=None, plan=PLAN):
+    torch.manual_seed(0)
+    model = memtsm.MemTSM(memtsm.MemTSMConfig(in_channels=6, width=16, slots=8))
+
+    def objective(output, x, labels):
+        return memtsm.loss(output, x, labels, alpha=0.5)
+
+    return model, training.fit(model, objective, *sets, plan=plan, folder=tmp_path, progress=False)
+
+
+def test_it_learns_and_reports_every_epoch(sets):
+    _, table = fit(sets)
+    assert table["epoch"].tolist() == [1, 2, 3, 4]
+    assert table["val_video_auc"].max() > 0.9
+    assert training.warn_if_chance(table) is None
+    assert "learned nothing" in training.warn_if_chance(table.assign(train_video_auc=0.5))
+
+
+def test_the_rate_warms_up_and_falls(sets):
+    _, table = fit(sets, plan=training.Plan(epochs=10, learning_rate=1e-3, batch_size=8, warmup_share=0.2))
+    rates = table["learning_rate"].to_numpy()
+    assert rates.max() == pytest.approx(1e-3, rel=0.05) and rates.argmax() in (1, 2)
+    assert rates[0] < 0.6e-3 and rates[-1] < 0.1e-3  # the released code stays at its warm-up value for ever
+
+
+def test_the_model_kept_is_the_best_on_validation(sets):
+    model, table = fit(sets)
+    with torch.inference_mode():
+        logit = model.eval()(sets[1].x).logit.numpy()
+    labels = sets[1].labels.numpy()
+    wins = (logit[labels == 1][:, None] > logit[labels == 0]).mean()
+    assert wins == pytest.approx(table["val_video_auc"].max(), abs=1e-6)
+
+
+def test_a_stopped_run_goes_on(sets, tmp_path):
+    whole, _ = fit(sets, tmp_path / "whole")
+    stopper = training._Engine.training_step
+    steps = []
+
+    def stop(self, *arguments):
+        steps.append(1)
+        if len(steps) > 7:  # three batches an epoch: in the middle of the third
+            raise KeyboardInterrupt
+        return stopper(self, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training._Engine, "training_step", stop)
+        fit(sets, tmp_path / "cut")
+    _, table = fit(sets, tmp_path / "cut")
+    assert table["epoch"].tolist() == [1, 2, 3, 4]
+
+
+def test_the_same_seed_gives_the_same_model(sets):
+    first, second = (fit(sets)[0].state_dict() for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_weight_decay_spares_norms_and_biases(sets, tmp_path):
+    model = memtsm.MemTSM(memtsm.MemTSMConfig(in_channels=6, width=16, slots=8))
+    engine = training._Engine(
+        model=model, objective=None, plan=PLAN, lengths=[1], args=training._arguments(tmp_path, PLAN, False), eval_dataset=[1]
+    )
+    decayed = set(engine.get_decay_parameter_names(model))
+    assert decayed == {name for name, p in model.named_parameters() if p.ndim > 1}
+
+
+def test_short_videos_come_first_and_all_come_in_the_end():
+    order = training.ShortFirst([50, 10, 40, 20, 30], seed=0, start=0.4, full_from=3)
+    assert set(order) == {1, 3} and len(list(order)) == 5
+    order.set_epoch(3)
+    assert sorted(order) == [0, 1, 2, 3, 4]
+    assert list(order) == list(order)
+
+
+def test_disturbing_keeps_the_shape_and_is_seeded():
+    x = torch.randn(4, 6, 24)
+    a, b = (training.disturb(x, generator=torch.Generator().manual_seed(1)) for _ in range(2))
+    assert torch.equal(a, b) and a.shape == x.shape and not torch.equal(a, x)
+    assert torch.equal(training.disturb(x, generator=torch.Generator(), share=0.0), x)
+
+
+def test_rows_are_brought_to_length():
+    rows = np.arange(12, dtype=np.float32)[:, None]
+    assert training.to_steps(rows, 4)[:, 0].tolist() == [1, 4, 7, 10]  # means of equal parts
+    assert training.to_steps(rows[:2], 3)[:, 0].tolist() == [0, 0.5, 1]
+    with pytest.raises(ValueError, match=r"\(T, D\)"):
+        training.to_steps(rows[:0], 4)
+
+
+def test_change_is_the_absolute_step():
+    assert training.change(np.array([[1.0], [4.0], [2.0]]))[:, 0].tolist() == [3, 3, 2]
+    assert training.change(np.ones((1, 2))).tolist() == [[0, 0]]
+
+
+def test_sequences_refuse_names_that_differ():
+    rows, labels = toy(4)
+    prepare = training.Preparation.fit(rows, steps=4, motion=False)
+    with pytest.raises(ValueError, match="'v00' is in one only"):
+        training.Sequences({name: rows[name] for name in list(rows)[1:]}, labels, prepare)
+
+
+def test_a_saved_model_loads_strictly(tmp_path):
+    model = memtsm.MemTSM(memtsm.MemTSMConfig(in_channels=6, width=16, slots=8))
+    training.save_model(tmp_path, model, {"slots": 8}, seed=3)
+    again = memtsm.MemTSM(memtsm.MemTSMConfig(in_channels=6, width=16, slots=8))
+    training.load_strictly(again, training.load_weights(tmp_path / "model.safetensors"), tmp_path)
+    assert torch.equal(again.stem.weight, model.stem.weight)

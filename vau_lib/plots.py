@@ -1,0 +1,242 @@
+"""One look for every figure: the axes have units, the title is the finding, the truth is a band you can see.
+
+Every function returns a matplotlib Figure and shows nothing; `save` writes it as PNG and SVG. Colours are Okabe and Ito's,
+told apart by colour-blind readers: blue normal, vermilion anomalous, amber the truth's band.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from vau_lib import store
+from vau_lib.records import Span
+
+NORMAL, ANOMALOUS, TRUTH, INK, QUIET = "#0072B2", "#D55E00", "#F0B429", "#22303C", "#8A97A3"
+SERIES = (NORMAL, ANOMALOUS, "#009E73", "#CC79A7", "#56B4E9", INK)
+FORMATS = ("png", "svg")
+
+
+def look() -> None:
+    """Set the house style; called once in a notebook's set-up cell."""
+    sns.set_theme(
+        context="notebook",
+        style="ticks",
+        rc={
+            "figure.dpi": 110,
+            "savefig.dpi": 160,
+            "figure.constrained_layout.use": True,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.titlelocation": "left",
+            "axes.titleweight": "bold",
+            "axes.titlesize": 12,
+            "axes.labelcolor": INK,
+            "axes.edgecolor": QUIET,
+            "text.color": INK,
+            "legend.frameon": False,
+            "lines.linewidth": 1.8,
+        },
+    )
+
+
+def save(figure: Figure, path: Path) -> list[Path]:
+    """Write the figure beside `path` as .png and .svg, whole or not at all; return the files."""
+    written = []
+    for suffix in FORMATS:
+        with store.replacing(Path(path).with_suffix(f".{suffix}")) as temporary:
+            figure.savefig(temporary, format=suffix)
+        written.append(Path(path).with_suffix(f".{suffix}"))
+    return written
+
+
+def filmstrip(frames: np.ndarray, captions: Sequence[str] | None = None, *, columns: int = 6, title: str = "") -> Figure:
+    """Show frames uint8 (T, H, W, 3) in rows of `columns`, a caption under each."""
+    rows = -(-len(frames) // columns)
+    height, width = frames.shape[1:3]
+    cell = 2.1
+    size = (cell * columns, (cell * height / width + (0.28 if captions else 0.06)) * rows + (0.4 if title else 0))
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
+    for place, axis in enumerate(axes.flat):
+        axis.set_axis_off()
+        if place < len(frames):
+            axis.imshow(frames[place], interpolation="lanczos")
+            if captions:
+                axis.set_title(captions[place], fontsize=8, fontweight="normal", loc="center", y=-0.17)
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=12)
+    return figure
+
+
+def timeline(
+    scores: Mapping[str, np.ndarray],
+    *,
+    fps: float,
+    events: Sequence[Span] = (),
+    frames: np.ndarray | None = None,
+    shown_s: Sequence[float] = (),
+    title: str = "",
+    ylabel: str = "anomaly score",
+    threshold: float | None = None,
+) -> Figure:
+    """Draw per-frame score curves (name -> (T,)) over time with the events' bands, under a filmstrip of `frames`.
+
+    `shown_s` are the seconds the frames were taken at; a tick ties each picture to its moment.
+    """
+    strip = frames is not None and len(frames) > 0
+    figure = plt.figure(figsize=(11, 4.6 if strip else 3.0))
+    grid = figure.add_gridspec(2 if strip else 1, len(frames) if strip else 1, height_ratios=[1, 2.1] if strip else [1])
+    axis = figure.add_subplot(grid[-1, :])
+    for event in events:
+        axis.axvspan(event.start_s, event.end_s, color=TRUTH, alpha=0.35, lw=0)
+        axis.text(
+            (event.start_s + event.end_s) / 2, 1.01, event.label or "event", transform=axis.get_xaxis_transform(),
+            ha="center", va="bottom", fontsize=9, color="#8A6100",
+        )  # fmt: skip
+    longest = max(len(values) for values in scores.values()) / fps
+    for colour, (name, values) in zip((ANOMALOUS, NORMAL, *SERIES[2:]), scores.items(), strict=False):
+        axis.plot(np.arange(len(values)) / fps, values, color=colour, label=name)
+    if threshold is not None:
+        axis.axhline(threshold, color=QUIET, ls="--", lw=1)
+        axis.text(longest, threshold, " threshold", va="bottom", ha="right", fontsize=8, color=QUIET)
+    if strip:
+        for place, (frame, moment) in enumerate(zip(frames, shown_s, strict=True)):
+            picture = figure.add_subplot(grid[0, place])
+            picture.imshow(frame, interpolation="lanczos")
+            inside = any(event.start_s <= moment < event.end_s for event in events)
+            for spine in picture.spines.values():
+                spine.set(visible=True, color=TRUTH if inside else QUIET, linewidth=3 if inside else 0.8)
+            picture.set(xticks=[], yticks=[])
+            picture.set_title(f"{moment:.0f} s", fontsize=8, fontweight="normal", loc="center", pad=2)
+            axis.axvline(moment, ymax=0.03, color=INK, lw=1)
+    axis.set(xlim=(0, longest), xlabel="time (s)", ylabel=ylabel)
+    if len(scores) > 1:
+        axis.legend(loc="upper left", ncols=len(scores), fontsize=9)
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=12)
+    return figure
+
+
+def training_curves(table: pd.DataFrame, *, title: str = "", chosen: int | None = None) -> Figure:
+    """Draw loss and video AUC by epoch, train beside validation; `chosen` marks the epoch kept (by validation)."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4))
+    for axis, kind in ((left, "loss"), (right, "video_auc")):
+        for part, colour in (("train", NORMAL), ("val", ANOMALOUS)):
+            column = f"{part}_{kind}"
+            if column in table:
+                axis.plot(table["epoch"], table[column], color=colour, label={"val": "validation"}.get(part, part))
+        if chosen is not None:
+            axis.axvline(chosen, color=QUIET, ls=":", lw=1.2)
+        axis.set(xlabel="epoch", ylabel={"loss": "loss", "video_auc": "video AUC"}[kind])
+        axis.legend()
+    right.axhline(0.5, color=QUIET, ls="--", lw=1)
+    right.set_ylim(0.3, 1.02)
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=12)
+    return figure
+
+
+def curve(
+    lines: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    *,
+    kind: str,
+    band: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
+    base_rate: float | None = None,
+    title: str = "",
+) -> Figure:
+    """Draw ROC (`kind` "roc": false alarm against hit rate) or PR ("pr": recall against precision) curves, name -> (x, y).
+
+    `band` is (x, low, high), a 95 % interval over videos; `base_rate` the share of positives, chance level of a PR curve.
+    """
+    labels = {"roc": ("false alarm rate", "hit rate"), "pr": ("recall", "precision")}[kind]
+    figure, axis = plt.subplots(figsize=(5, 4.4))
+    if band is not None:
+        axis.fill_between(*band, color=ANOMALOUS, alpha=0.18, lw=0, label="95 % over videos")
+    for colour, (name, (x, y)) in zip((ANOMALOUS, NORMAL, *SERIES[2:]), lines.items(), strict=False):
+        axis.plot(x, y, color=colour, label=name, drawstyle="steps-post" if kind == "roc" else "steps-pre")
+    if kind == "roc":
+        axis.plot([0, 1], [0, 1], color=QUIET, ls="--", lw=1)
+    elif base_rate is not None:
+        axis.axhline(base_rate, color=QUIET, ls="--", lw=1)
+        axis.text(0.01, base_rate, "chance", va="bottom", fontsize=8, color=QUIET)
+    axis.set(xlabel=labels[0], ylabel=labels[1], xlim=(0, 1), ylim=(0, 1.02), title=title)
+    axis.legend(fontsize=9, loc="lower right" if kind == "roc" else "upper right")
+    return figure
+
+
+def confusion(tn: int, fp: int, fn: int, tp: int, *, title: str = "") -> Figure:
+    """Draw a 2 x 2 confusion matrix of counts, truth down, decision across."""
+    figure, axis = plt.subplots(figsize=(3.9, 3.5))
+    names = ["normal", "anomalous"]
+    table = pd.DataFrame([[tn, fp], [fn, tp]], index=names, columns=names)
+    sns.heatmap(table, annot=True, fmt="d", cmap="Blues", cbar=False, square=True, ax=axis, annot_kws={"size": 16}, lw=2)
+    axis.set(xlabel="decided", ylabel="truth", title=title)
+    return figure
+
+
+def histogram(
+    scores: np.ndarray, labels: np.ndarray, *, title: str = "", xlabel: str = "score", threshold: float | None = None
+) -> Figure:
+    """Draw how scores (N,) of normal and anomalous videos (labels (N,)) are spread."""
+    figure, axis = plt.subplots(figsize=(6.5, 3.2))
+    bins = np.histogram_bin_edges(scores, bins=24)
+    for name, value, colour in (("normal", 0, NORMAL), ("anomalous", 1, ANOMALOUS)):
+        axis.hist(scores[labels == value], bins=bins, color=colour, alpha=0.6, label=f"{name} ({(labels == value).sum()})")
+    if threshold is not None:
+        axis.axvline(threshold, color=INK, ls="--", lw=1, label="threshold (validation)")
+    axis.set(xlabel=xlabel, ylabel="videos", title=title)
+    axis.legend(fontsize=9)
+    return figure
+
+
+def bars(
+    table: pd.DataFrame, *, x: str, y: str, low: str | None = None, high: str | None = None,
+    highlight: Sequence[str] = (), chance: float | None = None, title: str = "", unit: str = "",
+) -> Figure:  # fmt: skip
+    """Draw one horizontal bar per row: text column `y`, value column `x`, interval columns `low` and `high`.
+
+    Rows named in `highlight` are ours and coloured; `chance` draws the level of guessing.
+    """
+    figure, axis = plt.subplots(figsize=(8.5, 0.9 + 0.36 * len(table)))
+    colours = [ANOMALOUS if name in highlight else "#B8C4CE" for name in table[y]]
+    places = np.arange(len(table))[::-1]
+    axis.barh(places, table[x], color=colours, height=0.7)
+    if low and high:
+        errors = np.array([table[x] - table[low], table[high] - table[x]]).clip(0)
+        axis.errorbar(table[x], places, xerr=errors, fmt="none", ecolor=INK, elinewidth=1.1, capsize=2)
+    reach = table[high].fillna(table[x]) if high else table[x]
+    for place, value, end in zip(places, table[x], reach, strict=True):
+        axis.text(end + 0.01 * table[x].max(), place, f"{value:.3f}", va="center", fontsize=9)
+    if chance is not None:
+        axis.axvline(chance, color=QUIET, ls="--", lw=1)
+        axis.text(chance, len(table) - 0.45, " chance", fontsize=8, color=QUIET, va="bottom")
+    axis.set(yticks=places, yticklabels=table[y], xlabel=unit or x.replace("_", " "), title=title)
+    axis.set_xlim(0, max(reach.max() * 1.12, chance or 0))
+    return figure
+
+
+def heat(rows: np.ndarray, *, seconds_per_row: float, title: str = "", ylabel: str = "channel", unit: str = "") -> Figure:
+    """Draw rows (T, D) as an image, time to the right, channels down."""
+    figure, axis = plt.subplots(figsize=(10, 2.8))
+    reach = np.nanpercentile(np.abs(rows), 99) or 1.0
+    image = axis.imshow(
+        rows.T, aspect="auto", cmap="RdBu_r" if rows.min() < 0 else "magma", interpolation="nearest",
+        vmin=-reach if rows.min() < 0 else 0, vmax=reach, extent=(0, len(rows) * seconds_per_row, rows.shape[1], 0),
+    )  # fmt: skip
+    axis.set(xlabel="time (s)", ylabel=ylabel, title=title)
+    figure.colorbar(image, ax=axis, label=unit, pad=0.01)
+    return figure
+
+
+def spread(table: pd.DataFrame, *, x: str, y: str, hue: str | None = None, title: str = "", xlabel: str = "") -> Figure:
+    """Draw every run as a point and their mean as a bar mark: how far seeds and folds carry a number."""
+    figure, axis = plt.subplots(figsize=(8, 0.9 + 0.5 * table[y].nunique()))
+    palette = dict(zip(table[hue].unique(), SERIES, strict=False)) if hue else None
+    sns.stripplot(table, x=x, y=y, hue=hue, palette=palette, alpha=0.65, jitter=0.18, size=6, ax=axis)
+    for place, (_, part) in enumerate(table.groupby(y, sort=False)):
+        axis.plot([part[x].mean()] * 2, [place - 0.3, place + 0.3], color=INK, lw=2.5)
+    axis.axvline(0.5, color=QUIET, ls="--", lw=1)
+    axis.set(xlabel=xlabel or x.replace("_", " "), ylabel="", title=title)
+    return figure
