@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from vau_lib import store
 from vau_lib.records import Span
@@ -60,7 +61,7 @@ def filmstrip(frames: np.ndarray, captions: Sequence[str] | None = None, *, colu
     height, width = frames.shape[1:3]
     cell = 2.1
     size = (cell * columns, (cell * height / width + (0.28 if captions else 0.06)) * rows + (0.4 if title else 0))
-    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
+    figure, axes = _subplots(rows, columns, figsize=size, squeeze=False)
     for place, axis in enumerate(axes.flat):
         axis.set_axis_off()
         if place < len(frames):
@@ -89,6 +90,7 @@ def timeline(
     """
     strip = frames is not None and len(frames) > 0
     figure = plt.figure(figsize=(11, 4.6 if strip else 3.0))
+    plt.close(figure)
     grid = figure.add_gridspec(2 if strip else 1, len(frames) if strip else 1, height_ratios=[1, 2.1] if strip else [1])
     axis = figure.add_subplot(grid[-1, :])
     for event in events:
@@ -122,7 +124,7 @@ def timeline(
 
 def training_curves(table: pd.DataFrame, *, title: str = "", chosen: int | None = None) -> Figure:
     """Draw loss and video AUC by epoch, train beside validation; `chosen` marks the epoch kept (by validation)."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4))
+    figure, (left, right) = _subplots(1, 2, figsize=(10, 3.4))
     for axis, kind in ((left, "loss"), (right, "video_auc")):
         for part, colour in (("train", NORMAL), ("val", ANOMALOUS)):
             column = f"{part}_{kind}"
@@ -130,6 +132,7 @@ def training_curves(table: pd.DataFrame, *, title: str = "", chosen: int | None 
                 axis.plot(table["epoch"], table[column], color=colour, label={"val": "validation"}.get(part, part))
         if chosen is not None:
             axis.axvline(chosen, color=QUIET, ls=":", lw=1.2)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set(xlabel="epoch", ylabel={"loss": "loss", "video_auc": "video AUC"}[kind])
         axis.legend()
     right.axhline(0.5, color=QUIET, ls="--", lw=1)
@@ -151,7 +154,7 @@ def curve(
     `band` is (x, low, high), a 95 % interval over videos; `base_rate` the share of positives, chance level of a PR curve.
     """
     labels = {"roc": ("false alarm rate", "hit rate"), "pr": ("recall", "precision")}[kind]
-    figure, axis = plt.subplots(figsize=(5, 4.4))
+    figure, axis = _subplots(figsize=(5, 4.4))
     if band is not None:
         axis.fill_between(*band, color=ANOMALOUS, alpha=0.18, lw=0, label="95 % over videos")
     for colour, (name, (x, y)) in zip((ANOMALOUS, NORMAL, *SERIES[2:]), lines.items(), strict=False):
@@ -168,7 +171,7 @@ def curve(
 
 def confusion(tn: int, fp: int, fn: int, tp: int, *, title: str = "") -> Figure:
     """Draw a 2 x 2 confusion matrix of counts, truth down, decision across."""
-    figure, axis = plt.subplots(figsize=(3.9, 3.5))
+    figure, axis = _subplots(figsize=(3.9, 3.5))
     names = ["normal", "anomalous"]
     table = pd.DataFrame([[tn, fp], [fn, tp]], index=names, columns=names)
     sns.heatmap(table, annot=True, fmt="d", cmap="Blues", cbar=False, square=True, ax=axis, annot_kws={"size": 16}, lw=2)
@@ -180,7 +183,7 @@ def histogram(
     scores: np.ndarray, labels: np.ndarray, *, title: str = "", xlabel: str = "score", threshold: float | None = None
 ) -> Figure:
     """Draw how scores (N,) of normal and anomalous videos (labels (N,)) are spread."""
-    figure, axis = plt.subplots(figsize=(6.5, 3.2))
+    figure, axis = _subplots(figsize=(6.5, 3.2))
     bins = np.histogram_bin_edges(scores, bins=24)
     for name, value, colour in (("normal", 0, NORMAL), ("anomalous", 1, ANOMALOUS)):
         axis.hist(scores[labels == value], bins=bins, color=colour, alpha=0.6, label=f"{name} ({(labels == value).sum()})")
@@ -199,7 +202,7 @@ def bars(
 
     Rows named in `highlight` are ours and coloured; `chance` draws the level of guessing.
     """
-    figure, axis = plt.subplots(figsize=(8.5, 0.9 + 0.36 * len(table)))
+    figure, axis = _subplots(figsize=(8.5, 0.9 + 0.36 * len(table)))
     colours = [ANOMALOUS if name in highlight else "#B8C4CE" for name in table[y]]
     places = np.arange(len(table))[::-1]
     axis.barh(places, table[x], color=colours, height=0.7)
@@ -212,14 +215,14 @@ def bars(
     if chance is not None:
         axis.axvline(chance, color=QUIET, ls="--", lw=1)
         axis.text(chance, len(table) - 0.45, " chance", fontsize=8, color=QUIET, va="bottom")
-    axis.set(yticks=places, yticklabels=table[y], xlabel=unit or x.replace("_", " "), title=title)
+    axis.set(yticks=places, yticklabels=table[y], xlabel=unit or x.replace("_", " ").replace("auc", "AUC"), title=title)
     axis.set_xlim(0, max(reach.max() * 1.12, chance or 0))
     return figure
 
 
 def heat(rows: np.ndarray, *, seconds_per_row: float, title: str = "", ylabel: str = "channel", unit: str = "") -> Figure:
     """Draw rows (T, D) as an image, time to the right, channels down."""
-    figure, axis = plt.subplots(figsize=(10, 2.8))
+    figure, axis = _subplots(figsize=(10, 2.8))
     reach = np.nanpercentile(np.abs(rows), 99) or 1.0
     image = axis.imshow(
         rows.T, aspect="auto", cmap="RdBu_r" if rows.min() < 0 else "magma", interpolation="nearest",
@@ -232,11 +235,19 @@ def heat(rows: np.ndarray, *, seconds_per_row: float, title: str = "", ylabel: s
 
 def spread(table: pd.DataFrame, *, x: str, y: str, hue: str | None = None, title: str = "", xlabel: str = "") -> Figure:
     """Draw every run as a point and their mean as a bar mark: how far seeds and folds carry a number."""
-    figure, axis = plt.subplots(figsize=(8, 0.9 + 0.5 * table[y].nunique()))
+    figure, axis = _subplots(figsize=(8, 0.9 + 0.5 * table[y].nunique()))
     palette = dict(zip(table[hue].unique(), SERIES, strict=False)) if hue else None
-    sns.stripplot(table, x=x, y=y, hue=hue, palette=palette, alpha=0.65, jitter=0.18, size=6, ax=axis)
+    colour = None if hue else NORMAL
+    sns.stripplot(table, x=x, y=y, hue=hue, palette=palette, color=colour, alpha=0.55, jitter=0.18, size=6, ax=axis)
     for place, (_, part) in enumerate(table.groupby(y, sort=False)):
         axis.plot([part[x].mean()] * 2, [place - 0.3, place + 0.3], color=INK, lw=2.5)
     axis.axvline(0.5, color=QUIET, ls="--", lw=1)
     axis.set(xlabel=xlabel or x.replace("_", " "), ylabel="", title=title)
     return figure
+
+
+def _subplots(*arguments, **options) -> tuple:
+    """Make a figure that pyplot forgets at once, so that a notebook shows what is returned and shows it once."""
+    figure, axes = plt.subplots(*arguments, **options)
+    plt.close(figure)
+    return figure, axes

@@ -1,14 +1,311 @@
-"""Interim by the lead until the helper's runs.py lands; helper: overwrite this file."""
+"""A number counts when it can be run again: preset → parameters → executed notebook → row.
+
+- the executed copy is the record: parameters, figures, metrics, commit and timings in one file, no side-car
+- order is dependency: a notebook is done when its copy finished with the same code and parameters, after the one before
+- a copy is finished by the stamp put on it after its last cell; papermill's own marks say "completed" after Ctrl-C too
+- notebooks run as in JupyterLab: kernel python3, working directory notebooks/, the caller's environment. MPLBACKEND is
+  left out, since a foreign backend loses inline figures; how many threads to use is each notebook's own parameter
+"""
+
+import hashlib
+import itertools
+import json
+import math
 import os
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-PROJECT = Path(__file__).parents[1]
+from vau_lib import cluster, presets, store
+from vau_lib.presets import KERNEL, Parameter, RunError, declared, load_preset, notebooks, project, project_path
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Parameter", "RunError", "Step", "declared", "load_preset", "notebooks", "project", "project_path"]
+__all__ += ["plan", "record", "run", "sweep", "table"]
+
+RECORD = "application/vnd.vau.record+json"  # how recorded metrics lie among a cell's outputs
+OWN_COLUMNS = ("preset", "notebook", "seconds", "failed", "commit")
 
 
-def project_path(s):
-    return PROJECT / os.path.expanduser(os.path.expandvars(str(s)))
+@dataclass(frozen=True)
+class Step:
+    """One notebook of a run: what it is given, where its copy lands, and `why` it has to run ("" when it is done)."""
+
+    preset: str
+    notebook: str
+    parameters: dict
+    output: Path
+    why: str
 
 
-def record(**m):
-    print("RECORD", m)
-    return m
+def copies(preset: str) -> Path:
+    """Return the folder of a preset's executed copies."""
+    return project() / "data" / "runs" / preset
+
+
+def plan(
+    preset: str, selection: Iterable[str | int] = (), overrides: Mapping | None = None, fresh: bool = False
+) -> list[Step]:
+    """Return the steps of a run in order, each with its parameters and why it has to run; executes nothing.
+
+    Chosen notebooks always run. Otherwise a notebook is done when its copy finished with the same code and parameters
+    and no earlier notebook runs, or ran, after it. RunError for any parameter that will not do.
+    """
+    selection, overrides = list(selection), overrides or {}
+    names = presets.members(preset, selection)
+    presets.check_names(overrides, {key: None for name in names for key in declared(name)}, "-p")
+    reason = "asked for" if selection else "fresh" if fresh else ""
+    steps, latest = [], None
+    for name in names:
+        own = {key: value for key, value in overrides.items() if key in declared(name)}
+        presets.check(own, declared(name), "-p")
+        parameters = load_preset(preset, name) | own
+        output = copies(preset) / f"{name}.ipynb"
+        why, ended = (reason, None) if reason else _why(output, name, parameters, latest)
+        steps.append(Step(preset, name, parameters, output, why))
+        reason = reason or (f"{name[:2]} runs before it" if why else "")
+        latest = ended or latest
+    return steps
+
+
+def run(
+    preset: str,
+    selection: Iterable[str | int] = (),
+    overrides: Mapping | None = None,
+    dry_run: bool = False,
+    fresh: bool = False,
+) -> list[Step]:
+    """Execute a preset's notebooks in order into data/runs/<preset>/, resuming where the last run stopped.
+
+    Returns the plan, with `dry_run` only that. RunError names the notebook and cell that failed; its executed copy
+    stays and later notebooks do not run. Ctrl-C leaves the copy too.
+    """
+    steps = plan(preset, selection, overrides, fresh)
+    for step in steps:
+        if step.why and not dry_run:
+            execute(step)
+    return steps
+
+
+def sweep(
+    preset: str, notebook: str | int, grid: Mapping[str, list], *, engine: str = "serial", workers: int = 2
+) -> list[tuple[Step, str | None]]:
+    """Execute one notebook at every combination of the grid's values; return (step, None or its error line) of each.
+
+    Copies are NN_name@key=value,….ipynb; finished ones are kept. Points share the folders their parameters name: where
+    the notebook writes, sweep that folder along.
+    """
+    name = presets.full_name(notebook)
+    given, steps = load_preset(preset, name), {}
+    for values in itertools.product(*grid.values()):
+        point = dict(zip(grid, values, strict=True))
+        presets.check(point, declared(name), "sweep")
+        label = ",".join(key + "=" + re.sub(r"[^\w.+-]", "_", str(value)) for key, value in point.items())
+        output = copies(preset) / f"{name}@{label}.ipynb"
+        if output in steps:
+            raise RunError(f"sweep: two points would both be {output.name}")
+        steps[output] = Step(preset, name, given | point, output, _why(output, name, given | point, None)[0])
+    done = [(step, None) for step in steps.values() if not step.why]
+    waiting = [step for step in steps.values() if step.why]
+    ran = cluster.map_videos(_execute_quietly, waiting, engine=engine, workers=workers, desc=name)
+    return done + [(step, error) for step, _, error in ran]
+
+
+def execute(step: Step, *, progress: bool = True) -> None:
+    """Execute one step; RunError says in which cell it stopped. Its copy is stamped last, whatever happened."""
+    import papermill
+
+    source = notebooks()[step.notebook]
+    code = _code(presets.read_notebook(source))  # before it runs: an edit meanwhile must show as one
+    step.output.parent.mkdir(parents=True, exist_ok=True)
+    step.output.unlink(missing_ok=True)  # a copy of an earlier run must not pass for this one's
+    paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (source, step.output)]  # papermill formats
+    bar = {"desc": step.notebook} if progress else False
+    failed = "interrupted"
+    try:
+        with _inline_figures():
+            papermill.execute_notebook(
+                *paths, step.parameters, kernel_name=KERNEL, language="python", cwd=source.parent, progress_bar=bar
+            )
+        failed = ""
+    except Exception as error:  # a failing cell, a dead kernel, a full disk: one line each, and the copy stays
+        failed = _stop(_copy(step.output), error)
+        raise RunError(f"{step.notebook} stopped at {failed} (see {presets.shown(step.output)})") from error
+    finally:
+        _stamp(step, code, failed)
+
+
+def _execute_quietly(step: Step) -> None:
+    execute(step, progress=False)
+
+
+@contextmanager
+def _inline_figures() -> Iterator[None]:
+    backend = os.environ.pop("MPLBACKEND", None)
+    try:
+        yield
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
+
+
+# Executed copies
+
+
+def _copy(path: Path) -> dict:
+    """Return an executed copy, {} where there is none or its writing was cut short."""
+    try:
+        return presets.read_notebook(path)
+    except RunError:
+        return {}
+
+
+def _timing(copy_or_cell: dict) -> dict:
+    return copy_or_cell.get("metadata", {}).get("papermill", {})
+
+
+def _code(notebook: dict) -> str:
+    """Return the sha256 of what a notebook executes: code and tags, not prose, which needs no second run."""
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    told = [["".join(cell["source"]), cell["metadata"].get("tags", [])] for cell in cells]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
+
+def _stamp(step: Step, code: str, failed: str) -> None:
+    if copy := _copy(step.output):
+        facts = {"preset": step.preset, "parameters": step.parameters, "code": code, "commit": store.commit()}
+        copy["metadata"]["vau"] = {**facts, "failed": failed, "ended": _timing(copy).get("end_time")}
+        store.write_json(step.output, copy)
+
+
+def _stamp_of(copy: dict) -> dict:
+    """Return the stamp of this very execution, {} where there is none."""
+    stamp = copy.get("metadata", {}).get("vau", {})
+    return stamp if stamp.get("ended") and stamp["ended"] == _timing(copy).get("end_time") else {}
+
+
+def _why(output: Path, name: str, parameters: dict, latest: datetime | None) -> tuple[str, datetime | None]:
+    """Return why a notebook has to run, or "" and when its copy ended; `latest` is when the one before it ended."""
+    copy = _copy(output)
+    stamp = _stamp_of(copy)
+    if not stamp:
+        return ("was not finished" if output.exists() else "has not run"), None
+    if stamp["failed"]:
+        return f"stopped at {stamp['failed']}", None
+    if stamp["code"] != _code(presets.read_notebook(notebooks()[name])):
+        return "its code changed", None
+    if stamp["parameters"] != parameters:
+        return "its parameters changed", None
+    started, ended = (datetime.fromisoformat(_timing(copy)[key]) for key in ("start_time", "end_time"))
+    return ("an earlier notebook ran after it", None) if latest and started < latest else ("", ended)
+
+
+def _stop(copy: dict, error: BaseException | None = None) -> str:
+    """Say where an executed copy stopped and why: at the cell with an error, else at the last one begun."""
+    cells = [cell for cell in copy.get("cells", []) if cell["cell_type"] == "code"]
+    failing = [(cell, output) for cell in cells for output in cell["outputs"] if output["output_type"] == "error"]
+    begun = [(cell, None) for cell in cells if _timing(cell).get("start_time")]
+    cell, output = failing[0] if failing else begun[-1] if begun else (None, None)
+    where = "its start"
+    if cell:
+        first_line = "".join(cell["source"]).strip().split("\n")[0]
+        where = f"In [{cell.get('execution_count') or ' '}] `{first_line}`"
+    if output:
+        where += f": {output['ename']}: {output['evalue']}"
+    elif error:
+        where += f": {type(error).__name__}: {error}"
+    return presets.one_line(where)
+
+
+def _outputs(copy: dict) -> list[dict]:
+    return [output for cell in copy.get("cells", []) for output in cell.get("outputs", [])]
+
+
+def _failed(copy: dict) -> str:
+    """Return "" for a copy that ran to its end, "unfinished", or where and why it stopped."""
+    if stamp := _stamp_of(copy):
+        return stamp["failed"]
+    if any(output["output_type"] == "error" for output in _outputs(copy)):
+        return _stop(copy)
+    # plain papermill's own copy is finished when every cell began; one that runs or was killed is not
+    begun = copy and all(_timing(cell).get("start_time") for cell in copy["cells"])
+    return "" if begun and _timing(copy).get("end_time") else "unfinished"
+
+
+# Records
+
+
+class _Recorded(dict):
+    """What was recorded; `record` has shown it, so a cell that ends with it does not show it again."""
+
+    def _ipython_display_(self) -> None:
+        return None
+
+
+def record(**metrics: object) -> dict:
+    """Keep a notebook's results, one scalar each, in its own executed copy; call it in the last executed cell.
+
+    Takes str, bool, int and finite floats, numpy's and one-element tensors too; RunError names anything else.
+    """
+    kept = _Recorded({name: _scalar(name, value) for name, value in metrics.items()})
+    if "IPython" in sys.modules:
+        from IPython import display, get_ipython
+
+        if get_ipython():
+            width = max(map(len, kept), default=0)
+            text = "\n".join(f"{name:{width}}  {value}" for name, value in kept.items())
+            display.display({RECORD: dict(kept), "text/plain": text}, raw=True)
+    return kept
+
+
+def _scalar(name: str, value: object) -> str | bool | int | float:
+    if name in OWN_COLUMNS:
+        raise RunError(f"record: {name} is a column of the table itself; give the metric another name")
+    if getattr(value, "ndim", None) == 0:  # numpy's scalars, tensors of no axis
+        value = value.item()
+    if not isinstance(value, str | bool | int | float) or (isinstance(value, float) and not math.isfinite(value)):
+        raise RunError(f"record: {name} must be text, a bool, an int or a finite float, got {presets.one_line(value)}")
+    return value
+
+
+def state(preset: str, notebook: str) -> str:
+    """Return how far a notebook of a preset is: "to run", "done", "failed" or "unfinished"."""
+    path = copies(preset) / f"{notebook}.ipynb"
+    failed = _failed(_copy(path)) if path.exists() else "to run"
+    return failed if failed in ("to run", "unfinished") else "failed" if failed else "done"
+
+
+def table(preset: str | None = None) -> "pd.DataFrame":
+    """Return one row per executed copy: preset, notebook, parameters that differ from their defaults, metrics, seconds,
+    failed ("" or where and how it stopped), commit. A sweep's rows show what was swept even at its default."""
+    import pandas as pd
+
+    if preset is not None and not copies(preset).is_dir():
+        presets.preset_folder(preset)  # an unknown name is refused; a preset that has not run is an empty table
+    found = sorted((project() / "data" / "runs").glob(f"{preset or '*'}/[0-9]*_*.ipynb"))
+    rows = [_row(path) for path in found]
+    middle = {key: None for part in ("parameters", "metrics") for row in rows for key in row[part]}
+    columns = [*OWN_COLUMNS[:2], *(key for key in middle if key not in OWN_COLUMNS), *OWN_COLUMNS[2:]]
+    return pd.DataFrame([{**row["parameters"], **row["metrics"], **row["own"]} for row in rows], columns=columns)
+
+
+def _row(path: Path) -> dict[str, dict]:
+    copy = _copy(path)
+    stamp, timing, outputs = _stamp_of(copy), _timing(copy), _outputs(copy)
+    name, _, point = path.stem.partition("@")
+    swept = {part.split("=")[0] for part in point.split(",")}
+    defaults = {key: default for key, (_, default) in presets.assignments(presets.tagged(copy)).items()}
+    given = stamp.get("parameters") or timing.get("parameters") or {}
+    own = {"preset": path.parent.name, "notebook": name, "seconds": timing.get("duration")}
+    return {
+        "parameters": {key: value for key, value in given.items() if key in swept or value != defaults.get(key, ...)},
+        "metrics": {key: value for output in outputs for key, value in output.get("data", {}).get(RECORD, {}).items()},
+        "own": {**own, "failed": _failed(copy), "commit": stamp.get("commit", "")},
+    }

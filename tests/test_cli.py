@@ -1,0 +1,98 @@
+"""`vau` answers at once, and says what is wrong in one line."""
+
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+from tiny_project import make_project, write_notebook, write_params
+from typer.testing import CliRunner
+
+from vau_lib import cli, runs
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    monkeypatch.setenv("VAU_PROJECT", str(make_project(tmp_path)))
+    monkeypatch.delenv("VAU_DEBUG", raising=False)
+    return tmp_path
+
+
+def vau(*words):
+    return CliRunner().invoke(cli.app, words)
+
+
+def test_list_shows_questions_and_who_runs_them(project):
+    write_params(project, "tiny", "_shared", "notebooks: [03]")
+    lines = vau("list").stdout.splitlines()
+    assert lines[0].split() == ["notebook", "question", "demo", "tiny"]
+    assert "Does it end?" in lines[3] and lines[3].count("to run") == 2 and lines[1].count("to run") == 1
+
+
+def test_a_dry_run_shows_what_each_notebook_is_given(project):
+    said = vau("run", "tiny", "1", "-p", "rate=1e-3", "--dry-run")
+    assert said.exit_code == 0
+    assert said.stdout.splitlines() == ["01_first: asked for", "    count = 5", "    rate = 0.001"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["run", "tyni"], "vau: no preset 'tyni' in params/; the nearest name is 'tiny'\n"),
+        (["run", "tiny", "-p", "cuont=3"], "vau: -p: nobody declares 'cuont'; the nearest name is 'count'\n"),
+        (["run", "tiny", "-p", "count=x"], "vau: -p: count must be int, got str 'x'\n"),
+        (["run", "tiny", "7"], "vau: no notebook 07; there are 01_first, 02_second, 03_third\n"),
+        (["sweep", "tiny", "1", "count="], "vau: sweep: no values for count, give count=V1,V2\n"),
+        (["sweep", "tiny", "1", "count=1,x"], "vau: sweep: count must be int, got str 'x'\n"),
+        (["table", "tyni"], "vau: no preset 'tyni' in params/; the nearest name is 'tiny'\n"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_1(project, words, message):
+    said = vau(*words)
+    assert (said.exit_code, said.stderr, said.stdout) == (1, message, "")
+
+
+def test_debug_shows_the_traceback(project, monkeypatch):
+    assert isinstance(vau("--debug", "run", "tyni").exception, runs.RunError)
+    monkeypatch.setenv("VAU_DEBUG", "1")
+    assert isinstance(vau("run", "tyni").exception, runs.RunError)
+
+
+def test_list_table_and_dry_run_answer_without_torch(project):
+    script = """
+import sys
+from vau_lib.cli import app
+for words in (["list"], ["table"], ["run", "tiny", "--dry-run"]):
+    app(words, standalone_mode=False)
+assert not {"torch", "decord", "sklearn", "matplotlib"} & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_sweep_leaves_a_row_per_point_and_a_failed_point_does_not_stop_it(project):
+    write_notebook(
+        project,
+        "03_third",
+        "count: int = 3",
+        "from vau_lib import runs",
+        "assert count != 4, 'four'\nruns.record(n=count)",
+    )
+    said = vau("sweep", "demo", "3", "count=4,3")
+    assert said.exit_code == 1 and said.stdout.endswith("1 of 2 points in data/runs/demo\n")
+    assert "vau: 03_third stopped at In [4] `assert count != 4, 'four'`: AssertionError: four" in said.stderr
+    rows = runs.table("demo")
+    assert list(rows["count"]) == [3, 4] and rows["n"][0] == 3 and rows["failed"][1].startswith("In [4]")
+    assert "03_third" in vau("table").stdout and "AssertionError: four" in vau("table").stdout
+    assert vau("table", "--csv", str(project / "rows.csv")).exit_code == 0
+    assert list(pd.read_csv(project / "rows.csv")["count"]) == [3, 4]
+
+
+def test_doctor_says_what_is_missing_and_goes_on(project, monkeypatch):
+    monkeypatch.setenv("VAU_WEIGHTS", str(project / "nowhere"))
+    monkeypatch.setenv("TORCH_HOME", str(project / "nowhere"))
+    monkeypatch.setenv("VAU_REAL_DATA", str(project / "nowhere"))
+    said = vau("doctor")
+    assert said.exit_code == 0
+    assert "no: StoreError: no weights xfeat/xfeat_bnfolded.pt" in said.stdout
+    assert "no: FileNotFoundError" in said.stdout and "8 of 8 frames" in said.stdout and "cores" in said.stdout

@@ -1,0 +1,59 @@
+"""Imports point down, systems do not know each other, and each library has one door."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+LIBRARY = Path(__file__).parents[1] / "vau_lib"
+TIERS = {
+    0: {"video", "records", "datasets", "store", "runs", "presets", "cluster"},
+    1: {"synthesis", "stage", "features", "training", "peers", "metrics", "plots"},
+    2: {"memtsm"},
+    3: {"cli"},
+}
+WITHIN_TIER_1 = {("features", "training"), ("training", "metrics"), ("synthesis", "stage")}
+DOORS = {
+    "decord": {"video"}, "av": {"video"}, "kornia": {"features"}, "cv2": {"features"}, "transformers": {"training"},
+    "sklearn": {"metrics", "peers"}, "matplotlib": {"plots"}, "seaborn": {"plots"}, "papermill": {"runs"}, "ray": {"cluster"},
+    "typer": {"cli"}, "rich": {"cli"},
+}  # fmt: skip
+TIER_OF = {name: tier for tier, names in TIERS.items() for name in names}
+MODULES = sorted(path.stem for path in LIBRARY.glob("[a-z]*.py"))
+
+
+def imported(module: str) -> tuple[set[str], set[str]]:
+    """Return (modules of ours, outside packages) a module imports anywhere in its text."""
+    ours, outside = set(), set()
+    for node in ast.walk(ast.parse((LIBRARY / f"{module}.py").read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "vau_lib":
+            ours |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("vau_lib."):
+            ours.add(node.module.split(".")[1])
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names = [node.module] if isinstance(node, ast.ImportFrom) else [name.name for name in node.names]
+            outside |= {name.split(".")[0] for name in names}
+    return ours, outside
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_only_from_below(module):
+    tier = TIER_OF[module]
+    ours, outside = imported(module)
+    for other in ours:
+        below = TIER_OF[other] < tier
+        beside = tier == TIER_OF[other] and (tier == 0 or (module, other) in WITHIN_TIER_1)
+        assert below or beside, f"{module} (tier {tier}) imports {other} (tier {TIER_OF[other]})"
+    if tier == 0:
+        assert not outside & {"torch", "torchvision", "transformers"}, f"{module} is tier 0 and imports torch"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_library_has_one_door(module):
+    for package in imported(module)[1] & set(DOORS):
+        assert module in DOORS[package], f"{package} is used through {DOORS[package]}, not in {module}"
+
+
+def test_modules_stay_small():
+    sizes = {module: len((LIBRARY / f"{module}.py").read_text().splitlines()) for module in MODULES}
+    assert max(sizes.values()) <= 400, sizes

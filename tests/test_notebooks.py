@@ -1,0 +1,75 @@
+"""Every notebook keeps the house's anatomy, and the smoke preset runs them all in order."""
+
+import os
+import re
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted(ROOT.glob("notebooks/*.ipynb"))
+
+
+def read(path):
+    return nbformat.read(path, as_version=4)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_anatomy(path):
+    notebook = read(path)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    tags = [cell.metadata.get("tags", []) for cell in code]
+    sizes = [len(cell.source.splitlines()) for cell in code]
+    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    assert 25 <= len(notebook.cells) <= 45
+    assert max(sizes) <= 15 and statistics.median(sizes) <= 9
+    assert notebook.metadata.kernelspec.name == "python3"
+    assert tags[0] == ["parameters"] and tags[-1] == ["skip-execution"] and tags.count(["parameters"]) == 1
+    assert notebook.cells[0].source.startswith(f"# {path.stem[:2]} · ") and notebook.cells[0].source.splitlines()[0].endswith("?")
+    for part in ("**You will**", "**Needs**", "**Time**", "## What we saw", "## Exercises", "## References", "Self-check"):
+        assert part in text, part
+    ran = [cell.source for cell, tag in zip(code, tags, strict=True) if tag != ["skip-execution"]]
+    assert "runs.record(" in ran[-1] and any(line.startswith("assert ") for source in ran for line in source.splitlines())
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_committed_without_outputs_and_with_ids(path):
+    for cell in read(path).cells:
+        assert cell.get("id")
+        if cell.cell_type == "code":
+            assert not cell.outputs and cell.execution_count is None
+            assert not re.search(r"^class ", cell.source, flags=re.M), "classes belong in the library"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_parameters_are_flat_typed_and_explained(path):
+    (cell,) = [c for c in read(path).cells if "parameters" in c.metadata.get("tags", [])]
+    lines = cell.source.splitlines()
+    assert len(lines) <= 14
+    for line in lines:
+        code, _, comment = line.partition("  # ")
+        assert comment and "=" not in comment and "|" not in code, line  # papermill drops such lines in silence
+
+
+@pytest.mark.slow
+def test_the_smoke_preset_runs_and_its_table_has_the_numbers(tmp_path):
+    """The whole course on a world of seconds, through the command a user types."""
+    vau = Path(sys.executable).with_name("vau")
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    done = subprocess.run([vau, "run", "smoke", "--fresh"], capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-1500:]
+    for path in NOTEBOOKS:
+        executed = read(ROOT / "data" / "runs" / "smoke" / path.name)
+        figures = [o for c in executed.cells for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
+        assert figures, f"{path.stem} shows no figure"
+    from vau_lib import runs
+
+    table = runs.table("smoke").set_index("notebook")
+    assert len(table) == len(NOTEBOOKS) and not table["failed"].any()
+    assert table.loc["01_data_prep", "leaks"] == 0 and table.loc["01_data_prep", "skipped"] == 0
+    assert table.loc["12_evaluation", "methods"] >= 8

@@ -1,0 +1,60 @@
+"""The lists that must agree do, and nothing that must not be committed is."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def names(requirements):
+    return {re.split(r"[<>=!~\[; ]", line)[0] for line in requirements}
+
+
+def test_every_dependency_has_its_reason_and_no_other():
+    text = (ROOT / "environment.yml").read_text()
+    wanted = names(PROJECT["dependencies"]) | set().union(*(names(v) for v in PROJECT["optional-dependencies"].values()))
+    explained = set(re.findall(r"^#   ([a-z0-9-]+) ", text, flags=re.M))
+    assert explained == wanted
+
+
+def test_conda_gets_what_pip_gets():
+    content = yaml.safe_load((ROOT / "environment.yml").read_text())
+    (pip,) = [entry["pip"] for entry in content["dependencies"] if isinstance(entry, dict)]
+    assert pip == ["-e .[dev]"]
+    (python,) = [entry for entry in content["dependencies"] if str(entry).startswith("python")]
+    minimum = PROJECT["requires-python"].removeprefix(">=")
+    assert python.split("=")[1] >= minimum
+
+
+def test_tested_versions_are_exact_and_cover_what_is_installed_by_default():
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#"]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.+!]+", line) for line in lines)
+    pinned = {line.split("==")[0].lower().replace("_", "-") for line in lines}
+    assert names(PROJECT["dependencies"]) | names(PROJECT["optional-dependencies"]["dev"]) <= pinned
+
+
+def test_the_makefile_explains_every_target():
+    text = (ROOT / "Makefile").read_text()
+    targets = set(re.search(r"\.PHONY: (.*)", text)[1].split())
+    assert targets == {"help", "env", "demo", "test", "lab", "lint", "bench", "figures", "clean"}
+    assert all(re.search(rf"^{target}:.*##", text, flags=re.M) for target in targets)
+
+
+@pytest.mark.parametrize("command", [["list"], ["table"], ["run", "demo", "--dry-run"]])
+def test_asking_does_not_load_torch(command):
+    code = f"import sys; from vau_lib.cli import app\ntry: app({command!r})\nexcept SystemExit as e: assert not e.code, e.code\n"
+    done = subprocess.run([sys.executable, "-c", code + "assert 'torch' not in sys.modules"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-500:]
+
+
+def test_importing_the_library_does_nothing_visible():
+    code = "import vau_lib.video, vau_lib.records, vau_lib.store, vau_lib.datasets, vau_lib.plots, vau_lib.metrics"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stdout and not done.stderr

@@ -1,0 +1,178 @@
+"""An executed copy is the record: it keeps what failed, says what is done, and gives the table its rows."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from tiny_project import make_project, write_notebook, write_params
+
+from vau_lib import runs
+from vau_lib.runs import RunError
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    monkeypatch.setenv("VAU_PROJECT", str(make_project(tmp_path)))
+    return tmp_path
+
+
+def reasons(*args, **kwargs):
+    return [step.why for step in runs.plan(*args, **kwargs)]
+
+
+@pytest.fixture(scope="module")
+def history(tmp_path_factory):
+    """A project after a run that failed in its second notebook and the run that resumed; facts noted in between."""
+    folder, noted = make_project(tmp_path_factory.mktemp("project {with} braces")), {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VAU_PROJECT", str(folder))
+        patch.setenv("MPLBACKEND", "agg")
+        with pytest.raises(RunError) as caught:
+            runs.run("tiny", overrides={"broken": True})
+        noted["error"], noted["table"], noted["backend"] = str(caught.value), runs.table(), os.environ["MPLBACKEND"]
+        noted["copy"] = json.loads((runs.copies("tiny") / "02_second.ipynb").read_text())
+        noted["third ran"] = (runs.copies("tiny") / "03_third.ipynb").exists()
+        noted["first"] = (runs.copies("tiny") / "01_first.ipynb").stat().st_mtime_ns
+        noted["steps"] = runs.run("tiny")
+    return folder, noted
+
+
+@pytest.fixture
+def resumed(history, monkeypatch):
+    folder, noted = history
+    monkeypatch.setenv("VAU_PROJECT", str(folder))
+    return folder, noted
+
+
+def test_a_failed_run_names_notebook_and_cell_and_keeps_the_copy(resumed):
+    _, noted = resumed
+    assert noted["error"].startswith(
+        "02_second stopped at In [4] `if broken:`: ValueError: clip 5 is empty (see data/runs"
+    )
+    assert "\n" not in noted["error"] and not noted["third ran"]
+    outputs = [output for cell in noted["copy"]["cells"] for output in cell.get("outputs", [])]
+    assert any(output["output_type"] == "error" for output in outputs)
+
+
+def test_the_next_run_skips_what_is_done_and_goes_on_at_the_failed_notebook(resumed):
+    _, noted = resumed
+    assert [step.why.split(" `")[0] for step in noted["steps"]] == ["", "stopped at In [4]", "02 runs before it"]
+    assert (runs.copies("tiny") / "01_first.ipynb").stat().st_mtime_ns == noted["first"]
+    assert reasons("tiny") == ["", "", ""]
+
+
+def test_notebooks_run_as_in_jupyterlab_whatever_the_callers_backend(resumed):
+    _, noted = resumed
+    row = noted["table"].iloc[0]
+    assert (row["cwd"], noted["backend"]) == ("notebooks", "agg") and "inline" in row["backend"]
+
+
+def test_the_table_has_parameters_that_differ_metrics_and_what_failed(resumed):
+    _, noted = resumed
+    assert list(noted["table"].columns[:4]) == ["preset", "notebook", "count", "broken"]
+    assert list(noted["table"].columns[-3:]) == ["seconds", "failed", "commit"]
+    first, second = noted["table"].to_dict("records")
+    assert (first["preset"], first["notebook"], first["count"], first["doubled"]) == ("tiny", "01_first", 5, 10)
+    assert first["seconds"] > 0 and first["failed"] == "" and first["half"] == 0.5
+    assert second["broken"] and second["failed"].startswith("In [4]") and second["count"] == 5
+    assert list(runs.table("tiny")["failed"]) == ["", "", ""] and runs.table("tiny")["tripled"][1] == 15
+
+
+def test_a_recorded_line_is_shown_once(resumed):
+    copy = json.loads((runs.copies("tiny") / "01_first.ipynb").read_text())
+    (shown,) = copy["cells"][-1]["outputs"]
+    assert shown["data"][runs.RECORD]["doubled"] == 10 and "doubled  10" in "".join(shown["data"]["text/plain"])
+
+
+def test_other_parameters_or_code_run_again_with_all_that_follows(resumed, monkeypatch):
+    folder, _ = resumed
+    assert reasons("tiny", overrides={"broken": True}) == ["", "its parameters changed", "02 runs before it"]
+    source = folder / "notebooks" / "01_first.ipynb"
+    before = source.read_text()
+    try:
+        source.write_text(before.replace("A question?", "Better prose"))
+        assert reasons("tiny") == ["", "", ""]
+        source.write_text(before.replace("doubled=", "twice="))
+        assert reasons("tiny") == ["its code changed", "01 runs before it", "01 runs before it"]
+    finally:
+        source.write_text(before)
+
+
+def test_a_choice_or_fresh_always_runs(resumed):
+    assert reasons("tiny", ["2"]) == ["asked for"] and reasons("tiny", fresh=True) == ["fresh"] * 3
+
+
+def test_a_notebook_is_not_done_when_an_earlier_one_ran_after_it(resumed):
+    first, second = (runs.copies("tiny") / f"{name}.ipynb" for name in ("01_first", "02_second"))
+    before = first.read_text()
+    ended = json.loads(before)["metadata"]["papermill"]["end_time"]
+    try:
+        first.write_text(before.replace(ended, "2999-01-01T00:00:00+00:00"))
+        assert reasons("tiny") == ["", "an earlier notebook ran after it", "02 runs before it"]
+    finally:
+        first.write_text(before)
+    assert second.exists() and reasons("tiny") == ["", "", ""]
+
+
+def test_a_copy_cut_short_is_not_taken_for_a_finished_one(resumed):
+    third = runs.copies("tiny") / "03_third.ipynb"
+    before = third.read_text()
+    try:
+        third.write_text(before[: len(before) // 2])
+        assert reasons("tiny")[2] == "was not finished" and runs.state("tiny", "03_third") == "unfinished"
+        assert runs.table().iloc[2]["failed"] == "unfinished"
+    finally:
+        third.write_text(before)
+
+
+def test_overrides_are_checked_like_files(project):
+    with pytest.raises(RunError, match="-p: nobody declares 'brokn'; the nearest name is 'broken'"):
+        runs.plan("tiny", overrides={"brokn": True})
+    with pytest.raises(RunError, match="-p: count must be int, got str 'x'"):
+        runs.plan("tiny", overrides={"count": "x"})
+    with pytest.raises(RunError, match="-p: nobody declares 'broken'"):
+        runs.plan("tiny", ["01"], {"broken": True})
+    assert [step.parameters for step in runs.plan("tiny", ["1", "3"], {"rate": 2})] == [{"count": 5, "rate": 2}, {}]
+
+
+def test_a_dry_run_writes_nothing(project):
+    assert [step.why for step in runs.run("tiny", dry_run=True)] == ["has not run"] + ["01 runs before it"] * 2
+    assert not (project / "data").exists()
+
+
+def test_record_takes_scalars_and_refuses_the_rest():
+    kept = runs.record(a=np.float32(0.5), b=np.int64(3), c=np.array(1.5), d="x", e=True, f=np.bool_(False))
+    assert kept == {"a": 0.5, "b": 3, "c": 1.5, "d": "x", "e": True, "f": False}
+    assert {type(value) for value in kept.values()} == {float, int, str, bool}
+    for wrong, message in ((float("nan"), "finite float, got nan"), ([1], r"got \[1\]"), (None, "got None")):
+        with pytest.raises(RunError, match=f"record: auc must be .*{message}"):
+            runs.record(auc=wrong)
+    with pytest.raises(RunError, match="record: seconds is a column of the table itself"):
+        runs.record(seconds=3)
+
+
+def test_an_empty_project_has_an_empty_table(project):
+    assert list(runs.table().columns) == list(runs.OWN_COLUMNS) and runs.table("tiny").empty
+    with pytest.raises(RunError, match="no preset 'tyni'"):
+        runs.table("tyni")
+
+
+def test_ctrl_c_leaves_a_copy_to_resume_from(project):
+    write_notebook(project, "01_first", "", "import time", "time.sleep(60)", "done = True")
+    write_params(project, "tiny", "_shared", "notebooks: [01]")
+    started = time.monotonic()
+    command = [sys.executable, "-c", "from vau_lib.cli import app; app()", "run", "tiny"]
+    job = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    copy = runs.copies("tiny") / "01_first.ipynb"
+    while time.monotonic() < started + 30 and '"status": "running"' not in (copy.read_text() if copy.exists() else ""):
+        time.sleep(0.05)
+    time.sleep(1.5)  # past the import, into the sleep
+    job.send_signal(signal.SIGINT)
+    _, said = job.communicate(timeout=20)
+    assert job.returncode == 130 and "vau: stopped; the same command goes on from here" in said
+    assert reasons("tiny") == ["stopped at interrupted"] and runs.state("tiny", "01_first") == "failed"

@@ -1,0 +1,220 @@
+"""`vau`: run, resume, compare; whatever goes wrong is one line, and the traceback is a flag away.
+
+- every command is a few calls into `runs`; nothing can be done here that a notebook could not do
+- `list`, `table` and `run --dry-run` never import torch; only `doctor` looks at the heavy libraries
+"""
+
+import importlib
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from vau_lib import presets, runs, store
+
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "transformers",
+    "kornia",
+    "decord",
+    "av",
+    "numpy",
+    "pandas",
+    "scikit-learn",
+    "papermill",
+)
+WEIGHTS = {"XFeat": "xfeat/xfeat_bnfolded.pt", "MemTSM-Net": "memtsm/best_model.pth"}
+WIDE = 10_000  # columns of a console that is no terminal: nothing is cut
+
+
+class OneLine(typer.core.TyperGroup):
+    """Commands whose errors are one line on stderr and exit code 1; --debug shows the traceback."""
+
+    def invoke(self, ctx: typer.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except (ValueError, OSError) as error:  # RunError, StoreError, VideoError, RecordError; a full disk
+            if ctx.params.get("debug"):
+                raise
+            typer.echo(f"vau: {presets.one_line(error, limit=600)}", err=True)
+        except KeyboardInterrupt as error:
+            typer.echo("vau: stopped; the same command goes on from here", err=True)
+            raise typer.Exit(130) from error
+        raise typer.Exit(1)
+
+
+app = typer.Typer(cls=OneLine, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+
+Preset = Annotated[str, typer.Argument(metavar="PRESET", help="a folder of params/, or demo")]
+Chosen = Annotated[list[str] | None, typer.Argument(metavar="[NN]...", help="only these notebooks, always executed")]
+Given = Annotated[list[str] | None, typer.Option("-p", metavar="NAME=VALUE", help="a parameter; may be repeated")]
+
+
+@app.callback()
+def main(debug: Annotated[bool, typer.Option(envvar="VAU_DEBUG", help="show tracebacks")] = False) -> None:
+    """Notebooks for video anomaly understanding, run headlessly."""
+
+
+@app.command("run")
+def run_(
+    preset: Preset,
+    notebooks: Chosen = None,
+    parameters: Given = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="show what would run, and with what")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="run again what is done")] = False,
+) -> None:
+    """Execute a preset's notebooks into data/runs/PRESET/, going on where the last run stopped."""
+    overrides = presets.parse_values(parameters or [])
+    steps = runs.run(preset, notebooks or (), overrides, dry_run=True, fresh=fresh)
+    for step in steps:
+        typer.echo(f"{step.notebook}: {step.why or 'done'}")
+        for key, value in step.parameters.items() if dry_run else ():
+            typer.echo(f"    {key} = {value!r}")
+    if not dry_run:
+        runs.run(preset, notebooks or (), overrides, fresh=fresh)
+        typer.echo(f"{presets.shown(runs.copies(preset))}: {sum(bool(step.why) for step in steps)} executed")
+
+
+@app.command()
+def sweep(
+    preset: Preset,
+    notebook: Annotated[str, typer.Argument(metavar="NN")],
+    grid: Annotated[list[str], typer.Argument(metavar="NAME=V1,V2...", help="values to combine")],
+    engine: Annotated[str, typer.Option(help="serial or processes")] = "serial",
+    workers: Annotated[int, typer.Option(help="processes at once")] = 2,
+) -> None:
+    """Execute one notebook at every combination of values; the rows are in `vau table PRESET`."""
+    tried = runs.sweep(preset, notebook, presets.parse_values(grid, split=True), engine=engine, workers=workers)
+    failed = [error for _, error in tried if error]
+    for error in failed:
+        typer.echo(f"vau: {error}", err=True)
+    typer.echo(f"{len(tried) - len(failed)} of {len(tried)} points in {presets.shown(runs.copies(preset))}")
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command("list")
+def list_() -> None:
+    """Show which notebooks each preset runs, and how far it is."""
+    shown = _table("notebook", "question", *presets.presets())
+    member = {preset: presets.members(preset) for preset in presets.presets()}
+    for name in runs.notebooks():
+        marks = [runs.state(preset, name) if name in names else "" for preset, names in member.items()]
+        shown.add_row(name, presets.question(name), *marks)
+    _console().print(shown)
+
+
+@app.command()
+def table(
+    preset: Annotated[str | None, typer.Argument(metavar="[PRESET]")] = None,
+    csv: Annotated[Path | None, typer.Option(help="write the whole table here instead")] = None,
+) -> None:
+    """Show one row per executed notebook: parameters that differ, metrics, seconds, where it failed, commit."""
+    rows = runs.table(preset)
+    if csv:
+        with store.replacing(csv) as temporary:
+            rows.to_csv(temporary, index=False)
+        typer.echo(f"{csv}: {len(rows)} rows")
+        return
+    for name, part in rows.groupby("notebook"):  # each notebook measures other things
+        part = part.drop(columns="notebook").replace("", None).dropna(axis="columns", how="all")
+        shown = _table(*part.columns, title=name)
+        for row in part.astype(object).where(part.notna(), "").itertuples(index=False):
+            shown.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row))
+        _console().print(shown)
+    if rows.empty:
+        typer.echo("nothing has run yet: vau run demo")
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine has: versions, accelerator, codecs, weights, data, disk."""
+    shown = _table("what", "found")
+    for what, look in _looks():
+        try:
+            found = str(look())
+        except Exception as error:  # a broken library may raise anything; telling so is what a doctor is for
+            found = f"no: {type(error).__name__}: {presets.one_line(error)}"
+        shown.add_row(what, found)
+    _console().print(shown)
+
+
+def _looks() -> Iterator[tuple[str, Callable[[], object]]]:
+    """Yield (what, function that says what it finds or raises)."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    yield "python", lambda: f"{sys.version.split()[0]} in {sys.prefix}"
+    yield "project", lambda: f"{runs.project()}, commit {store.commit()}"
+    for name, version in store.versions(PACKAGES).items():
+        yield name, lambda version=version: version
+    yield "imports", _imports
+    yield "accelerator", _accelerator
+    yield "H.264", _codecs
+    for name, filename in WEIGHTS.items():
+        yield f"{name} weights", lambda filename=filename: store.find_weights(filename)
+    yield "VAU_REAL_DATA", _real_data
+    yield "data/raw", lambda: ", ".join(sorted(p.name for p in (runs.project() / "data/raw").glob("*/"))) or "empty"
+    yield "free disk", lambda: f"{shutil.disk_usage(runs.project()).free / 2**30:.1f} GiB"
+    yield "cores", lambda: cores
+
+
+def _imports() -> str:
+    broken = []
+    for name in ("torch", "torchvision", "kornia", "decord", "av", "sklearn", "papermill"):
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # a wrong build fails as OSError, RuntimeError and others
+            broken.append(f"{name} ({type(error).__name__}: {presets.one_line(error, 120)})")
+    return "broken: " + ", ".join(broken) if broken else "all well"
+
+
+def _accelerator() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return ", ".join(torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count()))
+    return "Apple MPS" if torch.backends.mps.is_available() else "none, everything runs on the processor"
+
+
+def _codecs() -> str:
+    """Write a small video and read it back through both readers."""
+    import numpy as np
+
+    from vau_lib import video
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "probe.mp4"
+        video.write_video(path, np.zeros((8, 64, 64, 3), np.uint8))
+        found = {"written by PyAV": "yes"}
+        for reader in ("decord", "pyav"):
+            try:
+                found[f"read by {reader}"] = f"{len(video.read_frames(path, range(8), reader=reader))} of 8 frames"
+            except (ValueError, RuntimeError) as error:
+                found[f"read by {reader}"] = f"no: {presets.one_line(error)}"
+    return ", ".join(f"{what}: {said}" for what, said in found.items())
+
+
+def _real_data() -> str:
+    folder = os.environ.get("VAU_REAL_DATA")
+    if not folder:
+        return "not set: tests and presets on real videos need it, see data/README.md"
+    path = runs.project_path(folder)
+    return f"{path}: {', '.join(sorted(p.name for p in path.iterdir() if p.is_dir()))}"
+
+
+def _table(*columns: str, title: str | None = None) -> Table:
+    made = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for column in columns:
+        made.add_column(column, overflow="fold")
+    return made
+
+
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else WIDE, highlight=False, markup=False)

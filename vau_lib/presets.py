@@ -1,0 +1,271 @@
+"""A preset says only what differs; what can differ is declared in one place, the notebook's tagged cell.
+
+- no list of parameters is kept anywhere else: names, types and defaults are read from the cell
+- a key nobody declares and a value of another type are refused with the nearest name; papermill would only warn
+- a preset's strings are relative to the project, whatever the working directory of JupyterLab, papermill or a test
+`runs` is the module to import; it passes on what stands here.
+"""
+
+import ast
+import json
+import logging
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+
+import yaml
+
+KERNEL = "python3"
+NUMBERS = (int, float)  # an int does where a float is asked for; YAML has no tuples
+KINDS = {"str": str, "int": int, "float": NUMBERS, "bool": bool, "list": list, "dict": dict, "tuple": (list, tuple)}
+EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")  # 1e-3 is a number to everyone but YAML 1.1
+
+
+class RunError(ValueError):
+    """A preset, a parameter or a notebook that will not do; one line, naming it."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One line of a tagged cell; `type` is as annotated, else the default's own; `default` is `...` if no literal."""
+
+    name: str
+    type: str
+    default: object
+    help: str
+
+
+# Places
+
+
+def project() -> Path:
+    """Return the project's root: the folder named by VAU_PROJECT, else the one `vau_lib` is installed from."""
+    return Path(os.environ.get("VAU_PROJECT") or Path(__file__).parents[1]).expanduser().resolve()
+
+
+def project_path(text: str | Path) -> Path:
+    """Resolve a project-relative string; absolute paths, ~ and a leading $NAME are allowed.
+
+    RunError for an empty path and for a variable that is not set: `project_path("$VAU_REAL_DATA/ucsd_ped2")`.
+    """
+    text = str(text)
+    if not text:
+        raise RunError("a path is empty: give a file or folder, relative to the project")
+    if variable := re.match(r"\$(?:(\w+)|\{(\w+)\})", text):
+        name = variable[1] or variable[2]
+        if not os.environ.get(name):
+            raise RunError(f"{text} needs the environment variable {name}: export {name}=<the folder that holds it>")
+        text = os.environ[name] + text[variable.end() :]
+    return project() / Path(text).expanduser()
+
+
+def shown(path: Path) -> str:
+    """Return a path as messages show it: relative to the project where it lies inside."""
+    return str(path.relative_to(project())) if path.is_relative_to(project()) else str(path)
+
+
+def one_line(text: object, limit: int = 300) -> str:
+    """Return any text as one line of at most `limit` characters."""
+    line = " ".join(str(text).split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def notebooks() -> dict[str, Path]:
+    """Return the project's notebooks {"NN_name": file}, in the order they run."""
+    return {path.stem: path for path in sorted((project() / "notebooks").glob("[0-9][0-9]_*.ipynb"))}
+
+
+def presets() -> list[str]:
+    """Return the names one can run: the folders of params/, and `demo`, the cells' own defaults."""
+    folders = {path.name for path in (project() / "params").glob("*") if path.is_dir() and path.name[0] not in "._"}
+    return sorted(folders | {"demo"})
+
+
+def preset_folder(preset: str) -> Path:
+    """Return params/<preset>; RunError with the nearest name for an unknown one. `demo` needs no folder."""
+    if preset not in presets():
+        raise RunError(f"no preset {preset!r} in params/{_nearest(preset, presets())}")
+    return project() / "params" / preset
+
+
+def members(preset: str, selection: Iterable[str | int] = ()) -> list[str]:
+    """Return, in order, the notebooks chosen by number or name, else those the preset lists, else all.
+
+    A preset lists its own under the key `notebooks` of _shared.yaml: [03, 04].
+    """
+    shared = _read_yaml(preset_folder(preset) / "_shared.yaml")
+    wanted = list(selection) or shared.get("notebooks") or list(notebooks())
+    if not isinstance(wanted, list):
+        raise RunError(f"params/{preset}/_shared.yaml: notebooks must be a list like [03, 04], got {wanted!r}")
+    chosen = {full_name(item) for item in wanted}
+    return [name for name in notebooks() if name in chosen]
+
+
+def full_name(notebook: str | int) -> str:
+    """Return the full name of a notebook given by number (3, "3", "03") or name; RunError lists what there is."""
+    wanted = str(notebook).removesuffix(".ipynb").zfill(2)
+    for name in notebooks():
+        if wanted in (name, name[:2]):
+            return name
+    raise RunError(f"no notebook {wanted}; there are {', '.join(notebooks()) or 'none'}")
+
+
+def read_notebook(path: Path) -> dict:
+    """Return a notebook as the JSON it is; RunError where it is missing, cut short, or something else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{shown(path)} cannot be read: {one_line(error)}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("cells"), list):
+        raise RunError(f"{shown(path)} is not a notebook")
+    return content
+
+
+def question(notebook: str | int) -> str:
+    """Return the title of a notebook's first cell, without its number."""
+    first = read_notebook(notebooks()[full_name(notebook)])["cells"][:1]
+    line = "".join(first[0]["source"]).strip().split("\n")[0] if first else ""
+    return re.sub(r"^#+\s*(\d+\s*·\s*)?", "", line)
+
+
+def _nearest(name: object, known: Iterable[str]) -> str:
+    near = get_close_matches(str(name), list(known), n=1, cutoff=0)
+    return f"; the nearest name is {near[0]!r}" if near else ""
+
+
+def _read_yaml(path: Path) -> dict:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RunError(f"{shown(path)} is not YAML: {one_line(error)}") from error
+    if not isinstance(content, dict | None):
+        raise RunError(f"{shown(path)} must hold lines of `name: value`, got {one_line(repr(content))}")
+    return content or {}
+
+
+# Parameters
+
+
+def declared(notebook: str | int) -> dict[str, Parameter]:
+    """Return what the cell tagged `parameters` declares, in order; RunError for a line that papermill would drop."""
+    path = notebooks()[full_name(notebook)]
+    return _declared(path, path.stat().st_mtime_ns)
+
+
+@cache
+def _declared(path: Path, changed_ns: int) -> dict[str, Parameter]:
+    logging.getLogger("papermill").setLevel(logging.ERROR)  # it warns of lines that are refused here
+    from papermill.translators import papermill_translators
+
+    source = tagged(read_notebook(path))
+    try:
+        lines = assignments(source)
+    except SyntaxError as error:
+        raise RunError(f"{shown(path)}: line {error.lineno} of the parameters cell is not Python") from error
+    translator = papermill_translators.find_translator(KERNEL, "python")
+    seen = {line.name: line for line in translator.inspect({"source": source})}
+    found = {}
+    for name, (annotation, default) in lines.items():
+        if name not in seen:
+            raise RunError(f"{shown(path)}: papermill drops {name!r}: no | in its type, one = on its line")
+        kind = annotation if annotation.split("[")[0] in (*KINDS, "Optional") else type(default).__name__
+        found[name] = Parameter(name, kind, default, seen[name].help)
+        if default is not ... and not _fits(default, found[name].type):
+            raise RunError(f"{shown(path)}: {name} is declared {annotation}, its default is {default!r}")
+    return found
+
+
+def tagged(notebook: dict) -> str:
+    """Return the source of the cell tagged `parameters`, "" without one."""
+    cells = [cell for cell in notebook.get("cells", []) if "parameters" in cell["metadata"].get("tags", [])]
+    return "".join(cells[0]["source"]) if cells else ""
+
+
+def assignments(source: str) -> dict[str, tuple[str, object]]:
+    """Return a cell's {name: (annotation or "", default)}; a default that is no literal is `...`."""
+    found = {}
+    for line in ast.parse(source).body:
+        target = line.targets[0] if isinstance(line, ast.Assign) else getattr(line, "target", None)
+        if not isinstance(target, ast.Name) or getattr(line, "value", None) is None:
+            continue
+        try:
+            default = ast.literal_eval(line.value)
+        except (ValueError, TypeError):
+            default = ...
+        annotation = getattr(line, "annotation", None)
+        found[target.id] = ast.unparse(annotation).strip("'\"") if annotation else "", default
+    return found
+
+
+def _fits(value: object, kind: str) -> bool:
+    """Say whether a value is of the type named: an int is a float, a bool is no int, list[int] holds ints."""
+    base, _, inner = kind.replace(" ", "").partition("[")
+    inner = inner[:-1]
+    if base == "Optional":
+        return value is None or _fits(value, inner)
+    if base not in KINDS:
+        return True
+    if isinstance(value, bool) and base != "bool":
+        return False
+    return isinstance(value, KINDS[base]) and (base != "list" or all(_fits(item, inner) for item in value))
+
+
+def check_names(names: Iterable[str], known: Iterable[str], source: str) -> None:
+    """Refuse a name that nobody declares."""
+    for name in names:
+        if name not in known:
+            raise RunError(f"{source}: nobody declares {name!r}{_nearest(name, known)}")
+
+
+def check(values: Mapping, known: Mapping[str, Parameter], source: str) -> None:
+    """Refuse a name that is not declared and a value of another type; RunError names the source, key and value."""
+    check_names(values, known, source)
+    for key, value in values.items():
+        if not _fits(value, kind := known[key].type):
+            hint = "; YAML wants a point, like 1.0e-4" if EXPONENT.fullmatch(str(value)) else ""
+            raise RunError(f"{source}: {key} must be {kind}, got {type(value).__name__} {value!r}{hint}")
+
+
+def load_preset(preset: str, notebook: str | int) -> dict:
+    """Return what the preset gives this notebook: shared values it declares, then its own file's.
+
+    RunError names the file, the key and the nearest known name for a key nobody declares, a value of another type, and
+    a file that belongs to no notebook.
+    """
+    name, folder = full_name(notebook), preset_folder(preset)
+    files = ["_shared.yaml", *(f"{known}.yaml" for known in notebooks())]
+    for path in folder.glob("*.y*ml"):
+        if path.name not in files:
+            raise RunError(f"{shown(path)}: no notebook has that name{_nearest(path.name, files)}")
+    shared, own = _read_yaml(folder / "_shared.yaml"), _read_yaml(folder / f"{name}.yaml")
+    shared.pop("notebooks", None)  # the list of members, no parameter
+    everyone = {key: None for other in notebooks() for key in declared(other)}
+    check_names(shared, everyone, f"params/{preset}/_shared.yaml")
+    mine = declared(name)
+    shared = {key: value for key, value in shared.items() if key in mine}
+    check(shared, mine, f"params/{preset}/_shared.yaml")
+    check(own, mine, f"params/{preset}/{name}.yaml")
+    return shared | own
+
+
+def parse_values(texts: Iterable[str], *, split: bool = False) -> dict:
+    """Read ["epochs=3", "seeds=[0, 1]", "annotation="] as {key: YAML value}; 1e-3 is a number, nothing is "".
+
+    With `split` each key gets the list of its values, for sweeps: ["seed=0,1,2", "variants=[intended],[a, b]"].
+    """
+    found = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise RunError(f"-p: give a parameter as name=value, got {text!r}")
+        try:
+            values = yaml.safe_load(f"[{value}]") if split else [yaml.safe_load(value) if value else ""]
+        except yaml.YAMLError as error:
+            raise RunError(f"-p: {text!r} is not YAML") from error
+        values = [float(v) if isinstance(v, str) and EXPONENT.fullmatch(v) else v for v in values]
+        found[key] = values if split else values[0]
+    return found

@@ -1,0 +1,318 @@
+"""What a surveillance camera sees: places built of boxes, lit and photographed by one pinhole above a flat ground.
+
+- everything stands in metres (x right, y up, z away from the camera), so size, overlap and shadow follow from the place
+- a place is cast once per video, ray by ray; what stands free in it is kept as a cut-out, so actors pass behind it
+- a canvas paints colour and identity with the same stroke: a mask cannot disagree with its picture
+- all of it follows from the generator passed in; nothing here knows what happens in a video
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
+SUPERSAMPLING = 2  # canvas pixels per pixel of the film, each way
+MARGIN = 4  # canvas pixels kept around the picture for a camera that shakes
+SCENES = ("street", "car_park", "shop", "plaza")
+LIGHTINGS = ("day", "overcast", "dusk", "night")
+Colour = tuple[int, int, int]
+Place = tuple[float, float]  # (x, z) on the ground, metres
+
+
+@dataclass(frozen=True)
+class Camera:
+    """A pinhole `height_m` above the ground, turned by `yaw` and down by `pitch` (radians), on a canvas in pixels."""
+
+    height_m: float
+    pitch: float
+    yaw: float
+    focal_px: float
+    width: int
+    height: int
+    mirror: int = 1  # -1 shows the same place from its other hand
+
+    def project(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return canvas places (N, 2) and pixels per metre (N,) of points (N, 3); not positive behind the camera."""
+        x, y, z = points[:, 0] * self.mirror, points[:, 1], points[:, 2]
+        across, ahead = x * np.cos(self.yaw) - z * np.sin(self.yaw), x * np.sin(self.yaw) + z * np.cos(self.yaw)
+        below = self.height_m - y
+        depth = below * np.sin(self.pitch) + ahead * np.cos(self.pitch)
+        scale = self.focal_px / np.where(np.abs(depth) < 0.1, 0.1, depth)
+        down = below * np.cos(self.pitch) - ahead * np.sin(self.pitch)
+        return np.stack([self.width / 2 + across * scale, self.height / 2 + down * scale], 1), scale
+
+    def rays(self) -> np.ndarray:
+        """Return the direction seen by each canvas pixel, (H, W, 3)."""
+        right, down = np.meshgrid(np.arange(self.width) + 0.5, np.arange(self.height) + 0.5)
+        right, down = (right - self.width / 2) / self.focal_px, (down - self.height / 2) / self.focal_px
+        ahead = np.cos(self.pitch) - down * np.sin(self.pitch)
+        x = right * np.cos(self.yaw) + ahead * np.sin(self.yaw)
+        z = ahead * np.cos(self.yaw) - right * np.sin(self.yaw)
+        return np.stack([x * self.mirror, -(down * np.cos(self.pitch) + np.sin(self.pitch)), z], -1)
+
+
+class Canvas:
+    """Paints shapes given in metres, in colour and, where `ids` is given, as the number `who` with the same outline.
+
+    With `sun` (metres of shadow per metre of height, in x and z) everything falls flat on the ground: its shadow.
+    """
+
+    def __init__(self, camera, image, *, ids=None, sun=None, ink=None, scale=1.0):
+        self.camera, self.sun, self.ink, self.scale, self.who = camera, sun, ink, scale, 0
+        self.draw = ImageDraw.Draw(image)
+        self.marks = ImageDraw.Draw(ids) if ids is not None else None
+
+    def place(self, points: Sequence) -> tuple[np.ndarray, np.ndarray]:
+        """Project points (N, 3), or their shadows, to canvas places (N, 2) and pixels per metre (N,)."""
+        points = np.asarray(points, float).reshape(-1, 3)
+        if self.sun is not None:
+            x, y, z = points.T
+            points = np.stack([x + self.sun[0] * y, 0 * y, z + self.sun[1] * y], 1)
+        places, scale = self.camera.project(points)
+        return places * self.scale, scale * self.scale
+
+    def polygon(self, points: Sequence, colour: Colour) -> None:
+        """Fill the outline through points (N, 3); left out when part of it is behind the camera."""
+        places, scale = self.place(points)
+        if (scale > 0).all() and np.abs(places).max() < 20_000:
+            self._strokes("polygon", [tuple(place) for place in places], colour)
+
+    def limbs(self, points: Sequence, thickness_m: Sequence[float], colour: Colour) -> None:
+        """Draw a chain of round-ended limbs through points (N, 3); `thickness_m` (N,) at each point."""
+        places, scale = self.place(points)
+        if not (scale > 0).all() or np.abs(places).max() > 20_000:
+            return
+        radii = np.maximum(np.asarray(thickness_m) * scale / 2, 0.6)
+        for (start, end), (wide, narrow) in zip(_pairs(places), _pairs(radii), strict=True):
+            side = np.array([start[1] - end[1], end[0] - start[0]])
+            side = side / (np.hypot(*side) or 1.0)
+            outline = [start + side * wide, end + side * narrow, end - side * narrow, start - side * wide]
+            self._strokes("polygon", [tuple(place) for place in outline], colour)
+        for (x, y), radius in zip(places, radii, strict=True):
+            self._strokes("ellipse", (x - radius, y - radius, x + radius, y + radius), colour)
+
+    def wheel(self, centre: Sequence, along: np.ndarray, radius_m: float, colour: Colour) -> None:
+        """Fill an upright wheel round `centre` (3,), turned `along` a ground direction (3,)."""
+        turn = np.linspace(0, 2 * np.pi, 14, endpoint=False)[:, None]
+        self.polygon(np.asarray(centre) + radius_m * (np.cos(turn) * along + np.sin(turn) * [0, 1, 0]), colour)
+
+    def _strokes(self, shape: str, outline, colour: Colour) -> None:
+        getattr(self.draw, shape)(outline, fill=colour if self.ink is None else self.ink)
+        if self.marks:
+            getattr(self.marks, shape)(outline, fill=self.who)
+
+
+def _pairs(values):
+    return list(zip(values[:-1], values[1:], strict=True))
+
+
+def shade(colour: Colour, gain: float) -> Colour:
+    """Return the colour made darker (gain < 1) or lighter."""
+    return tuple(int(min(255, max(0, part * gain))) for part in colour)
+
+
+@dataclass(frozen=True)
+class Block:
+    """An upright box between two corners in metres; a `free` one can hide actors behind it."""
+
+    low: tuple[float, float, float]
+    high: tuple[float, float, float]
+    colour: Colour
+    pattern: str = "plain"
+    free: bool = False
+
+
+@dataclass(frozen=True)
+class Paint:
+    """A patterned rectangle on the ground: x from, to; z from, to."""
+
+    x0: float
+    x1: float
+    z0: float
+    z1: float
+    colour: Colour
+    pattern: str = "asphalt"
+
+
+@dataclass
+class Layout:
+    """A place and where things go in it: walks and lanes from end to end, open spots, a closed zone, a machine."""
+
+    height_m: float
+    pitch: float
+    walks: list[tuple[Place, Place]]
+    lanes: list[tuple[Place, Place]]
+    lane_speed: float  # metres per second
+    spots: list[Place]
+    gate: Place  # where the fence is crossed, from the near side to the far one
+    machine: Place  # middle of the machine's front, which looks at the camera
+    paints: list[Paint]
+    blocks: list[Block]
+    props: list[tuple] = field(default_factory=list)  # (kind, x, z, a number: heading or second x)
+    riders: bool = False  # bicycles, where cars do not go
+
+
+GRAYS = [(150, 148, 142), (132, 130, 128), (165, 158, 148), (120, 122, 126)]
+WALLS = [(176, 150, 128), (160, 164, 168), (188, 178, 156), (146, 120, 108), (170, 176, 160)]
+
+
+def _fenced(x0, x1, z0, z1):
+    """A closed zone: hatched ground behind a fence on its near side."""
+    return [Paint(x0, x1, z0, z1, (196, 168, 60), "hatch")], [("fence", x0, z0, x1)]
+
+
+def _machine(x, z):
+    return Block((x - 0.5, 0, z), (x + 0.5, 1.95, z + 0.7), (150, 44, 40), "machine", True)
+
+
+def street(rng: np.random.Generator) -> Layout:
+    """Two lanes between pavements, shop fronts behind, road works on the near side."""
+    wall, stone, zone = WALLS[rng.integers(5)], GRAYS[rng.integers(4)], _fenced(3.2, 7.5, 8.4, 10.6)
+    paints = [Paint(-90, 90, 0, 90, stone, "paving"), Paint(-90, 90, 11.0, 18.6, (92, 93, 96))]
+    paints += [Paint(-90, 90, z, z + 0.25, (172, 170, 165), "plain") for z in (10.85, 18.5)]
+    paints += [Paint(x, x + 1.6, 14.7, 14.86, (214, 212, 200), "plain") for x in range(-42, 42, 4)]
+    x, doors = -44.0, []
+    while x < 44:
+        width, tall = rng.uniform(7, 12), rng.uniform(7, 13)
+        colour = WALLS[rng.integers(5)] if rng.random() < 0.6 else wall
+        doors.append(Block((x, 0, 22.4), (x + width, tall, 32), colour, "facade"))
+        x += width
+    props = [("lamp", x, 10.6, 0) for x in (-8.5, 1.6, 11)] + [("tree", x, 19.4, 0) for x in (-13, -4.5, 6, 15)]
+    props += [("car", x, 17.7, 0.0) for x in rng.choice(np.arange(-18, 20, 5.5), 3, replace=False)]
+    walks = [((-11, 9.6), (11, 9.6)), ((-9, 7.6), (3, 7.6)), ((-10, 8.6), (3, 8.2)), ((-16, 20.3), (16, 20.3))]
+    lanes = [((-26, 12.8), (26, 12.8)), ((26, 16.2), (-26, 16.2))]
+    spots = [(-2.2, 8.0), (0.2, 9.2), (-1.0, 9.4), (1.2, 7.8)]
+    return Layout(
+        4.6, 0.33, walks, lanes, 7.5, spots, (4.6, 8.4), (-4.6, 10.0), zone[0][:0] + paints + zone[0],
+        [*doors, _machine(-4.6, 10.0)], props + zone[1] + [("bin", -6.2, 10.3, 0)],
+    )  # fmt: skip
+
+
+def car_park(rng: np.random.Generator) -> Layout:
+    """Bays with parked cars round two crossing lanes, a fenced yard behind."""
+    zone = _fenced(-8.5, -1.2, 17.6, 21.5)
+    paints = [Paint(-90, 90, 0, 90, GRAYS[1]), *zone[0]]
+    paints += [Paint(x, x + 0.12, 15.4, 20.4, (222, 220, 210), "plain") for x in np.arange(4.6, 24, 2.7)]
+    paints += [Paint(x, x + 0.12, 2, 7.6, (222, 220, 210), "plain") for x in np.arange(-12.5, -2, 2.7)]
+    paints += [Paint(x, x + 1.5, 11.4, 11.6, (206, 190, 96), "plain") for x in range(-20, 24, 4)]
+    bays = [(x + 1.4, 17.8) for x in np.arange(4.6, 18, 2.7)] + [(-6.0, 5.2), (-8.7, 5.2)]
+    props = [("car", x, z, np.pi / 2 * rng.choice([-1, 1])) for x, z in bays if rng.random() < 0.75]
+    props += [("lamp", -1.0, 16.6, 0), ("lamp", 9.6, 14.9, 0), ("tree", -14, 23, 0), ("tree", 12, 24.5, 0), ("tree", 3, 25, 0)]
+    blocks = [Block((-60, 0, 27), (60, 3.0, 28), (138, 112, 98), "brick"), Block((-13, 0, 21.6), (-4, 4.4, 26), WALLS[2], "facade")]
+    walks = [((-10, 8.7), (10, 8.7)), ((-9, 14.2), (12, 14.2)), ((5.5, 4.6), (7.5, 15.0)), ((-1.6, 5.2), (9, 7.4))]
+    lanes = [((-24, 11.5), (24, 11.5)), ((1.9, 34), (1.9, 1))]
+    spots = [(-1.4, 8.6), (1.2, 8.2), (3.4, 8.8), (-2.6, 9.4)]
+    return Layout(
+        5.0, 0.37, walks, lanes, 4.2, spots, (-3.2, 17.6), (5.4, 9.6), paints, [*blocks, _machine(5.4, 9.6)], props + zone[1],
+    )  # fmt: skip
+
+
+def shop(rng: np.random.Generator) -> Layout:
+    """A hall between shelves with a tiled floor, a counter, and a staff corner behind a barrier."""
+    zone = _fenced(1.1, 4.6, 11.2, 14.4)
+    paints = [Paint(-60, 60, 0, 60, (178, 174, 166), "tiles"), *zone[0]]
+    wall = WALLS[rng.integers(5)]
+    blocks = [Block((-30, 0, 16), (30, 4.4, 17), wall, "doors"), Block((-8, 0, 0.5), (-4.6, 2.2, 16), (150, 140, 128), "shelf")]
+    blocks += [Block((4.6, 0, 0.5), (8, 2.2, 16), (150, 140, 128), "shelf"), Block((-30, 0, 0), (-8, 4.4, 20), wall)]
+    blocks += [Block((8, 0, 0), (30, 4.4, 20), wall), Block((-2.6, 0, 11.4), (-1.2, 1.5, 13.6), (122, 96, 74), "shelf", True)]
+    blocks += [_machine(-3.6, 9.8)]
+    walks = [((-3.4, 4.4), (-3.4, 15.4)), ((0.4, 4.0), (0.2, 15.6)), ((-4.3, 8.4), (4.3, 7.8)), ((3.2, 4.0), (-2.8, 10.4))]
+    props = [("bin", 4.1, 10.4, 0), ("bench", 3.9, 6.2, np.pi / 2)]
+    spots = [(-0.9, 7.4), (0.7, 8.2), (1.6, 7.2), (0.2, 9.2)]
+    return Layout(3.5, 0.38, walks, [], 0.0, spots, (2.6, 11.2), (-3.6, 9.8), paints, blocks, props + zone[1])
+
+
+def plaza(rng: np.random.Generator) -> Layout:
+    """An open square with trees, benches and bicycles, a fenced building site at its edge."""
+    zone = _fenced(2.6, 8.5, 14.0, 17.4)
+    paints = [Paint(-90, 90, 0, 90, GRAYS[rng.integers(4)], "slabs"), *zone[0], Paint(-12, -4.4, 15.5, 20, (96, 118, 72), "grass")]
+    x, blocks = -50.0, [Block((-2.2, 0, 17.5), (0.6, 0.7, 20), (136, 128, 118), "brick", True)]
+    while x < 50:
+        width, tall = rng.uniform(9, 15), rng.uniform(8, 14)
+        blocks.append(Block((x, 0, 31), (x + width, tall, 44), WALLS[rng.integers(5)], "facade"))
+        x += width
+    props = [("tree", x, z, 0) for x, z in ((-9.5, 17.5), (-6, 19), (1.5, 25), (11, 24), (-16, 24))]
+    props += [("bench", -4.9, 13.2, 0.0), ("bench", -7.6, 13.4, 0.0), ("lamp", -2.6, 14.4, 0), ("lamp", 9.6, 13, 0), ("bin", -3.4, 13.2, 0)]
+    walks = [((-10, 11.6), (10, 11.6)), ((-8, 8.2), (8, 9.6)), ((3.6, 4.6), (0.6, 26)), ((-5, 4.8), (-1.6, 24)), ((-14, 21.5), (14, 21.5))]
+    lanes = [((-13, 10.4), (13, 12.8)), ((16, 19.2), (-16, 21.6))]
+    spots = [(-1.6, 8.6), (0.6, 9.4), (1.8, 8.4), (-0.4, 10.4)]
+    return Layout(
+        5.0, 0.34, walks, lanes, 3.8, spots, (4.6, 14.0), (5.6, 10.6), paints, [*blocks, _machine(5.6, 10.6)], props + zone[1], True,
+    )  # fmt: skip
+
+
+PLACES = {"street": street, "car_park": car_park, "shop": shop, "plaza": plaza}
+
+
+def _pattern(name: str, u: np.ndarray, v: np.ndarray, colour: Colour, table: np.ndarray) -> np.ndarray:
+    """Colour (N, 3) of a surface at u across, v up or away, in metres; `table` (256, 256) in [0, 1) is its chance."""
+
+    def chance(a, b):
+        return table[np.floor(a).astype(int) & 255, np.floor(b).astype(int) & 255]
+
+    gain = 0.9 + 0.1 * chance(u * 23, v * 23) + 0.1 * chance(u * 0.9, v * 0.9) * chance(u * 4, v * 4)
+    paint = np.broadcast_to(np.array(colour, float), (*u.shape, 3)).copy()
+    size = {"paving": 0.7, "tiles": 0.9, "slabs": 1.5}.get(name)
+    if size:
+        gain *= 0.88 + 0.16 * chance(u / size, v / size)
+        gain[(u % size < 0.05) | (v % size < 0.05)] *= 0.78
+    elif name == "asphalt":
+        gain *= 0.94 + 0.1 * chance(u * 0.25, v * 0.6)
+    elif name == "brick":
+        row = np.floor(v / 0.28)
+        gain *= 0.82 + 0.26 * chance(u / 0.6 + 0.5 * (row % 2), row)
+        gain[(v % 0.28 < 0.05) | ((u + 0.3 * (row % 2)) % 0.6 < 0.04)] *= 0.8
+    elif name == "grass":
+        gain *= 0.75 + 0.45 * chance(u * 7, v * 7)
+    elif name == "hatch":
+        paint[((u + v) % 1.2) < 0.5] *= 0.45
+    elif name == "shelf":
+        goods = np.array([(176, 60, 52), (58, 96, 150), (212, 186, 84), (84, 136, 84), (206, 204, 196), (148, 92, 134), (206, 128, 66)])
+        paint = goods[(chance(u / 0.34, v / 0.5) * 7).astype(int)] * (0.7 + 0.3 * chance(u / 0.17, v / 0.5)[..., None])
+        paint[(v % 0.5 < 0.1) | (v % 0.5 > 0.42)] = (96, 90, 84)
+    elif name == "machine":
+        paint[(v > 0.8) & (v < 1.75)] = (196, 214, 222)
+        goods = (v > 0.85) & (v < 1.7) & (v % 0.3 > 0.08) & (u % 0.2 > 0.06)
+        paint[goods] = (90 + 150 * chance(u / 0.2, v / 0.3)[..., None] * np.array([1, 0.7, 0.5]))[goods]
+    elif name == "doors":
+        glass = (u % 5 > 1.2) & (u % 5 < 3.8) & (v < 2.5)
+        paint[glass] = (112, 128, 138)
+        paint[glass & ((u % 1.3 < 0.08) | (v > 2.4))] = (70, 72, 76)
+    elif name == "facade":
+        pane = (u % 2.6 > 0.7) & (u % 2.6 < 1.9) & (v % 3.1 > 1.0) & (v % 3.1 < 2.5) & (v > 3.1)
+        front = (v < 2.7) & (v > 0.5) & (u % 3.9 > 0.5) & (u % 3.9 < 3.4)
+        paint[pane | front] = (74, 86, 98)
+        gain[pane | front] *= (0.7 + 0.8 * chance(u / 2.6, v / 3.1) ** 3)[pane | front]
+        paint[(v > 2.7) & (v < 3.1)] *= 0.72
+        awning = (v > 2.3) & (v < 2.9) & (chance(u / 3.9, v * 0) > 0.5)
+        paint[awning] = np.where((u[awning] % 0.6 < 0.3)[:, None], (196, 190, 180), (140, 66, 60))
+    return paint * gain[..., None]
+
+
+def cast(camera: Camera, layout: Layout, rng: np.random.Generator, sky: Colour) -> tuple[np.ndarray, np.ndarray]:
+    """Cast one ray per canvas pixel: colours uint8 (H, W, 3) and what was hit (H, W): -2 sky, -1 ground, else a block."""
+    rays, table = camera.rays(), rng.random((256, 256))
+    x, y, z = (np.where(np.abs(part) < 1e-9, 1e-9, part) for part in np.moveaxis(rays, -1, 0))
+    far = np.where(y < 0, -camera.height_m / y, np.inf)
+    hit, image = np.where(y < 0, -1, -2), np.empty(rays.shape)
+    image[:] = np.array(sky) * (1 - 0.25 * np.clip(y, 0, 1))[..., None]
+    ground = hit == -1
+    u, v = (x * np.where(ground, far, 0)), (z * np.where(ground, far, 0))
+    for paint in layout.paints:
+        inside = ground & (u >= paint.x0) & (u < paint.x1) & (v >= paint.z0) & (v < paint.z1)
+        image[inside] = _pattern(paint.pattern, u[inside], v[inside], paint.colour, table)
+    for number, block in enumerate(layout.blocks):
+        near = np.stack([(low - o) / d for low, o, d in zip(block.low, (0, camera.height_m, 0), (x, y, z), strict=True)])
+        away = np.stack([(high - o) / d for high, o, d in zip(block.high, (0, camera.height_m, 0), (x, y, z), strict=True)])
+        enter, leave = np.minimum(near, away), np.maximum(near, away)
+        face, start = enter.argmax(0), enter.max(0)
+        seen = (start < leave.min(0)) & (start > 0.2) & (start < far)
+        at = start[seen]
+        side = np.where(face[seen] == 0, z[seen] * at - block.low[2], x[seen] * at - block.low[0])
+        up = np.where(face[seen] == 1, z[seen] * at, camera.height_m + y[seen] * at)
+        light = np.array([0.78, 1.08, 0.94])[face[seen]] * np.clip(0.72 + up * 0.5, 0, 1)  # walls darken where they stand
+        image[seen] = _pattern(block.pattern, side, up, block.colour, table) * light[:, None]
+        far, hit = np.where(seen, start, far), np.where(seen, number, hit)
+    haze = np.clip(far / 140, 0, 0.35)[..., None]
+    return np.clip(image * (1 - haze) + np.array(sky) * haze, 0, 255).astype(np.uint8), hit
