@@ -61,7 +61,8 @@ def videos(scratch: Path) -> list[Path]:
     real = Path(os.environ.get("VAU_REAL_DATA", "")) / "videos" / "ucf_crime" / "Robbery102_x264.mp4"
     if real.is_file():
         return [real]
-    synthesis.film(synthesis.scenario_for(0, event="fight", duration_s=20.0), scratch / "synthetic.mp4")
+    scenario = synthesis.scenario_for(0, event="fight", duration_s=20.0)
+    video.write_video(scratch / "synthetic.mp4", synthesis.render(scenario).frames, fps=scenario.fps)
     return [scratch / "synthetic.mp4"]
 
 

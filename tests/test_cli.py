@@ -71,13 +71,8 @@ assert not {"torch", "decord", "sklearn", "matplotlib"} & set(sys.modules)
 
 
 def test_a_sweep_leaves_a_row_per_point_and_a_failed_point_does_not_stop_it(project):
-    write_notebook(
-        project,
-        "03_third",
-        "count: int = 3",
-        "from vau_lib import runs",
-        "assert count != 4, 'four'\nruns.record(n=count)",
-    )
+    code = "assert count != 4, 'four'\nruns.record(n=count)"
+    write_notebook(project, "03_third", "count: int = 3", "from vau_lib import runs", code)
     said = vau("sweep", "demo", "3", "count=4,3")
     assert said.exit_code == 1 and said.stdout.endswith("1 of 2 points in data/runs/demo\n")
     assert "vau: 03_third stopped at In [4] `assert count != 4, 'four'`: AssertionError: four" in said.stderr

@@ -8,14 +8,16 @@ import pytest
 LIBRARY = Path(__file__).parents[1] / "vau_lib"
 TIERS = {
     0: {"video", "records", "datasets", "store", "runs", "presets", "cluster"},
-    1: {"synthesis", "stage", "features", "training", "peers", "metrics", "plots"},
+    1: {"synthesis", "stage", "features", "training", "peers", "metrics", "results", "plots", "actors"},
     2: {"memtsm"},
     3: {"cli"},
 }
-WITHIN_TIER_1 = {("features", "training"), ("training", "metrics"), ("synthesis", "stage")}
+WITHIN_TIER_1 = {("features", "training"), ("training", "metrics"), ("synthesis", "stage"), ("synthesis", "actors"),
+    ("actors", "stage"), ("results", "metrics"),
+}
 DOORS = {
     "decord": {"video"}, "av": {"video"}, "kornia": {"features"}, "cv2": {"features"}, "transformers": {"training"},
-    "sklearn": {"metrics", "peers"}, "matplotlib": {"plots"}, "seaborn": {"plots"}, "papermill": {"runs"}, "ray": {"cluster"},
+    "sklearn": {"metrics", "peers"}, "matplotlib": {"plots"}, "seaborn": {"plots"}, "papermill": {"runs", "presets"}, "ray": {"cluster"},
     "typer": {"cli"}, "rich": {"cli"},
 }  # fmt: skip
 TIER_OF = {name: tier for tier, names in TIERS.items() for name in names}

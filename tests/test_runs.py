@@ -51,9 +51,7 @@ def resumed(history, monkeypatch):
 
 def test_a_failed_run_names_notebook_and_cell_and_keeps_the_copy(resumed):
     _, noted = resumed
-    assert noted["error"].startswith(
-        "02_second stopped at In [4] `if broken:`: ValueError: clip 5 is empty (see data/runs"
-    )
+    assert noted["error"].startswith("02_second stopped at In [4] `if broken:`: ValueError: clip 5 is empty (see data/")
     assert "\n" not in noted["error"] and not noted["third ran"]
     outputs = [output for cell in noted["copy"]["cells"] for output in cell.get("outputs", [])]
     assert any(output["output_type"] == "error" for output in outputs)
@@ -61,7 +59,11 @@ def test_a_failed_run_names_notebook_and_cell_and_keeps_the_copy(resumed):
 
 def test_the_next_run_skips_what_is_done_and_goes_on_at_the_failed_notebook(resumed):
     _, noted = resumed
-    assert [step.why.split(" `")[0] for step in noted["steps"]] == ["", "stopped at In [4]", "02 runs before it"]
+    assert [step.why.split(" `")[0] for step in noted["steps"]] == [
+        "",
+        "stopped last time: In [4]",
+        "02 runs before it",
+    ]
     assert (runs.copies("tiny") / "01_first.ipynb").stat().st_mtime_ns == noted["first"]
     assert reasons("tiny") == ["", "", ""]
 
@@ -175,4 +177,24 @@ def test_ctrl_c_leaves_a_copy_to_resume_from(project):
     job.send_signal(signal.SIGINT)
     _, said = job.communicate(timeout=20)
     assert job.returncode == 130 and "vau: stopped; the same command goes on from here" in said
-    assert reasons("tiny") == ["stopped at interrupted"] and runs.state("tiny", "01_first") == "failed"
+    assert reasons("tiny")[0].startswith("stopped last time: interrupted at In [")
+    assert runs.state("tiny", "01_first") == "failed"
+
+
+def test_a_kernel_that_dies_is_named_with_its_cell(project):
+    write_notebook(project, "03_third", "", "import os", "os._exit(3)  # as when memory runs out", "1")
+    with pytest.raises(RunError, match=r"03_third stopped at In \[2\] `os._exit\(3\).*`: DeadKernelError"):
+        runs.run("tiny", ["3"])
+    assert "DeadKernelError" in runs.table()["failed"][0] and runs.state("tiny", "03_third") == "failed"
+
+
+def test_a_copy_made_by_papermill_itself_has_a_row_too(project):
+    import papermill
+
+    copy = runs.copies("tiny") / "01_first.ipynb"
+    copy.parent.mkdir(parents=True)
+    source = runs.notebooks()["01_first"]
+    papermill.execute_notebook(source, copy, {"count": 4, "notebooks": ["01"]}, progress_bar=False)
+    row = runs.table().iloc[0]
+    assert (row["count"], row["doubled"], row["failed"]) == (4, 8, "") and "notebooks" not in runs.table()
+    assert reasons("tiny")[0] == "was not finished"

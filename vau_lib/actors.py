@@ -1,7 +1,7 @@
-"""Bodies that move like bodies: people hung on a skeleton, vehicles folded from a side profile, street furniture.
+"""Bodies that move like bodies: people hung on a skeleton, walking, running, falling, fighting, riding.
 
-- a person is a pose (joint angles) and a look (build, clothes); the lowest foot stands on the ground, so a step bobs by itself
-- a vehicle is a profile swept across its width; only faces turned to the camera are painted
+- a person is a pose (joint angles) and a look (build, clothes); the lowest foot stands on the ground, so steps bob
+- a pose is a function of the seconds into an act, so any moment can be painted without the one before
 - every function paints on a `stage.Canvas`, so the same strokes give colour, identity and shadow
 """
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from vau_lib import props
 from vau_lib.stage import Canvas, Colour, shade
 
 SKINS = [(232, 196, 168), (206, 160, 128), (160, 114, 84), (112, 78, 58), (224, 182, 150)]
@@ -17,7 +18,6 @@ HAIRS = [(44, 36, 32), (78, 56, 40), (132, 98, 62), (28, 28, 30), (150, 146, 142
 TOPS = [(172, 54, 48), (46, 74, 122), (58, 60, 66), (210, 206, 196), (72, 106, 78), (196, 154, 70), (104, 74, 116), (96, 132, 158),
         (34, 36, 42), (150, 92, 58), (122, 124, 128), (200, 120, 130)]  # fmt: skip
 BOTTOMS = [(48, 58, 82), (38, 38, 42), (92, 84, 74), (132, 120, 98), (70, 74, 80), (58, 44, 40)]
-PAINTS = [(188, 190, 194), (44, 46, 52), (222, 222, 218), (134, 32, 32), (38, 62, 104), (96, 102, 106), (58, 84, 70), (170, 150, 112)]
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,9 @@ def _phone(t, phase):
 
 def _talk(t, phase):
     wave = 0.5 + 0.35 * np.sin(3.1 * t + phase) * np.sin(0.9 * t)
-    return replace(_stand(t, phase), shoulders=(0.15, wave), elbows=(0.5, 0.9 + 0.5 * np.sin(4.3 * t)), splay=(0.1, 0.3))
+    return replace(
+        _stand(t, phase), shoulders=(0.15, wave), elbows=(0.5, 0.9 + 0.5 * np.sin(4.3 * t)), splay=(0.1, 0.3)
+    )
 
 
 def _wave(t, phase):
@@ -145,7 +147,9 @@ def _strike(t, phase):
     beat = (1.15 * t) % 1
     up = _smooth(beat / 0.55) if beat < 0.55 else 1 - _smooth((beat - 0.55) / 0.16)
     arms = 0.75 + 2.0 * up
-    return Pose(0.4 - 0.5 * up, (0.35, -0.35), (0.35 - 0.1 * up, 0.2), (arms, arms), (0.25 + 0.5 * up,) * 2, (-0.1, -0.1))
+    return Pose(
+        0.4 - 0.5 * up, (0.35, -0.35), (0.35 - 0.1 * up, 0.2), (arms, arms), (0.25 + 0.5 * up,) * 2, (-0.1, -0.1)
+    )
 
 
 def _climb(t, phase):
@@ -161,12 +165,15 @@ def _climb(t, phase):
 def _ride(t, phase):
     turn = phase
     hips = 0.85 + 0.35 * np.sin([turn, turn + np.pi])
-    return Pose(0.55, tuple(hips), tuple(0.95 + 0.45 * np.cos([turn, turn + np.pi])), (0.75, 0.75), (0.35, 0.35), lift_m=0.28)
+    return Pose(
+        0.55, tuple(hips), tuple(0.95 + 0.45 * np.cos([turn, turn + np.pi])), (0.75, 0.75), (0.35, 0.35), lift_m=0.28
+    )
 
 
 POSES: dict[str, Callable[[float, float], Pose]] = {
     "stand": _stand, "phone": _phone, "talk": _talk, "wave": _wave, "crouch": _crouch, "fall": _fall, "punch": _punch,
     "reel": _reel, "strike": _strike, "climb": _climb, "ride": _ride,
+    "rise": lambda t, phase: _fall(max(0.0, 1.1 - 0.55 * t), phase),
 }  # fmt: skip
 
 
@@ -186,7 +193,9 @@ def _skeleton(pose: Pose, tall: float) -> dict[str, np.ndarray]:
     def chain(start, lengths, angles, aside):
         points = [np.asarray(start)]
         for length, angle in zip(lengths, angles, strict=True):
-            points.append(points[-1] + length * np.array([np.sin(angle), -np.cos(angle) * np.cos(aside), np.sin(aside)]))
+            points.append(
+                points[-1] + length * np.array([np.sin(angle), -np.cos(angle) * np.cos(aside), np.sin(aside)])
+            )
         return points
 
     up = np.array([np.sin(pose.lean), np.cos(pose.lean), 0.0])
@@ -270,7 +279,9 @@ def _torso(canvas, look, joints):
 
 
 def _pack(canvas, joints, back):
-    canvas.limbs([joints["neck"] * 0.8 + joints["pelvis"] * 0.2 + back, joints["pelvis"] + back], (0.27, 0.31), (52, 58, 50))
+    canvas.limbs(
+        [joints["neck"] * 0.8 + joints["pelvis"] * 0.2 + back, joints["pelvis"] + back], (0.27, 0.31), (52, 58, 50)
+    )
 
 
 def _held(canvas, look, joints, near, turn):
@@ -279,98 +290,11 @@ def _held(canvas, look, joints, near, turn):
         arm = joints["right arm"]
         canvas.limbs([arm[2], arm[2] + (arm[2] - arm[1]) * 2.8], (0.045, 0.075), (206, 178, 128))
     elif look.carries == "bag":
-        bag(canvas, hand - [0, 0.3, 0], turn[0], 0.4)
+        props.bag(canvas, hand - [0, 0.3, 0], turn[0], 0.4)
     elif look.carries == "case":
-        bag(canvas, np.array([hand[0], 0.05, hand[2]]) + turn[0] * -0.2, turn[0], 0.42, tall_m=0.55, colour=(46, 50, 60))
-
-
-def bag(canvas: Canvas, low: np.ndarray, along: np.ndarray, long_m: float, *, tall_m=0.28, colour=(58, 42, 34)) -> None:
-    """Paint a bag standing on `low` (3,), its long side `along` a ground direction (3,)."""
-    across, top = np.array([-along[2], 0, along[0]]) * 0.1, np.array([0, tall_m, 0])
-    for side in sorted((-across, across), key=lambda s: -s[2]):
-        corners = [low + side - along * long_m / 2, low + side + along * long_m / 2]
-        canvas.polygon([*corners, corners[1] + top, corners[0] + top], shade(colour, 1.0))
-    lid = [low + top + a * across + b * along * long_m / 2 for a, b in ((-1, -1), (-1, 1), (1, 1), (1, -1))]
-    canvas.polygon(lid, shade(colour, 1.35))
-    canvas.limbs([low + top - along * 0.08, low + top + [0, 0.1, 0], low + top + along * 0.08], (0.03, 0.03, 0.03), shade(colour, 0.6))
-
-
-@dataclass(frozen=True)
-class Body:
-    """A vehicle's side profile (along, up) from the tail round the top to the nose, its glass, its width; metres."""
-
-    profile: tuple[tuple[float, float], ...]
-    glass_edges: tuple[int, ...]  # profile edges that are panes
-    windows: tuple[tuple[tuple[float, float], ...], ...]
-    width_m: float
-    wheels: tuple[float, float]
-    waist_m: float  # above it the cabin leans in
-
-
-BODIES = {
-    "car": Body(
-        ((-2.05, 0.28), (-2.12, 0.72), (-1.98, 0.96), (-1.6, 1.0), (-1.02, 1.42), (0.3, 1.45), (1.02, 0.98), (1.92, 0.86), (2.12, 0.62), (2.1, 0.28)),
-        (3, 5), (((-1.42, 1.0), (-0.96, 1.35), (-0.33, 1.38), (-0.33, 1.0)), ((-0.25, 1.0), (-0.25, 1.38), (0.27, 1.38), (0.84, 1.0))),
-        1.76, (-1.32, 1.32), 1.0,
-    ),
-    "van": Body(
-        ((-2.45, 0.34), (-2.5, 1.2), (-2.4, 2.15), (1.15, 2.2), (1.85, 1.3), (2.4, 1.12), (2.52, 0.7), (2.5, 0.34)),
-        (3,), (((0.3, 1.25), (0.3, 1.95), (1.08, 1.98), (1.6, 1.25)),), 1.95, (-1.6, 1.65), 1.3,
-    ),
-}  # fmt: skip
-
-
-def vehicle(canvas, kind: str, colour: Colour, at: tuple[float, float], heading: float, *, crumple=0.0, lit=False) -> None:
-    """Paint a "car" or "van" standing on (x, z), nose to `heading`; `crumple` in [0, 1] folds its nose in."""
-    body = BODIES[kind]
-    along = np.array([np.cos(heading), 0, np.sin(heading)])
-    left = np.array([-along[2], 0, along[0]])
-    base = np.array([at[0], 0, at[1]])
-    to_camera = np.array([0, canvas.camera.height_m, 0]) - base
-
-    def point(where, side):
-        far, up = where
-        fold = crumple * max(far - 0.9, 0)
-        lean = 1 - 0.2 * max(0.0, min(1.0, (up - body.waist_m) / 0.4))
-        return base + along * (far - 0.42 * fold) + [0, up + 0.22 * fold, 0] + left * side * body.width_m / 2 * lean
-
-    near = 1 if left @ to_camera > 0 else -1
-    canvas.polygon([point(p, -near) for p in body.profile], shade(colour, 0.5))
-    for place in body.wheels:
-        canvas.wheel(point((place, 0.33), -near * 0.95), along, 0.33, (22, 22, 24))
-    edges = []
-    for number, (start, end) in enumerate(zip(body.profile[:-1], body.profile[1:], strict=True)):
-        outward = along * -(end[1] - start[1]) + np.array([0, end[0] - start[0], 0])  # profile runs clockwise
-        outward = outward / (np.linalg.norm(outward) or 1)
-        corners = [point(start, near), point(end, near), point(end, -near), point(start, -near)]
-        if outward @ (to_camera - along * (start[0] + end[0]) / 2 - [0, (start[1] + end[1]) / 2, 0]) > 0:
-            gain = 0.74 + 0.42 * outward[1]
-            paint = (52, 62, 72) if number in body.glass_edges else shade(colour, gain)
-            edges.append((-(along * (start[0] + end[0])) @ to_camera, number, corners, paint))
-    for _, _, corners, paint in sorted(edges, key=lambda edge: -edge[0]):
-        canvas.polygon(corners, paint)
-    canvas.polygon([point(p, near) for p in body.profile], shade(colour, 0.86))
-    for window in body.windows:
-        canvas.polygon([point(p, near * 1.0) for p in window], (44, 54, 64))
-    canvas.polygon([point((p, u), near) for p, u in ((-2, 0.28), (-2, 0.42), (2, 0.42), (2, 0.28))], shade(colour, 0.5))
-    for place in body.wheels:
-        hub = point((place, 0.33), near * 1.01)
-        canvas.wheel(hub, along, 0.38, shade(colour, 0.35))
-        canvas.wheel(hub, along, 0.33, (24, 24, 26))
-        canvas.wheel(hub, along, 0.17, (138, 140, 144))
-    ends = ((body.profile[-2], (255, 250, 224), 1), (body.profile[1], (196, 40, 34), -1))
-    for (far, up), light, facing in ends:
-        if along @ to_camera * facing > 0:
-            for side in (-0.78, 0.78):
-                spot = point((far, up), side)
-                canvas.limbs([spot - left * 0.13, spot + left * 0.13], (0.16, 0.16), light if lit or facing < 0 else (214, 216, 214))
-
-
-def lamps(kind: str, at: tuple[float, float], heading: float) -> list[np.ndarray]:
-    """Return where a vehicle's two head lamps are, each (3,)."""
-    far, up = BODIES[kind].profile[-2]
-    along = np.array([np.cos(heading), 0, np.sin(heading)])
-    return [np.array([at[0], up, at[1]]) + along * far + side * np.array([-along[2], 0, along[0]]) for side in (-0.65, 0.65)]
+        props.bag(
+            canvas, np.array([hand[0], 0.05, hand[2]]) + turn[0] * -0.2, turn[0], 0.42, tall_m=0.55, colour=(46, 50, 60)
+        )
 
 
 def bicycle(canvas: Canvas, look: Look, at: tuple[float, float], heading: float, phase: float) -> None:
@@ -382,34 +306,16 @@ def bicycle(canvas: Canvas, look: Look, at: tuple[float, float], heading: float,
         rim = base + along * far + up * 0.34 + 0.34 * (np.cos(turn) * along + np.sin(turn) * up)
         canvas.limbs(rim, np.full(len(rim), 0.05), (26, 26, 28))
     crank, seat, stem = base + up * 0.3, base - along * 0.2 + up * 0.9, base + along * 0.4 + up * 0.95
-    for chain in ([base - along * 0.52 + up * 0.34, crank, seat], [crank, stem, base + along * 0.52 + up * 0.34], [seat, stem]):
+    for chain in (
+        [base - along * 0.52 + up * 0.34, crank, seat],
+        [crank, stem, base + along * 0.52 + up * 0.34],
+        [seat, stem],
+    ):
         canvas.limbs(chain, np.full(len(chain), 0.06), shade(look.top, 0.7))
-    person(canvas, replace(look, coat=False, carries=""), pose_of("ride", 0, phase, 0), (at[0] - 0.18 * along[0], at[1] - 0.18 * along[2]), heading)
-
-
-def prop(canvas: Canvas, kind: str, x: float, z: float, number: float) -> None:
-    """Paint street furniture at (x, z): its `number` is a heading, for a fence the x where it ends."""
-    table = np.random.default_rng(int(abs(x * 100 + z * 7)))  # the same tree every time
-    if kind == "car":
-        vehicle(canvas, "van" if table.random() < 0.2 else "car", PAINTS[table.integers(len(PAINTS))], (x, z), number)
-    elif kind == "lamp":
-        canvas.limbs([(x, 0, z), (x, 5.4, z), (x + 0.9, 5.6, z)], (0.16, 0.1, 0.1), (84, 88, 92))
-        canvas.limbs([(x + 0.7, 5.55, z), (x + 1.3, 5.55, z)], (0.18, 0.18), (226, 222, 206))
-    elif kind == "tree":
-        canvas.limbs([(x, 0, z), (x, 2.6, z)], (0.34, 0.24), (82, 66, 52))
-        for gain in (0.62, 0.8, 1.0, 1.18):
-            for _ in range(9):
-                off = table.normal(0, 0.62, 3) + [0, 0.35 * gain, -0.3 * gain]
-                canvas.limbs([(x + off[0], 3.2 + off[1], z + 0.4 * off[2])], (1.5 - 0.75 * gain,), shade((74, 98, 58), gain))
-    elif kind == "fence":
-        posts = np.arange(x, number + 0.01, 0.9)
-        for place in posts:
-            canvas.limbs([(place, 0, z), (place, 1.2, z)], (0.09, 0.09), (118, 122, 126))
-        for up in (0.35, 0.75, 1.15):
-            canvas.limbs([(x, up, z), (number, up, z)], (0.06, 0.06), (198, 60, 48) if up == 0.75 else (206, 206, 202))
-    elif kind == "bench":
-        along = np.array([np.cos(number), 0, np.sin(number)]) * 0.85
-        for up, deep in ((0.45, 0.0), (0.45, -0.25), (0.8, 0.15)):
-            canvas.limbs([np.array([x, up, z + deep]) - along, np.array([x, up, z + deep]) + along], (0.14, 0.14), (122, 88, 58))
-    elif kind == "bin":
-        canvas.limbs([(x, 0.1, z), (x, 0.85, z)], (0.5, 0.56), (58, 74, 66))
+    person(
+        canvas,
+        replace(look, coat=False, carries=""),
+        pose_of("ride", 0, phase, 0),
+        (at[0] - 0.18 * along[0], at[1] - 0.18 * along[2]),
+        heading,
+    )

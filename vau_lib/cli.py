@@ -19,18 +19,7 @@ from rich.table import Table
 
 from vau_lib import presets, runs, store
 
-PACKAGES = (
-    "torch",
-    "torchvision",
-    "transformers",
-    "kornia",
-    "decord",
-    "av",
-    "numpy",
-    "pandas",
-    "scikit-learn",
-    "papermill",
-)
+PACKAGES = ("torch", "torchvision", "transformers", "kornia", "decord", "av", "numpy", "scikit-learn", "papermill")
 WEIGHTS = {"XFeat": "xfeat/xfeat_bnfolded.pt", "MemTSM-Net": "memtsm/best_model.pth"}
 WIDE = 10_000  # columns of a console that is no terminal: nothing is cut
 
@@ -59,7 +48,7 @@ Given = Annotated[list[str] | None, typer.Option("-p", metavar="NAME=VALUE", hel
 
 
 @app.callback()
-def main(debug: Annotated[bool, typer.Option(envvar="VAU_DEBUG", help="show tracebacks")] = False) -> None:
+def main(debug: Annotated[bool, typer.Option("--debug", envvar="VAU_DEBUG", help="show tracebacks")] = False) -> None:
     """Notebooks for video anomaly understanding, run headlessly."""
 
 
@@ -88,7 +77,7 @@ def sweep(
     preset: Preset,
     notebook: Annotated[str, typer.Argument(metavar="NN")],
     grid: Annotated[list[str], typer.Argument(metavar="NAME=V1,V2...", help="values to combine")],
-    engine: Annotated[str, typer.Option(help="serial or processes")] = "serial",
+    engine: Annotated[str, typer.Option(help="serial, processes or ray")] = "serial",
     workers: Annotated[int, typer.Option(help="processes at once")] = 2,
 ) -> None:
     """Execute one notebook at every combination of values; the rows are in `vau table PRESET`."""
@@ -125,7 +114,8 @@ def table(
         typer.echo(f"{csv}: {len(rows)} rows")
         return
     for name, part in rows.groupby("notebook"):  # each notebook measures other things
-        part = part.drop(columns="notebook").replace("", None).dropna(axis="columns", how="all")
+        part = part.drop(columns="notebook")
+        part = part.loc[:, (part.notna() & (part != "")).any()]
         shown = _table(*part.columns, title=name)
         for row in part.astype(object).where(part.notna(), "").itertuples(index=False):
             shown.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row))
@@ -158,7 +148,7 @@ def _looks() -> Iterator[tuple[str, Callable[[], object]]]:
     yield "accelerator", _accelerator
     yield "H.264", _codecs
     for name, filename in WEIGHTS.items():
-        yield f"{name} weights", lambda filename=filename: store.find_weights(filename)
+        yield f"{name} weights", lambda filename=filename: _weights(filename)
     yield "VAU_REAL_DATA", _real_data
     yield "data/raw", lambda: ", ".join(sorted(p.name for p in (runs.project() / "data/raw").glob("*/"))) or "empty"
     yield "free disk", lambda: f"{shutil.disk_usage(runs.project()).free / 2**30:.1f} GiB"
@@ -199,6 +189,11 @@ def _codecs() -> str:
             except (ValueError, RuntimeError) as error:
                 found[f"read by {reader}"] = f"no: {presets.one_line(error)}"
     return ", ".join(f"{what}: {said}" for what, said in found.items())
+
+
+def _weights(filename: str) -> Path:
+    beside_data = Path(os.environ.get("VAU_REAL_DATA", "")) / "weights" / filename
+    return beside_data if beside_data.is_file() else store.find_weights(filename)
 
 
 def _real_data() -> str:

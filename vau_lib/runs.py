@@ -104,6 +104,8 @@ def sweep(
     """
     name = presets.full_name(notebook)
     given, steps = load_preset(preset, name), {}
+    if empty := [key for key, values in grid.items() if not values]:
+        raise RunError(f"sweep: no values for {empty[0]}, give {empty[0]}=V1,V2")
     for values in itertools.product(*grid.values()):
         point = dict(zip(grid, values, strict=True))
         presets.check(point, declared(name), "sweep")
@@ -114,13 +116,17 @@ def sweep(
         steps[output] = Step(preset, name, given | point, output, _why(output, name, given | point, None)[0])
     done = [(step, None) for step in steps.values() if not step.why]
     waiting = [step for step in steps.values() if step.why]
-    ran = cluster.map_videos(_execute_quietly, waiting, engine=engine, workers=workers, desc=name)
-    return done + [(step, error) for step, _, error in ran]
+    if waiting:
+        ran = cluster.map_videos(_execute_quietly, waiting, engine=engine, workers=workers, desc=name)
+        done += [(step, error) for step, _, error in ran]
+    return done
 
 
 def execute(step: Step, *, progress: bool = True) -> None:
     """Execute one step; RunError says in which cell it stopped. Its copy is stamped last, whatever happened."""
     import papermill
+    import zmq
+    from traitlets.config import Config
 
     source = notebooks()[step.notebook]
     code = _code(presets.read_notebook(source))  # before it runs: an edit meanwhile must show as one
@@ -128,12 +134,15 @@ def execute(step: Step, *, progress: bool = True) -> None:
     step.output.unlink(missing_ok=True)  # a copy of an earlier run must not pass for this one's
     paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (source, step.output)]  # papermill formats
     bar = {"desc": step.notebook} if progress else False
-    failed = "interrupted"
+    secrecy = "auto" if zmq.has("curve") else "disabled"  # on a shared machine others can listen to a kernel's ports
+    config = Config(KernelManager={"transport_encryption": secrecy})
+    failed = None
     try:
         with _inline_figures():
             papermill.execute_notebook(
-                *paths, step.parameters, kernel_name=KERNEL, language="python", cwd=source.parent, progress_bar=bar
-            )
+                *paths, step.parameters, kernel_name=KERNEL, language="python", cwd=source.parent, progress_bar=bar,
+                config=config,
+            )  # fmt: skip
         failed = ""
     except Exception as error:  # a failing cell, a dead kernel, a full disk: one line each, and the copy stays
         failed = _stop(_copy(step.output), error)
@@ -178,8 +187,9 @@ def _code(notebook: dict) -> str:
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
-def _stamp(step: Step, code: str, failed: str) -> None:
+def _stamp(step: Step, code: str, failed: str | None) -> None:
     if copy := _copy(step.output):
+        failed = f"interrupted at {_stop(copy)}" if failed is None else failed
         facts = {"preset": step.preset, "parameters": step.parameters, "code": code, "commit": store.commit()}
         copy["metadata"]["vau"] = {**facts, "failed": failed, "ended": _timing(copy).get("end_time")}
         store.write_json(step.output, copy)
@@ -198,7 +208,7 @@ def _why(output: Path, name: str, parameters: dict, latest: datetime | None) -> 
     if not stamp:
         return ("was not finished" if output.exists() else "has not run"), None
     if stamp["failed"]:
-        return f"stopped at {stamp['failed']}", None
+        return f"stopped last time: {stamp['failed']}", None
     if stamp["code"] != _code(presets.read_notebook(notebooks()[name])):
         return "its code changed", None
     if stamp["parameters"] != parameters:
@@ -216,7 +226,8 @@ def _stop(copy: dict, error: BaseException | None = None) -> str:
     where = "its start"
     if cell:
         first_line = "".join(cell["source"]).strip().split("\n")[0]
-        where = f"In [{cell.get('execution_count') or ' '}] `{first_line}`"
+        number = cell.get("execution_count") or len(begun)  # a kernel may die before it tells the number
+        where = f"In [{number}] `{first_line}`"
     if output:
         where += f": {output['ename']}: {output['evalue']}"
     elif error:
@@ -293,7 +304,8 @@ def table(preset: str | None = None) -> "pd.DataFrame":
     rows = [_row(path) for path in found]
     middle = {key: None for part in ("parameters", "metrics") for row in rows for key in row[part]}
     columns = [*OWN_COLUMNS[:2], *(key for key in middle if key not in OWN_COLUMNS), *OWN_COLUMNS[2:]]
-    return pd.DataFrame([{**row["parameters"], **row["metrics"], **row["own"]} for row in rows], columns=columns)
+    merged = [{**row["parameters"], **row["metrics"], **row["own"]} for row in rows]
+    return pd.DataFrame(merged, columns=columns, dtype=object).convert_dtypes()  # a gap makes no float of an int
 
 
 def _row(path: Path) -> dict[str, dict]:
@@ -305,7 +317,7 @@ def _row(path: Path) -> dict[str, dict]:
     given = stamp.get("parameters") or timing.get("parameters") or {}
     own = {"preset": path.parent.name, "notebook": name, "seconds": timing.get("duration")}
     return {
-        "parameters": {key: value for key, value in given.items() if key in swept or value != defaults.get(key, ...)},
+        "parameters": {key: value for key, value in given.items() if key in swept or value != defaults.get(key, value)},
         "metrics": {key: value for output in outputs for key, value in output.get("data", {}).get(RECORD, {}).items()},
         "own": {**own, "failed": _failed(copy), "commit": stamp.get("commit", "")},
     }

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import ImageDraw
 
 SUPERSAMPLING = 2  # canvas pixels per pixel of the film, each way
 MARGIN = 4  # canvas pixels kept around the picture for a camera that shakes
@@ -58,8 +58,8 @@ class Canvas:
     With `sun` (metres of shadow per metre of height, in x and z) everything falls flat on the ground: its shadow.
     """
 
-    def __init__(self, camera, image, *, ids=None, sun=None, ink=None, scale=1.0):
-        self.camera, self.sun, self.ink, self.scale, self.who = camera, sun, ink, scale, 0
+    def __init__(self, camera, image, *, ids=None, who=0, sun=None, ink=None, scale=1.0):
+        self.camera, self.sun, self.ink, self.scale, self.who = camera, sun, ink, scale, who
         self.draw = ImageDraw.Draw(image)
         self.marks = ImageDraw.Draw(ids) if ids is not None else None
 
@@ -168,7 +168,7 @@ def _machine(x, z):
 
 def street(rng: np.random.Generator) -> Layout:
     """Two lanes between pavements, shop fronts behind, road works on the near side."""
-    wall, stone, zone = WALLS[rng.integers(5)], GRAYS[rng.integers(4)], _fenced(3.2, 7.5, 8.4, 10.6)
+    wall, stone, zone = WALLS[rng.integers(5)], GRAYS[rng.integers(4)], _fenced(1.7, 6.5, 8.7, 10.6)
     paints = [Paint(-90, 90, 0, 90, stone, "paving"), Paint(-90, 90, 11.0, 18.6, (92, 93, 96))]
     paints += [Paint(-90, 90, z, z + 0.25, (172, 170, 165), "plain") for z in (10.85, 18.5)]
     paints += [Paint(x, x + 1.6, 14.7, 14.86, (214, 212, 200), "plain") for x in range(-42, 42, 4)]
@@ -178,33 +178,42 @@ def street(rng: np.random.Generator) -> Layout:
         colour = WALLS[rng.integers(5)] if rng.random() < 0.6 else wall
         doors.append(Block((x, 0, 22.4), (x + width, tall, 32), colour, "facade"))
         x += width
-    props = [("lamp", x, 10.6, 0) for x in (-8.5, 1.6, 11)] + [("tree", x, 19.4, 0) for x in (-13, -4.5, 6, 15)]
+    props = [("lamp", x, 10.6, 0) for x in (-8.5, 1.2, 11)] + [("tree", x, 19.4, 0) for x in (-13, -4.5, 6, 15)]
     props += [("car", x, 17.7, 0.0) for x in rng.choice(np.arange(-18, 20, 5.5), 3, replace=False)]
-    walks = [((-11, 9.6), (11, 9.6)), ((-9, 7.6), (3, 7.6)), ((-10, 8.6), (3, 8.2)), ((-16, 20.3), (16, 20.3))]
+    walks = [((-11, 7.5), (11, 7.5)), ((-11, 9.3), (0.7, 9.1)), ((-9, 6.3), (9, 6.5)), ((-16, 20.3), (16, 20.3))]
     lanes = [((-26, 12.8), (26, 12.8)), ((26, 16.2), (-26, 16.2))]
-    spots = [(-2.2, 8.0), (0.2, 9.2), (-1.0, 9.4), (1.2, 7.8)]
+    spots = [(-2.4, 7.8), (0.1, 8.6), (-1.0, 8.8), (1.2, 7.4)]
     return Layout(
-        4.6, 0.33, walks, lanes, 7.5, spots, (4.6, 8.4), (-4.6, 10.0), zone[0][:0] + paints + zone[0],
-        [*doors, _machine(-4.6, 10.0)], props + zone[1] + [("bin", -6.2, 10.3, 0)],
+        4.6, 0.33, walks, lanes, 7.5, spots, (2.9, 8.7), (-2.7, 10.0), paints + zone[0],
+        [*doors, _machine(-2.7, 10.0)], props + zone[1] + [("bin", -4.0, 10.3, 0)],
     )  # fmt: skip
 
 
 def car_park(rng: np.random.Generator) -> Layout:
-    """Bays with parked cars round two crossing lanes, a fenced yard behind."""
-    zone = _fenced(-8.5, -1.2, 17.6, 21.5)
+    """Bays with parked cars along two lanes, a fenced yard behind."""
+    zone = _fenced(-6.5, 1.2, 17.2, 21.0)
     paints = [Paint(-90, 90, 0, 90, GRAYS[1]), *zone[0]]
     paints += [Paint(x, x + 0.12, 15.4, 20.4, (222, 220, 210), "plain") for x in np.arange(4.6, 24, 2.7)]
     paints += [Paint(x, x + 0.12, 2, 7.6, (222, 220, 210), "plain") for x in np.arange(-12.5, -2, 2.7)]
-    paints += [Paint(x, x + 1.5, 11.4, 11.6, (206, 190, 96), "plain") for x in range(-20, 24, 4)]
+    paints += [Paint(x, x + 1.5, 12.7, 12.86, (206, 190, 96), "plain") for x in range(-20, 24, 4)]
     bays = [(x + 1.4, 17.8) for x in np.arange(4.6, 18, 2.7)] + [(-6.0, 5.2), (-8.7, 5.2)]
     props = [("car", x, z, np.pi / 2 * rng.choice([-1, 1])) for x, z in bays if rng.random() < 0.75]
-    props += [("lamp", -1.0, 16.6, 0), ("lamp", 9.6, 14.9, 0), ("tree", -14, 23, 0), ("tree", 12, 24.5, 0), ("tree", 3, 25, 0)]
-    blocks = [Block((-60, 0, 27), (60, 3.0, 28), (138, 112, 98), "brick"), Block((-13, 0, 21.6), (-4, 4.4, 26), WALLS[2], "facade")]
-    walks = [((-10, 8.7), (10, 8.7)), ((-9, 14.2), (12, 14.2)), ((5.5, 4.6), (7.5, 15.0)), ((-1.6, 5.2), (9, 7.4))]
-    lanes = [((-24, 11.5), (24, 11.5)), ((1.9, 34), (1.9, 1))]
-    spots = [(-1.4, 8.6), (1.2, 8.2), (3.4, 8.8), (-2.6, 9.4)]
+    props += [
+        ("lamp", 2.4, 17.0, 0),
+        ("lamp", -7.6, 10.0, 0),
+        ("tree", -14, 23, 0),
+        ("tree", 12, 24.5, 0),
+        ("tree", 3, 25, 0),
+    ]
+    blocks = [
+        Block((-60, 0, 27), (60, 3.0, 28), (138, 112, 98), "brick"),
+        Block((-13, 0, 21.6), (-4, 4.4, 26), WALLS[2], "facade"),
+    ]
+    walks = [((-10, 8.5), (10, 8.5)), ((9, 7.4), (-1.6, 5.6)), ((-8, 7.0), (8, 7.3)), ((-9, 16.2), (3.4, 16.2))]
+    lanes = [((-24, 11.4), (24, 11.4)), ((24, 14.1), (-24, 14.1))]
+    spots = [(-1.4, 8.2), (0.8, 7.8), (1.6, 8.6), (-2.4, 8.8)]
     return Layout(
-        5.0, 0.37, walks, lanes, 4.2, spots, (-3.2, 17.6), (5.4, 9.6), paints, [*blocks, _machine(5.4, 9.6)], props + zone[1],
+        5.0, 0.37, walks, lanes, 4.2, spots, (-1.8, 17.2), (3.2, 9.4), paints, [*blocks, _machine(3.2, 9.4)], props + zone[1],
     )  # fmt: skip
 
 
@@ -213,32 +222,59 @@ def shop(rng: np.random.Generator) -> Layout:
     zone = _fenced(1.1, 4.6, 11.2, 14.4)
     paints = [Paint(-60, 60, 0, 60, (178, 174, 166), "tiles"), *zone[0]]
     wall = WALLS[rng.integers(5)]
-    blocks = [Block((-30, 0, 16), (30, 4.4, 17), wall, "doors"), Block((-8, 0, 0.5), (-4.6, 2.2, 16), (150, 140, 128), "shelf")]
+    blocks = [
+        Block((-30, 0, 16), (30, 4.4, 17), wall, "doors"),
+        Block((-8, 0, 0.5), (-4.6, 2.2, 16), (150, 140, 128), "shelf"),
+    ]
     blocks += [Block((4.6, 0, 0.5), (8, 2.2, 16), (150, 140, 128), "shelf"), Block((-30, 0, 0), (-8, 4.4, 20), wall)]
-    blocks += [Block((8, 0, 0), (30, 4.4, 20), wall), Block((-2.6, 0, 11.4), (-1.2, 1.5, 13.6), (122, 96, 74), "shelf", True)]
+    blocks += [
+        Block((8, 0, 0), (30, 4.4, 20), wall),
+        Block((-2.6, 0, 11.4), (-1.2, 1.5, 13.6), (122, 96, 74), "shelf", True),
+    ]
     blocks += [_machine(-3.6, 9.8)]
-    walks = [((-3.4, 4.4), (-3.4, 15.4)), ((0.4, 4.0), (0.2, 15.6)), ((-4.3, 8.4), (4.3, 7.8)), ((3.2, 4.0), (-2.8, 10.4))]
+    walks = [
+        ((-3.4, 4.4), (-3.4, 15.4)),
+        ((0.4, 4.0), (0.2, 15.6)),
+        ((-4.3, 8.4), (4.3, 7.8)),
+        ((3.2, 4.0), (-2.8, 10.4)),
+    ]
     props = [("bin", 4.1, 10.4, 0), ("bench", 3.9, 6.2, np.pi / 2)]
-    spots = [(-0.9, 7.4), (0.7, 8.2), (1.6, 7.2), (0.2, 9.2)]
+    spots = [(-0.9, 6.8), (0.7, 7.6), (1.5, 6.6), (0.1, 8.4)]
     return Layout(3.5, 0.38, walks, [], 0.0, spots, (2.6, 11.2), (-3.6, 9.8), paints, blocks, props + zone[1])
 
 
 def plaza(rng: np.random.Generator) -> Layout:
     """An open square with trees, benches and bicycles, a fenced building site at its edge."""
     zone = _fenced(2.6, 8.5, 14.0, 17.4)
-    paints = [Paint(-90, 90, 0, 90, GRAYS[rng.integers(4)], "slabs"), *zone[0], Paint(-12, -4.4, 15.5, 20, (96, 118, 72), "grass")]
+    paints = [
+        Paint(-90, 90, 0, 90, GRAYS[rng.integers(4)], "slabs"),
+        *zone[0],
+        Paint(-12, -4.4, 15.5, 20, (96, 118, 72), "grass"),
+    ]
     x, blocks = -50.0, [Block((-2.2, 0, 17.5), (0.6, 0.7, 20), (136, 128, 118), "brick", True)]
     while x < 50:
         width, tall = rng.uniform(9, 15), rng.uniform(8, 14)
         blocks.append(Block((x, 0, 31), (x + width, tall, 44), WALLS[rng.integers(5)], "facade"))
         x += width
     props = [("tree", x, z, 0) for x, z in ((-9.5, 17.5), (-6, 19), (1.5, 25), (11, 24), (-16, 24))]
-    props += [("bench", -4.9, 13.2, 0.0), ("bench", -7.6, 13.4, 0.0), ("lamp", -2.6, 14.4, 0), ("lamp", 9.6, 13, 0), ("bin", -3.4, 13.2, 0)]
-    walks = [((-10, 11.6), (10, 11.6)), ((-8, 8.2), (8, 9.6)), ((3.6, 4.6), (0.6, 26)), ((-5, 4.8), (-1.6, 24)), ((-14, 21.5), (14, 21.5))]
-    lanes = [((-13, 10.4), (13, 12.8)), ((16, 19.2), (-16, 21.6))]
-    spots = [(-1.6, 8.6), (0.6, 9.4), (1.8, 8.4), (-0.4, 10.4)]
+    props += [
+        ("bench", -4.9, 13.2, 0.0),
+        ("bench", -7.6, 13.4, 0.0),
+        ("lamp", -2.6, 14.4, 0),
+        ("lamp", 9.6, 13, 0),
+        ("bin", -3.4, 13.2, 0),
+    ]
+    walks = [
+        ((-10, 11.2), (10, 11.4)),
+        ((-8, 7.6), (8, 8.8)),
+        ((3.6, 4.6), (0.6, 26)),
+        ((-5, 4.8), (-1.6, 24)),
+        ((-14, 21.0), (14, 21.0)),
+    ]
+    lanes = [((-14, 12.9), (14, 12.9)), ((17, 22.6), (-17, 22.6))]
+    spots = [(-1.6, 8.0), (0.6, 8.8), (1.6, 7.8), (-0.4, 9.4)]
     return Layout(
-        5.0, 0.34, walks, lanes, 3.8, spots, (4.6, 14.0), (5.6, 10.6), paints, [*blocks, _machine(5.6, 10.6)], props + zone[1], True,
+        5.0, 0.34, walks, lanes, 3.8, spots, (3.6, 14.0), (3.4, 10.0), paints, [*blocks, _machine(3.4, 10.0)], props + zone[1], True,
     )  # fmt: skip
 
 
@@ -268,8 +304,20 @@ def _pattern(name: str, u: np.ndarray, v: np.ndarray, colour: Colour, table: np.
     elif name == "hatch":
         paint[((u + v) % 1.2) < 0.5] *= 0.45
     elif name == "shelf":
-        goods = np.array([(176, 60, 52), (58, 96, 150), (212, 186, 84), (84, 136, 84), (206, 204, 196), (148, 92, 134), (206, 128, 66)])
-        paint = goods[(chance(u / 0.34, v / 0.5) * 7).astype(int)] * (0.7 + 0.3 * chance(u / 0.17, v / 0.5)[..., None])
+        goods = np.array(
+            [
+                (176, 60, 52),
+                (58, 96, 150),
+                (212, 186, 84),
+                (84, 136, 84),
+                (206, 204, 196),
+                (148, 92, 134),
+                (206, 128, 66),
+            ]
+        )
+        paint = (0.65 * goods[(chance(u / 0.34, v / 0.5) * 7).astype(int)] + 46) * (
+            0.7 + 0.3 * chance(u / 0.17, v / 0.5)[..., None]
+        )
         paint[(v % 0.5 < 0.1) | (v % 0.5 > 0.42)] = (96, 90, 84)
     elif name == "machine":
         paint[(v > 0.8) & (v < 1.75)] = (196, 214, 222)
@@ -303,15 +351,21 @@ def cast(camera: Camera, layout: Layout, rng: np.random.Generator, sky: Colour) 
         inside = ground & (u >= paint.x0) & (u < paint.x1) & (v >= paint.z0) & (v < paint.z1)
         image[inside] = _pattern(paint.pattern, u[inside], v[inside], paint.colour, table)
     for number, block in enumerate(layout.blocks):
-        near = np.stack([(low - o) / d for low, o, d in zip(block.low, (0, camera.height_m, 0), (x, y, z), strict=True)])
-        away = np.stack([(high - o) / d for high, o, d in zip(block.high, (0, camera.height_m, 0), (x, y, z), strict=True)])
+        near = np.stack(
+            [(low - o) / d for low, o, d in zip(block.low, (0, camera.height_m, 0), (x, y, z), strict=True)]
+        )
+        away = np.stack(
+            [(high - o) / d for high, o, d in zip(block.high, (0, camera.height_m, 0), (x, y, z), strict=True)]
+        )
         enter, leave = np.minimum(near, away), np.maximum(near, away)
         face, start = enter.argmax(0), enter.max(0)
         seen = (start < leave.min(0)) & (start > 0.2) & (start < far)
         at = start[seen]
         side = np.where(face[seen] == 0, z[seen] * at - block.low[2], x[seen] * at - block.low[0])
         up = np.where(face[seen] == 1, z[seen] * at, camera.height_m + y[seen] * at)
-        light = np.array([0.78, 1.08, 0.94])[face[seen]] * np.clip(0.72 + up * 0.5, 0, 1)  # walls darken where they stand
+        light = np.array([0.78, 1.08, 0.94])[face[seen]] * np.clip(
+            0.72 + up * 0.5, 0, 1
+        )  # walls darken where they stand
         image[seen] = _pattern(block.pattern, side, up, block.colour, table) * light[:, None]
         far, hit = np.where(seen, start, far), np.where(seen, number, hit)
     haze = np.clip(far / 140, 0, 0.35)[..., None]

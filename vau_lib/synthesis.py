@@ -1,24 +1,23 @@
 """A world we know everything about: who does what is decided first, filmed after, so the truth is exact.
 
 - a scenario is a handful of numbers; it gives the same frames, boxes, masks and spans on every machine
-- walking, loitering and running are normal (a jogger is no alarm) and fill normal and anomalous videos alike, as traffic
-  does; falling, fighting, intrusion, a left package, vandalism and a crash are what a guard wants to know
+- walking, loitering and running are normal (a jogger is no alarm) and fill normal and anomalous videos alike, as
+  traffic does; falling, fighting, intrusion, a left package, vandalism and a crash are what a guard wants to know
 - videos come in twins from one world: same place, light, length and numbers, one with an anomaly and one without, so
   brightness, length, file size and the sum of motion say nothing; a world is one source and never leaves its split
 """
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 from scipy.ndimage import find_objects
 
-from vau_lib import actors, cluster, records, stage, store, video
+from vau_lib import cluster, filming, records, stage, store, stories, video
 from vau_lib.records import Span, VideoRecord
 
 NORMAL_EVENTS = ("walk", "loiter", "run")
@@ -26,7 +25,6 @@ ANOMALOUS_EVENTS = ("fall", "fight", "intrusion", "left_package", "vandalism", "
 EVENTS = {name: int(name in ANOMALOUS_EVENTS) for name in NORMAL_EVENTS + ANOMALOUS_EVENTS}  # name -> label
 EDITION = 1  # of the drawing; a video of another edition is filmed again
 SPLITS = {"train": 0.6, "val": 0.2, "test": 0.2}  # shares of the worlds
-STRIDE_M, RUN_STRIDE_M = 1.35, 2.3  # ground covered by two steps
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,9 @@ class Rendering:
     events: tuple[Span, ...]
 
 
-def scenario_for(seed: int, *, event: str | None = None, world_seed: int | None = None, duration_s: float = 8.0, **fixed) -> Scenario:
+def scenario_for(
+    seed: int, *, event: str | None = None, world_seed: int | None = None, duration_s: float = 8.0, **fixed
+) -> Scenario:
     """Choose what is not given (`event`, `scene`, `lighting`, `num_people`, ...) by `seed`; size 320 x 240, 15 per s."""
     rng = np.random.default_rng([seed if world_seed is None else world_seed, 1])
     event = event or str(np.random.default_rng([seed, 2]).choice(tuple(EVENTS)))
@@ -118,238 +118,143 @@ def _turns(names, count, rng):
     return [str(name) for _ in range(-(-count // len(names))) for name in rng.permutation(names)]
 
 
-class Key(NamedTuple):
-    """From `t` on, go from (x, z) towards the next key doing `act`; `face` fixes the heading (radians)."""
-
-    t: float
-    x: float
-    z: float
-    act: str = ""
-    face: float | None = None
+def _boxes(ids: np.ndarray, count: int) -> np.ndarray:
+    """Boxes (count, 4) of the numbers 1..count in ids (H, W): x0, y0, x1, y1 half-open, NaN for who is not seen."""
+    found = find_objects(ids, max_label=count)
+    return np.array(
+        [(s[1].start, s[0].start, s[1].stop, s[0].stop) if s else (np.nan,) * 4 for s in found], float
+    ).reshape(count, 4)
 
 
-@dataclass
-class Actor:
-    """Who takes part: what it is, how it looks, and its script of keys; absent before the first and after the last."""
-
-    kind: str
-    script: list[Key]
-    look: object  # actors.Look of a person or rider, colour of a vehicle
-    phase: float = 0.0
-    drops_at: float = np.inf  # seconds; when it no longer carries anything
-    folds_at: float = np.inf  # seconds; when its nose is crushed
-
-    def at(self, t: float):
-        """Return x, z, heading, act, seconds into it, phase and speed at `t`; None when absent."""
-        script = self.script
-        if not script[0].t <= t < script[-1].t:
-            return None
-        here = sum(key.t <= t for key in script) - 1
-        heading, covered = 0.0, 0.0
-        for number in range(here + 1):
-            key, following = script[number], script[number + 1]
-            gone, lasts = np.hypot(following.x - key.x, following.z - key.z), following.t - key.t
-            before = heading
-            if key.face is not None:
-                heading = key.face
-            elif gone > 0.05:
-                heading = np.arctan2(following.z - key.z, following.x - key.x)
-            speed = gone / lasts
-            if number < here:
-                covered += gone / (RUN_STRIDE_M if speed > 2.4 else STRIDE_M)
-        share = (t - key.t) / lasts
-        if key.act == "skid":  # braking: all speed at first
-            share = 1 - (1 - share) ** 2
-        turn = (heading - before + np.pi) % (2 * np.pi) - np.pi
-        eased = min((t - key.t) / 0.35, 1.0) if here else 1.0
-        covered += share * gone / (RUN_STRIDE_M if speed > 2.4 else STRIDE_M)
-        x, z = key.x + share * (following.x - key.x), key.z + share * (following.z - key.z)
-        return x, z, before + turn * eased, key.act, t - key.t, self.phase + 2 * np.pi * covered, speed
+def _spans(scenario: Scenario, cast) -> tuple[Span, ...]:
+    if not scenario.label:
+        return ()
+    start, end = cast.span
+    return (Span(round(start, 3), round(min(end, scenario.num_frames / scenario.fps), 3), scenario.event),)
 
 
-@dataclass
-class Cast:
-    """Everyone in a video, the anomaly's span, and what happens to things: blows on the machine, the moment of a crash."""
-
-    members: list[Actor] = field(default_factory=list)
-    span: tuple[float, float] | None = None
-    blows: list[float] = field(default_factory=list)
-    burst: tuple[float, float, float] | None = None  # seconds, x, z
+def render(scenario: Scenario) -> Rendering:
+    """Film a scenario into memory, with its truth."""
+    cast = _cast(scenario)
+    frames, masks = (np.stack(part) for part in zip(*filming.shoot(scenario, cast), strict=True))
+    return Rendering(scenario, frames, masks=masks, events=_spans(scenario, cast), **_who(cast, masks))
 
 
-def direct(scenario: Scenario, layout: stage.Layout) -> Cast:
-    """Hand out the parts: the event's own, then bystanders and traffic as every video has them."""
-    rng, cast = np.random.default_rng([scenario.seed, 3]), Cast()
-    begin = scenario.duration_s * rng.uniform(0.25, 0.5)
-    EVENT_SCRIPTS[scenario.event](cast, scenario, layout, rng, begin)
-    people = sum(member.kind == "person" for member in cast.members)
-    vehicles = sum(member.kind in actors.BODIES for member in cast.members)
-    for _ in range(scenario.num_people - people):
-        cast.members.append(_bystander(layout, rng, scenario.duration_s))
-    _traffic(cast, scenario, layout, rng, vehicles)
-    return cast
+def _cast(scenario):
+    return stories.direct(scenario, stage.PLACES[scenario.scene](np.random.default_rng([scenario.world_seed, 4])))
 
 
-def _person(rng, script, **look) -> Actor:
-    dressed = replace(actors.random_look(rng), **look)
-    return Actor("person", script, dressed, phase=rng.uniform(0, 6.28))
+def _who(cast, masks):
+    kinds = tuple(member.kind for member in cast.members)
+    boxes = np.stack([_boxes(ids, len(kinds)) for ids in masks])
+    return dict(boxes=boxes, track_ids=tuple(range(1, len(kinds) + 1)), kinds=kinds)
 
 
-def _stroll(layout, rng, until, speed) -> list[Key]:
-    """Go up and down a walk from a random place on it, with a short rest at its ends."""
-    ends = [np.array(end) + rng.uniform(-0.5, 0.5, 2) for end in layout.walks[rng.integers(len(layout.walks))]]
-    if rng.random() < 0.5:
-        ends.reverse()
-    place, t, script = ends[0] + rng.uniform(0.1, 0.8) * (ends[1] - ends[0]), 0.0, []
-    for turn in range(40):
-        goal = ends[(turn + 1) % 2]
-        script.append(Key(t, *place))
-        t += max(float(np.hypot(*(goal - place))) / speed, 0.1)
-        script.append(Key(t, *goal))
-        t, place = t + 0.5, goal
-        if t > until:
-            break
-    return [*script, Key(max(t, until + 1), *place)]
+def film(scenario: Scenario, path: str | Path) -> tuple[Span, ...]:
+    """Film into an mp4 and, beside it as .npz, its truth; return the event spans. A film already there is kept."""
+    path = Path(path)
+    return _film(scenario, path, path.with_suffix(".npz"))
 
 
-def _linger(layout, rng, until) -> list[Key]:
-    """Stay about a spot: wait, telephone, talk, wave, tie a shoe, pace."""
-    place, t, script = np.array(layout.spots[rng.integers(len(layout.spots))]) + rng.uniform(-1.2, 1.2, 2), 0.0, []
-    while t < until + 1:
-        act, lasts = str(rng.choice(["stand", "phone", "talk", "wave", "crouch", "", ""])), rng.uniform(1.0, 2.6)
-        script.append(Key(t, *place, act, None if not act and script else rng.uniform(-np.pi, np.pi)))
-        if not act:
-            place = place + rng.uniform(0.6, 1.1) * lasts * _unit(rng.uniform(0, 2 * np.pi))
-            home = np.array(layout.spots[0])
-            place = home + np.clip(place - home, -3.0, 3.0)
-            script[-1] = script[-1]._replace(face=None)
-        t += lasts
-    return [*script, Key(t, *place)]
+def _film(scenario: Scenario, path: Path, truth_path: Path) -> tuple[Span, ...]:
+    cast, wanted = _cast(scenario), json.dumps(asdict(scenario) | {"edition": EDITION})
+    if _kept(path, truth_path, wanted, scenario.num_frames):
+        return _spans(scenario, cast)
+    masks = []
+
+    def frames():
+        for colours, ids in filming.shoot(scenario, cast):
+            masks.append(ids)
+            yield colours
+
+    video.write_video(path, frames(), fps=scenario.fps)
+    who = _who(cast, np.stack(masks))
+    with store.replacing(truth_path) as temporary:  # written last: it is the mark of a finished film
+        np.savez_compressed(
+            temporary, masks=np.stack(masks), scenario=np.array(wanted), **{k: np.array(v) for k, v in who.items()}
+        )
+    return _spans(scenario, cast)
 
 
-def _unit(angle) -> np.ndarray:
-    return np.array([np.cos(angle), np.sin(angle)])
+def _kept(path, truth_path, wanted, num_frames) -> bool:
+    """Whether the film at `path` is whole and of the scenario `wanted`."""
+    try:
+        with np.load(truth_path, allow_pickle=False) as truth:
+            return str(truth["scenario"]) == wanted and video.probe(path).num_frames == num_frames
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return False
 
 
-def _bystander(layout, rng, until) -> Actor:
-    kind = rng.choice(["stroll", "jog", "linger"], p=(0.62, 0.18, 0.2))
-    if kind == "linger":
-        return _person(rng, _linger(layout, rng, until))
-    speed = rng.uniform(2.7, 3.5) if kind == "jog" else rng.uniform(0.9, 1.7)
-    return _person(rng, _stroll(layout, rng, until, speed))
+def read_truth(path: str | Path) -> dict[str, np.ndarray]:
+    """Read a film's truth: boxes (T, N, 4), masks (T, H, W), track_ids (N,), kinds (N,); StoreError when it is none."""
+    try:
+        with np.load(path, allow_pickle=False) as truth:
+            return {name: truth[name] for name in ("boxes", "masks", "track_ids", "kinds")}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise store.StoreError(f"{path} is not a film's truth: {error}") from error
 
 
-def _traffic(cast, scenario, layout, rng, already) -> None:
-    """Send the remaining vehicles, or riders, down their lanes one after another; behind a crash nobody follows."""
-    count = (scenario.num_vehicles - already) if layout.lanes else 0
-    for number in range(count):
-        start, end = (np.array(place) for place in layout.lanes[number % len(layout.lanes)])
-        middle = scenario.duration_s * (number + rng.uniform(0.25, 0.75)) / count
-        if cast.burst:
-            middle = cast.burst[0] - 3.0 - 2.5 * number
-        half = float(np.hypot(*(end - start))) / 2 / (layout.lane_speed * rng.uniform(0.96, 1.04))
-        script = [Key(middle - half, *start), Key(middle + half, *end)]
-        if layout.riders:
-            cast.members.append(Actor("bicycle", script, actors.random_look(rng), phase=rng.uniform(0, 6.28)))
-        else:
-            cast.members.append(_car(rng, script))
+def make_dataset(
+    root: str | Path, *, num_videos: int, seed: int, height: int = 240, width: int = 320, fps: float = 15.0,
+    duration_s: float = 8.0, splits: Mapping[str, float] = SPLITS, engine: str = "serial", workers: int = 2,
+) -> list[VideoRecord]:  # fmt: skip
+    """Write videos/, truth/, records.jsonl and made_by.json under `root`; return the records, as `records` reads them.
+
+    Videos are 0.75 to 1.25 times `duration_s` long. Every split gets whole worlds, so both classes; ValueError when
+    `num_videos` is too small for that. Films there already are kept, so a stopped run goes on where it was.
+    """
+    root, scenarios = (
+        Path(root),
+        sample_scenarios(num_videos, seed=seed, duration_s=duration_s, height=height, width=width, fps=fps),
+    )
+    names = _split_names(num_videos // 2, splits)
+    found = {}
+    for number, scenario in enumerate(scenarios):
+        found[f"{seed}_{number:04d}_{scenario.scene}_{scenario.event}"] = (
+            scenario,
+            names[min(number // 2, len(names) - 1)],
+        )
+    work = partial(_film_item, root=root)
+    written = []
+    for (name, scenario, split), spans, error in cluster.map_videos(
+        work, [(name, *rest) for name, rest in found.items()], engine=engine, workers=workers, desc="filming",
+    ):  # fmt: skip
+        if error:
+            raise store.StoreError(f"{name}: {error}")
+        written.append(VideoRecord(
+            name, f"videos/{name}.mp4", "synthetic", split, scenario.label, (scenario.event,) if scenario.label else (), spans,
+            scenario.fps, scenario.num_frames, f"world-{scenario.world_seed}",
+        ))  # fmt: skip
+    written.sort(key=lambda record: record.id)
+    records.write_records(root / "records.jsonl", written)
+    facts = dict(
+        num_videos=num_videos,
+        seed=seed,
+        height=height,
+        width=width,
+        fps=fps,
+        duration_s=duration_s,
+        splits=dict(splits),
+    )
+    store.write_made_by(root, dataset="synthetic", edition=EDITION, **facts)
+    return written
 
 
-def _car(rng, script) -> Actor:
-    return Actor("van" if rng.random() < 0.25 else "car", script, actors.PAINTS[rng.integers(len(actors.PAINTS))])
+def _film_item(item, *, root):
+    name, scenario, _ = item
+    return _film(scenario, root / "videos" / f"{name}.mp4", root / "truth" / f"{name}.npz")
 
 
-def _walk(cast, scenario, layout, rng, begin):
-    cast.members.append(_person(rng, _stroll(layout, rng, scenario.duration_s, rng.uniform(1.0, 1.6))))
-
-
-def _loiter(cast, scenario, layout, rng, begin):
-    cast.members.append(_person(rng, _linger(layout, rng, scenario.duration_s)))
-
-
-def _run(cast, scenario, layout, rng, begin):
-    cast.members.append(_person(rng, _stroll(layout, rng, scenario.duration_s, rng.uniform(2.8, 3.6))))
-
-
-def _spot(layout, rng):
-    return np.array(layout.spots[rng.integers(len(layout.spots))]) + rng.uniform(-0.4, 0.4, 2)
-
-
-def _from(layout, rng, goal, begin, *, speed=1.4) -> Key:
-    """The key of someone who comes to `goal` from a little way off and is there at `begin`."""
-    start = np.array(layout.spots[rng.integers(len(layout.spots))]) + 0.0
-    away = goal - start
-    if np.hypot(*away) < 1.0:
-        away = _unit(rng.uniform(-0.6, 0.6) + np.pi * rng.integers(2))
-    place = goal - away / np.hypot(*away) * speed * begin
-    return Key(0.0, *place)
-
-
-def _leave(layout, rng, script, t, place, speed) -> None:
-    """Add the way out of the picture, from `place` at `t`."""
-    inner, outer = np.array(layout.walks[rng.integers(2)][::-1])
-    goal = outer + (outer - inner) / np.hypot(*(outer - inner)) * 4.0
-    script += [Key(t, *place), Key(t + float(np.hypot(*(goal - place))) / speed, *goal)]
-
-
-def _fall(cast, scenario, layout, rng, begin):
-    place, until = _spot(layout, rng), scenario.duration_s
-    script = [_from(layout, rng, place, begin, speed=rng.uniform(1.0, 2.8)), Key(begin, *place, "fall")]
-    up = begin + rng.uniform(0.3, 0.45) * until
-    if rng.random() < 0.4 and up < until - 1.0:
-        script.append(Key(up, *place, "rise"))
-        _leave(layout, rng, script, up + 2.0, place, 1.0)
-        until = min(up + 2.0, until)
-    else:
-        script.append(Key(until + 1, *place))
-    cast.members.append(_person(rng, script, carries=""))
-    cast.span = (begin, until)
-
-
-def _fight(cast, scenario, layout, rng, begin):
-    middle, until = _spot(layout, rng), begin + scenario.duration_s * rng.uniform(0.3, 0.45)
-    angle = rng.uniform(-0.5, 0.5)
-    scripts = [[_from(layout, rng, middle - s * 0.42 * _unit(angle), begin)] for s in (1, -1)]
-    for t in np.arange(begin, until - 0.3, 0.6):
-        angle, middle = angle + rng.uniform(-0.4, 0.4), middle + rng.uniform(-0.22, 0.22, 2)
-        first_hits = rng.random() < 0.6
-        for script, sign, act in zip(scripts, (1, -1), ("punch", "reel") if first_hits else ("reel", "punch"), strict=True):
-            face = angle if sign > 0 else angle + np.pi
-            script.append(Key(float(t), *(middle - sign * 0.42 * _unit(angle)), act, face))
-    for script, speed in zip(scripts, (1.5, 3.2), strict=True):
-        _leave(layout, rng, script, until, np.array(script[-1][1:3]), speed)
-        cast.members.append(_person(rng, script, carries=""))
-    cast.span = (begin, min(until, scenario.duration_s))
-
-
-def _intrusion(cast, scenario, layout, rng, begin):
-    gate, until = np.array(layout.gate) + [rng.uniform(-0.5, 0.5), 0], scenario.duration_s
-    near, over = gate - [0, 0.55], gate + [0, 0.6]
-    inside = over + [rng.uniform(-0.8, 1.2), rng.uniform(0.7, 1.3)]
-    script = [_from(layout, rng, near, begin), Key(begin, *near, "climb", np.pi / 2), Key(begin + 1.6, *over, "sneak")]
-    script += [Key(begin + 3.0, *inside, "crouch"), Key(begin + 5.0, *inside, "sneak"), Key(begin + 6.2, *over + [0.3, 0.3], "crouch")]
-    cast.members.append(_person(rng, [*script, Key(max(until, begin + 6.2) + 1, *over + [0.3, 0.3])], carries=""))
-    cast.span = (begin, until)
-
-
-def _left_package(cast, scenario, layout, rng, begin):
-    place, carried = _spot(layout, rng), str(rng.choice(["bag", "case"]))
-    script = [_from(layout, rng, place, begin), Key(begin, *place, "crouch")]
-    _leave(layout, rng, script, begin + 1.3, place, rng.uniform(1.3, 2.0))
-    carrier = _person(rng, script, carries=carried)
-    carrier.drops_at = begin + 0.8
-    arrived = carrier.at(begin - 0.01)
-    ground = place + 0.4 * _unit((arrived[2] if arrived else 0.0) - 0.9)
-    bag = Actor(carried, [Key(carrier.drops_at, *ground), Key(scenario.duration_s + 1, *ground)], None)
-    cast.members += [carrier, bag]
-    cast.span = (carrier.drops_at, scenario.duration_s)
-
-
-def _vandalism(cast, scenario, layout, rng, begin):
-    until = begin + scenario.duration_s * rng.uniform(0.3, 0.45)
-    place = np.array(layout.machine) + [rng.uniform(-0.25, 0.25), -0.75]
-    script = [_from(layout, rng, place, begin), Key(begin, *place, "strike", np.pi / 2 + rng.uniform(-0.3, 0.3))]
-    _leave(layout, rng, script, until, place, rng.uniform(1.5, 3.2))
-    cast.members.append(_person(rng, script, carries="bat"))
-    cast.span = (begin, min(until, scenario.duration_s))
-    cast.blows = [float(t) for t in np.arange(begin + 0.62, until, 1 / 1.15)]  # where a swing of `strike` lands
+def _split_names(worlds: int, splits: Mapping[str, float]) -> list[str]:
+    """Return each world's split: shares by size, at least one world each."""
+    if worlds < len(splits):
+        raise ValueError(
+            f"{len(splits)} splits with both classes need {2 * len(splits)} videos or more, got {2 * worlds} or {2 * worlds + 1}"
+        )
+    shares = np.array(list(splits.values())) / sum(splits.values())
+    counts = np.maximum(1, np.floor(shares * worlds).astype(int))
+    while counts.sum() != worlds:
+        counts[np.argmax(shares * worlds - counts) if counts.sum() < worlds else counts.argmax()] += (
+            1 if counts.sum() < worlds else -1
+        )
+    return [name for name, count in zip(splits, counts, strict=True) for _ in range(count)]

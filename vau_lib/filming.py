@@ -1,0 +1,232 @@
+"""Light, lens and sensor: a place and a cast become frames as a cheap surveillance camera records them.
+
+- what does not move is painted once per video; a frame costs its actors, their shadows and the sensor's noise
+- painted at twice the size and averaged down, so edges are soft; the mask is the same painting, not averaged
+- the recorder's clock is stamped last, over everything, and is no part of any mask
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
+
+from vau_lib import actors, props, stage, stories
+
+EXPOSURE = [round(255 * (level / 255) ** 0.78) for level in range(256)] * 3  # a camera opens up for a dark place
+
+
+@dataclass(frozen=True)
+class Light:
+    """Light of a time of day: metres of shadow per metre of height, its strength, sky, gain per colour, noise."""
+
+    sun: tuple[float, float]
+    shadow: float
+    sky: tuple[int, int, int]
+    gain: tuple[float, float, float]
+    noise: float
+
+
+LIGHTS = {
+    "day": Light((0.75, 0.3), 0.5, (196, 212, 230), (1.0, 0.98, 0.93), 2.0),
+    "overcast": Light((0.12, 0.1), 0.36, (196, 200, 204), (0.84, 0.87, 0.89), 2.6),
+    "dusk": Light((0.3, 0.35), 0.38, (150, 132, 140), (0.62, 0.53, 0.47), 4.0),
+    "night": Light((0.05, 0.5), 0.45, (60, 60, 60), (0.62, 0.62, 0.62), 5.5),  # infrared: gray, lit from the camera
+}
+
+
+@dataclass(frozen=True)
+class Set:
+    """A place ready to be filmed: all that does not change during a video."""
+
+    layout: stage.Layout
+    camera: stage.Camera
+    light: Light
+    lit: Image.Image  # canvas size
+    shaded: Image.Image  # the same place without direct light
+    cutouts: tuple[tuple[float, tuple[int, int], Image.Image, Image.Image], ...]  # z, corner, colours, outline
+    gain: Image.Image  # film size: how much light reaches each pixel
+    shake: float  # canvas pixels
+
+
+def build(scenario) -> Set:
+    """Choose the camera of a `synthesis.Scenario` and paint all that stands still."""
+    rng = np.random.default_rng([scenario.world_seed, 4])
+    layout, light, indoors = stage.PLACES[scenario.scene](rng), LIGHTS[scenario.lighting], scenario.scene == "shop"
+    if indoors and scenario.lighting != "night":
+        light = replace(light, sun=(0.08, 0.12), gain=tuple(0.5 + 0.45 * part for part in light.gain))
+    width, height = (stage.SUPERSAMPLING * side + 2 * stage.MARGIN for side in (scenario.width, scenario.height))
+    camera = stage.Camera(
+        layout.height_m + rng.uniform(-0.3, 0.4), layout.pitch + rng.uniform(-0.02, 0.03),
+        rng.uniform(-0.09, 0.09) if indoors else rng.uniform(-0.16, 0.16),
+        1.22 * scenario.height * stage.SUPERSAMPLING, width, height, int(rng.choice([-1, 1])),
+    )  # fmt: skip
+    pixels, hit = stage.cast(camera, layout, rng, light.sky)
+    lit = Image.fromarray(pixels)
+    shadow = _shadow(camera, light, [partial(props.prop, kind=k, x=x, z=z, number=n) for k, x, z, n in layout.props])
+    lit = Image.composite(lit.point(lambda level: level * (1 - light.shadow)), lit, shadow)
+    cutouts = []
+    for number, block in enumerate(layout.blocks):
+        if block.free:
+            cutouts.append(_cutout(block.low[2], lit, Image.fromarray((hit == number).astype(np.uint8) * 255)))
+    for kind, x, z, number in sorted(layout.props, key=lambda prop: -prop[2]):
+        outline = Image.new("L", (width, height))
+        props.prop(stage.Canvas(camera, lit, ids=outline, who=255), kind, x, z, number)
+        cutouts.append(_cutout(z, lit, outline))
+    cutouts = tuple(cutout for cutout in cutouts if cutout)
+    shaded = lit.point(lambda level: level * (1 - light.shadow))
+    shake = 0.0 if indoors else float(rng.choice([0.0, 0.7, 1.4]))
+    return Set(layout, camera, light, lit, shaded, cutouts, _gain(scenario, layout, camera, light), shake)
+
+
+def _cutout(z, image, outline):
+    box = outline.getbbox()
+    return box and (z, box[:2], image.crop(box), outline.crop(box))
+
+
+def _shadow(camera, light, paints) -> Image.Image:
+    """Soft shadows of what `paints` paint, canvas size, 255 in full shadow."""
+    image = Image.new("L", (camera.width // 2, camera.height // 2))
+    canvas = stage.Canvas(camera, image, sun=light.sun, ink=255, scale=0.5)
+    for paint in paints:
+        paint(canvas)
+    return image.filter(ImageFilter.BoxBlur(camera.height / 480)).resize((camera.width, camera.height))
+
+
+def _gain(scenario, layout, camera, light) -> Image.Image:
+    """Light on the film: darker corners, pools under lamps at dusk, an infrared lamp's spot at night."""
+    height, width = scenario.height, scenario.width
+    down, right = np.mgrid[:height, :width].astype(float)
+    radius = ((right / width - 0.5) ** 2 + (down / height - 0.5) ** 2) * 2
+    gain = np.array(light.gain) * (1 - 0.3 * radius)[..., None]
+    if scenario.lighting == "night":
+        gain *= (0.45 + 0.95 * np.exp(-3.2 * radius))[..., None]
+    if scenario.lighting == "dusk":
+        for kind, x, z, _ in layout.props:
+            places, scale = camera.project(np.array([[x + 0.8, 0.0, z]]))
+            if kind == "lamp" and scale[0] > 0:
+                across, along = ((right, down)[i] - places[0, i] / stage.SUPERSAMPLING for i in (0, 1))
+                reach = scale[0] / stage.SUPERSAMPLING * 3.0
+                gain += (
+                    np.array([0.5, 0.42, 0.28])
+                    * np.exp(-((across / reach) ** 2) - (along / reach / 0.6) ** 2)[..., None]
+                )
+    return Image.fromarray(np.clip(gain * 255, 0, 255).astype(np.uint8))
+
+
+def shoot(scenario, cast: stories.Cast | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Film frame by frame: yield colours uint8 (H, W, 3) and actor numbers uint8 (H, W), 0 where none is seen."""
+    place = build(scenario)
+    cast = cast or stories.direct(scenario, place.layout)
+    grain, clock = _grain(scenario, place.light.noise), _Clock(scenario)
+    rng = np.random.default_rng([scenario.seed, 5])
+    wobble = rng.uniform(0, 6.28, 4)
+    for number in range(scenario.num_frames):
+        t = number / scenario.fps
+        colours, ids, glow = _expose(place, cast, t, lit=scenario.lighting in ("dusk", "night"))
+        sway = place.shake * np.array(
+            [np.sin(5.1 * t + wobble[0]) + np.sin(13 * t + wobble[1]), np.sin(7.3 * t + wobble[2])]
+        )
+        left, top = (int(round(stage.MARGIN + part)) for part in np.clip(sway, -stage.MARGIN, stage.MARGIN))
+        box = (left, top, left + scenario.width * stage.SUPERSAMPLING, top + scenario.height * stage.SUPERSAMPLING)
+        film = ImageChops.multiply(colours.crop(box).reduce(stage.SUPERSAMPLING), place.gain).point(EXPOSURE)
+        if glow:
+            light = glow.resize(colours.size).crop(box).reduce(stage.SUPERSAMPLING)
+            film = ImageChops.screen(film, Image.merge("RGB", [light] * 3))
+        if scenario.lighting == "night":
+            film = film.convert("L").convert("RGB")
+        down, right = rng.integers(0, 32, 2)
+        noisy = np.asarray(film, np.int16) + grain[down : down + scenario.height, right : right + scenario.width]
+        film = clock.stamp(Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)), t)
+        yield np.asarray(film), np.asarray(ids.crop(box))[1 :: stage.SUPERSAMPLING, 1 :: stage.SUPERSAMPLING].copy()
+
+
+def _grain(scenario, level) -> np.ndarray:
+    """Sensor noise to cut every frame's from: gray mostly, a little coloured by day."""
+    rng = np.random.default_rng([scenario.seed, 6])
+    shape = (scenario.height + 32, scenario.width + 32)
+    noise = rng.normal(0, level, (*shape, 1)) + (scenario.lighting != "night") * rng.normal(0, level * 0.5, (*shape, 3))
+    return np.rint(np.broadcast_to(noise, (*shape, 3))).astype(np.int16)
+
+
+class _Clock:
+    """Stamps camera, date and time as recorders do."""
+
+    def __init__(self, scenario):
+        rng = np.random.default_rng([scenario.world_seed, 7])
+        self.start = np.datetime64("2026-01-01T00:00:00") + int(rng.integers(31_000_000))
+        self.camera, self.font = f"CAM {rng.integers(1, 17):02d}", ImageFont.load_default(max(7, scenario.height // 18))
+
+    def stamp(self, image, t):
+        text = f"{self.camera}  {str(self.start + int(t)).replace('T', ' ')}"
+        draw = ImageDraw.Draw(image)
+        place = (image.width // 40, image.height // 60)
+        draw.text(
+            place,
+            text,
+            font=self.font,
+            fill=(236, 236, 236),
+            stroke_width=max(1, image.height // 240),
+            stroke_fill=(24, 24, 24),
+        )
+        return image
+
+
+def _expose(place: Set, cast, t: float, *, lit: bool):
+    """Paint one moment, far to near: colours and actor numbers on the canvas, lamps' glow at half its size or None."""
+    seen = [(state[1], number, state) for number, member in enumerate(cast.members, 1) if (state := member.at(t))]
+    parts = [
+        (state[1], number, partial(_act, member=cast.members[number - 1], state=state, t=t, lit=lit))
+        for _, number, state in seen
+    ]
+    colours = Image.composite(
+        place.shaded, place.lit, _shadow(place.camera, place.light, [paint for _, _, paint in parts])
+    )
+    ids = Image.new("L", colours.size)
+    canvas = stage.Canvas(place.camera, colours, ids=ids)
+    parts += [(z, 0, (corner, image, outline)) for z, corner, image, outline in place.cutouts]
+    if cast.blows:
+        parts.append(
+            (
+                place.layout.machine[1] - 0.01,
+                0,
+                partial(props.cracks, at=place.layout.machine, blows=sum(b < t for b in cast.blows)),
+            )
+        )
+    for _, number, paint in sorted(parts, key=lambda part: (-part[0], part[1])):
+        canvas.who = number
+        if callable(paint):
+            paint(canvas)
+        else:
+            corner, image, outline = paint
+            colours.paste(image, corner, outline)
+            ids.paste(0, corner, outline)
+    if cast.burst and t >= cast.burst[0]:
+        colours = props.smoke(place.camera, colours, cast.burst[1:], t - cast.burst[0])
+    return colours, ids, _glow(place.camera, seen, cast) if lit else None
+
+
+def _act(canvas, *, member, state, t, lit):
+    x, z, heading, act, since, phase, speed = state
+    if member.kind == "person":
+        look = replace(member.look, carries="") if t >= member.drops_at else member.look
+        actors.person(canvas, look, actors.pose_of(act, since, phase, speed), (x, z), heading)
+    elif member.kind == "bicycle":
+        actors.bicycle(canvas, member.look, (x, z), heading, phase)
+    elif member.kind in props.BODIES:
+        crumple = float(np.clip((t - member.folds_at) / 0.15, 0, 1))
+        props.vehicle(canvas, member.kind, member.look, (x, z), heading, crumple=crumple, lit=lit)
+    else:
+        tall, colour = (0.55, (46, 50, 60)) if member.kind == "case" else (0.28, (58, 42, 34))
+        props.bag(canvas, np.array([x, 0.02, z]), np.array([1.0, 0, 0.2]), 0.42, tall_m=tall, colour=colour)
+
+
+def _glow(camera, seen, cast):
+    image = Image.new("L", (camera.width // 2, camera.height // 2))
+    canvas = stage.Canvas(camera, image, ink=150, scale=0.5)
+    for _, number, (x, z, heading, *_) in seen:
+        if (kind := cast.members[number - 1].kind) in props.BODIES:
+            for lamp in props.lamps(kind, (x, z), heading):
+                canvas.limbs([lamp], (0.55,), 0)
+    return image.filter(ImageFilter.BoxBlur(camera.height / 130))

@@ -1,0 +1,295 @@
+"""Who goes where and does what: every video is a small play, written before it is filmed.
+
+- a part is a script of keys (when, where, doing what); position, heading, step and speed follow from it at any moment
+- an anomaly is played by some of the cast; the rest, and the traffic, are cast by the same rule in every video
+- nothing here is drawn and nothing here knows pixels: times in seconds, places in metres
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from vau_lib import actors, props, stage
+
+STRIDE_M, RUN_STRIDE_M = 1.35, 2.3  # ground covered by two steps
+
+
+class Key(NamedTuple):
+    """From `t` on, go from (x, z) towards the next key doing `act`; `face` fixes the heading (radians)."""
+
+    t: float
+    x: float
+    z: float
+    act: str = ""
+    face: float | None = None
+
+
+@dataclass
+class Actor:
+    """Who takes part: what it is, how it looks, and its script of keys; absent before the first and after the last."""
+
+    kind: str
+    script: list[Key]
+    look: object  # actors.Look of a person or rider, colour of a vehicle
+    phase: float = 0.0
+    drops_at: float = np.inf  # seconds; when it no longer carries anything
+    folds_at: float = np.inf  # seconds; when its nose is crushed
+
+    def at(self, t: float):
+        """Return x, z, heading, act, seconds into it, phase and speed at `t`; None when absent."""
+        script = self.script
+        if not script[0].t <= t < script[-1].t:
+            return None
+        here = sum(key.t <= t for key in script) - 1
+        heading, covered = 0.0, 0.0
+        for number in range(here + 1):
+            key, following = script[number], script[number + 1]
+            gone, lasts = np.hypot(following.x - key.x, following.z - key.z), following.t - key.t
+            before = heading
+            if key.face is not None:
+                heading = key.face
+            elif gone > 0.05:
+                heading = np.arctan2(following.z - key.z, following.x - key.x)
+            speed = gone / lasts
+            if number < here:
+                covered += gone / (RUN_STRIDE_M if speed > 2.4 else STRIDE_M)
+        share = (t - key.t) / lasts
+        if key.act == "skid":  # braking: all speed at first
+            share = 1 - (1 - share) ** 2
+        turn = (heading - before + np.pi) % (2 * np.pi) - np.pi
+        eased = min((t - key.t) / 0.35, 1.0) if here else 1.0
+        covered += share * gone / (RUN_STRIDE_M if speed > 2.4 else STRIDE_M)
+        x, z = key.x + share * (following.x - key.x), key.z + share * (following.z - key.z)
+        return x, z, before + turn * eased, key.act, t - key.t, self.phase + 2 * np.pi * covered, speed
+
+
+@dataclass
+class Cast:
+    """Everyone in a video, the anomaly's span and place, and what happens to things: blows on the machine, a crash."""
+
+    members: list[Actor] = field(default_factory=list)
+    span: tuple[float, float] | None = None
+    focus: np.ndarray | None = None  # (x, z) that bystanders leave free
+    blows: list[float] = field(default_factory=list)
+    burst: tuple[float, float, float] | None = None  # seconds, x, z
+
+
+def direct(scenario, layout: stage.Layout) -> Cast:
+    """Hand out the parts of a `synthesis.Scenario`: the event's own, then bystanders and traffic as in any video."""
+    rng, cast = np.random.default_rng([scenario.seed, 3]), Cast()
+    begin = scenario.duration_s * rng.uniform(0.25, 0.5)
+    STORIES[scenario.event](cast, scenario, layout, rng, begin)
+    people = sum(member.kind == "person" for member in cast.members)
+    vehicles = sum(member.kind in props.BODIES for member in cast.members)
+    focus = cast.focus if cast.focus is not None else np.array(layout.spots[rng.integers(len(layout.spots))])
+    for _ in range(scenario.num_people - people):
+        cast.members.append(_bystander(layout, rng, scenario.duration_s, focus))
+    _traffic(cast, scenario, layout, rng, vehicles)
+    return cast
+
+
+def _person(rng, script, **look) -> Actor:
+    dressed = replace(actors.random_look(rng), **look)
+    return Actor("person", script, dressed, phase=rng.uniform(0, 6.28))
+
+
+def _stroll(layout, rng, until, speed) -> list[Key]:
+    """Go up and down a walk from a random place on it, with a short rest at its ends."""
+    ends = [np.array(end) + rng.uniform(-0.5, 0.5, 2) for end in layout.walks[rng.integers(len(layout.walks))]]
+    if rng.random() < 0.5:
+        ends.reverse()
+    place, t, script = ends[0] + rng.uniform(0.1, 0.8) * (ends[1] - ends[0]), 0.0, []
+    for turn in range(40):
+        goal = ends[(turn + 1) % 2]
+        script.append(Key(t, *place))
+        t += max(float(np.hypot(*(goal - place))) / speed, 0.1)
+        script.append(Key(t, *goal))
+        t, place = t + 0.5, goal
+        if t > until:
+            break
+    return [*script, Key(max(t, until + 1), *place)]
+
+
+def _linger(layout, rng, until, focus) -> list[Key]:
+    """Stay about a spot: wait, telephone, talk, wave, tie a shoe, pace."""
+    for _ in range(12):  # not on the very spot where something is to happen
+        place = np.array(layout.spots[rng.integers(len(layout.spots))]) + rng.uniform(-1.5, 1.5, 2)
+        if np.hypot(*(place - focus)) > 1.6:
+            break
+    t, script, home = 0.0, [], place
+    while t < until + 1:
+        act, lasts = str(rng.choice(["stand", "phone", "talk", "wave", "crouch", "", ""])), rng.uniform(1.0, 2.6)
+        script.append(Key(t, *place, act, None if not act and script else rng.uniform(-np.pi, np.pi)))
+        if not act:
+            place = place + rng.uniform(0.6, 1.1) * lasts * _unit(rng.uniform(0, 2 * np.pi))
+            place = home + np.clip(place - home, -1.2, 1.2)
+            script[-1] = script[-1]._replace(face=None)
+        t += lasts
+    return [*script, Key(t, *place)]
+
+
+def _unit(angle) -> np.ndarray:
+    return np.array([np.cos(angle), np.sin(angle)])
+
+
+def _bystander(layout, rng, until, focus) -> Actor:
+    kind = rng.choice(["stroll", "jog", "linger"], p=(0.62, 0.18, 0.2))
+    if kind == "linger":
+        return _person(rng, _linger(layout, rng, until, focus))
+    speed = rng.uniform(2.7, 3.5) if kind == "jog" else rng.uniform(0.9, 1.7)
+    return _person(rng, _stroll(layout, rng, until, speed))
+
+
+def _traffic(cast, scenario, layout, rng, already) -> None:
+    """Send the remaining vehicles, or riders, down their lanes one after another; behind a crash nobody follows."""
+    count = (scenario.num_vehicles - already) if layout.lanes else 0
+    for number in range(count):
+        start, end = (np.array(place) for place in layout.lanes[number % len(layout.lanes)])
+        middle = scenario.duration_s * (number + rng.uniform(0.25, 0.75)) / count
+        if cast.burst:
+            middle = cast.burst[0] - 3.0 - 2.5 * number
+        half = float(np.hypot(*(end - start))) / 2 / (layout.lane_speed * rng.uniform(0.96, 1.04))
+        script = [Key(middle - half, *start), Key(middle + half, *end)]
+        if layout.riders:
+            cast.members.append(Actor("bicycle", script, actors.random_look(rng), phase=rng.uniform(0, 6.28)))
+        else:
+            cast.members.append(_car(rng, script))
+
+
+def _car(rng, script) -> Actor:
+    return Actor("van" if rng.random() < 0.25 else "car", script, props.PAINTS[rng.integers(len(props.PAINTS))])
+
+
+def _walk(cast, scenario, layout, rng, begin):
+    cast.members.append(_person(rng, _stroll(layout, rng, scenario.duration_s, rng.uniform(1.0, 1.6))))
+
+
+def _loiter(cast, scenario, layout, rng, begin):
+    cast.members.append(_person(rng, _linger(layout, rng, scenario.duration_s, np.array(layout.machine))))
+
+
+def _run(cast, scenario, layout, rng, begin):
+    cast.members.append(_person(rng, _stroll(layout, rng, scenario.duration_s, rng.uniform(2.8, 3.6))))
+
+
+def _spot(cast, layout, rng):
+    """Choose where it happens, in plain view."""
+    cast.focus = np.array(layout.spots[rng.integers(len(layout.spots))]) + rng.uniform(-0.4, 0.4, 2)
+    return cast.focus
+
+
+def _from(layout, rng, goal, begin, *, speed=1.4) -> list[Key]:
+    """The keys of someone who waits on a walk, sets out, and is at `goal` at `begin`."""
+    walks = np.array(layout.walks)[rng.integers(len(layout.walks), size=24)]
+    places = walks[:, 0] + rng.random((24, 1)) * (walks[:, 1] - walks[:, 0])
+    far = np.hypot(*(places - goal).T)
+    best = int(np.abs(far - speed * begin * 0.9).argmin())
+    sets_out = max(begin - far[best] / speed, 0.0)
+    waits = [Key(0.0, *places[best], "phone")] if sets_out > 0 else []
+    return [*waits, Key(sets_out, *places[best])]
+
+
+def _leave(layout, rng, script, t, place, speed) -> None:
+    """Add the way out of the picture, from `place` at `t`."""
+    inner, outer = np.array(layout.walks[rng.integers(2)][::-1])
+    goal = outer + (outer - inner) / np.hypot(*(outer - inner)) * 4.0
+    script += [Key(t, *place), Key(t + float(np.hypot(*(goal - place))) / speed, *goal)]
+
+
+def _fall(cast, scenario, layout, rng, begin):
+    place, until = _spot(cast, layout, rng), scenario.duration_s
+    script = [*_from(layout, rng, place, begin, speed=rng.uniform(1.0, 2.8)), Key(begin, *place, "fall")]
+    up = begin + rng.uniform(0.3, 0.45) * until
+    if rng.random() < 0.4 and up < until - 1.0:
+        script.append(Key(up, *place, "rise"))
+        _leave(layout, rng, script, up + 2.0, place, 1.0)
+        until = min(up + 2.0, until)
+    else:
+        script.append(Key(until + 1, *place))
+    cast.members.append(_person(rng, script, carries=""))
+    cast.span = (begin, until)
+
+
+def _fight(cast, scenario, layout, rng, begin):
+    middle, until = _spot(cast, layout, rng), begin + scenario.duration_s * rng.uniform(0.3, 0.45)
+    angle = rng.uniform(-0.5, 0.5)
+    scripts = [_from(layout, rng, middle - s * 0.42 * _unit(angle), begin) for s in (1, -1)]
+    for t in np.arange(begin, until - 0.3, 0.6):
+        angle, middle = angle + rng.uniform(-0.4, 0.4), middle + rng.uniform(-0.22, 0.22, 2)
+        first_hits = rng.random() < 0.6
+        for script, sign, act in zip(
+            scripts, (1, -1), ("punch", "reel") if first_hits else ("reel", "punch"), strict=True
+        ):
+            face = angle if sign > 0 else angle + np.pi
+            script.append(Key(float(t), *(middle - sign * 0.42 * _unit(angle)), act, face))
+    for script, speed in zip(scripts, (1.5, 3.2), strict=True):
+        _leave(layout, rng, script, until, np.array(script[-1][1:3]), speed)
+        cast.members.append(_person(rng, script, carries=""))
+    cast.span = (begin, min(until, scenario.duration_s))
+
+
+def _intrusion(cast, scenario, layout, rng, begin):
+    gate, until = np.array(layout.gate) + [rng.uniform(-0.5, 0.5), 0], scenario.duration_s
+    near, over = gate - [0, 0.55], gate + [0, 0.6]
+    inside = over + [rng.uniform(-0.8, 1.2), rng.uniform(0.7, 1.3)]
+    script = [*_from(layout, rng, near, begin), Key(begin, *near, "climb", np.pi / 2), Key(begin + 1.6, *over, "sneak")]
+    script += [
+        Key(begin + 3.0, *inside, "crouch"),
+        Key(begin + 5.0, *inside, "sneak"),
+        Key(begin + 6.2, *over + [0.3, 0.3], "crouch"),
+    ]
+    cast.members.append(_person(rng, [*script, Key(max(until, begin + 6.2) + 1, *over + [0.3, 0.3])], carries=""))
+    cast.span = (begin, until)
+
+
+def _left_package(cast, scenario, layout, rng, begin):
+    place, carried = _spot(cast, layout, rng), str(rng.choice(["bag", "case"]))
+    script = [*_from(layout, rng, place, begin), Key(begin, *place, "crouch")]
+    _leave(layout, rng, script, begin + 1.3, place, rng.uniform(1.3, 2.0))
+    carrier = _person(rng, script, carries=carried)
+    carrier.drops_at = begin + 0.8
+    arrived = carrier.at(begin - 0.01)
+    ground = place + 0.4 * _unit((arrived[2] if arrived else 0.0) - 0.9)
+    bag = Actor(carried, [Key(carrier.drops_at, *ground), Key(scenario.duration_s + 1, *ground)], None)
+    cast.members += [carrier, bag]
+    cast.span = (carrier.drops_at, scenario.duration_s)
+
+
+def _vandalism(cast, scenario, layout, rng, begin):
+    until = begin + scenario.duration_s * rng.uniform(0.3, 0.45)
+    place = np.array(layout.machine) + [rng.uniform(-0.25, 0.25), -0.75]
+    script = [*_from(layout, rng, place, begin), Key(begin, *place, "strike", np.pi / 2 + rng.uniform(-0.3, 0.3))]
+    _leave(layout, rng, script, until, place, rng.uniform(1.5, 3.2))
+    cast.members.append(_person(rng, script, carries="bat"))
+    cast.span = (begin, min(until, scenario.duration_s))
+    cast.blows = [float(t) for t in np.arange(begin + 0.62, until, 1 / 1.15)]  # where a swing of `strike` lands
+
+
+def _crash(cast, scenario, layout, rng, begin):
+    (start, end), (other_start, other_end) = np.array(layout.lanes[0]), np.array(layout.lanes[1])
+    ahead = (end - start) / np.hypot(*(end - start))
+    towards = (other_end - other_start) / np.hypot(*(other_end - other_start))
+    meet = start * [0, 1] + [rng.uniform(-1.5, 1.5), 0]
+    swerve = other_start + towards * ((meet - other_start) @ towards - 7.0)  # here it leaves its lane
+    last = (meet - swerve) / np.hypot(*(meet - swerve))
+    stop, other_stop = meet - ahead * 2.0, meet - last * 2.0
+    speed = layout.lane_speed * rng.uniform(0.95, 1.15)
+    until = scenario.duration_s
+    for path, direction, spin in (([start, stop], ahead, 0.45), ([other_start, swerve, other_stop], last, -0.6)):
+        gaps = [float(np.hypot(*(b - a))) / speed for a, b in zip(path[:-1], path[1:], strict=True)]
+        times = begin - np.cumsum([0, *gaps[::-1]])[::-1]
+        script = [Key(float(t), *place) for t, place in zip(times, path, strict=True)]
+        heading = float(np.arctan2(direction[1], direction[0])) + spin * rng.uniform(0.6, 1.2)
+        slid = path[-1] - direction * 0.5 + rng.uniform(-0.5, 0.5, 2)
+        script[-1] = script[-1]._replace(act="skid", face=heading)
+        script += [Key(begin + 0.7, *slid, "skid", heading), Key(until + 1, *slid)]
+        cast.members.append(_car(rng, script))
+        cast.members[-1].folds_at = begin
+    cast.span, cast.burst = (begin, until), (begin, *meet)
+
+
+STORIES = {
+    "walk": _walk, "loiter": _loiter, "run": _run, "fall": _fall, "fight": _fight, "intrusion": _intrusion,
+    "left_package": _left_package, "vandalism": _vandalism, "crash": _crash,
+}  # fmt: skip
