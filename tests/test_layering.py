@@ -8,17 +8,30 @@ import pytest
 LIBRARY = Path(__file__).parents[1] / "vau_lib"
 TIERS = {
     0: {"video", "records", "datasets", "store", "runs", "presets", "cluster"},
-    1: {"synthesis", "stage", "features", "training", "peers", "metrics", "results", "plots", "actors"},
+    1: {
+        "synthesis",
+        "stage",
+        "features",
+        "training",
+        "peers",
+        "metrics",
+        "results",
+        "plots",
+        "actors",
+        "stories",
+        "filming",
+        "props",
+    },
     2: {"memtsm"},
     3: {"cli"},
 }
-WITHIN_TIER_1 = {("features", "training"), ("training", "metrics"), ("synthesis", "stage"), ("synthesis", "actors"),
-    ("actors", "stage"), ("results", "metrics"),
-}
+WITHIN_TIER_1 = {("features", "training"), ("training", "metrics"), ("results", "metrics")}
+DRAWING = ["stage", "props", "actors", "stories", "filming", "synthesis"]  # each may use those before it
+WITHIN_TIER_1 |= {(later, earlier) for n, later in enumerate(DRAWING) for earlier in DRAWING[:n]}
 DOORS = {
     "decord": {"video"}, "av": {"video"}, "kornia": {"features"}, "cv2": {"features"}, "transformers": {"training"},
-    "sklearn": {"metrics", "peers"}, "matplotlib": {"plots"}, "seaborn": {"plots"}, "papermill": {"runs", "presets"}, "ray": {"cluster"},
-    "typer": {"cli"}, "rich": {"cli"},
+    "sklearn": {"metrics", "peers"}, "matplotlib": {"plots"}, "seaborn": {"plots"}, "papermill": {"runs", "presets"},
+    "ray": {"cluster"}, "typer": {"cli"}, "rich": {"cli"},
 }  # fmt: skip
 TIER_OF = {name: tier for tier, names in TIERS.items() for name in names}
 MODULES = sorted(path.stem for path in LIBRARY.glob("[a-z]*.py"))

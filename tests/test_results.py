@@ -39,7 +39,9 @@ def test_a_frame_row_holds_each_row_for_its_snippet():
     truth = {"a": np.array([0, 0, 0, 1, 1], np.uint8), "b": np.zeros(4, np.uint8)}
     rows = results.per_row("m", "peer", {"a": [0.1, 0.9, 0.9], "b": [0.2, 0.1]})
     row = results.frame_row(rows, truth, 2, seed=0, resamples=50)
-    assert row["frame_auc"] == metrics.frame_auc({"a": np.array([0.1, 0.1, 0.9, 0.9, 0.9]), "b": np.array([0.2, 0.2, 0.1, 0.1])}, truth)
+    assert row["frame_auc"] == metrics.frame_auc(
+        {"a": np.array([0.1, 0.1, 0.9, 0.9, 0.9]), "b": np.array([0.2, 0.2, 0.1, 0.1])}, truth
+    )
 
 
 def test_an_unknown_kind_is_refused():

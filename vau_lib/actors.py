@@ -2,7 +2,7 @@
 
 - a person is a pose (joint angles) and a look (build, clothes); the lowest foot stands on the ground, so steps bob
 - a pose is a function of the seconds into an act, so any moment can be painted without the one before
-- every function paints on a `stage.Canvas`, so the same strokes give colour, identity and shadow
+- every function adds to a `stage.Sketch`, so the same strokes give colour, identity and shadow
 """
 
 from collections.abc import Callable
@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from vau_lib import props
-from vau_lib.stage import Canvas, Colour, shade
+from vau_lib.stage import Colour, Sketch, shade
 
 SKINS = [(232, 196, 168), (206, 160, 128), (160, 114, 84), (112, 78, 58), (224, 182, 150)]
 HAIRS = [(44, 36, 32), (78, 56, 40), (132, 98, 62), (28, 28, 30), (150, 146, 142)]
-TOPS = [(172, 54, 48), (46, 74, 122), (58, 60, 66), (210, 206, 196), (72, 106, 78), (196, 154, 70), (104, 74, 116), (96, 132, 158),
-        (34, 36, 42), (150, 92, 58), (122, 124, 128), (200, 120, 130)]  # fmt: skip
+TOPS = [(172, 54, 48), (46, 74, 122), (58, 60, 66), (210, 206, 196), (72, 106, 78), (196, 154, 70), (104, 74, 116),
+        (96, 132, 158), (34, 36, 42), (150, 92, 58), (122, 124, 128), (200, 120, 130)]  # fmt: skip
 BOTTOMS = [(48, 58, 82), (38, 38, 42), (92, 84, 74), (132, 120, 98), (70, 74, 80), (58, 44, 40)]
 
 
@@ -68,7 +68,7 @@ def _smooth(share: float) -> float:
 def gait(phase: float, speed: float) -> Pose:
     """Return the pose of a walk, above 2.4 m/s of a run, at `phase` (radians, one full step pair per turn)."""
     run = _smooth((speed - 1.9) / 0.8)
-    reach = (0.5 * min(speed / 1.3, 1.0)) * (1 - run) + 0.85 * run
+    reach = (0.5 * min(speed / 1.3, 1.0)) * (1 - run) + 0.72 * run
     swing = np.sin([phase, phase + np.pi])
     bend = np.maximum(0, np.cos([phase, phase + np.pi]))  # the leg that comes forward is the bent one
     return Pose(
@@ -138,7 +138,8 @@ def _reel(t, phase):
     mine = np.sin(np.pi * beat) * (np.sin(2.1 * t + phase) > 0.3)
     return Pose(
         0.1 - 0.5 * jolt + 0.15 * mine, (0.25 - 0.3 * jolt, -0.3), (0.35, 0.3 + 0.3 * jolt),
-        (0.9 + 0.5 * jolt, 0.7 + 0.8 * mine), (1.9 - 0.6 * jolt, 2.0 - 1.7 * mine), (0.2 + 0.5 * jolt, 0.2), nod=-0.4 * jolt,
+        (0.9 + 0.5 * jolt, 0.7 + 0.8 * mine), (1.9 - 0.6 * jolt, 2.0 - 1.7 * mine), (0.2 + 0.5 * jolt, 0.2),
+        nod=-0.4 * jolt,
     )  # fmt: skip
 
 
@@ -226,7 +227,7 @@ def _skeleton(pose: Pose, tall: float) -> dict[str, np.ndarray]:
     return joints
 
 
-def person(canvas: Canvas, look: Look, pose: Pose, at: tuple[float, float], heading: float) -> None:
+def person(sketch: Sketch, look: Look, pose: Pose, at: tuple[float, float], heading: float) -> None:
     """Paint someone whose feet are at (x, z), facing `heading` (radians from the x axis towards z)."""
     cos, sin, tall = np.cos(heading), np.sin(heading), look.tall_m
     turn = np.array([[cos, 0, sin], [0, 1, 0], [-sin, 0, cos]])  # forwards, up, left -> x, y, z
@@ -236,84 +237,84 @@ def person(canvas: Canvas, look: Look, pose: Pose, at: tuple[float, float], head
     back = turn[0] * -0.16
     behind = sin < 0  # walking towards the camera: what is on the back is hidden by the body
     if look.carries == "pack" and behind:
-        _pack(canvas, joints, back)
+        _pack(sketch, joints, back)
     for name, gain in ((far, 0.72), (near, 1.0)):
         if name == near:
-            _torso(canvas, look, joints)
-        _leg(canvas, look, joints[f"{name} leg"], gain)
+            _torso(sketch, look, joints)
+        _leg(sketch, look, joints[f"{name} leg"], gain)
         if name == far:
-            _arm(canvas, look, joints[f"{name} arm"], 0.8)
+            _arm(sketch, look, joints[f"{name} arm"], 0.8)
     if look.coat:
         hem = joints["pelvis"] - [0, 0.16 * tall * np.cos(pose.tip), 0]
-        canvas.limbs([joints["neck"] * 0.3 + joints["pelvis"] * 0.7, hem], (0.33, 0.38), shade(look.top, 0.94))
-    _torso(canvas, look, joints)
+        sketch.limbs([joints["neck"] * 0.3 + joints["pelvis"] * 0.7, hem], (0.33, 0.38), shade(look.top, 0.94))
+    _torso(sketch, look, joints)
     if look.carries == "pack" and not behind:
-        _pack(canvas, joints, back)
+        _pack(sketch, joints, back)
     head, face = joints["head"], joints["face"]
-    canvas.limbs([joints["neck"], head], (0.11, 0.11), shade(look.skin, 0.85))
+    sketch.limbs([joints["neck"], head], (0.11, 0.11), shade(look.skin, 0.85))
     hair = ([head + [0, 0.035, 0] - (face - head)], (0.215,), look.hair)
     skin = ([head + (face - head)], (0.19,), look.skin)
     for part in (hair, skin) if behind else (skin, hair):
-        canvas.limbs(*part)
-    _arm(canvas, look, joints[f"{near} arm"], 1.06)
-    _held(canvas, look, joints, near, turn)
+        sketch.limbs(*part)
+    _arm(sketch, look, joints[f"{near} arm"], 1.06)
+    _held(sketch, look, joints, near, turn)
 
 
-def _leg(canvas, look, leg, gain):
-    canvas.limbs(leg[2:], (0.1, 0.075), shade(look.shoes, gain))
-    canvas.limbs(leg[:3], (0.185, 0.135, 0.1), shade(look.bottom, gain))
+def _leg(sketch, look, leg, gain):
+    sketch.limbs(leg[2:], (0.1, 0.075), shade(look.shoes, gain))
+    sketch.limbs(leg[:3], (0.185, 0.135, 0.1), shade(look.bottom, gain))
 
 
-def _arm(canvas, look, arm, gain):
-    canvas.limbs(arm[1:], (0.09, 0.075), shade(look.skin, gain))
-    canvas.limbs([arm[0], arm[1], arm[1] * 0.25 + arm[2] * 0.75], (0.125, 0.105, 0.09), shade(look.top, gain * 0.92))
+def _arm(sketch, look, arm, gain):
+    sketch.limbs(arm[1:], (0.09, 0.075), shade(look.skin, gain))
+    sketch.limbs([arm[0], arm[1], arm[1] * 0.25 + arm[2] * 0.75], (0.125, 0.105, 0.09), shade(look.top, gain * 0.92))
 
 
-def _torso(canvas, look, joints):
+def _torso(sketch, look, joints):
     left, right = joints["left arm"][0], joints["right arm"][0]
     hips = [joints["left leg"][0], joints["right leg"][0]]
-    canvas.limbs(hips, (0.2, 0.2), look.bottom)
-    canvas.limbs([joints["neck"] * 0.86 + joints["pelvis"] * 0.14, joints["pelvis"]], (0.24, 0.25), look.top)
-    canvas.limbs([left, right], (0.13, 0.13), shade(look.top, 1.06))
-    canvas.polygon([left, right, hips[1], hips[0]], look.top)
+    sketch.limbs(hips, (0.2, 0.2), look.bottom)
+    sketch.limbs([joints["neck"] * 0.86 + joints["pelvis"] * 0.14, joints["pelvis"]], (0.24, 0.25), look.top)
+    sketch.limbs([left, right], (0.13, 0.13), shade(look.top, 1.06))
+    sketch.polygon([left, right, hips[1], hips[0]], look.top)
 
 
-def _pack(canvas, joints, back):
-    canvas.limbs(
+def _pack(sketch, joints, back):
+    sketch.limbs(
         [joints["neck"] * 0.8 + joints["pelvis"] * 0.2 + back, joints["pelvis"] + back], (0.27, 0.31), (52, 58, 50)
     )
 
 
-def _held(canvas, look, joints, near, turn):
+def _held(sketch, look, joints, near, turn):
     hand = joints[f"{near} arm"][-1]
     if look.carries == "bat":
         arm = joints["right arm"]
-        canvas.limbs([arm[2], arm[2] + (arm[2] - arm[1]) * 2.8], (0.045, 0.075), (206, 178, 128))
+        sketch.limbs([arm[2], arm[2] + (arm[2] - arm[1]) * 2.8], (0.045, 0.075), (206, 178, 128))
     elif look.carries == "bag":
-        props.bag(canvas, hand - [0, 0.3, 0], turn[0], 0.4)
+        props.bag(sketch, hand - [0, 0.3, 0], turn[0], 0.4)
     elif look.carries == "case":
         props.bag(
-            canvas, np.array([hand[0], 0.05, hand[2]]) + turn[0] * -0.2, turn[0], 0.42, tall_m=0.55, colour=(46, 50, 60)
+            sketch, np.array([hand[0], 0.05, hand[2]]) + turn[0] * -0.2, turn[0], 0.42, tall_m=0.55, colour=(46, 50, 60)
         )
 
 
-def bicycle(canvas: Canvas, look: Look, at: tuple[float, float], heading: float, phase: float) -> None:
+def bicycle(sketch: Sketch, look: Look, at: tuple[float, float], heading: float, phase: float) -> None:
     """Paint a bicycle and its rider, pedals at `phase`."""
     along = np.array([np.cos(heading), 0, np.sin(heading)])
     base, up = np.array([at[0], 0, at[1]]), np.array([0, 1.0, 0])
     turn = np.linspace(0, 2 * np.pi, 15)[:, None]
     for far in (-0.52, 0.52):
         rim = base + along * far + up * 0.34 + 0.34 * (np.cos(turn) * along + np.sin(turn) * up)
-        canvas.limbs(rim, np.full(len(rim), 0.05), (26, 26, 28))
+        sketch.limbs(rim, np.full(len(rim), 0.05), (26, 26, 28))
     crank, seat, stem = base + up * 0.3, base - along * 0.2 + up * 0.9, base + along * 0.4 + up * 0.95
     for chain in (
         [base - along * 0.52 + up * 0.34, crank, seat],
         [crank, stem, base + along * 0.52 + up * 0.34],
         [seat, stem],
     ):
-        canvas.limbs(chain, np.full(len(chain), 0.06), shade(look.top, 0.7))
+        sketch.limbs(chain, np.full(len(chain), 0.06), shade(look.top, 0.7))
     person(
-        canvas,
+        sketch,
         replace(look, coat=False, carries=""),
         pose_of("ride", 0, phase, 0),
         (at[0] - 0.18 * along[0], at[1] - 0.18 * along[2]),

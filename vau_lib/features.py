@@ -64,7 +64,9 @@ class XFeatEncoder:
         if pixels.ndim == 4:
             pixels = pixels.float().mean(-1)
         if pixels.ndim != 3 or pixels.shape[1] % XFEAT_GRID or pixels.shape[2] % XFEAT_GRID:
-            raise ValueError(f"frames must be (T, H, W[, 3]), H and W multiples of {XFEAT_GRID}, got {tuple(frames.shape)}")
+            raise ValueError(
+                f"frames must be (T, H, W[, 3]), H and W multiples of {XFEAT_GRID}, got {tuple(frames.shape)}"
+            )
         net = self.net
         gray = net.norm(pixels.float()[:, None] / 255)  # (T, 1, H, W)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16):
@@ -123,7 +125,9 @@ class FlowEncoder:
                 before, waiting = now, 1
                 continue
             moved = flow.calc(before, now, None)  # (height, width, 2)
-            speed = cv2.resize(np.hypot(moved[..., 0], moved[..., 1]), None, fx=0.25, fy=0.25, interpolation=cv2.INTER_AREA)
+            speed = cv2.resize(
+                np.hypot(moved[..., 0], moved[..., 1]), None, fx=0.25, fy=0.25, interpolation=cv2.INTER_AREA
+            )
             for _ in range(1 + waiting):
                 yield speed
             before, waiting = now, 0
@@ -171,7 +175,13 @@ class Extraction:
 
 
 def extract(
-    found: Sequence[records.VideoRecord], root: Path, folder: Path, recipe: Recipe, *, engine: str = "serial", workers: int = 2
+    found: Sequence[records.VideoRecord],
+    root: Path,
+    folder: Path,
+    recipe: Recipe,
+    *,
+    engine: str = "serial",
+    workers: int = 2,
 ) -> Extraction:
     """Write `<folder>/<id>.npy`, (T, D) float32, for every record, and `made_by.json`; go on where a run was killed.
 
@@ -187,7 +197,9 @@ def extract(
     tasks = [_Task(record, Path(root), Path(folder), recipe) for record in found]
     todo = [task for task in tasks if not task.target.exists()]
     encoded, rows, frames, skipped = 0, 0, 0, []
-    for task, done, error in cluster.map_videos(_extract_one, todo, engine=engine, workers=workers, desc=recipe.encoder):
+    for task, done, error in cluster.map_videos(
+        _extract_one, todo, engine=engine, workers=workers, desc=recipe.encoder
+    ):
         if error:
             skipped.append(error if task.record.id in error else f"{task.record.id}: {error}")
         else:

@@ -7,7 +7,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
@@ -64,15 +63,20 @@ def build(scenario) -> Set:
     )  # fmt: skip
     pixels, hit = stage.cast(camera, layout, rng, light.sky)
     lit = Image.fromarray(pixels)
-    shadow = _shadow(camera, light, [partial(props.prop, kind=k, x=x, z=z, number=n) for k, x, z, n in layout.props])
+    furniture = []
+    for kind, x, z, number in sorted(layout.props, key=lambda prop: -prop[2]):
+        sketch = stage.Sketch(camera, who=255)
+        props.prop(sketch, kind, x, z, number)
+        furniture.append((z, sketch.strokes))
+    shadow = _shadow(camera, light, [stroke for _, strokes in furniture for stroke in strokes])
     lit = Image.composite(lit.point(lambda level: level * (1 - light.shadow)), lit, shadow)
     cutouts = []
     for number, block in enumerate(layout.blocks):
         if block.free:
             cutouts.append(_cutout(block.low[2], lit, Image.fromarray((hit == number).astype(np.uint8) * 255)))
-    for kind, x, z, number in sorted(layout.props, key=lambda prop: -prop[2]):
+    for z, strokes in furniture:
         outline = Image.new("L", (width, height))
-        props.prop(stage.Canvas(camera, lit, ids=outline, who=255), kind, x, z, number)
+        stage.paint(camera, strokes, lit, ids=outline)
         cutouts.append(_cutout(z, lit, outline))
     cutouts = tuple(cutout for cutout in cutouts if cutout)
     shaded = lit.point(lambda level: level * (1 - light.shadow))
@@ -85,12 +89,10 @@ def _cutout(z, image, outline):
     return box and (z, box[:2], image.crop(box), outline.crop(box))
 
 
-def _shadow(camera, light, paints) -> Image.Image:
-    """Soft shadows of what `paints` paint, canvas size, 255 in full shadow."""
+def _shadow(camera, light, strokes) -> Image.Image:
+    """Soft shadows of everything sketched, canvas size, 255 in full shadow."""
     image = Image.new("L", (camera.width // 2, camera.height // 2))
-    canvas = stage.Canvas(camera, image, sun=light.sun, ink=255, scale=0.5)
-    for paint in paints:
-        paint(canvas)
+    stage.paint(camera, strokes, image, sun=light.sun, ink=255, scale=0.5)
     return image.filter(ImageFilter.BoxBlur(camera.height / 480)).resize((camera.width, camera.height))
 
 
@@ -175,58 +177,56 @@ class _Clock:
 
 def _expose(place: Set, cast, t: float, *, lit: bool):
     """Paint one moment, far to near: colours and actor numbers on the canvas, lamps' glow at half its size or None."""
-    seen = [(state[1], number, state) for number, member in enumerate(cast.members, 1) if (state := member.at(t))]
-    parts = [
-        (state[1], number, partial(_act, member=cast.members[number - 1], state=state, t=t, lit=lit))
-        for _, number, state in seen
-    ]
-    colours = Image.composite(
-        place.shaded, place.lit, _shadow(place.camera, place.light, [paint for _, _, paint in parts])
-    )
-    ids = Image.new("L", colours.size)
-    canvas = stage.Canvas(place.camera, colours, ids=ids)
-    parts += [(z, 0, (corner, image, outline)) for z, corner, image, outline in place.cutouts]
+    seen, parts, shadows = [], list(place.cutouts), []
+    for number, member in enumerate(cast.members, 1):
+        if state := member.at(t):
+            sketch = stage.Sketch(place.camera, number)
+            _act(sketch, member, state, t, lit=lit)
+            parts.append((state[1], sketch.strokes))
+            shadows += sketch.strokes
+            seen.append((member.kind, state))
     if cast.blows:
-        parts.append(
-            (
-                place.layout.machine[1] - 0.01,
-                0,
-                partial(props.cracks, at=place.layout.machine, blows=sum(b < t for b in cast.blows)),
-            )
-        )
-    for _, number, paint in sorted(parts, key=lambda part: (-part[0], part[1])):
-        canvas.who = number
-        if callable(paint):
-            paint(canvas)
-        else:
-            corner, image, outline = paint
-            colours.paste(image, corner, outline)
-            ids.paste(0, corner, outline)
+        sketch = stage.Sketch(place.camera)
+        props.cracks(sketch, at=place.layout.machine, blows=sum(blow < t for blow in cast.blows))
+        parts.append((place.layout.machine[1] - 0.01, sketch.strokes))
+    colours = Image.composite(place.shaded, place.lit, _shadow(place.camera, place.light, shadows))
+    ids, waiting = Image.new("L", colours.size), []
+    for _, *part in sorted(parts, key=lambda part: -part[0]):
+        if len(part) == 1:
+            waiting += part[0]
+            continue
+        stage.paint(place.camera, waiting, colours, ids=ids)
+        corner, image, outline = part
+        colours.paste(image, corner, outline)
+        ids.paste(0, corner, outline)
+        waiting = []
+    stage.paint(place.camera, waiting, colours, ids=ids)
     if cast.burst and t >= cast.burst[0]:
         colours = props.smoke(place.camera, colours, cast.burst[1:], t - cast.burst[0])
-    return colours, ids, _glow(place.camera, seen, cast) if lit else None
+    return colours, ids, _glow(place.camera, seen) if lit else None
 
 
-def _act(canvas, *, member, state, t, lit):
+def _act(sketch, member, state, t, *, lit):
     x, z, heading, act, since, phase, speed = state
     if member.kind == "person":
         look = replace(member.look, carries="") if t >= member.drops_at else member.look
-        actors.person(canvas, look, actors.pose_of(act, since, phase, speed), (x, z), heading)
+        actors.person(sketch, look, actors.pose_of(act, since, phase, speed), (x, z), heading)
     elif member.kind == "bicycle":
-        actors.bicycle(canvas, member.look, (x, z), heading, phase)
+        actors.bicycle(sketch, member.look, (x, z), heading, phase)
     elif member.kind in props.BODIES:
         crumple = float(np.clip((t - member.folds_at) / 0.15, 0, 1))
-        props.vehicle(canvas, member.kind, member.look, (x, z), heading, crumple=crumple, lit=lit)
+        props.vehicle(sketch, member.kind, member.look, (x, z), heading, crumple=crumple, lit=lit)
     else:
         tall, colour = (0.55, (46, 50, 60)) if member.kind == "case" else (0.28, (58, 42, 34))
-        props.bag(canvas, np.array([x, 0.02, z]), np.array([1.0, 0, 0.2]), 0.42, tall_m=tall, colour=colour)
+        props.bag(sketch, np.array([x, 0.02, z]), np.array([1.0, 0, 0.2]), 0.42, tall_m=tall, colour=colour)
 
 
-def _glow(camera, seen, cast):
-    image = Image.new("L", (camera.width // 2, camera.height // 2))
-    canvas = stage.Canvas(camera, image, ink=150, scale=0.5)
-    for _, number, (x, z, heading, *_) in seen:
-        if (kind := cast.members[number - 1].kind) in props.BODIES:
+def _glow(camera, seen):
+    """Shine of head lamps, at half the canvas size."""
+    image, sketch = Image.new("L", (camera.width // 2, camera.height // 2)), stage.Sketch(camera)
+    for kind, (x, z, heading, *_) in seen:
+        if kind in props.BODIES:
             for lamp in props.lamps(kind, (x, z), heading):
-                canvas.limbs([lamp], (0.55,), 0)
+                sketch.limbs([lamp], (0.55,), 0)
+    stage.paint(camera, sketch.strokes, image, ink=150, scale=0.5)
     return image.filter(ImageFilter.BoxBlur(camera.height / 130))

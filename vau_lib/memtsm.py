@@ -94,7 +94,9 @@ class ShiftBlock(nn.Module):
         self.conv = nn.Conv1d(channels, out, 3, padding=1)
         self.norm = nn.BatchNorm1d(out)
         reach = 1 if config.as_released else 3  # the report says "localized": a step is judged with its neighbours
-        self.gate = nn.Sequential(nn.Conv1d(out, out // 4, reach, padding=reach // 2), nn.GELU(), nn.Conv1d(out // 4, 1, 1))
+        self.gate = nn.Sequential(
+            nn.Conv1d(out, out // 4, reach, padding=reach // 2), nn.GELU(), nn.Conv1d(out // 4, 1, 1)
+        )
         self.skip = nn.Identity() if channels == out else nn.Conv1d(channels, out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -165,7 +167,9 @@ class MemTSM(nn.Module):
         return self.second(self.pool(self.first(x)))
 
 
-def loss(output: MemTSMOutput, x: Tensor, labels: Tensor, *, alpha: float, rebuild: float = 0.5, bank: float = 0.01) -> Tensor:
+def loss(
+    output: MemTSMOutput, x: Tensor, labels: Tensor, *, alpha: float, rebuild: float = 0.5, bank: float = 0.01
+) -> Tensor:
     """Return the training loss, a scalar: focal + `rebuild` * MSE + `bank` * memory term; `x` is the clean input.
 
     `alpha` weighs the anomalous class in [0, 1] (the share of normal videos balances the two). The memory term is the
@@ -289,7 +293,9 @@ def train(
     train_names = [name for name in features if name not in set(val)]
     val_names = [name for name in features if name in set(val)]
     if not train_names or not val_names:
-        raise ValueError(f"need videos on both sides, got {len(train_names)} to train on and {len(val_names)} to choose by")
+        raise ValueError(
+            f"need videos on both sides, got {len(train_names)} to train on and {len(val_names)} to choose by"
+        )
     training.seed_everything(plan.seed)
     prepare = training.Preparation.fit({name: features[name] for name in train_names}, steps=steps, motion=motion)
     sets = [

@@ -43,7 +43,11 @@ def cloud_distance(normal: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 def logistic_on_change(
-    train: Mapping[str, np.ndarray], labels: Mapping[str, int], test: Mapping[str, np.ndarray], *, strength: float = 0.01
+    train: Mapping[str, np.ndarray],
+    labels: Mapping[str, int],
+    test: Mapping[str, np.ndarray],
+    *,
+    strength: float = 0.01,
 ) -> dict[str, float]:
     """Return {id: score in [0, 1]} of `test` videos by logistic regression on mean and max |row - row before|.
 

@@ -55,7 +55,9 @@ def save(figure: Figure, path: Path) -> list[Path]:
     return written
 
 
-def filmstrip(frames: np.ndarray, captions: Sequence[str] | None = None, *, columns: int = 6, title: str = "") -> Figure:
+def filmstrip(
+    frames: np.ndarray, captions: Sequence[str] | None = None, *, columns: int = 6, title: str = ""
+) -> Figure:
     """Show frames uint8 (T, H, W, 3) in rows of `columns`, a caption under each."""
     rows = -(-len(frames) // columns)
     height, width = frames.shape[1:3]
@@ -174,7 +176,9 @@ def confusion(tn: int, fp: int, fn: int, tp: int, *, title: str = "") -> Figure:
     figure, axis = _subplots(figsize=(3.9, 3.5))
     names = ["normal", "anomalous"]
     table = pd.DataFrame([[tn, fp], [fn, tp]], index=names, columns=names)
-    sns.heatmap(table, annot=True, fmt="d", cmap="Blues", cbar=False, square=True, ax=axis, annot_kws={"size": 16}, lw=2)
+    sns.heatmap(
+        table, annot=True, fmt="d", cmap="Blues", cbar=False, square=True, ax=axis, annot_kws={"size": 16}, lw=2
+    )
     axis.set(xlabel="decided", ylabel="truth", title=title)
     return figure
 
@@ -186,7 +190,9 @@ def histogram(
     figure, axis = _subplots(figsize=(6.5, 3.2))
     bins = np.histogram_bin_edges(scores, bins=24)
     for name, value, colour in (("normal", 0, NORMAL), ("anomalous", 1, ANOMALOUS)):
-        axis.hist(scores[labels == value], bins=bins, color=colour, alpha=0.6, label=f"{name} ({(labels == value).sum()})")
+        axis.hist(
+            scores[labels == value], bins=bins, color=colour, alpha=0.6, label=f"{name} ({(labels == value).sum()})"
+        )
     if threshold is not None:
         axis.axvline(threshold, color=INK, ls="--", lw=1, label="threshold (validation)")
     axis.set(xlabel=xlabel, ylabel="videos", title=title)
@@ -196,11 +202,11 @@ def histogram(
 
 def bars(
     table: pd.DataFrame, *, x: str, y: str, low: str | None = None, high: str | None = None,
-    highlight: Sequence[str] = (), chance: float | None = None, title: str = "", unit: str = "",
+    highlight: Sequence[str] = (), chance: float | None = None, title: str = "", unit: str = "", log: bool = False,
 ) -> Figure:  # fmt: skip
     """Draw one horizontal bar per row: text column `y`, value column `x`, interval columns `low` and `high`.
 
-    Rows named in `highlight` are ours and coloured; `chance` draws the level of guessing.
+    Rows named in `highlight` are ours and coloured; `chance` draws the level of guessing; `log` makes the axis logarithmic.
     """
     figure, axis = _subplots(figsize=(8.5, 0.9 + 0.36 * len(table)))
     colours = [ANOMALOUS if name in highlight else "#B8C4CE" for name in table[y]]
@@ -211,16 +217,23 @@ def bars(
         axis.errorbar(table[x], places, xerr=errors, fmt="none", ecolor=INK, elinewidth=1.1, capsize=2)
     reach = table[high].fillna(table[x]) if high else table[x]
     for place, value, end in zip(places, table[x], reach, strict=True):
-        axis.text(end + 0.01 * table[x].max(), place, f"{value:.3f}", va="center", fontsize=9)
+        written = f"{value:.3f}" if value < 10 else f"{value:,.0f}"
+        axis.annotate(written, (end, place), (5, 0), textcoords="offset points", va="center", fontsize=9)
     if chance is not None:
         axis.axvline(chance, color=QUIET, ls="--", lw=1)
         axis.text(chance, len(table) - 0.45, " chance", fontsize=8, color=QUIET, va="bottom")
     axis.set(yticks=places, yticklabels=table[y], xlabel=unit or x.replace("_", " ").replace("auc", "AUC"), title=title)
-    axis.set_xlim(0, max(reach.max() * 1.12, chance or 0))
+    if log:
+        axis.set_xscale("log")
+        axis.set_xlim(table[x].min() / 3, reach.max() * 4)
+    else:
+        axis.set_xlim(0, max(reach.max() * 1.12, chance or 0))
     return figure
 
 
-def heat(rows: np.ndarray, *, seconds_per_row: float, title: str = "", ylabel: str = "channel", unit: str = "") -> Figure:
+def heat(
+    rows: np.ndarray, *, seconds_per_row: float, title: str = "", ylabel: str = "channel", unit: str = ""
+) -> Figure:
     """Draw rows (T, D) as an image, time to the right, channels down."""
     figure, axis = _subplots(figsize=(10, 2.8))
     reach = np.nanpercentile(np.abs(rows), 99) or 1.0

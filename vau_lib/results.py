@@ -26,7 +26,9 @@ class Method:
 
     def __post_init__(self):
         if self.kind not in KINDS or not self.runs:
-            raise ValueError(f"{self.name}: kind must be one of {', '.join(KINDS)} with at least one run, got {self.kind!r}")
+            raise ValueError(
+                f"{self.name}: kind must be one of {', '.join(KINDS)} with at least one run, got {self.kind!r}"
+            )
 
     def video_scores(self) -> dict[str, float]:
         """Return {video: mean over seeds of its video score}."""
@@ -63,12 +65,16 @@ def fold_mean(metric: Callable, fold_of: Mapping[str, int]) -> Callable:
     return averaged
 
 
-def video_row(method: Method, labels: Mapping[str, int], fold_of: Mapping[str, int], *, seed: int, resamples: int) -> dict:
+def video_row(
+    method: Method, labels: Mapping[str, int], fold_of: Mapping[str, int], *, seed: int, resamples: int
+) -> dict:
     """Return the video-level row: AUC and AP, mean over folds and seeds; spread over seeds; 95 % interval over videos."""
     auc, ap = fold_mean(metrics.video_auc, fold_of), fold_mean(metrics.video_ap, fold_of)
     seeds = [auc({name: score for name, (score, _) in run.items()}, labels) for run in method.runs]
     precise = [ap({name: score for name, (score, _) in run.items()}, labels) for run in method.runs]
-    span = metrics.bootstrap_ci(auc, method.video_scores(), labels, rng=np.random.default_rng(seed), resamples=resamples)
+    span = metrics.bootstrap_ci(
+        auc, method.video_scores(), labels, rng=np.random.default_rng(seed), resamples=resamples
+    )
     return {
         "level": "video", "method": method.name, "kind": method.kind, "seeds": len(seeds), "video_auc": float(np.mean(seeds)),
         "video_auc_sd": float(np.std(seeds)), "low": span.low, "high": span.high, "seed_mean_video_auc": span.value,

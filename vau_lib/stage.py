@@ -2,15 +2,16 @@
 
 - everything stands in metres (x right, y up, z away from the camera), so size, overlap and shadow follow from the place
 - a place is cast once per video, ray by ray; what stands free in it is kept as a cut-out, so actors pass behind it
-- a canvas paints colour and identity with the same stroke: a mask cannot disagree with its picture
+- picture, mask and shadow are painted from one sketch: they cannot disagree
 - all of it follows from the generator passed in; nothing here knows what happens in a video
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
-from PIL import ImageDraw
+from PIL import Image, ImageDraw
 
 SUPERSAMPLING = 2  # canvas pixels per pixel of the film, each way
 MARGIN = 4  # canvas pixels kept around the picture for a camera that shakes
@@ -32,15 +33,23 @@ class Camera:
     height: int
     mirror: int = 1  # -1 shows the same place from its other hand
 
-    def project(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    @cached_property
+    def axes(self) -> np.ndarray:
+        """What a metre along x, y and z is across, down and away as the camera sees it, (3, 3)."""
+        yaw, pitch = (np.cos(self.yaw), np.sin(self.yaw)), (np.cos(self.pitch), np.sin(self.pitch))
+        x = np.array([yaw[0], -yaw[1] * pitch[1], yaw[1] * pitch[0]]) * self.mirror
+        return np.stack([x, [0, -pitch[0], -pitch[1]], [-yaw[1], -yaw[0] * pitch[1], yaw[0] * pitch[0]]])
+
+    def project(self, points: np.ndarray, axes: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Return canvas places (N, 2) and pixels per metre (N,) of points (N, 3); not positive behind the camera."""
-        x, y, z = points[:, 0] * self.mirror, points[:, 1], points[:, 2]
-        across, ahead = x * np.cos(self.yaw) - z * np.sin(self.yaw), x * np.sin(self.yaw) + z * np.cos(self.yaw)
-        below = self.height_m - y
-        depth = below * np.sin(self.pitch) + ahead * np.cos(self.pitch)
+        seen = (
+            (points - (0.0, self.height_m, 0.0)) @ self.axes
+            if axes is None
+            else points @ axes - self.height_m * self.axes[1]
+        )
+        depth = seen[:, 2]
         scale = self.focal_px / np.where(np.abs(depth) < 0.1, 0.1, depth)
-        down = below * np.cos(self.pitch) - ahead * np.sin(self.pitch)
-        return np.stack([self.width / 2 + across * scale, self.height / 2 + down * scale], 1), scale
+        return seen[:, :2] * scale[:, None] + (self.width / 2, self.height / 2), scale
 
     def rays(self) -> np.ndarray:
         """Return the direction seen by each canvas pixel, (H, W, 3)."""
@@ -52,59 +61,62 @@ class Camera:
         return np.stack([x * self.mirror, -(down * np.cos(self.pitch) + np.sin(self.pitch)), z], -1)
 
 
-class Canvas:
-    """Paints shapes given in metres, in colour and, where `ids` is given, as the number `who` with the same outline.
+class Sketch:
+    """Shapes in metres, gathered first, so one drawing gives a picture, its mask and its shadow. `who` numbers it."""
 
-    With `sun` (metres of shadow per metre of height, in x and z) everything falls flat on the ground: its shadow.
-    """
-
-    def __init__(self, camera, image, *, ids=None, who=0, sun=None, ink=None, scale=1.0):
-        self.camera, self.sun, self.ink, self.scale, self.who = camera, sun, ink, scale, who
-        self.draw = ImageDraw.Draw(image)
-        self.marks = ImageDraw.Draw(ids) if ids is not None else None
-
-    def place(self, points: Sequence) -> tuple[np.ndarray, np.ndarray]:
-        """Project points (N, 3), or their shadows, to canvas places (N, 2) and pixels per metre (N,)."""
-        points = np.asarray(points, float).reshape(-1, 3)
-        if self.sun is not None:
-            x, y, z = points.T
-            points = np.stack([x + self.sun[0] * y, 0 * y, z + self.sun[1] * y], 1)
-        places, scale = self.camera.project(points)
-        return places * self.scale, scale * self.scale
+    def __init__(self, camera: Camera, who: int = 0):
+        self.camera, self.who = camera, who
+        self.strokes = []
 
     def polygon(self, points: Sequence, colour: Colour) -> None:
-        """Fill the outline through points (N, 3); left out when part of it is behind the camera."""
-        places, scale = self.place(points)
-        if (scale > 0).all() and np.abs(places).max() < 20_000:
-            self._strokes("polygon", [tuple(place) for place in places], colour)
+        """Fill the outline through points (N, 3)."""
+        self.strokes.append((np.asarray(points, float).reshape(-1, 3), None, colour, self.who))
 
     def limbs(self, points: Sequence, thickness_m: Sequence[float], colour: Colour) -> None:
         """Draw a chain of round-ended limbs through points (N, 3); `thickness_m` (N,) at each point."""
-        places, scale = self.place(points)
-        if not (scale > 0).all() or np.abs(places).max() > 20_000:
-            return
-        radii = np.maximum(np.asarray(thickness_m) * scale / 2, 0.6)
-        for (start, end), (wide, narrow) in zip(_pairs(places), _pairs(radii), strict=True):
-            side = np.array([start[1] - end[1], end[0] - start[0]])
-            side = side / (np.hypot(*side) or 1.0)
-            outline = [start + side * wide, end + side * narrow, end - side * narrow, start - side * wide]
-            self._strokes("polygon", [tuple(place) for place in outline], colour)
-        for (x, y), radius in zip(places, radii, strict=True):
-            self._strokes("ellipse", (x - radius, y - radius, x + radius, y + radius), colour)
+        self.strokes.append((np.asarray(points, float).reshape(-1, 3), thickness_m, colour, self.who))
 
     def wheel(self, centre: Sequence, along: np.ndarray, radius_m: float, colour: Colour) -> None:
         """Fill an upright wheel round `centre` (3,), turned `along` a ground direction (3,)."""
         turn = np.linspace(0, 2 * np.pi, 14, endpoint=False)[:, None]
         self.polygon(np.asarray(centre) + radius_m * (np.cos(turn) * along + np.sin(turn) * [0, 1, 0]), colour)
 
-    def _strokes(self, shape: str, outline, colour: Colour) -> None:
-        getattr(self.draw, shape)(outline, fill=colour if self.ink is None else self.ink)
-        if self.marks:
-            getattr(self.marks, shape)(outline, fill=self.who)
 
+def paint(camera: Camera, strokes: list, image: Image.Image, *, ids=None, sun=None, ink=None, scale=1.0) -> None:
+    """Paint a sketch's strokes on `image`, and with the same outlines as numbers on `ids`, in the order given.
 
-def _pairs(values):
-    return list(zip(values[:-1], values[1:], strict=True))
+    With `sun` (metres of shadow per metre of height, in x and z) everything falls flat on the ground. `ink` replaces
+    every colour, `scale` is the image's size over the canvas. A stroke that reaches behind the camera is left out.
+    """
+    if not strokes:
+        return
+    axes = None if sun is None else np.array([[1, 0, 0], [sun[0], 0, sun[1]], [0, 0, 1]]) @ camera.axes
+    places, per_metre = camera.project(np.concatenate([points for points, *_ in strokes]), axes)
+    places, per_metre = places * scale, per_metre * scale
+    first = np.cumsum([0] + [len(points) for points, *_ in strokes])
+    seen = (np.minimum.reduceat(per_metre, first[:-1]) > 0) & (
+        np.maximum.reduceat(np.abs(places).max(1), first[:-1]) < 20_000
+    )
+    thick = np.concatenate([np.zeros(len(p)) if width is None else np.asarray(width) for p, width, *_ in strokes])
+    radii = np.maximum(thick * per_metre / 2, 0.6)[:, None]
+    along = np.diff(places, axis=0)
+    side = np.stack([-along[:, 1], along[:, 0]], 1) / np.maximum(np.hypot(*along.T), 1e-6)[:, None]
+    wide, narrow = side * radii[:-1], side * radii[1:]
+    outlines = np.concatenate([places[:-1] + wide, places[1:] + narrow, places[1:] - narrow, places[:-1] - wide], 1)
+    outlines, discs = outlines.tolist(), np.concatenate([places - radii, places + radii], 1).tolist()
+    draw, marks = ImageDraw.Draw(image), ImageDraw.Draw(ids) if ids is not None else None
+    for number, (_, width, colour, who) in enumerate(strokes):
+        start, end = first[number], first[number + 1]
+        if not seen[number]:
+            continue
+        for brush, fill in ((draw, colour if ink is None else ink), (marks, who)):
+            if brush and width is None:
+                brush.polygon(places[start:end].ravel().tolist(), fill=fill)
+            elif brush:
+                for outline in outlines[start : end - 1]:
+                    brush.polygon(outline, fill=fill)
+                for disc in discs[start:end]:
+                    brush.ellipse(disc, fill=fill)
 
 
 def shade(colour: Colour, gain: float) -> Colour:
@@ -213,7 +225,8 @@ def car_park(rng: np.random.Generator) -> Layout:
     lanes = [((-24, 11.4), (24, 11.4)), ((24, 14.1), (-24, 14.1))]
     spots = [(-1.4, 8.2), (0.8, 7.8), (1.6, 8.6), (-2.4, 8.8)]
     return Layout(
-        5.0, 0.37, walks, lanes, 4.2, spots, (-1.8, 17.2), (3.2, 9.4), paints, [*blocks, _machine(3.2, 9.4)], props + zone[1],
+        5.0, 0.37, walks, lanes, 4.2, spots, (-1.8, 17.2), (3.2, 9.4), paints,
+        [*blocks, _machine(3.2, 9.4)], props + zone[1],
     )  # fmt: skip
 
 
@@ -274,7 +287,8 @@ def plaza(rng: np.random.Generator) -> Layout:
     lanes = [((-14, 12.9), (14, 12.9)), ((17, 22.6), (-17, 22.6))]
     spots = [(-1.6, 8.0), (0.6, 8.8), (1.6, 7.8), (-0.4, 9.4)]
     return Layout(
-        5.0, 0.34, walks, lanes, 3.8, spots, (3.6, 14.0), (3.4, 10.0), paints, [*blocks, _machine(3.4, 10.0)], props + zone[1], True,
+        5.0, 0.34, walks, lanes, 3.8, spots, (3.6, 14.0), (3.4, 10.0), paints,
+        [*blocks, _machine(3.4, 10.0)], props + zone[1], True,
     )  # fmt: skip
 
 
@@ -339,7 +353,7 @@ def _pattern(name: str, u: np.ndarray, v: np.ndarray, colour: Colour, table: np.
 
 
 def cast(camera: Camera, layout: Layout, rng: np.random.Generator, sky: Colour) -> tuple[np.ndarray, np.ndarray]:
-    """Cast one ray per canvas pixel: colours uint8 (H, W, 3) and what was hit (H, W): -2 sky, -1 ground, else a block."""
+    """Cast one ray per canvas pixel: colours uint8 (H, W, 3), and a block's number or -1 ground, -2 sky (H, W)."""
     rays, table = camera.rays(), rng.random((256, 256))
     x, y, z = (np.where(np.abs(part) < 1e-9, 1e-9, part) for part in np.moveaxis(rays, -1, 0))
     far = np.where(y < 0, -camera.height_m / y, np.inf)

@@ -259,6 +259,7 @@ def _left_package(cast, scenario, layout, rng, begin):
 def _vandalism(cast, scenario, layout, rng, begin):
     until = begin + scenario.duration_s * rng.uniform(0.3, 0.45)
     place = np.array(layout.machine) + [rng.uniform(-0.25, 0.25), -0.75]
+    cast.focus = place
     script = [*_from(layout, rng, place, begin), Key(begin, *place, "strike", np.pi / 2 + rng.uniform(-0.3, 0.3))]
     _leave(layout, rng, script, until, place, rng.uniform(1.5, 3.2))
     cast.members.append(_person(rng, script, carries="bat"))
@@ -281,7 +282,7 @@ def _crash(cast, scenario, layout, rng, begin):
         times = begin - np.cumsum([0, *gaps[::-1]])[::-1]
         script = [Key(float(t), *place) for t, place in zip(times, path, strict=True)]
         heading = float(np.arctan2(direction[1], direction[0])) + spin * rng.uniform(0.6, 1.2)
-        slid = path[-1] - direction * 0.5 + rng.uniform(-0.5, 0.5, 2)
+        slid = path[-1] + direction * 0.15 + rng.uniform(-0.35, 0.35, 2)
         script[-1] = script[-1]._replace(act="skid", face=heading)
         script += [Key(begin + 0.7, *slid, "skid", heading), Key(until + 1, *slid)]
         cast.members.append(_car(rng, script))

@@ -85,12 +85,13 @@ class Rendering:
 def scenario_for(
     seed: int, *, event: str | None = None, world_seed: int | None = None, duration_s: float = 8.0, **fixed
 ) -> Scenario:
-    """Choose what is not given (`event`, `scene`, `lighting`, `num_people`, ...) by `seed`; size 320 x 240, 15 per s."""
+    """Choose what is not given (`event`, `scene`, `lighting`, `num_people`, ...) by `seed`; 320 x 240, 15 per s."""
     rng = np.random.default_rng([seed if world_seed is None else world_seed, 1])
     event = event or str(np.random.default_rng([seed, 2]).choice(tuple(EVENTS)))
     scene = fixed.pop("scene", None) or str(rng.choice(stage.SCENES[:2] if event == "crash" else stage.SCENES))
     chosen = dict(
-        scene=scene, event=event, seed=seed, world_seed=seed if world_seed is None else world_seed, duration_s=float(duration_s),
+        scene=scene, event=event, seed=seed, world_seed=seed if world_seed is None else world_seed,
+        duration_s=float(duration_s),
         fps=15.0, height=240, width=320, lighting=str(rng.choice(stage.LIGHTINGS, p=(0.35, 0.25, 0.15, 0.25))),
         num_people=int(rng.integers(4, 8)), num_vehicles=0 if scene == "shop" else int(rng.integers(2, 5)),
     )  # fmt: skip
@@ -222,7 +223,8 @@ def make_dataset(
         if error:
             raise store.StoreError(f"{name}: {error}")
         written.append(VideoRecord(
-            name, f"videos/{name}.mp4", "synthetic", split, scenario.label, (scenario.event,) if scenario.label else (), spans,
+            name, f"videos/{name}.mp4", "synthetic", split, scenario.label,
+            (scenario.event,) if scenario.label else (), spans,
             scenario.fps, scenario.num_frames, f"world-{scenario.world_seed}",
         ))  # fmt: skip
     written.sort(key=lambda record: record.id)
@@ -249,7 +251,7 @@ def _split_names(worlds: int, splits: Mapping[str, float]) -> list[str]:
     """Return each world's split: shares by size, at least one world each."""
     if worlds < len(splits):
         raise ValueError(
-            f"{len(splits)} splits with both classes need {2 * len(splits)} videos or more, got {2 * worlds} or {2 * worlds + 1}"
+            f"{len(splits)} splits with both classes need {2 * len(splits)} videos or more, got about {2 * worlds}"
         )
     shares = np.array(list(splits.values())) / sum(splits.values())
     counts = np.maximum(1, np.floor(shares * worlds).astype(int))

@@ -140,7 +140,9 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], *, fps: float = 
         raise VideoError(f"{_name(path)}: no frames to write")
     height, width = first.shape[:2]
     if first.dtype != np.uint8 or first.shape[2:] != (3,) or height % 2 or width % 2:
-        raise VideoError(f"{_name(path)}: frames must be uint8 (H, W, 3), H and W even, got {first.dtype} {first.shape}")
+        raise VideoError(
+            f"{_name(path)}: frames must be uint8 (H, W, 3), H and W even, got {first.dtype} {first.shape}"
+        )
     count = 0
     with store.replacing(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
@@ -148,7 +150,8 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], *, fps: float = 
         stream.codec_context.thread_count = 1  # frame threads change the bits
         # x264's macroblock tree was measured to differ from run to run (its SIMD code), even on one thread
         stream.options = {"crf": str(crf), "preset": "veryfast", "g": "48", "x264-params": "mbtree=0"}
-        for count, pixels in enumerate(chain([first], frames), start=1):
+        for pixels in chain([first], frames):
+            count += 1
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")))
         container.mux(stream.encode())
     return VideoInfo(float(fps), count, height, width, count / fps)
@@ -178,7 +181,9 @@ def _index(path: str, changed_ns: int, size: int) -> _Track:
             promised = max((entry.pos + entry.size for entry in stream.index_entries), default=0)
             if promised > size:
                 raise VideoError(f"{_name(path)}: cut short, {size:,} of at least {promised:,} bytes are there")
-            packets = [(p.pts if p.pts is not None else p.dts, p.is_keyframe) for p in container.demux(stream) if p.size]
+            packets = [
+                (p.pts if p.pts is not None else p.dts, p.is_keyframe) for p in container.demux(stream) if p.size
+            ]
             height, width, time_base = stream.height, stream.width, stream.time_base
             rate = float(stream.average_rate or stream.guessed_rate or 0)
     except (av.error.FFmpegError, OSError) as error:

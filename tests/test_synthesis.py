@@ -1,0 +1,168 @@
+"""The drawn world keeps its word: same seed same film, truth to the pixel, and no cheap way to tell the classes."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from vau_lib import records, stage, store, synthesis, video
+
+TINY = dict(height=72, width=96, fps=8.0)
+
+
+def tiny(seed=3, event="fight", duration_s=3.0, **changes):
+    return synthesis.scenario_for(seed, event=event, duration_s=duration_s, **TINY | changes)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Sixty tiny films on disk: the folder and their records."""
+    root = tmp_path_factory.mktemp("world")
+    return root, synthesis.make_dataset(root, num_videos=60, seed=0, duration_s=3.0, **TINY)
+
+
+def test_a_seed_is_a_film():
+    one, again, other = (synthesis.render(tiny(seed)) for seed in (3, 3, 4))
+    assert np.array_equal(one.frames, again.frames) and np.array_equal(one.masks, again.masks)
+    assert one.events == again.events and not np.array_equal(one.frames, other.frames)
+
+
+def test_twins_share_the_place_but_not_the_people():
+    one, twin = synthesis.sample_scenarios(2, seed=5, duration_s=2.0, **TINY)
+    assert (one.label, twin.label) == (1, 0) and one.world_seed == twin.world_seed
+    assert replace(one, event=twin.event, seed=twin.seed) == twin
+    films = [synthesis.render(scenario) for scenario in (one, twin)]
+    empty = (films[0].masks[0] == 0) & (films[1].masks[0] == 0)
+    change = np.abs(films[0].frames[0].astype(int) - films[1].frames[0]).mean(-1)
+    assert np.median(change[empty]) < 12 < np.median(change[films[0].masks[0] > 0])
+
+
+@pytest.mark.parametrize("event", synthesis.EVENTS)
+def test_boxes_are_the_masks_outlines(event):
+    film = synthesis.render(tiny(6, event))
+    assert film.frames.shape == (24, 72, 96, 3) and film.frames.dtype == film.masks.dtype == np.uint8
+    assert film.boxes.shape == (24, len(film.kinds), 4) and film.track_ids == tuple(range(1, len(film.kinds) + 1))
+    for ids, boxes in zip(film.masks, film.boxes, strict=True):
+        for number, box in zip(film.track_ids, boxes, strict=True):
+            rows, columns = np.nonzero(ids == number)
+            if rows.size:
+                assert box.tolist() == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+            else:
+                assert np.isnan(box).all()
+    assert set(np.unique(film.masks)) <= {0, *film.track_ids}
+
+
+@pytest.mark.parametrize("scene", stage.SCENES)
+@pytest.mark.parametrize("event", synthesis.ANOMALOUS_EVENTS)
+def test_an_event_is_seen_where_it_is_said_to_be(scene, event):
+    if event == "crash" and scene in ("shop", "plaza"):
+        pytest.skip("no cars there")
+    film = synthesis.render(tiny(8, event, scene=scene, fps=4.0, duration_s=6.0))
+    (span,) = film.events
+    assert 0 < span.start_s < span.end_s <= 6.0 and span.label == event
+    frames = slice(round(span.start_s * 4), round(span.end_s * 4))
+    players = {"fight": [0, 1], "crash": [0, 1], "left_package": [1]}.get(event, [0])
+    for player in players:
+        assert np.isfinite(film.boxes[frames, player, 0]).mean() > 0.75, f"{event} is hidden in the {scene}"
+
+
+def test_people_move_their_legs_and_not_only_their_place():
+    film = synthesis.render(
+        tiny(2, "walk", scene="plaza", height=240, width=320, fps=15.0, num_people=1, num_vehicles=0)
+    )
+    shapes = [film.masks[t][film.masks[t].any(1)][:, film.masks[t].any(0)] for t in range(45) if film.masks[t].any()]
+    widths = np.array([shape[-(len(shape) // 4) :].any(0).sum() / len(shape) for shape in shapes])
+    assert widths.max() > 1.5 * widths.min()  # a stride opens and closes
+
+
+def test_a_dropped_bag_stays_when_its_owner_has_gone():
+    film = synthesis.render(tiny(1, "left_package", scene="plaza", duration_s=8.0, num_people=1, num_vehicles=0))
+    before, after = round(film.events[0].start_s * 8) - 1, -1
+    assert np.isnan(film.boxes[before, 1]).all() and np.isfinite(film.boxes[after, 1]).all()
+    assert np.hypot(*(film.boxes[after, 0, :2] - film.boxes[after, 1, :2])) > 15 or np.isnan(film.boxes[after, 0, 0])
+
+
+def test_night_is_gray_and_day_is_not():
+    spread = {
+        light: np.ptp(synthesis.render(tiny(lighting=light)).frames[0, 20:], axis=-1).mean()
+        for light in ("day", "night")
+    }
+    assert spread["night"] == 0 < spread["day"]
+
+
+@pytest.mark.parametrize(
+    "wrong", [dict(event="party"), dict(scene="moon"), dict(lighting="noon"), dict(height=71), dict(duration_s=0.5),
+              dict(event="crash", scene="shop")],
+)  # fmt: skip
+def test_a_scenario_that_cannot_be_is_refused(wrong):
+    with pytest.raises(ValueError, match="|".join(str(value) for value in wrong.values())):
+        tiny(**wrong)
+
+
+def test_files_have_exactly_the_frames_and_truth_said(world):
+    root, found = world
+    for record in found[:3]:
+        info = video.probe(records.locate(record, root))
+        assert (info.num_frames, info.height, info.width, info.fps) == (record.num_frames, 72, 96, 8.0)
+        truth = synthesis.read_truth(root / "truth" / f"{record.id}.npz")
+        assert truth["masks"].shape == (record.num_frames, 72, 96) and len(truth["boxes"]) == record.num_frames
+    assert records.read_records(root / "records.jsonl") == found
+    store.check_made_by(root, seed=0, num_videos=60, dataset="synthetic")
+
+
+def test_only_anomalous_videos_have_events(world):
+    for record in world[1]:
+        assert len(record.events) == len(record.classes) == record.label
+        assert not record.events or 0 < records.frame_labels(record).sum() < record.num_frames
+
+
+def test_every_split_has_both_classes_and_worlds_of_its_own(world):
+    by_split = {split: [r.label for r in world[1] if r.split == split] for split in ("train", "val", "test")}
+    assert all(set(labels) == {0, 1} for labels in by_split.values()) and not records.leaks(world[1])
+    assert [len(labels) for labels in by_split.values()] == [36, 12, 12]
+    with pytest.raises(ValueError, match="6 videos or more"):
+        synthesis.make_dataset(world[0], num_videos=5, seed=0)
+
+
+def test_no_nuisance_alone_tells_the_classes_apart(world):
+    root, found = world
+    measured = []
+    for record in found:
+        path = records.locate(record, root)
+        gray = np.stack(list(video.gray_frames(path))).astype(float)
+        motion = np.abs(np.diff(gray, axis=0)).mean()
+        measured.append([gray.mean(), path.stat().st_size, record.num_frames, motion * record.num_frames])
+    labels = [record.label for record in found]
+    for name, values in zip(("brightness", "file size", "length", "motion"), np.array(measured).T, strict=True):
+        auc = roc_auc_score(labels, values)
+        assert max(auc, 1 - auc) < 0.7, f"{name} alone reaches {auc:.2f}"
+
+
+def test_a_stopped_run_goes_on_and_other_settings_film_anew(tmp_path):
+    make = dict(num_videos=6, seed=1, duration_s=2.0, **TINY)
+    first = synthesis.make_dataset(tmp_path, **make)
+    paths = [records.locate(record, tmp_path) for record in first]
+    bits, times = [path.read_bytes() for path in paths], [path.stat().st_mtime_ns for path in paths]
+    paths[0].unlink()
+    paths[1].write_bytes(bits[1][:500])  # cut short
+    assert synthesis.make_dataset(tmp_path, **make) == first
+    assert [path.read_bytes() for path in paths] == bits
+    assert [path.stat().st_mtime_ns == t for path, t in zip(paths, times, strict=True)] == [
+        False,
+        False,
+        True,
+        True,
+        True,
+        True,
+    ]
+    synthesis.make_dataset(tmp_path, **make | dict(height=80))
+    assert video.probe(paths[5]).height == 80
+
+
+def test_a_single_film_brings_its_spans(tmp_path):
+    spans = synthesis.film(tiny(9, "fall"), tmp_path / "fall.mp4")
+    assert [span.label for span in spans] == ["fall"] and video.probe(tmp_path / "fall.mp4").num_frames == 24
+    (tmp_path / "bad.npz").write_bytes(b"nothing")
+    with pytest.raises(store.StoreError, match="bad.npz"):
+        synthesis.read_truth(tmp_path / "bad.npz")
