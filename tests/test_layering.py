@@ -8,24 +8,12 @@ import pytest
 LIBRARY = Path(__file__).parents[1] / "vau_lib"
 TIERS = {
     0: {"video", "records", "datasets", "store", "runs", "presets", "cluster"},
-    1: {
-        "synthesis",
-        "stage",
-        "features",
-        "training",
-        "peers",
-        "metrics",
-        "results",
-        "plots",
-        "actors",
-        "stories",
-        "filming",
-        "props",
-    },
-    2: {"memtsm"},
+    1: {"features", "weights", "training", "peers", "metrics", "results", "plots"}
+    | {"synthesis", "filming", "stories", "actors", "props", "stage"},
+    2: {"memtsm", "lshma", "keyclips"},
     3: {"cli"},
 }
-WITHIN_TIER_1 = {("features", "training"), ("training", "metrics"), ("results", "metrics")}
+WITHIN_TIER_1 = {("features", "weights"), ("training", "weights"), ("training", "metrics"), ("results", "metrics")}
 DRAWING = ["stage", "props", "actors", "stories", "filming", "synthesis"]  # each may use those before it
 WITHIN_TIER_1 |= {(later, earlier) for n, later in enumerate(DRAWING) for earlier in DRAWING[:n]}
 DOORS = {

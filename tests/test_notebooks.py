@@ -84,6 +84,6 @@ def test_the_smoke_preset_runs_and_its_table_has_the_numbers(tmp_path):
     from vau_lib import runs
 
     table = runs.table("smoke").set_index("notebook")
-    assert len(table) == len(NOTEBOOKS) and not table["failed"].any()
+    assert len(table) == len(NOTEBOOKS) and set(table["failed"]) <= {""}
     assert table.loc["01_data_prep", "leaks"] == 0 and table.loc["01_data_prep", "skipped"] == 0
     assert table.loc["12_evaluation", "methods"] >= 8

@@ -22,7 +22,8 @@ import torch.nn.functional as F
 from kornia.feature import XFeat
 from torch import Tensor
 
-from vau_lib import cluster, records, store, training, video
+from vau_lib import cluster, records, store, video
+from vau_lib.weights import load_strictly, load_weights
 
 SNIPPET_FRAMES = 16  # frames summarised by one feature row
 BATCH_FRAMES = 16  # frames per pass through the network; larger is slower on a CPU (page faults)
@@ -50,7 +51,7 @@ class XFeatEncoder:
         self.weights = "random"
         if str(weights) != "random":
             path = find_xfeat(weights)
-            training.load_strictly(self.net, training.load_weights(path), path)
+            load_strictly(self.net, load_weights(path), path)
             self.weights = store.sha256(path)
         self.net = self.net.to(memory_format=torch.channels_last)
 

@@ -49,6 +49,9 @@ class Set:
     shake: float  # canvas pixels
 
 
+HOURS = {"day": 11, "overcast": 9, "dusk": 17, "night": 22}  # on the recorder's clock, and four hours on
+
+
 def build(scenario) -> Set:
     """Choose the camera of a `synthesis.Scenario` and paint all that stands still."""
     rng = np.random.default_rng([scenario.world_seed, 4])
@@ -157,7 +160,8 @@ class _Clock:
 
     def __init__(self, scenario):
         rng = np.random.default_rng([scenario.world_seed, 7])
-        self.start = np.datetime64("2026-01-01T00:00:00") + int(rng.integers(31_000_000))
+        day, hour = rng.integers(365), HOURS[scenario.lighting] + rng.uniform(0, 4)
+        self.start = np.datetime64("2026-01-01T00:00:00") + int(day * 86400 + hour * 3600)
         self.camera, self.font = f"CAM {rng.integers(1, 17):02d}", ImageFont.load_default(max(7, scenario.height // 18))
 
     def stamp(self, image, t):

@@ -251,7 +251,7 @@ def shop(rng: np.random.Generator) -> Layout:
         ((-4.3, 8.4), (4.3, 7.8)),
         ((3.2, 4.0), (-2.8, 10.4)),
     ]
-    props = [("bin", 4.1, 10.4, 0), ("bench", 3.9, 6.2, np.pi / 2)]
+    props = [("bin", 4.1, 10.4, 0)]
     spots = [(-0.9, 6.8), (0.7, 7.6), (1.5, 6.6), (0.1, 8.4)]
     return Layout(3.5, 0.38, walks, [], 0.0, spots, (2.6, 11.2), (-3.6, 9.8), paints, blocks, props + zone[1])
 

@@ -146,7 +146,10 @@ def _traffic(cast, scenario, layout, rng, already) -> None:
     count = (scenario.num_vehicles - already) if layout.lanes else 0
     for number in range(count):
         start, end = (np.array(place) for place in layout.lanes[number % len(layout.lanes)])
-        middle = scenario.duration_s * (number + rng.uniform(0.25, 0.75)) / count
+        apart = max(
+            scenario.duration_s / count, 6.0 / layout.lane_speed
+        )  # seconds; in short videos some pass off screen
+        middle = scenario.duration_s / 2 + (number - count / 2 + rng.uniform(0.25, 0.75)) * apart
         if cast.burst:
             middle = cast.burst[0] - 3.0 - 2.5 * number
         half = float(np.hypot(*(end - start))) / 2 / (layout.lane_speed * rng.uniform(0.96, 1.04))

@@ -1,6 +1,6 @@
 """A world we know everything about: who does what is decided first, filmed after, so the truth is exact.
 
-- a scenario is a handful of numbers; it gives the same frames, boxes, masks and spans on every machine
+- a scenario is a handful of numbers; it gives the same frames, boxes, masks and spans whenever it is filmed
 - walking, loitering and running are normal (a jogger is no alarm) and fill normal and anomalous videos alike, as
   traffic does; falling, fighting, intrusion, a left package, vandalism and a crash are what a guard wants to know
 - videos come in twins from one world: same place, light, length and numbers, one with an anomaly and one without, so
@@ -161,6 +161,7 @@ def _film(scenario: Scenario, path: Path, truth_path: Path) -> tuple[Span, ...]:
     cast, wanted = _cast(scenario), json.dumps(asdict(scenario) | {"edition": EDITION})
     if _kept(path, truth_path, wanted, scenario.num_frames):
         return _spans(scenario, cast)
+    truth_path.unlink(missing_ok=True)  # written last: it is the mark of a finished film
     masks = []
 
     def frames():
@@ -169,11 +170,9 @@ def _film(scenario: Scenario, path: Path, truth_path: Path) -> tuple[Span, ...]:
             yield colours
 
     video.write_video(path, frames(), fps=scenario.fps)
-    who = _who(cast, np.stack(masks))
-    with store.replacing(truth_path) as temporary:  # written last: it is the mark of a finished film
-        np.savez_compressed(
-            temporary, masks=np.stack(masks), scenario=np.array(wanted), **{k: np.array(v) for k, v in who.items()}
-        )
+    truth = dict(masks=np.stack(masks), scenario=np.array(wanted)) | _who(cast, masks)
+    with store.replacing(truth_path) as temporary:
+        np.savez_compressed(temporary, **truth)
     return _spans(scenario, cast)
 
 
@@ -204,42 +203,30 @@ def make_dataset(
     Videos are 0.75 to 1.25 times `duration_s` long. Every split gets whole worlds, so both classes; ValueError when
     `num_videos` is too small for that. Films there already are kept, so a stopped run goes on where it was.
     """
-    root, scenarios = (
-        Path(root),
-        sample_scenarios(num_videos, seed=seed, duration_s=duration_s, height=height, width=width, fps=fps),
-    )
+    root, settings = Path(root), dict(seed=seed, duration_s=duration_s, height=height, width=width, fps=fps)
     names = _split_names(num_videos // 2, splits)
-    found = {}
-    for number, scenario in enumerate(scenarios):
-        found[f"{seed}_{number:04d}_{scenario.scene}_{scenario.event}"] = (
-            scenario,
-            names[min(number // 2, len(names) - 1)],
-        )
-    work = partial(_film_item, root=root)
-    written = []
-    for (name, scenario, split), spans, error in cluster.map_videos(
-        work, [(name, *rest) for name, rest in found.items()], engine=engine, workers=workers, desc="filming",
-    ):  # fmt: skip
+    films = [
+        (f"{seed}_{number:04d}_{scenario.scene}_{scenario.event}", scenario, names[min(number // 2, len(names) - 1)])
+        for number, scenario in enumerate(sample_scenarios(num_videos, **settings))
+    ]
+    written, work = [], partial(_film_item, root=root)
+    for item, spans, error in cluster.map_videos(work, films, engine=engine, workers=workers, desc="filming"):
         if error:
-            raise store.StoreError(f"{name}: {error}")
-        written.append(VideoRecord(
-            name, f"videos/{name}.mp4", "synthetic", split, scenario.label,
-            (scenario.event,) if scenario.label else (), spans,
-            scenario.fps, scenario.num_frames, f"world-{scenario.world_seed}",
-        ))  # fmt: skip
+            raise store.StoreError(f"{item[0]}: {error}")
+        written.append(_record(*item, spans))
     written.sort(key=lambda record: record.id)
     records.write_records(root / "records.jsonl", written)
-    facts = dict(
-        num_videos=num_videos,
-        seed=seed,
-        height=height,
-        width=width,
-        fps=fps,
-        duration_s=duration_s,
-        splits=dict(splits),
-    )
+    facts = dict(num_videos=num_videos, splits=dict(splits), **settings)
     store.write_made_by(root, dataset="synthetic", edition=EDITION, **facts)
     return written
+
+
+def _record(name, scenario, split, spans) -> VideoRecord:
+    return VideoRecord(
+        id=name, path=f"videos/{name}.mp4", dataset="synthetic", split=split, label=scenario.label,
+        classes=tuple(span.label for span in spans), events=spans, fps=scenario.fps, num_frames=scenario.num_frames,
+        group=f"world-{scenario.world_seed}",
+    )  # fmt: skip
 
 
 def _film_item(item, *, root):
@@ -253,10 +240,10 @@ def _split_names(worlds: int, splits: Mapping[str, float]) -> list[str]:
         raise ValueError(
             f"{len(splits)} splits with both classes need {2 * len(splits)} videos or more, got about {2 * worlds}"
         )
-    shares = np.array(list(splits.values())) / sum(splits.values())
-    counts = np.maximum(1, np.floor(shares * worlds).astype(int))
-    while counts.sum() != worlds:
-        counts[np.argmax(shares * worlds - counts) if counts.sum() < worlds else counts.argmax()] += (
-            1 if counts.sum() < worlds else -1
-        )
+    shares = np.array(list(splits.values())) / sum(splits.values()) * worlds
+    counts = np.maximum(1, np.floor(shares).astype(int))
+    while counts.sum() < worlds:
+        counts[np.argmax(shares - counts)] += 1
+    while counts.sum() > worlds:
+        counts[np.argmax(counts)] -= 1
     return [name for name, count in zip(splits, counts, strict=True) for _ in range(count)]
