@@ -158,6 +158,22 @@ def test_a_pickle_that_could_run_code_is_refused(real_data):
         memtsm.load_released(real_data / "weights" / "stgnf" / "ShanghaiTech_85_9.tar")
 
 
+def test_a_trained_model_comes_back_with_its_preparation(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = {f"v{n}": rng.normal(0, 1 + n % 2, (20, 8)) for n in range(12)}
+    labels = {name: int(name[1:]) % 2 for name in rows}
+    plan = training.Plan(epochs=1, batch_size=4)
+    trained = memtsm.train(rows, labels, ["v0", "v1"], config=TINY, plan=plan, steps=8)
+    config = {"sizes": vars(trained.model.settings), "prepare": vars(trained.prepare)}
+    training.save_model(tmp_path, trained.model, config, made="here")
+    again = memtsm.load_trained(tmp_path)
+    assert again.score(rows["v5"])[0] == trained.score(rows["v5"])[0]
+    assert np.array_equal(again.error(rows["v5"]), trained.error(rows["v5"]))
+    store.write_json(tmp_path / "config.json", {"sizes": {"colour": 3}, "prepare": {}})
+    with pytest.raises(store.StoreError, match="not of a MemTSM model"):
+        memtsm.load_trained(tmp_path)
+
+
 def test_weights_of_another_model_are_refused(tmp_path):
     torch.save({"a": torch.zeros(2)}, tmp_path / "other.pth")
     with pytest.raises(store.StoreError, match="other.pth does not fit MemTSM"):

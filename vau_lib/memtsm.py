@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vau_lib import training
+from vau_lib import store, training
 
 RELEASED_STEPS = 32  # time steps the published model is fed; its decoder rebuilds steps 8 to 24
 RELEASED_CENTRE = slice(8, 24)
@@ -271,6 +271,19 @@ class Trained:
         """Return how badly each row is rebuilt, (T,), mean square in standard units."""
         x = self.prepare(rows)[None]
         return rebuild_error(self.model(x), x)[0].numpy()
+
+
+def load_trained(folder: str | Path) -> Trained:
+    """Return a model saved beside its `sizes` and `prepare` (config.json), in eval mode; no curves. StoreError otherwise."""
+    config = store.read_json(Path(folder) / "config.json")
+    try:
+        model = MemTSM(MemTSMConfig(**config["sizes"]))
+        prepare = training.Preparation(**config["prepare"])
+    except (KeyError, TypeError) as error:
+        raise store.StoreError(f"{folder}/config.json is not of a MemTSM model: {error}") from error
+    path = Path(folder) / "model.safetensors"
+    training.load_strictly(model, training.load_weights(path), path)
+    return Trained(model.eval(), prepare, pd.DataFrame())
 
 
 def train(

@@ -202,11 +202,13 @@ def histogram(
 
 def bars(
     table: pd.DataFrame, *, x: str, y: str, low: str | None = None, high: str | None = None,
-    highlight: Sequence[str] = (), chance: float | None = None, title: str = "", unit: str = "", log: bool = False,
+    highlight: Sequence[str] = (), chance: float | None = None, guess: str = "chance", title: str = "", unit: str = "",
+    log: bool = False,
 ) -> Figure:  # fmt: skip
     """Draw one horizontal bar per row: text column `y`, value column `x`, interval columns `low` and `high`.
 
-    Rows named in `highlight` are ours and coloured; `chance` draws the level of guessing; `log` makes the axis logarithmic.
+    Rows named in `highlight` are ours and coloured; `chance` draws the level of guessing, named `guess`; `log` makes the
+    axis logarithmic.
     """
     figure, axis = _subplots(figsize=(8.5, 0.9 + 0.36 * len(table)))
     colours = [ANOMALOUS if name in highlight else "#B8C4CE" for name in table[y]]
@@ -221,7 +223,7 @@ def bars(
         axis.annotate(written, (end, place), (5, 0), textcoords="offset points", va="center", fontsize=9)
     if chance is not None:
         axis.axvline(chance, color=QUIET, ls="--", lw=1)
-        axis.text(chance, len(table) - 0.45, " chance", fontsize=8, color=QUIET, va="bottom")
+        axis.text(chance, len(table) - 0.45, f" {guess}", fontsize=8, color=QUIET, va="bottom")
     axis.set(yticks=places, yticklabels=table[y], xlabel=unit or x.replace("_", " ").replace("auc", "AUC"), title=title)
     if log:
         axis.set_xscale("log")
