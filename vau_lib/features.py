@@ -196,7 +196,7 @@ def extract(
         store.write_made_by(folder, **wanted)
     started = time.perf_counter()
     tasks = [_Task(record, Path(root), Path(folder), recipe) for record in found]
-    todo = [task for task in tasks if not task.target.exists()]
+    todo = [task for task in tasks if not _has_rows(task.folder, task.record.id)]
     encoded, rows, frames, skipped = 0, 0, 0, []
     for task, done, error in cluster.map_videos(
         _extract_one, todo, engine=engine, workers=workers, desc=recipe.encoder
@@ -212,7 +212,7 @@ def extract(
 def load(folder: Path, found: Sequence[records.VideoRecord], **wanted: object) -> dict[str, np.ndarray]:
     """Return {id: (T, D)} of the records that have rows; StoreError when the folder was made otherwise than `wanted`."""
     store.check_made_by(folder, **wanted)
-    return {r.id: store.load_array(p) for r in found if (p := row_path(folder, r.id)).exists()}
+    return {r.id: store.load_array(row_path(folder, r.id)) for r in found if _has_rows(folder, r.id)}
 
 
 def row_path(folder: Path, video_id: str) -> Path:
@@ -221,6 +221,13 @@ def row_path(folder: Path, video_id: str) -> Path:
     if not place.resolve().is_relative_to(Path(folder).resolve()):
         raise records.RecordError(f"{video_id}: the id leaves the feature folder")
     return place
+
+
+def _has_rows(folder: Path, video_id: str) -> bool:
+    try:
+        return row_path(folder, video_id).exists()
+    except records.RecordError:  # told when its turn to be encoded comes, so that one bad id does not end the batch
+        return False
 
 
 def find_xfeat(weights: str | Path | None = None) -> Path:
