@@ -8,16 +8,18 @@ import pytest
 LIBRARY = Path(__file__).parents[1] / "vau_lib"
 TIERS = {
     0: {"video", "records", "datasets", "store", "runs", "presets", "cluster"},
-    1: {"features", "weights", "training", "peers", "metrics", "results", "plots"}
+    1: {"features", "towers", "weights", "training", "peers", "metrics", "streaming", "results", "plots"}
+    | {"keyclips", "lshma_state"}
     | {"synthesis", "filming", "stories", "actors", "props", "stage"},
-    2: {"memtsm", "lshma", "keyclips"},
+    2: {"memtsm", "lshma"},
     3: {"cli"},
 }
 WITHIN_TIER_1 = {("features", "weights"), ("training", "weights"), ("training", "metrics"), ("results", "metrics")}
+WITHIN_TIER_1 |= {("features", "towers"), ("towers", "weights"), ("streaming", "metrics"), ("lshma_state", "keyclips")}
 DRAWING = ["stage", "props", "actors", "stories", "filming", "synthesis"]  # each may use those before it
 WITHIN_TIER_1 |= {(later, earlier) for n, later in enumerate(DRAWING) for earlier in DRAWING[:n]}
 DOORS = {
-    "decord": {"video"}, "av": {"video"}, "kornia": {"features"}, "cv2": {"features"}, "transformers": {"training"},
+    "decord": {"video"}, "av": {"video"}, "kornia": {"features"}, "cv2": {"features"}, "transformers": {"training", "towers"},
     "sklearn": {"metrics", "peers"}, "matplotlib": {"plots"}, "seaborn": {"plots"}, "papermill": {"runs", "presets"},
     "ray": {"cluster"}, "typer": {"cli"}, "rich": {"cli"},
 }  # fmt: skip

@@ -175,7 +175,7 @@ def test_ctrl_c_leaves_a_copy_to_resume_from(project):
         time.sleep(0.05)
     time.sleep(1.5)  # past the import, into the sleep
     job.send_signal(signal.SIGINT)
-    _, said = job.communicate(timeout=20)
+    _, said = job.communicate(timeout=120)
     assert job.returncode == 130 and "vau: stopped; the same command goes on from here" in said
     assert reasons("tiny")[0].startswith("stopped last time: interrupted at In [")
     assert runs.state("tiny", "01_first") == "failed"

@@ -5,15 +5,18 @@
   video cousins, and need only gray. Only the descriptor map is computed, never the key-point and reliability heads
 - equal features, faster: gray without colour pixels, channels-last convolutions, bfloat16 where the CPU has it
 - flow rows say how things move and need no training; they are the peer a learned score must beat
+- CLIP and SqueezeNet rows come from `towers`; rows others released are read as they lie, found by name below one folder,
+  since their lists hold paths of other machines
 Weights: an explicit path, the folder $VAU_WEIGHTS, torch hub's cache, then the hub; random only when asked for by name.
 Sources: Potje et al., XFeat, CVPR 2024, and kornia's port (Apache-2.0); Kroeger et al., DIS flow, ECCV 2016 (OpenCV).
 """
 
+import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import cv2
 import numpy as np
@@ -23,11 +26,12 @@ from kornia.feature import XFeat
 from torch import Tensor
 
 from vau_lib import cluster, records, store, video
+from vau_lib.towers import SNIPPET_FRAMES, CLIPEncoder, SqueezeNetEncoder
 from vau_lib.weights import load_strictly, load_weights
 
-SNIPPET_FRAMES = 16  # frames summarised by one feature row
 BATCH_FRAMES = 16  # frames per pass through the network; larger is slower on a CPU (page faults)
 XFEAT_GRID = 32  # pixels; height and width must be multiples of it
+RELEASED_WIDTH = 512  # CLIP ViT-B/16's joint space
 XFEAT_FILE = "xfeat/xfeat.pt"  # as released; the batch-norm-folded copy works too
 
 
@@ -160,7 +164,7 @@ class Recipe:
         return {**_built(self).made_by(), "snippet_frames": self.snippet_frames}
 
 
-ENCODERS = {"xfeat": XFeatEncoder, "flow": FlowEncoder}
+ENCODERS = {"xfeat": XFeatEncoder, "flow": FlowEncoder, "clip": CLIPEncoder, "squeezenet": SqueezeNetEncoder}
 
 
 @dataclass(frozen=True)
@@ -223,6 +227,58 @@ def row_path(folder: Path, video_id: str) -> Path:
     return place
 
 
+def released_rows(
+    folder: str | Path, name: str, crops: Sequence[int] = (0,), *, width: int = RELEASED_WIDTH
+) -> np.ndarray:
+    """Return a video's released rows, (T, width) float32, the mean over `crops` of `<name>__<crop>.npy` below `folder`.
+
+    No crops at all means `<name>.npy`; a name may start with its folder where it is there twice ("longterm_normal/39").
+    """
+    names = [PurePosixPath(f"{name}__{which}.npy") for which in crops] or [PurePosixPath(f"{name}.npy")]
+    if not _below(str(folder)).keys() >= {wanted.name for wanted in names}:
+        _below.cache_clear()  # it may have come since
+    return read_rows([_find(folder, wanted) for wanted in names], width=width)
+
+
+def read_rows(paths: Sequence[Path], *, width: int = RELEASED_WIDTH) -> np.ndarray:
+    """Return (T, width) float32, the mean over files of rows; StoreError names the file and what is wrong with it."""
+    found = [store.load_array(path) for path in paths]
+    for path, rows in zip(paths, found, strict=True):
+        if rows.ndim != 2 or not len(rows) or rows.shape[1] != width or rows.dtype.kind != "f":
+            raise store.StoreError(f"{path.name}: rows must be (T, {width}) floats, got {rows.shape} of {rows.dtype}")
+        if len(rows) != len(found[0]):
+            raise store.StoreError(f"{path.name}: {len(rows)} rows where {paths[0].name} has {len(found[0])}")
+        if not np.isfinite(rows).all():
+            raise store.StoreError(f"{path.name}: NaN or infinity, first in row {np.isfinite(rows).all(1).argmin()}")
+    return np.mean(found, axis=0, dtype=np.float32)
+
+
+def released_list(csv: str | Path, folder: str | Path) -> list[tuple[str, str, list[Path]]]:
+    """Return (video, label, its files below `folder` by crop) for each video of a list `path,label`, in its order.
+
+    A video is called as its files without `__<crop>.npy`; without a crop, with its folder, for the long-term list has
+    39.npy twice. StoreError names a line that does not read so, or says how many files are missing and the first.
+    """
+    _below.cache_clear()
+    labels, files, listed, missing = {}, {}, set(), []
+    for where, path, label in _list_lines(Path(csv)):
+        place = PurePosixPath(*PurePosixPath(path).parts[-2:])  # the rest is somebody's machine
+        parts = re.fullmatch(r"(.+?)(__\d)?\.npy", place.name)
+        key = (parts[1] if parts[2] else str(place.with_suffix(""))) if parts else ""
+        if not key or not label or labels.setdefault(key, label) != label or place in listed:
+            raise store.StoreError(f"{where}: expected a new file of a video and its one label, got {path},{label}")
+        listed.add(place)
+        try:
+            files.setdefault(key, []).append(_find(folder, place))
+        except store.StoreError as error:
+            missing.append(str(error))
+    if missing:
+        raise store.StoreError(
+            f"{Path(csv).name}: {len(missing):,} of {len(listed):,} files missing, first: {missing[0]}"
+        )
+    return [(key, label, sorted(files[key], key=lambda path: path.name)) for key, label in labels.items()]
+
+
 def _has_rows(folder: Path, video_id: str) -> bool:
     try:
         return row_path(folder, video_id).exists()
@@ -246,6 +302,36 @@ def find_xfeat(weights: str | Path | None = None) -> Path:
         raise store.StoreError(f"{missing}; the download failed too") from error
 
 
+def _list_lines(csv: Path) -> Iterator[tuple[str, str, str]]:
+    """Yield (`file line n`, path, label) of a csv `path,label`."""
+    try:
+        lines = csv.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise store.StoreError(f"{csv}: not a readable list ({error})") from error
+    if not lines or lines[0].strip() != "path,label":
+        raise store.StoreError(f"{csv.name}: a list starts with path,label, got {lines[:1]}")
+    for number, line in enumerate(lines[1:], start=2):
+        path, _, label = line.strip().rpartition(",")
+        yield f"{csv.name} line {number}", path, label
+
+
+def _find(folder: str | Path, wanted: PurePosixPath) -> Path:
+    """Return the file of that name below `folder`; the name of its own folder decides where several have it."""
+    places = _below(str(folder)).get(wanted.name, [])
+    places = [path for path in places if path.parent.name == wanted.parent.name] or places
+    if len(places) != 1:
+        raise store.StoreError(f"{wanted} is {'more than once' if places else 'not'} below {folder}")
+    return places[0]
+
+
+@lru_cache(maxsize=4)
+def _below(folder: str) -> dict[str, list[Path]]:
+    found = {}
+    for path in sorted(Path(folder).rglob("*.npy")):
+        found.setdefault(path.name, []).append(path)
+    return found
+
+
 @dataclass(frozen=True)
 class _Task:
     record: records.VideoRecord
@@ -259,7 +345,7 @@ class _Task:
 
 
 @lru_cache(maxsize=2)
-def _built(recipe: Recipe) -> XFeatEncoder | FlowEncoder:
+def _built(recipe: Recipe) -> XFeatEncoder | FlowEncoder | CLIPEncoder | SqueezeNetEncoder:
     if recipe.encoder not in ENCODERS:
         raise ValueError(f"encoder must be one of {', '.join(ENCODERS)}, got {recipe.encoder!r}")
     return ENCODERS[recipe.encoder](**dict(recipe.options))

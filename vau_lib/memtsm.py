@@ -303,18 +303,8 @@ def train(
     With labels all 0 the scorer has nothing to learn, only the rebuilding does (one-class), and the epoch with the lowest
     validation loss is kept. `config.as_released` trains by the released loss.
     """
-    train_names = [name for name in features if name not in set(val)]
-    val_names = [name for name in features if name in set(val)]
-    if not train_names or not val_names:
-        raise ValueError(
-            f"need videos on both sides, got {len(train_names)} to train on and {len(val_names)} to choose by"
-        )
     training.seed_everything(plan.seed)
-    prepare = training.Preparation.fit({name: features[name] for name in train_names}, steps=steps, motion=motion)
-    sets = [
-        training.Sequences({n: features[n] for n in names}, {n: labels[n] for n in names}, prepare)
-        for names in (train_names, val_names)
-    ]
+    prepare, *sets = training.prepared(features, labels, val, steps=steps, motion=motion)
     model = MemTSM(config)
     alpha = float(1 - sets[0].labels.mean())  # the share of normal videos: both classes weigh the same
 

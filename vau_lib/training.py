@@ -6,7 +6,7 @@
 - short videos first, as a schedule over epochs; sorting once and shuffling afterwards (as released) does nothing
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,12 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import Trainer, TrainingArguments, set_seed
+from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from vau_lib import metrics
 from vau_lib.weights import load_strictly, load_weights, save_model
 
+ROWS_PER_CHOICE = 16  # multiple instances: one more row enters a bag's mean for every 16 rows of a video
 __all__ = ["load_strictly", "load_weights", "save_model"]  # passed on, so that notebooks need one import
 
 
@@ -44,6 +45,31 @@ def focal(logit: Tensor, labels: Tensor, *, alpha: float, gamma: float = 2.0) ->
     bce = F.binary_cross_entropy_with_logits(logit, labels, reduction="none")
     weight = alpha * labels + (1 - alpha) * (1 - labels)
     return (weight * (1 - (-bce).exp()) ** gamma * bce).mean()
+
+
+def bag_probability(logits: Tensor, lengths: Tensor, counted: Tensor | None = None) -> Tensor:
+    """Return each bag's probability (B,): the mean over its k highest rows, k = T_i // 16 + 1 (at most the rows there are).
+
+    logits (B, T), of which the first lengths (B,) are real; `counted` (B, T) bool leaves out rows. LSHMA's and VadCLIP's bag.
+    """
+    chances, place = logits.sigmoid(), torch.arange(logits.shape[1], device=logits.device)
+    real = place < lengths[:, None] if counted is None else counted & (place < lengths[:, None])
+    count = torch.minimum(lengths // ROWS_PER_CHOICE + 1, real.sum(1))
+    highest = chances.masked_fill(~real, -1.0).sort(dim=1, descending=True).values
+    return (highest * (place < count[:, None])).sum(1) / count
+
+
+def mil_loss(logits: Tensor, lengths: Tensor, labels: Tensor, counted: Tensor | None = None) -> Tensor:
+    """Return the multiple-instance loss, a scalar: cross-entropy of each bag's probability with its video's label (B,)."""
+    lengths = torch.as_tensor(lengths, device=logits.device)
+    if logits.ndim != 2 or lengths.shape != logits.shape[:1] or labels.shape != lengths.shape:
+        raise ValueError(
+            "need logits (B, T), lengths (B,), labels (B,), got "
+            f"{tuple(logits.shape)}, {tuple(lengths.shape)}, {tuple(labels.shape)}"
+        )
+    if lengths.min() < 1 or lengths.max() > logits.shape[1]:
+        raise ValueError(f"lengths must lie in 1 to {logits.shape[1]}, got {lengths.min()} to {lengths.max()}")
+    return F.binary_cross_entropy(bag_probability(logits, lengths, counted), labels.to(logits.dtype))
 
 
 def to_steps(rows: np.ndarray, steps: int) -> np.ndarray:
@@ -80,11 +106,16 @@ def disturb(x: Tensor, *, generator: torch.Generator, share: float = 0.7, noise:
 class ShortFirst(Sampler):
     """Draw from the shortest share of the videos, a share that grows to all of them by epoch `full_from`.
 
-    Every epoch has as many draws as there are videos, so the schedule of the learning rate does not notice.
+    Every epoch has as many draws as there are videos, so the schedule of the learning rate does not notice. With `labels`
+    every second draw is anomalous.
     """
 
-    def __init__(self, lengths: Sequence[int], *, seed: int, start: float = 0.5, full_from: int = 5):
+    def __init__(
+        self, lengths: Sequence[int], *, seed: int, start: float = 0.5, full_from: int = 5,
+        labels: Sequence[int] | None = None,
+    ):  # fmt: skip
         self.order = np.argsort(np.asarray(lengths), kind="stable")
+        self.labels = np.zeros(len(self.order)) if labels is None else np.asarray(labels)
         self.seed, self.start, self.full_from, self.epoch = seed, start, full_from, 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -98,8 +129,10 @@ class ShortFirst(Sampler):
 
     def __iter__(self) -> Iterator[int]:
         rng, pool = np.random.default_rng([self.seed, self.epoch]), self.pool()
-        rounds = -(-len(self) // len(pool))
-        yield from np.concatenate([rng.permutation(pool) for _ in range(rounds)])[: len(self)].tolist()
+        kinds = [pool[self.labels[pool] == kind] for kind in np.unique(self.labels[pool])]
+        rounds = -(-len(self) // min(map(len, kinds)))
+        drawn = [np.concatenate([rng.permutation(kind) for _ in range(rounds)])[: len(self)] for kind in kinds]
+        yield from np.stack(drawn, axis=1).reshape(-1)[: len(self)].tolist()
 
     def __len__(self) -> int:
         return len(self.order)
@@ -107,7 +140,11 @@ class ShortFirst(Sampler):
 
 @dataclass(frozen=True)
 class Plan:
-    """How to train; the defaults are the MemTSM report's. `curriculum_epochs` 0 draws from all videos at once."""
+    """How to train; the defaults are the MemTSM report's. `curriculum_epochs` 0 draws from all videos at once.
+
+    `milestones`, where given, are the epochs after which the rate falls to a tenth, in place of warm-up and cosine;
+    `balanced` draws as many anomalous videos as normal ones.
+    """
 
     epochs: int = 20
     learning_rate: float = 1e-4
@@ -117,24 +154,36 @@ class Plan:
     clip: float = 1.0
     curriculum_epochs: int = 5
     noise_share: float = 0.7
+    milestones: tuple[int, ...] = ()
+    balanced: bool = False
     seed: int = 0
 
 
 class _Engine(Trainer):
     """Trainer with a loss passed in, noise on training inputs and the short-first order."""
 
-    def __init__(self, *, objective: Callable, plan: Plan, lengths: Sequence[int], **arguments):
-        self.objective, self.plan, self.lengths = objective, plan, lengths
+    def __init__(self, *, objective: Callable, plan: Plan, videos: "Sequences", **arguments):
+        self.objective, self.plan, self.videos = objective, plan, videos
         self.generator = torch.Generator().manual_seed(plan.seed)
         super().__init__(**arguments)
 
     def _get_train_sampler(self, dataset=None) -> Sampler:
-        return ShortFirst(self.lengths, seed=self.plan.seed, full_from=self.plan.curriculum_epochs)
+        labels = self.videos.labels.numpy() if self.plan.balanced else None
+        full_from = self.plan.curriculum_epochs
+        return ShortFirst(self.videos.lengths, seed=self.plan.seed, full_from=full_from, labels=labels)
+
+    def create_scheduler(self, num_training_steps: int, optimizer=None):
+        if not self.plan.milestones:
+            return super().create_scheduler(num_training_steps, optimizer)
+        per_epoch = num_training_steps / self.plan.epochs
+        falls = [round(epoch * per_epoch) for epoch in self.plan.milestones]
+        self.lr_scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer or self.optimizer, falls, gamma=0.1)
+        return self.lr_scheduler
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         x, labels = inputs["x"], inputs["labels"]
         seen = disturb(x, generator=self.generator, share=self.plan.noise_share) if model.training else x
-        output = model(seen)
+        output = model(seen, inputs["lengths"]) if "lengths" in inputs else model(seen)
         value = self.objective(output, x, labels)
         return (value, {"logit": output.logit}) if return_outputs else value
 
@@ -163,12 +212,16 @@ def fit(
             model=model,
             objective=objective,
             plan=plan,
-            lengths=train.lengths,
+            videos=train,
             args=_arguments(out, plan, progress, by_loss=len(val.labels.unique()) < 2),
             train_dataset=train,
             eval_dataset={"train": train, "val": val},
             compute_metrics=_video_auc,
+            data_collator=None if train.prepare.steps else padded,
         )
+        engine.remove_callback(
+            PrinterCallback
+        )  # a line per epoch and training drowns a notebook; the curves hold it all
         last = get_last_checkpoint(str(out)) if out.is_dir() else None
         engine.train(resume_from_checkpoint=last)
         return curves(engine.state.log_history)
@@ -233,18 +286,20 @@ class Preparation:
     """What is done to feature rows before a model sees them; fitted on training videos, saved with the model.
 
     `motion` replaces a row by |row - row before|: XFeat describes places, and what a fight changes is how they move.
-    `mean` and `spread` (D,) standardise each channel; `steps` is the length a training sequence is brought to.
+    `mean` and `spread` (D,) standardise each channel; `steps` is the length a training sequence is brought to, None leaves
+    videos whole.
     """
 
-    steps: int
+    steps: int | None
     motion: bool
     mean: tuple[float, ...]
     spread: tuple[float, ...]
 
     @classmethod
-    def fit(cls, features: Mapping[str, np.ndarray], *, steps: int, motion: bool) -> "Preparation":
+    def fit(cls, features: Mapping[str, np.ndarray], *, steps: int | None, motion: bool) -> "Preparation":
         """Measure the channels of the TRAINING videos, {id: (T, D)}."""
-        rows = np.concatenate([to_steps(change(x) if motion else x, steps) for x in features.values()])
+        seen = [change(x) if motion else np.asarray(x, np.float32) for x in features.values()]
+        rows = np.concatenate([x if steps is None else to_steps(x, steps) for x in seen])
         spread = np.maximum(rows.std(0), 1e-6)
         return cls(steps, motion, tuple(map(float, rows.mean(0))), tuple(map(float, spread)))
 
@@ -266,7 +321,7 @@ def change(rows: np.ndarray) -> np.ndarray:
 
 
 class Sequences(torch.utils.data.Dataset):
-    """Prepared videos as equal-length sequences: item {"x": (D, steps), "labels": 0 or 1}, in the order of `names`."""
+    """Prepared videos: item {"x": (D, steps or T), "labels": 0 or 1}, in the order of `names`; whole ones have "lengths" too."""
 
     def __init__(self, features: Mapping[str, np.ndarray], labels: Mapping[str, int], prepare: Preparation):
         if set(features) != set(labels):
@@ -274,14 +329,40 @@ class Sequences(torch.utils.data.Dataset):
             raise ValueError(f"features and labels must name the same videos, {odd!r} is in one only")
         self.names = sorted(features)
         self.lengths = [len(features[name]) for name in self.names]
-        self.x = torch.stack([prepare(features[name], prepare.steps) for name in self.names])  # (N, D, steps)
+        self.prepare = prepare
+        self.x = [prepare(features[name], prepare.steps) for name in self.names]  # (D, steps or T) each
         self.labels = torch.tensor([float(labels[name]) for name in self.names])
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, place: int) -> dict[str, Tensor]:
-        return {"x": self.x[place], "labels": self.labels[place]}
+        item = {"x": self.x[place], "labels": self.labels[place]}
+        return item if self.prepare.steps else item | {"lengths": torch.tensor(self.lengths[place])}
+
+
+def padded(items: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Return whole videos as a batch: x (B, D, T) filled up with zeros, lengths (B,), labels (B,)."""
+    x = torch.nn.utils.rnn.pad_sequence([item["x"].T for item in items], batch_first=True).mT
+    return {"x": x, **{name: torch.stack([item[name] for item in items]) for name in ("labels", "lengths")}}
+
+
+def prepared(
+    features: Mapping[str, np.ndarray],
+    labels: Mapping[str, int],
+    val: Collection[str],
+    *,
+    steps: int | None,
+    motion: bool,
+) -> tuple[Preparation, Sequences, Sequences]:
+    """Return the preparation measured on the training videos, the training set, and that of the videos in `val`."""
+    chosen = set(val)
+    sides = [[n for n in features if n not in chosen], [n for n in features if n in chosen]]
+    if not all(sides):
+        raise ValueError(f"need videos on both sides, got {len(sides[0])} to train on and {len(sides[1])} to choose by")
+    prepare = Preparation.fit({name: features[name] for name in sides[0]}, steps=steps, motion=motion)
+    sets = [Sequences({n: features[n] for n in names}, {n: labels[n] for n in names}, prepare) for names in sides]
+    return prepare, *sets
 
 
 def count_macs(model: nn.Module, x: Tensor) -> int:

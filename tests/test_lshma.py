@@ -1,0 +1,420 @@
+"""LSHMA: one code path for training and streams, the published model bit by bit, and states that are values."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from vau_lib import lshma, metrics, store, training
+from vau_lib.lshma import LSHMA, LSHMAConfig, StreamState
+
+SMALL = {"width": 16, "exit_threshold": 1.0}
+CONFIGS = {
+    "xd": LSHMAConfig.xd(**SMALL),
+    "ucf": LSHMAConfig.ucf(**SMALL),
+    "long": LSHMAConfig.ucf(**SMALL | {"memory": 8}),
+    "keys": LSHMAConfig.xd(**SMALL, key_clips=True),
+    "exits": LSHMAConfig.ucf(**SMALL | {"exit_threshold": 0.52}),
+    "xd released": LSHMAConfig.xd(**SMALL, released=True),
+    "ucf released": LSHMAConfig.ucf(**SMALL, released=True),
+}
+
+
+def made(config: LSHMAConfig, seed: int = 0) -> LSHMA:
+    torch.manual_seed(seed)
+    model = LSHMA(config).eval()
+    with torch.no_grad():  # louder than initialised, so that memory, exits and depth matter to the scores
+        for block in model.blocks:
+            block.widen.weight.mul_(3)
+        model.classifier.weight.mul_(4)
+    return model
+
+
+def rows_of(count: int, width: int = 16, seed: int = 1, streams: int | None = None) -> torch.Tensor:
+    shape = (count, width) if streams is None else (streams, count, width)
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@torch.inference_mode()
+def in_parts(model: LSHMA, rows: torch.Tensor, sizes: list[int]) -> torch.Tensor:
+    """Logits (T,) of rows (T, D) given in parts of these sizes, the last one flushed."""
+    state, found = None, []
+    for part in rows.split(sizes):
+        logits, state = model.push(part[None], state)
+        found.append(logits)
+    return torch.cat([*found, model.flush(state)], dim=1)[0]
+
+
+# Sizes
+
+
+@pytest.mark.parametrize(("config", "count", "floats"), [("xd", 7_359_745, 4096), ("ucf", 12_349_313, 12_288)])
+@pytest.mark.parametrize("released", [True, False])
+def test_sizes_are_the_published_ones(config, count, floats, released):
+    model = LSHMA(getattr(LSHMAConfig, config)(released=released))
+    assert sum(p.numel() for p in model.parameters()) == count
+    state = model.eval().step(torch.randn(1, model.settings.window, 512))[1]
+    assert state.memory.numel() == floats
+
+
+def test_reach_is_depth_times_memory():
+    assert LSHMAConfig.xd().reach_rows == 24 and LSHMAConfig.ucf().reach_rows == 52  # 384 and 832 frames
+
+
+@pytest.mark.parametrize("width", [6, 7, 128])
+def test_any_width_goes_through(width):
+    model = made(LSHMAConfig.xd(width=width))
+    assert model.score(rows_of(19, width)).shape == (19,)
+
+
+# The published model, written a second time in numpy and float64 from the description of its code
+
+
+def reference(model: LSHMA, rows: np.ndarray, threshold: float) -> np.ndarray:
+    """Logits per row of the published test-time model, clip by clip, lists for memories, nothing shared with the library."""
+    weights = {name: value.double().numpy() for name, value in model.state_dict().items()}
+    config, n = model.settings, model.settings.window
+
+    def linear(name, x):
+        return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+
+    def norm(name, x):
+        centred = x - x.mean(-1, keepdims=True)
+        return centred / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+
+    def mlp(name, x):
+        hidden = linear(f"{name}.0", x)
+        return linear(f"{name}.2", hidden / (1 + np.exp(-1.702 * hidden)))
+
+    def squeeze(name, x):
+        kernel, padded = weights[f"{name}.weight"], np.pad(x, ((0, 0), (1, 1)))
+        places = range(0, x.shape[1], 2)
+        return np.stack([np.einsum("oik,ik->o", kernel, padded[:, p : p + 3]) for p in places], axis=1)
+
+    def attend(q, k):
+        likeness = q @ k.T / math.sqrt(q.shape[1])
+        share = np.exp(likeness - likeness.max(1, keepdims=True))
+        out = share / share.sum(1, keepdims=True) @ k + q
+        return out.T.reshape(out.shape)
+
+    memories, found = [[] for _ in range(config.layers)], []
+    for start in range(0, len(rows), n):
+        x = np.pad(rows[start : start + n], ((0, max(0, start + n - len(rows))), (0, 0))) + weights["position.weight"]
+        for level in range(config.layers):
+            name, memory = f"blocks.{level}", memories[level]
+            x = norm(f"{name}.norm1", x)
+            memory[:] = [squeeze(f"{name}.ask", m) if m.shape[1] == config.width else m for m in memory]
+            if memory:
+                q = squeeze(f"{name}.ask", x)
+                seen = attend(q, np.concatenate([*memory, squeeze(f"{name}.tell", x)]))
+                seen = linear(f"{name}.widen", seen + config.self_weight * attend(q, q))
+            else:
+                seen = attend(x, x) + config.self_weight * attend(x, x)
+            memory.append(x)
+            if len(memory) == config.memory:
+                salience = [1 / (1 + math.exp(-m.mean())) for m in memory]
+                retention = [math.exp(-i / (len(memory) - 1) / s) for i, s in enumerate(salience)]
+                memory.pop(int(np.argmin(retention)))
+            x = x + seen
+            x = x + mlp(f"{name}.mlp", norm(f"{name}.norm2", x))
+            y = linear("linear", x)
+            logits = linear("classifier", y + mlp("mlp", y))[:, 0]
+            if (1 / (1 + np.exp(-logits))).max() > threshold:
+                for deeper in memories[level + 1 :]:
+                    deeper.clear()
+                break
+        found.append(logits)
+    return np.concatenate(found)[: len(rows)]
+
+
+@pytest.mark.parametrize("threshold", [1.0, 0.6, 0.52])
+@pytest.mark.parametrize("config", ["xd released", "ucf released"])
+def test_as_released_equals_the_second_writing(config, threshold):
+    model = made(replace(CONFIGS[config], exit_threshold=threshold))
+    rows = rows_of(75)
+    ours = in_parts(model, rows, [75]).numpy()
+    np.testing.assert_allclose(ours, reference(model, rows.double().numpy(), threshold), atol=2e-5)
+
+
+def test_a_reference_state_dict_loads_strictly_whatever_its_inner_names():
+    config = LSHMAConfig.xd(**SMALL)
+    model = made(config)
+    theirs = {
+        "ask": "conv_k", "tell": "conv_cur", "widen": "attenproj", "unused": "proj", "norm1": "ln_1", "norm2": "ln_2",
+        "mlp.0": "mlp.c_fc", "mlp.2": "mlp.c_proj",
+    }  # fmt: skip
+    reference_dict = {}
+    for name, value in model.state_dict().items():
+        if name.startswith("blocks"):
+            _, level, inner = name.split(".", 2)
+            for ours, other in theirs.items():
+                inner = other + inner.removeprefix(ours) if inner.startswith(ours) else inner
+            name = f"blocks.{level}.resblock.{inner}"
+        name = name.replace("position.", "frame_position_embeddings.") if name.startswith("position") else name
+        if name.startswith("mlp."):
+            name = name.replace("mlp.0", "mlp2.c_fc").replace("mlp.2", "mlp2.c_proj")
+        reference_dict[name] = value
+    assert "blocks.0.resblock.conv_k.weight" in reference_dict and "mlp2.c_fc.weight" in reference_dict
+    loaded = lshma.load_released(reference_dict, config)
+    assert torch.equal(loaded.score(rows_of(20)), model.score(rows_of(20)))
+    del reference_dict["linear.bias"]
+    with pytest.raises(store.StoreError, match="linear.bias"):
+        lshma.load_released(reference_dict, config)
+
+
+# One code path
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_any_chunking_gives_the_same_scores(name):
+    model, rows = made(CONFIGS[name]), rows_of(61)
+    whole = in_parts(model, rows, [61])
+    for sizes in ([1] * 61, [8] * 7 + [5], [3, 20, 1, 30, 7]):
+        torch.testing.assert_close(in_parts(model, rows, sizes), whole, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_forward_is_the_stream(name):
+    config = replace(CONFIGS[name], looks_ahead=False)
+    model, rows = made(config), rows_of(45)
+    with torch.no_grad():
+        torch.testing.assert_close(model(rows[None]).logits[0].sigmoid(), model.score(rows), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_saved_state_goes_on_as_if_nothing_had_happened(name, tmp_path):
+    model, rows = made(CONFIGS[name]), rows_of(61)
+    with torch.inference_mode():
+        first, state = model.push(rows[None, :27])
+        state.save(tmp_path / "state.safetensors")
+        second, state = model.push(rows[None, 27:], StreamState.load(tmp_path / "state.safetensors"))
+        both = torch.cat([first, second, model.flush(state)], dim=1)[0]
+    torch.testing.assert_close(both, in_parts(model, rows, [61]), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_streams_in_one_call_equal_streams_alone(name):
+    model, rows = made(CONFIGS[name]), rows_of(48, streams=5)
+    with torch.inference_mode():
+        together, state = model.push(rows)
+        alone, states = zip(*(model.push(one[None]) for one in rows), strict=True)
+    torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=0)
+    assert torch.equal(state.depth, torch.cat([one.depth for one in states]))
+
+
+def test_streams_begun_at_different_times_can_join_one_batch():
+    model, rows = made(CONFIGS["ucf"]), rows_of(64, streams=2)
+    with torch.inference_mode():
+        _, late = model.push(rows[:1, :8])
+        _, early = model.push(rows[1:, :40])
+        joined, state = model.push(torch.stack([rows[0, 8:16], rows[1, 40:48]]), StreamState.stack([late, early]))
+        for stream, whole, cut in ((0, rows[:1], 16), (1, rows[1:], 48)):
+            alone, final = model.push(whole[:, :cut])
+            torch.testing.assert_close(joined[stream], alone[0, -8:], atol=1e-5, rtol=0)
+            torch.testing.assert_close(state.of(stream).memory, final.memory, atol=1e-5, rtol=0)
+
+
+def test_streams_in_turn_do_not_meet():
+    model, rows = made(CONFIGS["ucf"]), rows_of(40, streams=2)
+    states, found = [None, None], [[], []]
+    with torch.inference_mode():
+        for start in range(0, 40, 4):
+            for k in (0, 1):
+                logits, states[k] = model.step(rows[k : k + 1, start : start + 4], states[k])
+                found[k].append(logits)
+    for k in (0, 1):
+        torch.testing.assert_close(torch.cat(found[k], 1)[0], in_parts(model, rows[k], [40]), atol=1e-5, rtol=0)
+
+
+def test_a_state_is_a_value_a_step_leaves_it_alone():
+    model, rows = made(CONFIGS["keys"]), rows_of(32, streams=1)
+    with torch.inference_mode():
+        _, state = model.push(rows[:, :16])
+        before = {name: value.clone() for name, value in state._tensors().items()}
+        model.push(rows[:, 16:], state)
+    assert all(torch.equal(value, before[name]) for name, value in state._tensors().items())
+
+
+# Time's arrow
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if "released" not in name])
+def test_the_future_does_not_change_past_scores(name):
+    model, rows = made(CONFIGS[name]), rows_of(64)
+    other = torch.cat([rows[:32], 5 * rows_of(32, seed=9)])
+    torch.testing.assert_close(model.score(other)[:32], model.score(rows)[:32], atol=1e-6, rtol=0)
+
+
+def test_released_smoothing_lets_the_future_change_past_scores():
+    model, rows = made(CONFIGS["ucf released"]), rows_of(64)
+    other = torch.cat([rows[:32], 5 * rows_of(32, seed=9)])
+    assert (model.score(other)[:32] - model.score(rows)[:32]).abs().max() > 1e-3
+
+
+def test_smoothing_as_released_by_hand():
+    logits = torch.arange(1.0, 6.0)
+    slide = lshma._smoothed(logits, LSHMAConfig.ucf(smoothing=2))
+    assert slide.tolist() == [1.5, 2.5, 3.5, 4.5, 2.5]  # the last one is averaged with a zero past the end
+    blocks = lshma._smoothed(logits, LSHMAConfig.xd(smoothing=2, smooths_blocks=True))
+    assert blocks.tolist() == [1.5, 1.5, 3.5, 3.5, 5.0]
+
+
+# Memory
+
+
+def first_clips_matter(config: LSHMAConfig, rows: int = 200) -> torch.Tensor:
+    """|change of every logit| (T,) when the first three clips show something else."""
+    model, stream = made(config), rows_of(rows)
+    other = torch.cat([3 * rows_of(3 * config.window, seed=5), stream[3 * config.window :]])
+    return (in_parts(model, stream, [rows]) - in_parts(model, other, [rows])).abs()
+
+
+def test_a_queue_forgets_after_its_reach():
+    for name in ("xd", "ucf", "long"):
+        config = CONFIGS[name]
+        changed = first_clips_matter(config)
+        over = (
+            3 * config.window + config.layers * (config.memory - 1) * config.window
+        )  # the last row the change can reach
+        assert changed[: 3 * config.window].max() > 1e-3 and changed[over:].max() < 1e-5
+
+
+def test_the_released_memory_never_forgets_its_first_clips():
+    for name in ("xd released", "ucf released"):
+        assert first_clips_matter(CONFIGS[name])[-50:].max() > 1e-3
+
+
+def test_the_state_does_not_grow():
+    model = made(CONFIGS["keys"])
+    sizes, state = [], None
+    with torch.inference_mode():
+        for _ in range(300):
+            _, state = model.step(torch.randn(2, 8, 16), state)
+            sizes.append(state.num_bytes())
+    assert len(set(sizes)) == 1
+
+
+def test_an_exit_leaves_deeper_memories_empty():
+    model = made(replace(CONFIGS["ucf"], exit_threshold=0.0))  # every clip is sure enough at once
+    with torch.inference_mode():
+        _, state = model.push(rows_of(40, streams=2))
+    assert state.depth.tolist() == [1, 1] and state.filled.tolist() == [[3, 0, 0, 0]] * 2
+
+
+def test_a_dropped_clip_inherits_and_does_not_reach_the_memory():
+    model = made(CONFIGS["keys"])
+    still = rows_of(8).repeat(4, 1)[None]  # the same clip four times: nothing new
+    with torch.inference_mode():
+        logits, state = model.push(still)
+    assert state.depth.tolist() == [0] and state.filled.tolist() == [[1, 1]]
+    assert all(torch.equal(logits[:, :8], logits[:, start : start + 8]) for start in (8, 16, 24))
+
+
+# Training
+
+
+def test_mil_loss_by_hand():
+    logits = torch.logit(torch.tensor([[0.9, 0.5, 0.1, 0.2], [0.2, 0.6, 0.7, 0.8]]))
+    # 4 rows: k = 4 // 16 + 1 = 1, bag .9; the second has 2 rows, bag .6
+    expected = -(math.log(0.9) + math.log(1 - 0.6)) / 2
+    assert lshma.mil_loss(logits, torch.tensor([4, 2]), torch.tensor([1.0, 0.0])).item() == pytest.approx(expected)
+
+
+def test_a_bag_takes_one_row_in_sixteen_and_never_more_than_there_are():
+    logits = torch.logit(torch.linspace(0.01, 0.99, 600))[None]
+    top = torch.linspace(0.01, 0.99, 600)[-38:].mean()  # 600 // 16 + 1
+    assert training.bag_probability(logits, torch.tensor([600])).item() == pytest.approx(top.item(), abs=1e-5)
+    counted = torch.zeros(1, 600, dtype=torch.bool)
+    counted[:, :32] = True  # what the released generator keeps of a still video: the released top-k failed on it
+    best = torch.linspace(0.01, 0.99, 600)[:32].mean()
+    assert training.bag_probability(logits, torch.tensor([600]), counted).item() == pytest.approx(best.item(), abs=1e-5)
+
+
+def test_padding_does_not_change_a_video():
+    model = made(CONFIGS["ucf"])
+    long, short = rows_of(40), rows_of(21, seed=2)
+    batch = torch.stack([long, torch.cat([short, torch.zeros(19, 16)])])
+    with torch.no_grad():
+        both, alone = model(batch, torch.tensor([40, 21])), model(short[None])
+    torch.testing.assert_close(both.logits[1, :21], alone.logits[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(both.logit[1], alone.logit[0], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["xd", "keys", "xd released", "ucf released"])
+def test_every_weight_but_the_unused_learns(name):
+    model = made(CONFIGS[name]).train()
+    output = model(rows_of(96, streams=2).cumsum(1))  # wanders, so that key clips are kept
+    lshma.loss(output, torch.tensor([1.0, 0.0])).backward()
+    still = {n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().any()}
+    assert still == {n for n in dict(model.named_parameters()) if ".unused." in n}
+
+
+def test_intended_training_answers_at_every_depth_released_once():
+    rows = rows_of(24, streams=1)
+    levels = made(CONFIGS["ucf"]).train()(rows).levels
+    assert not torch.allclose(levels[:, 0], levels[:, -1])
+    levels = made(CONFIGS["ucf released"]).train()(rows).levels
+    assert torch.equal(levels[:, 0], levels[:, -1])
+
+
+def test_it_finds_a_burst_from_video_labels(tmp_path):
+    rng = np.random.default_rng(0)
+    labels = {f"v{k}": k % 2 for k in range(48)}
+    rows = {name: rng.normal(size=(rng.integers(20, 40), 16)).astype(np.float32) for name in labels}
+    for name, label in labels.items():
+        rows[name][8:14, :8] += 2.5 * label
+    val, test = {f"v{k}" for k in range(12)}, [f"v{k}" for k in range(12, 24)]
+    plan = training.Plan(
+        epochs=20, learning_rate=3e-3, weight_decay=0.0, batch_size=4, noise_share=0, curriculum_epochs=0, balanced=True
+    )
+    config = LSHMAConfig.xd(width=16)
+    known = {n: rows[n] for n in labels if n not in test}
+    trained = lshma.train(known, labels | {}, val, config=config, plan=plan, steps=None, motion=False)
+    top = {name: trained.score(rows[name]) for name in test}
+    scores, truth = {n: top[n][0] for n in test}, {n: labels[n] for n in test}
+    assert metrics.video_auc(scores, truth) > 0.9
+    inside = [8 <= int(top[name][1].argmax()) < 16 for name in test if labels[name]]  # clip of 8 rows the burst lies in
+    assert np.mean(inside) > 0.7  # found from video labels alone
+    lshma.save_trained(tmp_path / "model", trained, facts="toy")
+    again = lshma.load_trained(tmp_path / "model").score(rows[test[0]])
+    np.testing.assert_allclose(again[1], top[test[0]][1], atol=1e-6)
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("rows", "why"),
+    [
+        (torch.full((1, 8, 16), torch.nan), "nan at place 0"),
+        (torch.zeros(1, 8, 17), r"\(B, n, 16\)"),
+        (torch.zeros(1, 8, 16, dtype=torch.int64), "floating point"),
+        (torch.zeros(1, 0, 16), "at least 1"),
+    ],
+)
+def test_rows_that_do_not_fit_are_refused(rows, why):
+    with pytest.raises(ValueError, match=why):
+        made(CONFIGS["xd"]).push(rows)
+
+
+def test_a_state_of_another_model_is_refused(tmp_path):
+    _, state = made(CONFIGS["xd"]).push(rows_of(8, streams=1))
+    with pytest.raises(ValueError, match="the state has window 8, this model 4"):
+        made(CONFIGS["ucf"]).push(rows_of(8, streams=1), state)
+    with pytest.raises(ValueError, match="1 streams, the rows of 2"):
+        made(CONFIGS["xd"]).push(rows_of(8, streams=2), state)
+    (tmp_path / "other.safetensors").write_bytes(b"nothing")
+    with pytest.raises(store.StoreError, match="other.safetensors is no stream state"):
+        StreamState.load(tmp_path / "other.safetensors")
+
+
+def test_a_step_takes_whole_clips():
+    with pytest.raises(ValueError, match="clips of 8 rows, got 5"):
+        made(CONFIGS["xd"]).step(rows_of(5, streams=1))
+
+
+def test_mil_loss_refuses_lengths_beyond_the_rows():
+    with pytest.raises(ValueError, match="1 to 4, got 2 to 5"):
+        lshma.mil_loss(torch.zeros(2, 4), torch.tensor([5, 2]), torch.tensor([1.0, 0.0]))

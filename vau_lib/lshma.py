@@ -1,0 +1,390 @@
+"""A stream is judged against what it showed a moment ago, and remembers that in a space that never grows.
+
+LSHMA over rows of features: a clip of N rows passes L blocks; each attends to the clip and to what that block stored of the
+M - 1 clips before, compressed to half the width. Depth widens the context: 1 + L (M - 1) clips reach a score.
+- state goes in and comes out; `forward`, `push` and `score` are `step` in a loop, so training and streaming are one code path
+- default is what the paper intends: the oldest clip leaves the memory; every depth is trained to answer, so that a stream may
+  leave early, each of B streams for itself; nothing looks ahead
+- `.xd(released=True)`, `.ucf(released=True)` set every quirk of the published code, each a boolean of its own below: its memory
+  never forgets its first clips, its attention is read back in the wrong order, its test head is not the one trained
+Source: Han et al., StreamVAD (LSHMA), Neurocomputing 2025, and its repository (MIT; read for facts); Wu et al., MeMViT, CVPR 2022.
+"""
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vau_lib import store, training
+from vau_lib.keyclips import decide
+from vau_lib.keyclips import key_clips as key_clips  # passed on, like the next two
+from vau_lib.lshma_state import LSHMAConfig as LSHMAConfig
+from vau_lib.lshma_state import StreamState as StreamState
+from vau_lib.training import mil_loss as mil_loss
+
+
+class Block(nn.Module):
+    """Attend to the clip and its past, then two linear layers: x (B, N, D), past -> x (B, N, D), the clip's own entry."""
+
+    def __init__(self, config: LSHMAConfig):
+        super().__init__()
+        n, width, compressed = config.window, config.width, -(-config.width // 2)
+        self.settings = config
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        # the places of a clip are the channels: a feature's neighbours are mixed and halved, time is not
+        self.ask = nn.Conv1d(n, n, 3, stride=2, padding=1, bias=False)
+        self.tell = nn.Conv1d(n, n, 3, stride=2, padding=1, bias=False)
+        self.widen = nn.Linear(compressed, width)
+        self.unused = nn.Linear(width, width)  # in the published weights, without effect
+        self.mlp = _mlp(width)
+
+    def forward(self, x: Tensor, past: Tensor, filled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """past (B, M - 1, N, C) of which the last `filled` (B,) count. Returns x, entry (B, N, C), its mean before compression."""
+        stream, x = x, self.norm1(x)
+        asked = self.ask(x)  # (B, N, C)
+        new = filled == 0
+        if new.all():
+            seen = self._alone(x)
+        elif not new.any():
+            seen = self._with_past(asked, x, past, filled)
+        else:
+            seen = torch.where(new[:, None, None], self._alone(x), self._with_past(asked, x, past, filled))
+        mean, stream = x.detach().mean((1, 2)), (x if self.settings.normalised_stream else stream) + seen
+        return stream + self.mlp(self.norm2(stream)), asked.detach(), mean
+
+    def _alone(self, x: Tensor) -> Tensor:
+        return (1 + self.settings.self_weight) * self._attend(x, x)
+
+    def _with_past(self, asked: Tensor, x: Tensor, past: Tensor, filled: Tensor) -> Tensor:
+        batch, slots, n, width = past.shape
+        keys = torch.cat([past.reshape(batch, slots * n, width), self.tell(x)], dim=1)  # (B, M N, C)
+        age = torch.arange(slots, 0, -1, device=x.device).repeat_interleave(n)  # 1 is the clip before
+        known = torch.cat([age <= filled[:, None], torch.ones_like(asked[..., 0], dtype=torch.bool)], dim=1)
+        seen = self._attend(asked, keys, known)
+        if self.settings.self_weight:
+            seen = seen + self.settings.self_weight * self._attend(asked, asked)
+        return self.widen(seen)
+
+    def _attend(self, query: Tensor, keys: Tensor, known: Tensor | None = None) -> Tensor:
+        """softmax(q k^T / sqrt(d)) k + q: keys are values too, one head (MeMViT's residual pooling)."""
+        likeness = query @ keys.mT * query.shape[-1] ** -0.5  # (B, N, K)
+        if known is not None:
+            likeness = likeness.masked_fill(~known[:, None], -torch.inf)
+        out = likeness.softmax(-1) @ keys + query
+        return out.mT.reshape(out.shape) if self.settings.scrambled else out
+
+
+class QuickGELU(nn.Module):
+    """x sigmoid(1.702 x), CLIP's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (1.702 * x).sigmoid()
+
+
+def _mlp(width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width, 4 * width), QuickGELU(), nn.Linear(4 * width, width))
+
+
+@dataclass
+class LSHMAOutput:
+    """What training sees of B videos of T rows."""
+
+    logit: Tensor  # (B,) of the bag: its top rows' mean probability, as a logit
+    logits: Tensor  # (B, T)
+    levels: Tensor  # (B, L, T): at every depth
+    counted: Tensor | None  # (B, T) bool: rows that are in the bag, all when None
+    lengths: Tensor  # (B,)
+
+
+class LSHMA(nn.Module):
+    """Score rows of features as they come. `step` is the model; everything else calls it."""
+
+    def __init__(self, config: LSHMAConfig | None = None):
+        super().__init__()
+        self.settings = config = config or LSHMAConfig()  # not `config`: Trainer takes that for its own kind
+        self.position = nn.Embedding(config.window, config.width)  # inside a clip only
+        nn.init.normal_(self.position.weight, std=0.01)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.linear, self.mlp = nn.Linear(config.width, config.width), _mlp(config.width)
+        self.classifier = nn.Linear(config.width, 1)
+
+    def step(self, clip: Tensor, state: StreamState | None = None) -> tuple[Tensor, StreamState]:
+        """Score one complete clip (B, N, D) of each of B streams: logits (B, N) and the new state; None begins streams."""
+        state = self._checked(clip, state)
+        if clip.shape[1] != self.settings.window or state.waiting.shape[1]:
+            raise ValueError(
+                f"step takes clips of {self.settings.window} rows, got {clip.shape[1]} with "
+                f"{state.waiting.shape[1]} waiting; push takes any number"
+            )
+        valid = torch.full((len(clip),), self.settings.window, device=clip.device)
+        state = self._advance(clip.float(), state, valid)
+        return state.levels[:, -1], state
+
+    def push(self, rows: Tensor, state: StreamState | None = None) -> tuple[Tensor, StreamState]:
+        """Take any number of rows (B, n, D); return logits (B, m) of the clips they complete, m a multiple of N or 0."""
+        state, n = self._checked(rows, state), self.settings.window
+        rows = torch.cat([state.waiting, rows.float()], dim=1)
+        whole = rows.shape[1] // n * n
+        state, found = replace(state, waiting=rows[:, :0]), []
+        for start in range(0, whole, n):
+            logits, state = self.step(rows[:, start : start + n], state)
+            found.append(logits)
+        logits = torch.cat(found, dim=1) if found else rows.new_zeros(len(rows), 0)
+        return logits, replace(state, waiting=rows[:, whole:].clone())
+
+    def flush(self, state: StreamState) -> Tensor:
+        """Return logits (B, n) of the n rows still waiting when a stream ends; the clip is filled up with zeros."""
+        rows, n = state.waiting, state.waiting.shape[1]
+        if not n:
+            return rows.new_zeros(len(rows), 0)
+        clip = F.pad(rows, (0, 0, 0, self.settings.window - n))
+        state = self._advance(
+            clip, replace(state, waiting=rows[:, :0]), torch.full((len(rows),), n, device=rows.device)
+        )
+        return state.levels[:, -1, :n]
+
+    @torch.inference_mode()
+    def score(self, features: np.ndarray | Tensor) -> np.ndarray | Tensor:
+        """Return the probability of an anomaly at every row, (T,) in [0, 1], of rows (T, D); the same kind as given."""
+        rows = torch.as_tensor(features)
+        if rows.ndim != 2:
+            raise ValueError(f"features must be (T, {self.settings.width}), got {tuple(rows.shape)}")
+        logits, state = self.push(rows[None])
+        logits = torch.cat([logits, self.flush(state)], dim=1)[0]
+        if self.settings.looks_ahead:
+            logits = _smoothed(logits, self.settings)
+        scores = logits.sigmoid()
+        return scores if isinstance(features, Tensor) else scores.numpy()
+
+    def forward(self, features: Tensor, lengths: Tensor | None = None) -> LSHMAOutput:
+        """Score whole videos (B, T, D) of which the first `lengths` (B,) rows are real, clip by clip, with gradients."""
+        state = self._checked(features, None)
+        (batch, count, _), n = features.shape, self.settings.window
+        lengths = torch.full((batch,), count, device=features.device) if lengths is None else lengths
+        rows = F.pad(features.float(), (0, 0, 0, -count % n))
+        allowed = self._allowed(features, lengths) if self.training else None
+        levels, kept = [], []
+        for start in range(0, count, n):
+            valid = (lengths - start).clamp(0, n)
+            state = self._advance(
+                rows[:, start : start + n], state, valid, None if allowed is None else allowed[:, start // n]
+            )
+            levels.append(state.levels)
+            kept.append((state.depth > 0)[:, None].expand(batch, n))
+        levels, kept = torch.cat(levels, dim=2)[..., :count], torch.cat(kept, dim=1)[:, :count]
+        logits = levels[:, -1]
+        counted = kept if self.settings.shortened_bags and self.training else None
+        bag = training.bag_probability(logits, lengths, counted)
+        return LSHMAOutput(bag.logit(1e-6), logits, levels, counted, lengths)
+
+    def _advance(self, clip: Tensor, state: StreamState, valid: Tensor, allowed: Tensor | None = None) -> StreamState:
+        """Take one clip (B, N, D) of which `valid` (B,) rows are real; streams with none, or not allowed, stay as they are."""
+        config, keys, active = self.settings, state.keys, valid > 0
+        if config.key_clips:
+            active, _, keys = decide(clip, keys, valid, every=config.key_every)
+        if allowed is not None:
+            active = active & allowed
+        going = active.nonzero()[:, 0]
+        depth = torch.zeros_like(state.depth)
+        memory, filled, previous, levels = state.memory.clone(), state.filled.clone(), state.levels[:, -1], []
+        x = clip[going] + self.position.weight
+        raw = [self.linear(x)] if config.head_over_scales and self.training else []
+        for level, block in enumerate(self.blocks):
+            answers = torch.where(active[:, None], previous, state.levels[:, level])
+            if len(going):
+                x, entry, mean = block(x, memory[going, level], filled[going, level])
+                memory[going, level] = self._remember(memory[going, level], filled[going, level], entry, mean)
+                filled[going, level] = (filled[going, level] + 1).clamp(max=config.memory - 1)
+                depth[going] = level + 1
+                y = self.linear(x)
+                if raw:
+                    raw.append(y)
+                    y = torch.stack(raw).amax(0)
+                logits = self.classifier(y + self.mlp(y))[..., 0]  # (b, N)
+                answers = answers.index_copy(0, going, logits)
+                if level + 1 < config.layers and config.exit_threshold < 1 and not self.training:
+                    sure = logits.sigmoid().amax(1) > config.exit_threshold
+                    filled[going[sure], level + 1 :] = 0  # deeper blocks did not see this clip: they begin again
+                    going, x = going[~sure], x[~sure]
+            levels.append(answers)
+            previous = answers
+        levels = levels if not raw else [levels[-1]] * len(levels)  # as released: one answer for all depths
+        return replace(state, memory=memory, filled=filled, levels=torch.stack(levels, 1), depth=depth, keys=keys)
+
+    def _remember(self, past: Tensor, filled: Tensor, entry: Tensor, mean: Tensor) -> Tensor:
+        """Return the memory (b, M - 1, N, C) with the clip's entry in it and one clip less: the oldest, or as released."""
+        every = torch.cat([past, entry[:, None]], dim=1)  # (b, M, N, C)
+        if not self.settings.frozen_memory or past.shape[1] == 0:
+            return every[:, 1:]
+        # as released: retention exp(-t / s) with t rising towards the newest, so that the newest is the least retained;
+        # s = sigmoid(mean), of the compressed clips and of the newest one before compression
+        salience = torch.cat([past.mean((2, 3)), mean[:, None]], dim=1).sigmoid()  # (b, M)
+        retention = (-torch.linspace(0, 1, every.shape[1], device=past.device) / salience).exp()
+        gone = torch.where(filled == past.shape[1], retention.argmin(1), 0)  # with room left, an empty place goes
+        kept = torch.arange(every.shape[1], device=past.device) != gone[:, None]
+        return every[kept].view_as(past)
+
+    def _allowed(self, features: Tensor, lengths: Tensor) -> Tensor | None:
+        """Return the released generator's choice (B, C), or None when it is off."""
+        if not self.settings.released_key_clips:
+            return None
+        half, n = self.settings.half_precision_key_clips, self.settings.window
+        allowed = torch.zeros(len(features), -(-features.shape[1] // n), dtype=torch.bool)
+        for video, rows, length in zip(allowed, features.detach().cpu(), lengths.tolist(), strict=True):
+            chosen = key_clips(rows[:length], window=n, released=True, half_precision=half)
+            video[: len(chosen)] = torch.from_numpy(chosen)
+        return allowed.to(features.device)
+
+    def _checked(self, rows: Tensor, state: StreamState | None) -> StreamState:
+        """Return the state to go on with; ValueError, one line, for rows or a state that do not fit."""
+        if rows.ndim != 3 or rows.shape[2] != self.settings.width or not rows.shape[0] or not rows.shape[1]:
+            raise ValueError(
+                f"rows must be (B, n, {self.settings.width}) with B and n at least 1, got {tuple(rows.shape)}"
+            )
+        if not rows.is_floating_point():
+            raise ValueError(f"rows must be floating point, got {rows.dtype}")
+        if not rows.isfinite().all():
+            raise ValueError(
+                f"rows hold {rows[~rows.isfinite()][0]:g} at place {int((~rows.isfinite()).nonzero()[0, 1])}"
+            )
+        if state is None:
+            return StreamState.empty(self.settings, len(rows), self.position.weight.detach())
+        ours, theirs = asdict(self.settings), asdict(state.config)
+        if odd := [name for name in ours if ours[name] != theirs[name]]:
+            raise ValueError(f"the state has {odd[0]} {theirs[odd[0]]}, this model {ours[odd[0]]}")
+        if len(state.depth) != len(rows):
+            raise ValueError(f"the state is of {len(state.depth)} streams, the rows of {len(rows)}")
+        return state
+
+
+def _smoothed(logits: Tensor, config: LSHMAConfig) -> Tensor:
+    """Return logits (T,) averaged with the next ones, past the end with zeros (UCF), or by whole blocks (XD)."""
+    width, count = config.smoothing, len(logits)
+    if config.smooths_blocks:
+        size = torch.full((-(-count // width),), width).clamp_max(count)
+        size[-1] = count - width * (len(size) - 1)
+        blocks = F.pad(logits, (0, -count % width)).view(-1, width).sum(1) / size
+        return blocks.repeat_interleave(width)[:count]
+    return F.pad(logits, (0, width - 1)).unfold(0, width, 1).mean(1)
+
+
+def loss(output: LSHMAOutput, labels: Tensor) -> Tensor:
+    """Return the training loss, a scalar: the bag's loss at every depth, so that each may answer; labels (B,)."""
+    each = [mil_loss(level, output.lengths, labels, output.counted) for level in output.levels.unbind(1)]
+    return torch.stack(each).mean()
+
+
+# Where the reference keeps what is named otherwise here.
+_RELEASED_NAMES = (
+    (r"^module\.", ""),
+    (r"^frame_position_embeddings\.", "position."),
+    (r"^(blocks\.\d+)\.(resblock\.)?(attn\.)?", r"\1."),
+    (r"\.(ln_|ln|norm_|norm)([12])\.", r".norm\2."),
+    (r"\.conv_k\.", ".ask."),
+    (r"\.conv_cur\.", ".tell."),
+    (r"\.attenproj\.", ".widen."),
+    (r"\.proj\.", ".unused."),
+    (r"(^|\.)mlp2?\.(c_fc|fc1)\.", r"\1mlp.0."),
+    (r"(^|\.)mlp2?\.(c_proj|fc2)\.", r"\1mlp.2."),
+    (r"^mlp2\.", "mlp."),
+)
+
+
+def load_released(source: str | Path | Mapping[str, Tensor], config: LSHMAConfig) -> LSHMA:
+    """Return a model in eval mode with a reference state dict (or a file of one) loaded strictly; StoreError otherwise."""
+    weights = source if isinstance(source, Mapping) else training.load_weights(source)
+    name = "the state dict" if isinstance(source, Mapping) else source
+    renamed = {}
+    for key, value in weights.items():
+        for theirs, ours in _RELEASED_NAMES:
+            key = re.sub(theirs, ours, key)
+        renamed[key] = value.float()
+    model = LSHMA(config)
+    training.load_strictly(model, renamed, name)
+    return model.eval()
+
+
+RECIPES = {  # as published: whole videos one by one, a step down at three (two) epochs
+    "xd": training.Plan(
+        epochs=15, learning_rate=1e-5, weight_decay=0.01, batch_size=1, milestones=(3, 6, 10), balanced=False,
+        curriculum_epochs=0, noise_share=0.0,
+    ),
+    "ucf": training.Plan(
+        epochs=15, learning_rate=2e-5, weight_decay=0.01, batch_size=1, milestones=(3, 5), balanced=True,
+        curriculum_epochs=0, noise_share=0.0,
+    ),
+}  # fmt: skip
+
+
+class _TimeLast(nn.Module):
+    """The training engine's sequences have time last."""
+
+    def __init__(self, stream: LSHMA):
+        super().__init__()
+        self.stream = stream
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> LSHMAOutput:
+        return self.stream(x.mT, lengths)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model with what it was trained on: how rows are prepared, and the curves, one row per epoch."""
+
+    model: LSHMA
+    prepare: training.Preparation
+    curves: pd.DataFrame
+
+    def score(self, rows: np.ndarray) -> tuple[float, np.ndarray]:
+        """Return the video's score, the mean of its top rows as in training, and every row's, (T,), in [0, 1], of rows (T, D)."""
+        scores = self.model.score(self.prepare(rows).mT)
+        return float(scores.sort(descending=True).values[: len(scores) // 16 + 1].mean()), scores.numpy()
+
+
+def load_trained(folder: str | Path) -> Trained:
+    """Return a model saved beside its `sizes` and `prepare` (config.json), in eval mode; no curves. StoreError otherwise."""
+    config = store.read_json(Path(folder) / "config.json")
+    try:
+        model, prepare = LSHMA(LSHMAConfig(**config["sizes"])), training.Preparation(**config["prepare"])
+    except (KeyError, TypeError) as error:
+        raise store.StoreError(f"{folder}/config.json is not of an LSHMA model: {error}") from error
+    path = Path(folder) / "model.safetensors"
+    training.load_strictly(model, training.load_weights(path), path)
+    return Trained(model.eval(), prepare, pd.DataFrame())
+
+
+def save_trained(folder: str | Path, trained: Trained, **made_by: object) -> None:
+    """Write what `load_trained` reads."""
+    config = {"sizes": asdict(trained.model.settings), "prepare": asdict(trained.prepare)}
+    training.save_model(Path(folder), trained.model, config, **made_by)
+
+
+def train(
+    features: Mapping[str, np.ndarray],
+    labels: Mapping[str, int],
+    val: Collection[str],
+    *,
+    config: LSHMAConfig,
+    plan: training.Plan,
+    steps: int | None = 32,
+    motion: bool = True,
+    folder: Path | None = None,
+    progress: bool = False,
+) -> Trained:
+    """Fit on {id: (T, D)} but the videos in `val`, which choose the epoch kept; labels {id: 0 or 1}, of whole videos.
+
+    Sequences are brought to `steps` rows; None takes whole videos. Seeded by the plan.
+    """
+    training.seed_everything(plan.seed)
+    prepare, *sets = training.prepared(features, labels, val, steps=steps, motion=motion)
+    model = LSHMA(config)
+    curves = training.fit(
+        _TimeLast(model), lambda output, _, y: loss(output, y), *sets, plan=plan, folder=folder, progress=progress
+    )
+    return Trained(model.eval(), prepare, curves)

@@ -1,0 +1,150 @@
+"""What LSHMA is told and what it remembers: sizes, quirks, and the state of B streams as a value.
+
+- a state holds everything between two calls, so that two videos in turn equal each alone, by construction
+- it is of one size for ever, can be saved, loaded, stacked with others and taken apart again
+- as released, the memory hung on the modules and videos were told apart by their row in a list: normal, anomalous and test
+  lists all count from 0, so one video's memory could reach another
+Source: as in `lshma`.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vau_lib import store
+from vau_lib.keyclips import KeyState
+
+
+@dataclass(frozen=True)
+class LSHMAConfig:
+    """Sizes, choices, and the published code's quirks, off by default. `width` is the D of a feature row.
+
+    `memory` is the paper's M: M - 1 past clips are kept. `exit_threshold` 1 never leaves early. `smoothing` is the number of
+    scores the released smoothing averages, used only with `looks_ahead`.
+    """
+
+    width: int = 512
+    window: int = 8
+    layers: int = 2
+    memory: int = 2
+    self_weight: float = 1.0
+    exit_threshold: float = 0.6
+    key_clips: bool = False
+    key_every: int = 8
+    smoothing: int = 8
+    normalised_stream: bool = False  # blocks add to the normalised rows: how large a row is never reaches the head
+    scrambled: bool = False  # attention's output is re-read column by column: positions and channels mix
+    frozen_memory: bool = False  # "forgetting" with the wrong sign: the newest clip is evicted, the first ones stay
+    head_over_scales: bool = (
+        False  # training answers from the maximum over depths and the raw clip, testing from one depth
+    )
+    looks_ahead: bool = False  # scores are averaged with the next ones before they are reported
+    smooths_blocks: bool = False  # that average is one value per block (XD) instead of one per row (UCF)
+    released_key_clips: bool = False  # the released rule, in training only
+    half_precision_key_clips: bool = False  # computed in float16, where a padded clip gives 0 / 0
+    shortened_bags: bool = False  # dropped clips are missing from the bag instead of inheriting (XD training)
+
+    def __post_init__(self):
+        if min(self.width, self.window, self.layers, self.memory, self.smoothing, self.key_every) < 1:
+            raise ValueError(f"sizes must be 1 or more, got {self}")
+        if self.window < 2 and (self.key_clips or self.released_key_clips):
+            raise ValueError("key clips need a window of 2 rows or more, got 1")
+
+    @classmethod
+    def xd(cls, *, released: bool = False, **changes: object) -> "LSHMAConfig":
+        """The XD-Violence model: clips of 8 rows, 2 blocks, 1 past clip."""
+        quirks = dict.fromkeys([*_QUIRKS, "smooths_blocks", "shortened_bags"], released)
+        return cls(**{"window": 8, "layers": 2, "memory": 2, "self_weight": 1.0, **quirks, **changes})
+
+    @classmethod
+    def ucf(cls, *, released: bool = False, **changes: object) -> "LSHMAConfig":
+        """The UCF-Crime model: clips of 4 rows, 4 blocks, 3 past clips."""
+        quirks = dict.fromkeys(_QUIRKS, released)
+        return cls(**{"window": 4, "layers": 4, "memory": 4, "self_weight": 0.0, **quirks, **changes})
+
+    @property
+    def reach_rows(self) -> int:
+        """Rows that can reach a score: (1 + L (M - 1)) N."""
+        return (1 + self.layers * (self.memory - 1)) * self.window
+
+
+_QUIRKS = (
+    "normalised_stream",
+    "scrambled",
+    "frozen_memory",
+    "head_over_scales",
+    "looks_ahead",
+    "released_key_clips",
+    "half_precision_key_clips",
+)
+
+
+@dataclass(frozen=True)
+class StreamState:
+    """Everything B streams remember, batch first; its size does not depend on how long they have run."""
+
+    config: LSHMAConfig
+    memory: Tensor  # (B, L, M - 1, N, ceil(D / 2)), oldest first, filled from the right
+    filled: Tensor  # (B, L) clips in each memory
+    waiting: Tensor  # (B, n, D), n < N rows of a clip that is not complete yet
+    levels: Tensor  # (B, L, N) logits of the last clip at every depth; past an exit, the exit's
+    depth: Tensor  # (B,) blocks the last clip passed, 0 when it was dropped
+    keys: KeyState
+
+    @classmethod
+    def empty(cls, config: LSHMAConfig, batch: int, like: Tensor) -> "StreamState":
+        """Return the state of B streams that have not begun, on the device of `like`."""
+        n, width, compressed = config.window, config.width, -(-config.width // 2)
+        memory = like.new_zeros(batch, config.layers, config.memory - 1, n, compressed)
+        none = torch.zeros(batch, config.layers, dtype=torch.long, device=like.device)
+        levels, keys = like.new_zeros(batch, config.layers, n), KeyState.empty(batch, width, like)
+        return cls(config, memory, none, like.new_zeros(batch, 0, width), levels, none[:, 0], keys)
+
+    def num_bytes(self) -> int:
+        """Return the bytes of all tensors."""
+        return sum(value.nelement() * value.element_size() for value in self._tensors().values())
+
+    def save(self, path: str | Path) -> None:
+        """Write everything to a safetensors file, whole or not at all."""
+        with store.replacing(Path(path)) as temporary:
+            values = {
+                name: value.clone(memory_format=torch.contiguous_format) for name, value in self._tensors().items()
+            }
+            save_file(values, temporary, metadata={"lshma": json.dumps(asdict(self.config))})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "StreamState":
+        """Return a saved state; StoreError for any other file."""
+        try:
+            with safe_open(path, "pt") as file:
+                config = LSHMAConfig(**json.loads(file.metadata()["lshma"]))
+                found = {name: file.get_tensor(name) for name in file.keys()}
+            keys = KeyState(*(found.pop(f"keys.{name}") for name in KeyState._fields))
+            return cls(config, **found, keys=keys)
+        except Exception as error:  # a broken file can fail in any way; whichever, it is refused by name
+            raise store.StoreError(f"{Path(path).name} is no stream state ({type(error).__name__})") from error
+
+    @classmethod
+    def stack(cls, states: "Sequence[StreamState]") -> "StreamState":
+        """Return streams that waited alone as one batch; all must wait for as many rows."""
+        parts = [state._tensors() for state in states]
+        return cls._of(states[0].config, {name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+
+    def of(self, stream: int) -> "StreamState":
+        """Return one stream of the batch."""
+        return self._of(self.config, {name: value[stream : stream + 1] for name, value in self._tensors().items()})
+
+    def _tensors(self) -> dict[str, Tensor]:
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("config", "keys")}
+        return own | {f"keys.{name}": value for name, value in self.keys._asdict().items()}
+
+    @classmethod
+    def _of(cls, config: LSHMAConfig, tensors: dict[str, Tensor]) -> "StreamState":
+        keys = KeyState(*(tensors.pop(f"keys.{name}") for name in KeyState._fields))
+        return cls(config, **tensors, keys=keys)

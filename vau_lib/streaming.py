@@ -1,0 +1,394 @@
+"""An online score may use nothing that has not happened yet, and an alarm is judged by the clock on the wall.
+
+- a clip's scores exist once its last frame has been seen; until then a frame holds what was known before
+- a threshold is set on normal streams of validation, for so many false alarms an hour; an event that is missed costs its
+  whole length as delay (false alarms against delay: Doshi and Yilmaz, arXiv 2010.07110)
+- hours of rows come from short videos, with exact truth; the world whose normality drifts was made to need recent memory:
+  it shows what memory is for, not how well a model does on real video
+Rows are (T, D), `row_s` seconds each; spans are half-open; a stream is known by its id, as in `metrics`.
+"""
+
+import itertools
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy.signal import lfilter
+
+from vau_lib.metrics import SNIPPET_FRAMES
+
+HOUR_S = 3600.0
+ROW_S = SNIPPET_FRAMES / 30  # seconds per row at 30 frames a second
+
+Streams = Mapping[str, np.ndarray]
+Spans = Sequence[tuple[float, float]]
+Rng = np.random.Generator
+
+
+def newest(
+    scores: np.ndarray, num_frames: int, *, clip_rows: int, snippet_frames: int = SNIPPET_FRAMES, nothing: float = 0.0
+) -> np.ndarray:
+    """Return the newest score known when each frame has been seen, (num_frames,), from one per row (n,).
+
+    With C = clip_rows * snippet_frames, clip c is known from its last frame, (c + 1) C - 1, on; frame f holds the score of
+    the last row of clip (f + 1) // C - 1, and `nothing` before the first. A last clip that the video does not fill is
+    never known: padding completes it after the end. `snippet_frames` 1 aligns rows instead of frames. `metrics.expand`
+    is the counterpart that looks ahead inside a clip.
+    """
+    clip_frames = _size("clip_rows", clip_rows) * _size("snippet_frames", snippet_frames)
+    known = np.append(nothing, _vector("newest", scores)[clip_rows - 1 :: clip_rows])  # then one per complete clip
+    return known[np.minimum(np.arange(1, _size("num_frames", num_frames) + 1) // clip_frames, len(known) - 1)]
+
+
+def smooth_ahead(values: np.ndarray, width: int = 8) -> np.ndarray:
+    """Return the mean of each value (n,) and the width - 1 after it, zeros past the end: the released `slide_smooth`.
+
+    Not causal, kept to reproduce published numbers. `metrics.causal_average` is what a camera can have.
+    """
+    values = np.append(_vector("smooth_ahead", values), np.zeros(_size("width", width) - 1))
+    return np.lib.stride_tricks.sliding_window_view(values, width).mean(1)
+
+
+def smooth_blocks(values: np.ndarray, width: int = 8) -> np.ndarray:
+    """Return the mean of each block of `width` values, repeated over it, (n,): the released `fixed_smooth`.
+
+    A last block that is not full is the mean of the values it has. Not causal, kept to reproduce published numbers.
+    """
+    values = _vector("smooth_blocks", values)
+    starts = np.arange(0, len(values), _size("width", width))
+    sizes = np.diff(np.append(starts, len(values)))
+    return np.repeat(np.add.reduceat(values, starts) / sizes, sizes)
+
+
+# Alarms. The score of step i exists at step_s * (i + 1), when the step is over.
+
+
+def alarms(scores: np.ndarray, threshold: float, *, step_s: float, merge_s: float = 10.0) -> np.ndarray:
+    """Return when alarms begin, in s: at the first score >= threshold of each alarm, known at step_s * (index + 1).
+
+    An alarm goes on while scores stay at or above the threshold, and takes in a later one that begins less than `merge_s`
+    after its last hot step.
+    """
+    hot = _hot(_vector("alarms", scores), threshold)
+    return step_s * (_onsets(hot, _apart(step_s, merge_s)) + 1)
+
+
+def false_alarms_per_hour(scores: Streams, *, threshold: float, step_s: float, merge_s: float = 10.0) -> float:
+    """Return alarms per hour over normal streams {id: (n,)}. An alarm that never ends is one alarm."""
+    streams = _streams(scores)
+    count = sum(len(alarms(values, threshold, step_s=step_s, merge_s=merge_s)) for values in streams.values())
+    return count / _hours(streams, step_s)
+
+
+def threshold_for_budget(val_normal_scores: Streams, *, per_hour: float, step_s: float, merge_s: float = 10.0) -> float:
+    """Return the lowest threshold that keeps normal streams of validation within `per_hour` false alarms, exactly.
+
+    Candidates are all distinct scores and the next number above the largest. Alarms merge, so their number can fall again
+    below a threshold that is too low: every candidate above the answer is within the budget too. A budget under one alarm
+    in all the validation hours can only be met by none.
+    """
+    if not per_hour >= 0:
+        raise ValueError(f"per_hour must be 0 or more, got {per_hour}")
+    streams = _streams(val_normal_scores)
+    levels, counts = _alarm_counts(list(streams.values()), _apart(step_s, merge_s))
+    above = np.flatnonzero(counts / _hours(streams, step_s) > per_hour * (1 + 1e-9))
+    candidates = np.append(levels, np.nextafter(levels[-1], np.inf))
+    return float(candidates[above[-1] + 1 if len(above) else 0])
+
+
+def detection_report(
+    scores: Streams, events: Mapping[str, Spans], *, threshold: float, step_s: float,
+    within_s: Sequence[float] = (2, 5, 10, 30), merge_s: float = 10.0,
+) -> dict[str, float]:  # fmt: skip
+    """Return how soon events {id: [(start_s, end_s), ...]} are seen in streams {id: (n,)}, and false alarms beside it.
+
+    A delay is the first time in [start_s, end_s) at which a score >= threshold is known, less start_s; a missed event has
+    its whole length as delay, in the median and the mean. `recall_within_2s` is the share of all events with a score by
+    then. False alarms begin in no event and are counted per hour outside events. `hot_share` is the share of that time
+    above the threshold: an alarm that never ends sees every event and counts once. A normal stream has [].
+    """
+    streams, apart = _streams(scores), _apart(step_s, merge_s)
+    if odd := sorted(set(streams) ^ set(events)):
+        raise ValueError(f"stream {odd[0]} has no {'events ([] if normal)' if odd[0] in streams else 'scores'}")
+    delays, lengths, false, normal, loud = [], [], 0, 0, 0
+    for name, values in streams.items():
+        hot, times = _hot(values, threshold), step_s * np.arange(1, len(values) + 1)
+        outside = np.ones(len(values), bool)
+        for start_s, end_s in _spans(name, events[name]):
+            steps = slice(*np.searchsorted(times, (start_s, end_s)))
+            outside[steps] = False
+            delays.append(np.append(times[steps][hot[steps]], np.inf)[0] - start_s)  # infinite where missed
+            lengths.append(end_s - start_s)
+        false += int(outside[_onsets(hot, apart)].sum())
+        normal, loud = normal + int(outside.sum()), loud + int((outside & hot).sum())
+    if not delays:
+        raise ValueError(f"none of {len(streams)} streams has an event")
+    delays, hours = np.array(delays), normal * step_s / HOUR_S
+    return {
+        "events": len(delays),
+        "detected": int(np.isfinite(delays).sum()),
+        **{f"recall_within_{limit:g}s": float((delays <= limit).mean()) for limit in within_s},
+        "median_delay_s": float(np.median(np.minimum(delays, lengths))),
+        "mean_delay_s": float(np.minimum(delays, lengths).mean()),
+        "false_alarms": false,
+        "normal_hours": hours,
+        "false_alarms_per_hour": false / hours if normal else math.nan,
+        "hot_share": loud / normal if normal else math.nan,
+    }
+
+
+def delay_curve(
+    scores: Streams, events: Mapping[str, Spans], val_normals: Streams, *, budgets: Sequence[float], step_s: float,
+    within_s: Sequence[float] = (2, 5, 10, 30), merge_s: float = 10.0,
+) -> list[dict[str, float]]:  # fmt: skip
+    """Return a `detection_report` for each budget (false alarms an hour), its threshold set on `val_normals`."""
+    clock, rows = {"step_s": step_s, "merge_s": merge_s}, []
+    for budget in budgets:
+        threshold = threshold_for_budget(val_normals, per_hour=budget, **clock)
+        report = detection_report(scores, events, threshold=threshold, within_s=within_s, **clock)
+        rows.append({"budget_per_hour": float(budget), "threshold": threshold, **report})
+    return rows
+
+
+# Long streams of rows, with exact truth.
+
+
+@dataclass(frozen=True, eq=False)
+class LongStream:
+    """Hours of rows (T, D) float32 with labels (T,) uint8; `events` are half-open spans of rows, `row_s` s each."""
+
+    id: str
+    rows: np.ndarray
+    labels: np.ndarray
+    events: tuple[tuple[int, int], ...]
+    row_s: float = ROW_S
+
+    @property
+    def spans_s(self) -> list[tuple[float, float]]:
+        """Return the events in seconds, as `detection_report` wants them."""
+        return [(start * self.row_s, end * self.row_s) for start, end in self.events]
+
+    def after(self, seconds: float) -> np.ndarray:
+        """Return (T,) bool: rows that begin at `seconds` or later and are in no event that began earlier."""
+        kept = np.arange(len(self.rows)) * self.row_s >= seconds
+        for start, end in self.events:
+            if start * self.row_s < seconds:
+                kept[start:end] = False
+        return kept
+
+
+def splice(
+    normals: Sequence[np.ndarray], anomalies: Sequence[np.ndarray], *, rows: int, events: int, rng: Rng, id: str,
+    row_s: float = ROW_S, spans: Sequence[Sequence[tuple[int, int]]] | None = None,
+) -> LongStream:  # fmt: skip
+    """Return a stream of `rows` rows: normal videos (T, D) one after another, `events` anomalous ones let in whole.
+
+    Videos come in random order, and in another when they run out. Anomalous ones are spread, one in each of `events`
+    equal parts of the normal time, with normal rows before, between and after: the video that one interrupts goes on
+    behind it. `spans` gives, for each of `anomalies`, the spans of its rows that are events; all of it if not given.
+    """
+    spans = [[(0, len(clip))] for clip in anomalies] if spans is None else spans
+    _check_videos(normals, anomalies, spans, events)
+    chosen = list(itertools.islice(_in_turn(len(anomalies), rng), events))
+    starts = _spread([len(anomalies[place]) for place in chosen], rows, rng)
+    spliced, normal, found = np.empty((rows, normals[0].shape[1]), np.float32), np.ones(rows, bool), []
+    for start, place in zip(starts, chosen, strict=True):
+        inserted = slice(start, start + len(anomalies[place]))
+        spliced[inserted], normal[inserted] = anomalies[place], False
+        found += [(start + first, start + end) for first, end in spans[place]]
+    ordered = itertools.chain.from_iterable(normals[place] for place in _in_turn(len(normals), rng))
+    spliced[normal] = list(itertools.islice(ordered, int(normal.sum())))
+    return _labelled(id, spliced, found, row_s)
+
+
+def world_directions(width: int = 64, *, directions: int = 4, world_seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Return what all cameras of a world share: directions of drift W (K, D), orthonormal, and that of events u (D,).
+
+    u = sum_k W_k / sqrt(K): an event moves a row along the very directions in which light and crowds do.
+    """
+    if not 1 <= directions <= width:
+        raise ValueError(f"a world of width {width} has 1 to {width} directions, got {directions}")
+    along = np.linalg.qr(np.random.default_rng(world_seed).standard_normal((width, directions)))[0].T
+    return along, along.sum(0) / math.sqrt(directions)
+
+
+def drifting_stream(
+    *, rows: int, events: int, rng: Rng, width: int = 64, row_s: float = ROW_S, id: str = "drift", world_seed: int = 0,
+    directions: int = 4, drift: float = 4.0, drift_s: float = 240.0, camera: float = 3.0, noise: float = 1.0,
+    offset: float = 4.0, event_rows: tuple[int, int] = (10, 30),
+) -> LongStream:  # fmt: skip
+    """Return a camera's stream, made so that a level says little and a change against the recent past says much.
+
+        x_t = base + z_t W + noise_t + a_t u,   z_(t+1) = r z_t + sqrt(1 - r^2) drift e_t,   r = exp(-row_s / drift_s)
+
+    base (D,) ~ N(0, camera^2) is the stream's own, noise_t (D,) ~ N(0, noise^2), z_t (K,) is an Ornstein-Uhlenbeck process
+    of deviation `drift` that forgets in `drift_s` seconds, e_t ~ N(0, 1); W and u are `world_directions`. In an event a_t
+    is `offset`, on half of them only half of it in the first row, else 0; lengths are log-uniform in `event_rows`, both
+    included, places as in `splice`. Along u the drift alone is as large as an event: the sizes were tuned to make recent
+    memory necessary, which is the world's design and nobody's result.
+    """
+    if min(drift_s, row_s) <= 0 or not 1 < event_rows[0] <= event_rows[1]:
+        raise ValueError(f"times and lengths must be positive, got {drift_s} s, {row_s} s, events of {event_rows} rows")
+    along, towards = world_directions(width, directions=directions, world_seed=world_seed)
+    keep = math.exp(-row_s / drift_s)
+    shocks = drift * rng.standard_normal((rows, directions))
+    shocks[1:] *= math.sqrt(1 - keep**2)  # the first row is drawn from the stationary law
+    level = lfilter([1], [1, -keep], shocks, axis=0)  # (T, K)
+    low, high = np.log(event_rows[0]), np.log(event_rows[1] + 1)
+    lengths = np.exp(rng.uniform(low, high, events)).astype(int)  # in [low, high], short ones are common
+    spans = [(start, start + int(size)) for start, size in zip(_spread(lengths, rows, rng), lengths, strict=True)]
+    lifted = np.zeros(rows)
+    for start, end in spans:
+        lifted[start:end] = offset
+        lifted[start] *= rng.choice([0.5, 1.0])  # up in one row or in two
+    still = camera * rng.standard_normal(width) + noise * rng.standard_normal((rows, width))
+    return _labelled(id, (still + level @ along + np.outer(lifted, towards)).astype(np.float32), spans, row_s)
+
+
+def drifting_world(count: int, *, prefix: str = "drift", **stream: object) -> list[LongStream]:
+    """Return `count` cameras of one world, each a `drifting_stream` with these arguments; events 0 makes normal ones."""
+    return [drifting_stream(id=f"{prefix}-{place:03d}", **stream) for place in range(count)]
+
+
+def latency(seconds: np.ndarray, *, warm_up: int = 10) -> dict[str, float]:
+    """Return mean_ms, p50_ms, p95_ms and p99_ms of the calls' times (n,) in s, without the first `warm_up`."""
+    steady_ms = 1000 * _vector("latency", seconds)[warm_up:]
+    if not len(steady_ms):
+        raise ValueError(f"{len(seconds)} calls leave none after a warm-up of {warm_up}")
+    shares = {f"p{share}_ms": float(np.percentile(steady_ms, share)) for share in (50, 95, 99)}
+    return {"mean_ms": float(steady_ms.mean())} | shares
+
+
+def resident_bytes() -> int:
+    """Return the memory this process holds now; where the system does not say, the most it has held."""
+    held = Path("/proc/self/statm")  # sizes in pages: total, resident, ...
+    if held.exists():
+        return int(held.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    import resource  # not on every system
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS
+
+
+def slope_per_hour(values: np.ndarray, times_s: np.ndarray) -> float:
+    """Return the least-squares slope of values (n,) against times (n,) in s, per hour: bytes, or drift of a score."""
+    values, times = _vector("slope_per_hour", values), _vector("slope_per_hour", times_s)
+    if len(values) != len(times) or not np.ptp(times):
+        raise ValueError(f"a slope needs two times and a value for each, got {len(values)} values, {len(times)} times")
+    times = times - times.mean()
+    return float(HOUR_S * (times @ (values - values.mean())) / (times @ times))
+
+
+# Input, refused by name.
+
+
+def _vector(name: str, values: object) -> np.ndarray:
+    values = np.asarray(values, dtype=float)
+    if values.ndim != 1 or not values.size:
+        raise ValueError(f"{name}: one number per step is needed, got shape {values.shape}")
+    if not np.isfinite(values).all():
+        place = int(np.argmin(np.isfinite(values)))
+        raise ValueError(f"{name}: {values[place]} at place {place}")
+    return values
+
+
+def _streams(scores: Streams) -> dict[str, np.ndarray]:
+    if not scores:
+        raise ValueError("no streams to count alarms in")
+    return {name: _vector(f"stream {name}", values) for name, values in scores.items()}
+
+
+def _hours(streams: Streams, step_s: float) -> float:
+    return sum(map(len, streams.values())) * step_s / HOUR_S
+
+
+def _size(name: str, value: int) -> int:
+    if value < 1:
+        raise ValueError(f"{name} must be 1 or more, got {value}")
+    return value
+
+
+def _hot(values: np.ndarray, threshold: float) -> np.ndarray:
+    if math.isnan(threshold):
+        raise ValueError("threshold must be a number, got nan")
+    return values >= threshold
+
+
+def _spans(name: str, spans: Spans) -> Spans:
+    if odd := [span for span in spans if not 0 <= span[0] < span[1]]:
+        raise ValueError(f"stream {name}: an event starts at 0 s or later and ends after that, got {tuple(odd[0])}")
+    return spans
+
+
+def _check_videos(normals: Sequence, anomalies: Sequence, spans: Sequence, events: int) -> None:
+    if not len(normals) or (events and not len(anomalies)):
+        raise ValueError(f"{events} events need videos, got {len(normals)} normal and {len(anomalies)} anomalous")
+    width = np.shape(normals[0])[-1]
+    for video in (*normals, *anomalies):
+        if np.ndim(video) != 2 or not len(video) or np.shape(video)[1] != width:
+            raise ValueError(f"videos must be (T, {width}) with T >= 1, got {np.shape(video)}")
+    if len(spans) != len(anomalies):
+        raise ValueError(f"{len(anomalies)} anomalous videos have spans for {len(spans)}")
+    for place, (clip, inside) in enumerate(zip(anomalies, spans, strict=True)):
+        if odd := [span for span in inside if not 0 <= span[0] < span[1] <= len(clip)]:
+            raise ValueError(f"anomalous video {place} of {len(clip)} rows has the span {tuple(odd[0])}")
+
+
+# Alarms and places: steps are counted, so that no float decides what is merged.
+
+
+def _apart(step_s: float, merge_s: float) -> int:
+    """Return how many steps after an alarm's last hot step a hot step begins another: 2 or more, the next goes on."""
+    if not step_s > 0 or not merge_s >= 0:
+        raise ValueError(f"step_s must be positive and merge_s 0 or more, got {step_s} and {merge_s}")
+    return max(2, math.ceil(merge_s / step_s - 1e-9))
+
+
+def _onsets(hot: np.ndarray, apart: int) -> np.ndarray:
+    steps = np.flatnonzero(hot)
+    return steps[np.diff(steps, prepend=-apart) >= apart]
+
+
+def _alarm_counts(streams: Sequence[np.ndarray], apart: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return all distinct scores, rising, (L,) and the number of alarms in all streams with each as threshold (L,).
+
+    One pass: all steps are hot, then they go cold from the lowest up; a step going cold changes only the gaps beside it.
+    """
+    values = np.concatenate(streams)
+    sizes = [len(stream) for stream in streams]
+    step = np.arange(len(values)) + np.repeat(np.arange(len(sizes)) * apart, sizes)  # streams are apart
+    step = [*step.tolist(), int(step[-1]) + apart, -apart]  # and a fence at either end, the first found at -1
+    before, after = list(range(-1, len(values))), list(range(1, len(values) + 2))
+    order, alarms_now, counts = np.argsort(values, kind="stable"), len(sizes), []
+    for place in order.tolist():
+        counts.append(alarms_now)
+        left, right = before[place], after[place]
+        alarms_now += (step[right] - step[left] >= apart) - (step[right] - step[place] >= apart)
+        alarms_now -= step[place] - step[left] >= apart
+        after[left], before[right] = right, left
+    levels, first = np.unique(values[order], return_index=True)
+    return levels, np.array(counts)[first]
+
+
+def _spread(lengths: Sequence[int], rows: int, rng: Rng) -> list[int]:
+    """Return where spans of these lengths start in `rows` rows: apart, one in each equal part of what they leave free."""
+    count, free = len(lengths), rows - int(np.sum(lengths))
+    if free < max(1, 4 * count):
+        raise ValueError(f"{rows} rows leave {free} normal ones for {count} events, fewer than 4 each")
+    at = (np.arange(count) + rng.uniform(0.25, 0.75, count)) * free / max(1, count)
+    return (at.astype(int) + np.cumsum([0, *lengths])[:count]).tolist()
+
+
+def _in_turn(count: int, rng: Rng) -> Iterator[int]:
+    """Yield positions below `count` for ever, all of them before any again; only at the seams may one follow itself."""
+    while count:
+        yield from rng.permutation(count).tolist()
+
+
+def _labelled(id: str, rows: np.ndarray, events: Sequence[tuple[int, int]], row_s: float) -> LongStream:
+    labels = np.zeros(len(rows), np.uint8)
+    for start, end in events:
+        labels[start:end] = 1
+    return LongStream(id, rows, labels, tuple(sorted(events)), row_s)

@@ -1,0 +1,301 @@
+"""Describe frames one by one with a network trained on still images; a row is the mean over a segment.
+
+- nothing moves inside a row: time is left to the scorers, as in the features released with VadCLIP and LSHMA
+- CLIP and SigLIP see what those features saw: frames of 340x256, a 224x224 crop (other towers: in proportion), mean of 16
+  frames, no L2 norm, half precision, the trailing part of a segment dropped
+- ten crops are averaged, or some are chosen before any test; the released UCF test list keeps crop 5 because its "result
+  is better", which is a choice made on test
+- SqueezeNet is the small peer: Caffe's ImageNet network, 512 channels averaged over places
+Weights are found nearby or fetched, never code; random ones only when asked for by name, and the rows say so.
+Sources: Radford et al., CLIP, 2021; Zhai et al., SigLIP, 2023; Iandola et al., SqueezeNet, 2016; VadCLIP's issues 1, 2, 14.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vau_lib import store, video
+from vau_lib.weights import load_strictly, load_weights
+
+# transformers and torchvision are imported where a tower is built: workers that make XFeat rows should not wait for them
+SNIPPET_FRAMES = 16  # frames summarised by one feature row
+READ_FRAMES = 32  # frames decoded at a time; 200 MB at 1920 x 1080
+BATCH_FRAMES = 16  # frames per pass through a network
+CROP_PIXELS, FULL_HEIGHT, FULL_WIDTH = 224, 256, 340  # pixels: a crop, and the resized frame it is cut from
+CLIP_MODEL = "openai/clip-vit-base-patch16"
+CLIP_PIXELS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))  # RGB mean and deviation
+TOWERS = {  # kind of vision config: class in transformers, its output that is the feature, the width's name, pixel values
+    "clip_vision_model": ("CLIPVisionModelWithProjection", "image_embeds", "projection_dim", CLIP_PIXELS),
+    "siglip_vision_model": ("SiglipVisionModel", "pooler_output", "hidden_size", ((0.5,) * 3, (0.5,) * 3)),
+}
+TEN_CROPS = tuple(range(10))
+SQUEEZENET_FILE = "squeezenet/squeezenet1_0_torchvision_keys_fp16.pt"
+CAFFE_MEAN_BGR = (104.0, 117.0, 123.0)  # of 255
+
+
+class _StillEncoder:
+    """Turn features of single frames, a subclass's `each`, into rows: their means over segments."""
+
+    drop_last, dtype = False, np.float32
+
+    def __call__(self, frames: np.ndarray, *, snippet_frames: int = SNIPPET_FRAMES) -> np.ndarray:
+        """Return (ceil(T / snippet_frames), D), with `drop_last` the floor but 1 at least, of frames (T, H, W, 3), RGB."""
+        if np.ndim(frames) != 4 or len(frames) == 0 or np.shape(frames)[3] != 3 or frames.dtype != np.uint8:
+            raise ValueError(f"frames must be uint8 (T, H, W, 3) with T at least 1, got shape {np.shape(frames)}")
+        return np.stack(list(self.rows([frames], snippet_frames)))
+
+    def rows(self, batches: Iterable[np.ndarray], snippet_frames: int) -> Iterator[np.ndarray]:
+        """Yield (D,) per segment of a stream of batches of frames (t, H, W, 3), however they are cut."""
+        if snippet_frames < 1:
+            raise ValueError(f"snippet_frames must be at least 1, got {snippet_frames}")
+        part, whole = [], 0
+        for feature in (feature for frames in batches for feature in self.each(frames).numpy()):
+            part.append(feature)
+            if len(part) == snippet_frames:
+                yield np.mean(part, axis=0).astype(self.dtype)
+                part, whole = [], whole + 1
+        if part and not (self.drop_last and whole):
+            yield np.mean(part, axis=0).astype(self.dtype)
+
+    def encode(self, path: Path, snippet_frames: int) -> Iterator[np.ndarray]:
+        """Yield the rows of a video file, decoding as it goes."""
+        num_frames = video.probe(path).num_frames
+        starts = range(0, num_frames, READ_FRAMES)
+        batches = (video.read_frames(path, range(first, min(first + READ_FRAMES, num_frames))) for first in starts)
+        return self.rows(batches, snippet_frames)
+
+
+class CLIPEncoder(_StillEncoder):
+    """Describe frames by a CLIP or SigLIP vision tower: CLIP's projected embedding, SigLIP's pooled output.
+
+    `model` is a name on the hub or a folder with config.json, model.safetensors and, for the pixel mean and deviation,
+    preprocessor_config.json. `weights` is None, or "random" (seeded; every result must then say so) with the sizes of
+    `config`, a transformers vision config, else of the folder, else of ViT-B/16. Rows average `crops`, 0 to 9 as in
+    `crop`, a choice to make before any test; they are float16. StoreError when no weights can be had or a tensor is missing.
+    The computation runs where `net` is: `encoder.net.to("cuda")`.
+    """
+
+    name, dtype = "clip", np.float16
+
+    def __init__(
+        self, model: str | Path = CLIP_MODEL, *, weights: str | None = None, config: object = None,
+        crops: Sequence[int] = (0,), drop_last: bool = True,
+    ):  # fmt: skip
+        if weights not in (None, "random") or (config is not None and weights is None):
+            raise ValueError(f'weights must be None, or "random" where a config is given, got {weights!r}')
+        if not len(crops) or not set(crops) <= set(TEN_CROPS):
+            raise ValueError(f"crops must be some of 0 to 9, got {tuple(crops)}")
+        self.crops, self.drop_last = tuple(crops), drop_last
+        if weights is None:
+            folder = find_tower(model)
+            self.net, self.weights, self.model = _load_tower(folder), _fingerprint(folder), Path(model).name
+        else:
+            self.net, self.weights = _random_tower(model, config), "random"
+            self.model = "{model_type} {hidden_size} x {num_hidden_layers} layers".format(**self.net.config.to_dict())
+        _, self._feature, width, standard = TOWERS[self.net.config.model_type]
+        self.width, self.side = int(getattr(self.net.config, width)), int(self.net.config.image_size)
+        self.mean, self.deviation = standard if weights else _pixel_values(folder, standard)
+
+    @torch.inference_mode()
+    def each(self, frames: np.ndarray) -> Tensor:
+        """Return one feature per frame, (T, D) float32 on the CPU, the mean over the crops, of frames (T, H, W, 3)."""
+        full = [round(size * self.side / CROP_PIXELS) for size in (FULL_HEIGHT, FULL_WIDTH)]
+        device = next(self.net.parameters()).device
+        mean, deviation = (torch.tensor(values, device=device) for values in (self.mean, self.deviation))
+        parts = []
+        for first in range(0, len(frames), BATCH_FRAMES):
+            resized = _resized(frames[first : first + BATCH_FRAMES], *full)
+            seen = []
+            for which in self.crops:
+                pixels = torch.from_numpy(crop(resized, which)).to(device).float() / 255  # (t, S, S, 3)
+                output = self.net(pixel_values=((pixels - mean) / deviation).permute(0, 3, 1, 2))
+                seen.append(getattr(output, self._feature))  # (t, D)
+            parts.append(torch.stack(seen).mean(0).cpu())
+        return torch.cat(parts)
+
+    def made_by(self) -> dict:
+        """What a reader must agree on."""
+        return {
+            "encoder": self.name, "model": self.model, "weights_sha256": self.weights, "side": self.side,
+            "pixels": [list(self.mean), list(self.deviation)], "crops": list(self.crops), "drop_last": self.drop_last,
+        }  # fmt: skip
+
+
+class SqueezeNetEncoder(_StillEncoder):
+    """Describe frames by SqueezeNet-1.0's last fire module averaged over places, 512 values of at least 0.
+
+    `weights` is None (search), a path, or "random" (seeded; every result must then say so). They are Caffe's, with
+    torchvision's names: blue first, 0 to 255 minus a mean; torchvision's own weights want other pixels. The published
+    network takes 227 pixels a side; 224 is the default because it reproduces the stored rows of the fight clips.
+    """
+
+    name, width = "squeezenet", 512
+
+    def __init__(self, weights: str | Path | None = None, *, side: int = 224):
+        from torchvision.models import squeezenet1_0
+
+        if side < 32:
+            raise ValueError(f"side must be at least 32 pixels, got {side}")
+        self.side, self.weights = side, "random"
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            whole = squeezenet1_0(weights=None).eval().requires_grad_(False)
+        if str(weights) != "random":
+            path = store.find_weights(SQUEEZENET_FILE, weights)
+            load_strictly(whole, load_weights(path), path)  # half precision on disk, float32 here
+            self.weights = store.sha256(path)
+        self.net = whole.features  # the classifier is loaded, so that a foreign file is refused, and not used
+
+    @torch.inference_mode()
+    def each(self, frames: np.ndarray) -> Tensor:
+        """Return one feature per frame, (T, 512) float32 on the CPU, of frames (T, H, W, 3), RGB."""
+        device = next(self.net.parameters()).device
+        mean, parts = torch.tensor(CAFFE_MEAN_BGR, device=device), []
+        for first in range(0, len(frames), BATCH_FRAMES):
+            resized = _resized(frames[first : first + BATCH_FRAMES], self.side, self.side)
+            pixels = torch.from_numpy(resized).to(device).float().flip(-1) - mean  # (t, side, side, 3), blue first
+            parts.append(self.net(pixels.permute(0, 3, 1, 2)).mean((2, 3)).cpu())
+        return torch.cat(parts)
+
+    def made_by(self) -> dict:
+        """What a reader must agree on."""
+        return {"encoder": self.name, "weights_sha256": self.weights, "side": self.side}
+
+
+def crop(frames: np.ndarray, which: int) -> np.ndarray:
+    """Return one of the ten crops of frames (T, 256, 340, 3), as (T, 224, 224, 3).
+
+    0 centre, 1 top left, 2 top right, 3 bottom left, 4 bottom right; 5 to 9 the same, mirrored left to right. Frames of
+    another size are cropped in proportion and must be resized in proportion too.
+    """
+    height, width = np.shape(frames)[1:3] if np.ndim(frames) == 4 else (0, 0)
+    side = round(height * CROP_PIXELS / FULL_HEIGHT)
+    if not side or width != round(side * FULL_WIDTH / CROP_PIXELS):
+        raise ValueError(f"frames must be (T, {FULL_HEIGHT}, {FULL_WIDTH}, 3) or in proportion, got {np.shape(frames)}")
+    if which not in TEN_CROPS:
+        raise ValueError(f"a crop is 0 to 9, got {which}")
+    down, right = height - side, width - side
+    top, left = [(down // 2, right // 2), (0, 0), (0, right), (down, 0), (down, right)][which % 5]
+    cut = frames[:, top : top + side, left : left + side]
+    return np.ascontiguousarray(cut if which < 5 else cut[:, :, ::-1])
+
+
+def find_tower(model: str | Path) -> Path:
+    """Return the folder of a tower: the folder itself, below $VAU_WEIGHTS, in the hub's cache, else fetched (once)."""
+    from huggingface_hub import snapshot_download
+
+    if Path(model).is_dir():
+        return Path(model)
+    try:
+        placed = store.find_weights(f"{model}/config.json").parent
+        if placed.name == Path(model).name:  # torch hub's cache is flat: a config.json there is somebody else's
+            return placed
+    except store.StoreError:
+        pass  # the hub is asked next, and the message below names both places
+    reason, small = "no weights among its files", ["config.json", "preprocessor_config.json", "processor_config.json"]
+    tensors, pickled = [*small, "model*.safetensors*"], [*small, "pytorch_model*.bin*"]
+    for patterns, nearby in ((tensors + pickled, True), (tensors, False), (pickled, False)):
+        try:
+            folder = Path(snapshot_download(str(model), allow_patterns=patterns, local_files_only=nearby))
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0][:120]
+            continue
+        if _weight_files(folder):
+            return folder
+    raise store.StoreError(
+        f"no weights {model}: put its config.json, preprocessor_config.json and model.safetensors in one folder and name "
+        f"that folder, or put them in {model}/ under the folder named by VAU_WEIGHTS; the hub said: {reason}"
+    )
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Return the files that hold a tower's tensors: safetensors before torch's own format, one file before parts."""
+    patterns = ("model.safetensors", "model-*-of-*.safetensors", "pytorch_model.bin", "pytorch_model-*-of-*.bin")
+    return next((found for pattern in patterns if (found := sorted(folder.glob(pattern)))), [])
+
+
+def _fingerprint(folder: Path) -> str:
+    """Return the weights file's sha256; of several parts, that of their sha256."""
+    parts = [store.sha256(path) for path in _weight_files(folder)]
+    return parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
+def _load_tower(folder: Path) -> nn.Module:
+    """Return the vision tower of a folder, float32, in evaluation mode; StoreError where a tensor is missing."""
+    import transformers
+
+    files = _weight_files(folder)
+    if not files:
+        raise store.StoreError(f"{folder.name}: no weights, neither model.safetensors nor pytorch_model.bin")
+    kind, before = _tower_class(_vision_config(folder)), transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # its report lists every tensor of the text tower
+    try:
+        net, report = kind.from_pretrained(
+            folder, local_files_only=True, output_loading_info=True, dtype=torch.float32,
+            use_safetensors=files[0].suffix == ".safetensors",
+        )  # fmt: skip
+    except Exception as error:  # a broken or hostile file can fail in any way; whichever, it is refused by name
+        reason = " ".join(str(error).split())[:200]
+        raise store.StoreError(f"{folder.name} does not load as a {kind.__name__}: {reason}") from error
+    finally:
+        transformers.logging.set_verbosity(before)
+    if absent := sorted(report["missing_keys"]):  # transformers leaves them random
+        raise store.StoreError(f"{folder.name} lacks {absent[0]}; {len(absent)} such tensors of {kind.__name__}")
+    return net.eval().requires_grad_(False)
+
+
+def _random_tower(model: str | Path, config: object) -> nn.Module:
+    import transformers
+
+    if config is None and str(model) == CLIP_MODEL:
+        config = transformers.CLIPVisionConfig(patch_size=16)  # the defaults are ViT-B/32's
+    config = _vision_config(find_tower(model)) if config is None else getattr(config, "vision_config", config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return _tower_class(config)(config).eval().requires_grad_(False)
+
+
+def _vision_config(folder: Path) -> object:
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise store.StoreError(f"{folder.name}: {' '.join(str(error).split())[:200]}") from error
+    return getattr(config, "vision_config", config)
+
+
+def _tower_class(config: object) -> type[nn.Module]:
+    import transformers
+
+    if config.model_type not in TOWERS or not getattr(config, "vision_use_head", True):
+        raise store.StoreError(f"a tower must be one of {', '.join(TOWERS)}, with its head, got {config.model_type}")
+    return getattr(transformers, TOWERS[config.model_type][0])
+
+
+def _pixel_values(folder: Path, standard: tuple) -> tuple[Sequence[float], Sequence[float]]:
+    """Return RGB mean and deviation, of values in [0, 1], as the folder says, else `standard`."""
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        if (folder / name).exists():
+            said = store.read_json(folder / name)
+            said = said.get("image_processor", said)
+            if "image_mean" in said and "image_std" in said:
+                return said["image_mean"], said["image_std"]
+    return standard
+
+
+def _resized(frames: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Return frames (T, H, W, 3) as uint8 (T, height, width, 3): plain bilinear, as OpenCV's default, not antialiased."""
+    if frames.shape[1:3] == (height, width):
+        return frames
+    out = np.empty((len(frames), height, width, 3), np.uint8)
+    for place, frame in enumerate(frames):  # one at a time: as floats a batch of large frames is gigabytes
+        pixels = torch.from_numpy(frame).permute(2, 0, 1)[None].float()
+        small = F.interpolate(pixels, (height, width), mode="bilinear", align_corners=False)
+        out[place] = small[0].permute(1, 2, 0).round().to(torch.uint8).numpy()
+    return out
