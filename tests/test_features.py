@@ -155,6 +155,122 @@ def test_an_id_may_not_leave_the_folder(tmp_path):
         features.row_path(tmp_path, "../x")
 
 
+def test_clip_and_squeezenet_rows_are_extracted(batch, tmp_path):
+    root, good, bad = batch
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes |= {"model_type": "clip_vision_model", "image_size": 32, "patch_size": 16, "projection_dim": 24}
+    store.write_json(tmp_path / "tiny" / "config.json", sizes)  # a recipe holds plain values, a folder the sizes
+    tiny = {"model": str(tmp_path / "tiny"), "weights": "random", "crops": (0, 5)}
+    for name, options in (("clip", tiny), ("squeezenet", {"weights": "random", "side": 32})):
+        recipe = features.Recipe(name, 16, tuple(options.items()))
+        done = features.extract([*good[:2], bad[0]], root, tmp_path / name, recipe)
+        assert done.encoded == 2 and len(done.skipped) == 1 and recipe.made_by()["weights_sha256"] == "random"
+        rows, encoder = features.load(tmp_path / name, good, **recipe.made_by()), features.ENCODERS[name](**options)
+        for record in good[:2]:  # 37 and 38 frames
+            frames = video.read_frames(root / record.path, range(video.probe(root / record.path).num_frames))
+            parts = np.split(frames, [16, 32])[: 2 if name == "clip" else 3]  # CLIP drops what does not fill a row
+            expected = [encoder.each(part).numpy().mean(0) for part in parts]
+            assert rows[record.id].dtype == np.float32
+            np.testing.assert_allclose(rows[record.id], expected, atol=2e-3, rtol=1e-5)
+    with pytest.raises(ValueError, match="one of xfeat, flow, clip, squeezenet, got 'resnet'"):
+        features.Recipe("resnet").made_by()
+
+
+def released(path, rows) -> np.ndarray:
+    store.save_array(path, np.asarray(rows))
+    return rows
+
+
+def listed(path, *lines: str):
+    path.write_text("\n".join(["path,label", *lines, ""]))
+    return path
+
+
+def test_released_rows_are_found_by_name_and_crops_averaged(tmp_path):
+    name = "v=a.b__#1_label_B1-0-0"  # XD-Violence's names hold such signs
+    one = released(tmp_path / "deep" / "er" / f"{name}__0.npy", np.full((3, 4), 0.3, np.float16))
+    two = released(tmp_path / f"{name}__5.npy", np.full((3, 4), 0.5, np.float16))
+    np.testing.assert_array_equal(features.released_rows(tmp_path, name, width=4), one)
+    both = features.released_rows(tmp_path, name, (0, 5), width=4)
+    np.testing.assert_allclose(both, (one.astype(np.float32) + two) / 2, atol=1e-7, strict=True)
+    late = released(tmp_path / "late.npy", two + 1)  # written after the folder was first read
+    np.testing.assert_array_equal(features.released_rows(tmp_path, "late", (), width=4), late)
+    with pytest.raises(store.StoreError, match="v=a.b.*__1.npy is not below"):
+        features.released_rows(tmp_path, name, (0, 1), width=4)
+
+
+def test_a_name_that_is_there_twice_needs_its_folder(tmp_path):
+    for place, kind in enumerate(("bad", "normal")):
+        rows = released(tmp_path / kind / "39.npy", np.full((2, 4), place, np.float32))
+        np.testing.assert_array_equal(features.released_rows(tmp_path, f"{kind}/39", (), width=4), rows)
+    with pytest.raises(store.StoreError, match="39.npy is more than once below"):
+        features.released_rows(tmp_path, "39", (), width=4)
+    csv = listed(tmp_path / "lt.csv", "/x/bad/39.npy,Stealing", "/x/normal/39.npy,Normal")
+    found = {key: files for key, _, files in features.released_list(csv, tmp_path)}
+    assert found == {"bad/39": [tmp_path / "bad" / "39.npy"], "normal/39": [tmp_path / "normal" / "39.npy"]}
+    (tmp_path / "bad" / "39.npy").unlink()  # the other 39 must not stand in for it
+    with pytest.raises(store.StoreError, match=r"lt.csv: 1 of 2 files missing, first: .*39.npy"):
+        features.released_list(csv, tmp_path)
+    with pytest.raises(store.StoreError, match="bad/39.npy is not below"):
+        features.released_rows(tmp_path, "bad/39", (), width=4)
+
+
+@pytest.mark.parametrize(
+    "rows, said",
+    [
+        (np.ones((5, 3)), r"b.npy: rows must be \(T, 4\) floats, got \(5, 3\) of float64"),
+        (np.ones((5, 4), int), "got .* of int64"),
+        (np.ones((0, 4)), r"got \(0, 4\)"),
+        (np.ones((6, 4)), "b.npy: 6 rows where a.npy has 5"),
+        (np.where(np.arange(20).reshape(5, 4) == 13, np.nan, 1), "b.npy: NaN or infinity, first in row 3"),
+    ],
+)  # fmt: skip
+def test_rows_that_cannot_be_read_are_refused_by_name(rows, said, tmp_path):
+    for name, content in (("a", np.ones((5, 4), np.float16)), ("b", rows)):
+        released(tmp_path / f"{name}.npy", content)
+    with pytest.raises(store.StoreError, match=said) as caught:
+        features.read_rows([tmp_path / "a.npy", tmp_path / "b.npy"], width=4)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="at least one file"):
+        features.read_rows([])
+
+
+def test_a_list_names_other_machines_paths(tmp_path):
+    for name in ("Abuse/Abuse1__1.npy", "Abuse/Abuse1__0.npy", "flat/N_2__0.npy"):
+        released(tmp_path / name, np.ones((5, 4)))
+    lines = ["/a/N/N_2__0.npy,Normal", "/a/Abuse/Abuse1__1.npy,Abuse", "/a/Abuse/Abuse1__0.npy,Abuse"]
+    assert features.released_list(csv := listed(tmp_path / "l.csv", *lines), tmp_path) == [
+        ("N_2", "Normal", [tmp_path / "flat" / "N_2__0.npy"]),
+        ("Abuse1", "Abuse", [tmp_path / "Abuse" / f"Abuse1__{which}.npy" for which in (0, 1)]),
+    ]
+    more = [f"/x/gone/gone{k}__0.npy,Abuse" for k in range(1500)]
+    with pytest.raises(store.StoreError, match=r"^l.csv: 1,500 of 1,503 files missing, first: gone/gone0__0.npy .*$"):
+        features.released_list(listed(csv, *lines, *more), tmp_path)
+    for bad in (lines[0], "/x/N_2__1.npy,Abuse", "/x/N_2.txt,Normal", "/x/N_3__0.npy,", ",Normal"):
+        with pytest.raises(store.StoreError, match="l.csv line 5: expected a new file of a video and its one label"):
+            features.released_list(listed(csv, *lines, bad), tmp_path)
+    csv.write_text("name,label\n")
+    with pytest.raises(store.StoreError, match="l.csv: a list starts with path,label, got"):
+        features.released_list(csv, tmp_path)
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("name, videos", [("vadclip_list/ucf", 290), ("vadclip_list/xd", 800), ("lshma_list/lt", 100)])
+def test_official_lists_and_real_rows_are_read(name, videos, real_data, tmp_path):
+    (csv,) = (real_data / "gt").glob(f"{name}_CLIP_*test.csv")
+    lines = [line.rsplit("/", 2)[1:] for line in csv.read_text().splitlines()[1:]]  # folder, "file,label"
+    with pytest.raises(store.StoreError, match=f"{csv.name}: {videos} of {videos} files missing"):
+        features.released_list(csv, tmp_path)
+    for folder, line in lines:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / line.rpartition(",")[0]).touch()
+    found = features.released_list(csv, tmp_path)
+    assert [[file.parent.name, f"{file.name},{label}"] for _, label, (file,) in found] == lines
+    assert len({key for key, *_ in found}) == videos
+    rows = features.released_rows(real_data / "features", "Explosion008_x264", (), width=4096)
+    np.testing.assert_array_equal(rows, np.load(real_data / "features" / "ucf_c3d_32seg" / "Explosion008_x264.npy"))
+
+
 @pytest.mark.real
 def test_dense_agrees_with_rows_made_elsewhere(real_data, xfeat_weights):
     """The stored rows (fp16) pool raw descriptors of 32 evenly spread frames: mean and max over places."""

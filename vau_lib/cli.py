@@ -21,6 +21,7 @@ from vau_lib import presets, runs, store
 
 PACKAGES = ("torch", "torchvision", "transformers", "kornia", "decord", "av", "numpy", "scikit-learn", "papermill")
 WEIGHTS = {"XFeat": "xfeat/xfeat_bnfolded.pt", "MemTSM-Net": "memtsm/best_model.pth"}
+WATCHED = Path("data/models/lshma/synthetic/intended/fold0_seed0")  # what the demo trains
 WIDE = 10_000  # columns of a console that is no terminal: nothing is cut
 
 
@@ -88,6 +89,26 @@ def sweep(
     typer.echo(f"{len(tried) - len(failed)} of {len(tried)} points in {presets.shown(runs.copies(preset))}")
     if failed:
         raise typer.Exit(1)
+
+
+@app.command()
+def watch(
+    source: Annotated[str, typer.Argument(help="a video, a camera's number, or an address (rtsp://...)")],
+    model: Annotated[Path, typer.Option(help="folder of a trained LSHMA model")] = WATCHED,
+    weights: Annotated[
+        str | None, typer.Option(help="weights of the model's encoder; searched for if not given")
+    ] = None,
+    threshold: Annotated[float, typer.Option(help="scores from here on are marked; choose it on validation")] = 0.5,
+    seconds: Annotated[float, typer.Option(help="stop after this much video; 0 goes on")] = 0.0,
+    plot: Annotated[Path | None, typer.Option(help="keep a picture of the scores here, renewed as they arrive")] = None,
+    csv: Annotated[Path | None, typer.Option(help="write second, score at the end")] = None,
+) -> None:
+    """Print a trained stream's scores as frames arrive, a line per clip; Ctrl-C ends it and keeps what was seen."""
+    from vau_lib import watching  # torch, only here
+
+    model = runs.project_path(model)
+    for line in watching.lines(source, model, weights, threshold=threshold, seconds=seconds, plot=plot, csv=csv):
+        typer.echo(line)
 
 
 @app.command("list")

@@ -232,16 +232,21 @@ def released_rows(
 ) -> np.ndarray:
     """Return a video's released rows, (T, width) float32, the mean over `crops` of `<name>__<crop>.npy` below `folder`.
 
-    No crops at all means `<name>.npy`; a name may start with its folder where it is there twice ("longterm_normal/39").
+    No crops at all means `<name>.npy`; a name that starts with its folder ("longterm_normal/39") is read from no other.
     """
     names = [PurePosixPath(f"{name}__{which}.npy") for which in crops] or [PurePosixPath(f"{name}.npy")]
-    if not _below(str(folder)).keys() >= {wanted.name for wanted in names}:
+    try:
+        paths = [_find(folder, wanted, anywhere=False) for wanted in names]
+    except store.StoreError:
         _below.cache_clear()  # it may have come since
-    return read_rows([_find(folder, wanted) for wanted in names], width=width)
+        paths = [_find(folder, wanted, anywhere=False) for wanted in names]
+    return read_rows(paths, width=width)
 
 
 def read_rows(paths: Sequence[Path], *, width: int = RELEASED_WIDTH) -> np.ndarray:
     """Return (T, width) float32, the mean over files of rows; StoreError names the file and what is wrong with it."""
+    if not len(paths):
+        raise ValueError("rows are read from at least one file, got none")
     found = [store.load_array(path) for path in paths]
     for path, rows in zip(paths, found, strict=True):
         if rows.ndim != 2 or not len(rows) or rows.shape[1] != width or rows.dtype.kind != "f":
@@ -260,7 +265,7 @@ def released_list(csv: str | Path, folder: str | Path) -> list[tuple[str, str, l
     39.npy twice. StoreError names a line that does not read so, or says how many files are missing and the first.
     """
     _below.cache_clear()
-    labels, files, listed, missing = {}, {}, set(), []
+    labels, files, listed, taken, missing = {}, {}, set(), {}, []
     for where, path, label in _list_lines(Path(csv)):
         place = PurePosixPath(*PurePosixPath(path).parts[-2:])  # the rest is somebody's machine
         parts = re.fullmatch(r"(.+?)(__\d)?\.npy", place.name)
@@ -269,7 +274,10 @@ def released_list(csv: str | Path, folder: str | Path) -> list[tuple[str, str, l
             raise store.StoreError(f"{where}: expected a new file of a video and its one label, got {path},{label}")
         listed.add(place)
         try:
-            files.setdefault(key, []).append(_find(folder, place))
+            file = _find(folder, place)
+            if taken.setdefault(file, place) != place:  # longterm_normal/39.npy is no longterm_abnormal/39.npy
+                raise store.StoreError(f"{place} is not below {folder}, {file.name} there is {taken[file]}")
+            files.setdefault(key, []).append(file)
         except store.StoreError as error:
             missing.append(str(error))
     if missing:
@@ -315,10 +323,11 @@ def _list_lines(csv: Path) -> Iterator[tuple[str, str, str]]:
         yield f"{csv.name} line {number}", path, label
 
 
-def _find(folder: str | Path, wanted: PurePosixPath) -> Path:
-    """Return the file of that name below `folder`; the name of its own folder decides where several have it."""
+def _find(folder: str | Path, wanted: PurePosixPath, *, anywhere: bool = True) -> Path:
+    """Return the file of that name below `folder`; the name of its own folder decides where several, or not `anywhere`."""
     places = _below(str(folder)).get(wanted.name, [])
-    places = [path for path in places if path.parent.name == wanted.parent.name] or places
+    inside = [path for path in places if path.parent.name == wanted.parent.name]
+    places = inside if inside or (wanted.parent.name and not anywhere) else places
     if len(places) != 1:
         raise store.StoreError(f"{wanted} is {'more than once' if places else 'not'} below {folder}")
     return places[0]

@@ -21,6 +21,7 @@ WARM_UP = 4  # clips the released rule keeps before it decides
 STRICT = 1.5  # the bar over the mean of the two running distances: a steady pan of one clip's length is just below it
 FADE = 0.9  # of the running distances, per clip
 SPIKE = 3.0  # a distance counts at most this many times the running one, so that a cut does not raise the bar for long
+ROUNDING = 1e-6  # of a row's size: means of fewer equal rows differ by as much in float32
 
 
 class KeyState(NamedTuple):
@@ -52,14 +53,15 @@ def decide(clip: Tensor, state: KeyState, valid: Tensor, *, every: int) -> tuple
     halves = _gap(_mean(clip, place < half), _mean(clip, (place >= valid[:, None] - half) & (place < valid[:, None])))
     step, moved = _gap(mean, state.seen), _gap(mean, state.kept)
     here, first, halved = valid > 0, state.since < 0, valid > 1
+    bare = first | (state.local + state.wide == 0)  # nothing has moved yet: there is no bar to raise step by step
 
     bar = STRICT * (state.local + state.wide) / 2
     ratio = torch.where(moved > 0, moved / bar.clamp_min(1e-12), torch.zeros_like(moved))
     ratio = torch.where(first, torch.full_like(ratio, torch.inf), ratio)
     keep = here & ((ratio > 1) | (state.since + 1 >= every))
 
-    local = torch.where(halved, torch.where(first, halves, _running(state.local, halves)), state.local)
-    wide = torch.where(first, halves / 2**0.5, _running(state.wide, step))  # what noise alone would give
+    local = torch.where(halved, torch.where(bare, halves, _running(state.local, halves)), state.local)
+    wide = torch.where(bare, halves / 2**0.5, _running(state.wide, step))  # what noise alone would give
     since = torch.where(keep, torch.zeros_like(state.since), state.since + 1)
     new = KeyState(torch.where(keep[:, None], mean, state.kept), mean, local, wide, since)
     changed = (torch.where(here.view(-1, *[1] * (old.ndim - 1)), now, old) for now, old in zip(new, state, strict=True))
@@ -131,11 +133,12 @@ def _released(like: Tensor) -> np.ndarray:
 
 def _mean(clip: Tensor, chosen: Tensor) -> Tensor:
     """Return the mean row (B, D) of the chosen (B, N) rows of clip (B, N, D), 0 where none is."""
-    return (clip * chosen[..., None]).sum(1) / chosen.sum(1, keepdim=True).clamp_min(1)
+    return clip.where(chosen[..., None], 0).sum(1) / chosen.sum(1, keepdim=True).clamp_min(1)
 
 
 def _gap(a: Tensor, b: Tensor) -> Tensor:
-    return (a - b).square().mean(-1).sqrt()
+    gap = (a - b).square().mean(-1).sqrt()
+    return gap.where(gap > ROUNDING * a.square().mean(-1).sqrt(), 0)
 
 
 def _running(before: Tensor, now: Tensor) -> Tensor:

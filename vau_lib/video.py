@@ -8,6 +8,8 @@
 A folder of numbered images is a video too (UCSD Ped2, Avenue, ShanghaiTech come so).
 """
 
+import re
+import sys
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +28,7 @@ from vau_lib import store
 FOLDER_FPS = 10.0  # a folder of images carries no clock; UCSD's were taken at 10 frames per second
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".bmp"}
 READERS = ("auto", "decord", "pyav")
+CAMERAS = {"linux": ("/dev/video{}", "v4l2"), "darwin": ("{}:none", "avfoundation"), "win32": ("video={}", "dshow")}
 
 
 class VideoError(ValueError):
@@ -129,6 +132,36 @@ def gray_frames(path: str | Path) -> Iterator[np.ndarray]:
         yield np.add(total, channels[2], out=total).astype(np.float32) / 3
 
 
+def live(source: str | Path, *, timeout_s: float = 10.0) -> Iterator[tuple[float, np.ndarray]]:
+    """Yield (seconds since the first frame, RGB uint8 (H, W, 3)) as frames arrive.
+
+    `source` is a file or folder of images (read once, the bits of `read_frames`), the number of a camera ("0"), or an address
+    (rtsp://, http://, udp://, tcp://). VideoError when nothing opens or nothing comes for `timeout_s`; a camera or an
+    address that closes ends the stream.
+    """
+    source = str(source)
+    if not (source.isdigit() or "://" in source):
+        frames = map(_pixels, _images(source)) if Path(source).is_dir() else _as_rgb(source)
+        yield from zip(frame_times(source).tolist(), frames, strict=True)
+        return
+    url, options = source, {"rtsp_transport": "tcp"} if source.startswith("rtsp") else {}
+    name, kind = re.sub(r"//[^/@]*@", "//", source), None  # a password stays out of messages
+    if source.isdigit():
+        url, kind = CAMERAS.get(sys.platform, CAMERAS["linux"])
+        url, name = url.format(source), f"camera {source}"
+    try:
+        with av.open(url, format=kind, options=options, timeout=timeout_s) as container:
+            if not container.streams.video:
+                raise VideoError(f"{name}: it has no video stream")
+            first = None
+            for frame in container.decode(video=0):
+                moment = frame.time or 0.0
+                first = moment if first is None else first
+                yield moment - first, frame.to_ndarray(format="rgb24")
+    except (av.error.FFmpegError, OSError) as error:
+        raise VideoError(f"{name}: no pictures from there: {_line(error)}") from error
+
+
 def write_video(path: str | Path, frames: Iterable[np.ndarray], *, fps: float = 30.0, crf: int = 20) -> VideoInfo:
     """Write RGB uint8 (H, W, 3) frames as H.264 mp4, whole or not at all; same frames give the same file.
 
@@ -226,6 +259,10 @@ def _read_av(path: str | Path, wanted: Sequence[int]) -> Iterator[av.VideoFrame]
                 raise VideoError(f"{_name(path)}: frame {place} does not decode; the file is damaged or cut short")
             here = place
             yield frame
+
+
+def _as_rgb(path: str) -> Iterator[np.ndarray]:
+    return (frame.to_ndarray(format="rgb24") for frame in _read_av(path, range(probe(path).num_frames)))
 
 
 def _decode_to(decoded: Iterator[av.VideoFrame], pts: int) -> av.VideoFrame | None:

@@ -1,0 +1,221 @@
+"""Say what is strange while it happens: frames come in, a trained stream's scores go out, nothing else is kept.
+
+- a model folder knows which rows it was trained on; the same encoder is built again, and other weights are refused
+- the numbers are those of the whole video at once: rows, their change, clips, state, in one pass
+- a file is a camera that ends; what a live source costs is told as lag, how far behind the picture the score is
+"""
+
+import itertools
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+
+from vau_lib import features, lshma, plots, store, training, video
+
+KEPT = 7200  # scores kept for the picture: an hour at two a second
+PICTURES, BAR, REDRAW_S = 6, 20, 5.0  # frames in the picture; characters of a full bar; seconds between pictures
+
+Encode = Callable[[np.ndarray], np.ndarray]  # frames (n, H, W, 3) of one segment -> row (D,)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A clip that is over: seconds its segments end at, (N,); their scores, (N,) in [0, 1]; blocks passed; what it cost."""
+
+    ends_s: np.ndarray
+    scores: np.ndarray
+    depth: int
+    compute_ms: float
+    lag_s: float
+    frame: np.ndarray
+
+
+def encoder_of(folder: str | Path, weights: str | Path | None = None) -> tuple[Encode, int]:
+    """Return what turns a segment of frames into the rows the model in `folder` knows, and the frames of a segment.
+
+    `weights` is where that encoder's weights are, searched for when None; for CLIP a hub name or a folder. StoreError for
+    weights that are not those of the training rows, and for encoders that need more than one segment.
+    """
+    rows = store.read_json(Path(folder) / "made_by.json").get("facts", {}).get("rows", {})
+    kind, random = rows.get("encoder"), rows.get("weights_sha256") == "random"
+    if kind in ("xfeat", "squeezenet"):
+        encoder = features.ENCODERS[kind]("random" if random else weights, side=rows["side"])
+    elif kind == "clip" and not random:
+        options = {"crops": rows["crops"], "drop_last": rows["drop_last"]}
+        encoder = features.CLIPEncoder(*([weights] if weights else []), **options)
+    else:
+        raise store.StoreError(f"{folder}: rows of {kind or 'no known encoder'} cannot be made from a live picture")
+    if odd := [key for key, value in encoder.made_by().items() if rows.get(key) != value]:
+        raise store.StoreError(
+            f"{folder}: its rows have {odd[0]} {rows.get(odd[0])}, here it is {encoder.made_by()[odd[0]]}"
+        )
+    frames = rows["snippet_frames"]
+    return lambda segment: encoder(segment, snippet_frames=frames)[0], frames
+
+
+def watch(
+    frames: Iterable[tuple[float, np.ndarray]], trained: lshma.Trained, encode: Encode, *, snippet_frames: int
+) -> Iterator[Seen]:
+    """Yield a `Seen` per clip of (seconds, RGB frame (H, W, 3)), as it completes; at the end of the rows that are left.
+
+    `lag_s` is how long after the clip's last frame was due its score is there, taking the first frame as on time: near 0
+    while the machine keeps up, below 0 for a file that is read faster than it plays.
+    """
+    source, state, model, ends = _Source(frames), None, trained.model, []
+    segments = _segments(source, snippet_frames, ends)
+    for rows in _as_trained((encode(segment) for segment in segments), trained.prepare):
+        logits, state = model.push(rows[None], state)
+        if logits.shape[1]:
+            yield source.seen(ends, logits[0], int(state.depth))
+    if state is not None and (left := model.flush(state)).shape[1]:
+        yield source.seen(ends, left[0], model.settings.layers)
+
+
+class _Source:
+    """Hand frames on, and know what waiting for them took."""
+
+    def __init__(self, frames: Iterable[tuple[float, np.ndarray]]):
+        self.frames, self.began, self.waited, self.since = frames, None, 0.0, time.perf_counter()
+        self.moment, self.frame = 0.0, None
+
+    def __iter__(self) -> Iterator[tuple[float, np.ndarray]]:
+        asked = time.perf_counter()
+        for moment, frame in self.frames:
+            now = time.perf_counter()
+            self.began = now - moment if self.began is None else self.began
+            self.waited, self.moment, self.frame = self.waited + now - asked, moment, frame
+            yield moment, frame
+            asked = time.perf_counter()
+
+    def seen(self, ends: list[float], logits: Tensor, depth: int) -> Seen:
+        """Return the clip that is over now, and take its segments off `ends`."""
+        now, ends_s = time.perf_counter(), np.array([ends.pop(0) for _ in logits])
+        compute_s, self.since, self.waited = now - self.since - self.waited, now, 0.0
+        scores = logits.sigmoid().detach().numpy()
+        return Seen(ends_s, scores, depth, 1000 * compute_s, now - self.began - self.moment, self.frame)
+
+
+def _segments(source: _Source, size: int, ends: list[float]) -> Iterator[np.ndarray]:
+    """Yield segments (n, H, W, 3), the last may be short; note when each ended. A change of size begins a new one."""
+    segment = []
+    for moment, frame in source:
+        segment = [*segment, frame] if not segment or segment[0].shape == frame.shape else [frame]
+        if len(segment) == size:
+            ends.append(moment)
+            yield np.stack(segment)
+            segment = []
+    if segment:
+        ends.append(source.moment)
+        yield np.stack(segment)
+
+
+def _as_trained(rows: Iterable[np.ndarray], prepare: training.Preparation) -> Iterator[Tensor]:
+    """Yield (n, D) prepared rows, together those of `prepare` on all rows; how the first row changed is told by the second."""
+    before, first = None, True
+    for row in rows:
+        if not prepare.motion:
+            yield prepare(row[None]).mT
+        elif before is not None:
+            both = prepare(np.stack([before, row])).mT
+            yield both if first else both[1:]
+            first = False
+        before = row
+    if prepare.motion and first and before is not None:
+        yield prepare(before[None]).mT
+
+
+def lines(
+    source: str, model: Path, weights: str | Path | None = None, *, threshold: float = 0.5, seconds: float = 0.0,
+    plot: Path | None = None, csv: Path | None = None,
+) -> Iterator[str]:  # fmt: skip
+    """Yield what `vau watch` prints, a line per clip, then a summary; Ctrl-C stops the stream, not the summary."""
+    if not (model / "config.json").exists():
+        raise store.StoreError(
+            f"{model.name}: no trained stream in {model}: `vau run demo 06` trains one, --model names another"
+        )
+    trained, (encode, snippet_frames) = lshma.load_trained(model), encoder_of(model, weights)
+    made = store.read_json(model / "made_by.json")["facts"]["rows"]
+    note = "; RANDOM encoder weights, the scores mean nothing" if made.get("weights_sha256") == "random" else ""
+    yield f"{source}: {made['encoder']} rows of {snippet_frames} frames, clips of {trained.model.settings.window} rows{note}"
+    frames = video.live(source)
+    frames = itertools.takewhile(lambda timed: timed[0] < seconds, frames) if seconds else frames
+    history, drawn = History(threshold), 0.0
+    try:
+        for clip in watch(frames, trained, encode, snippet_frames=snippet_frames):
+            history.add(clip)
+            yield history.line(clip)
+            if plot and time.perf_counter() - drawn > REDRAW_S:
+                history.draw(plot, source)
+                drawn = time.perf_counter()
+    except KeyboardInterrupt:
+        yield "stopped"
+    if not history.ends_s:
+        raise video.VideoError(f"{source}: not one frame came")
+    if plot:
+        yield f"picture: {', '.join(map(str, history.draw(plot, source)))}"
+    if csv:
+        with store.replacing(csv) as temporary:
+            pd.DataFrame({"known_at_s": history.known_s, "score": history.scores}).to_csv(temporary, index=False)
+        yield f"table: {csv}"
+    yield history.summary()
+
+
+class History:
+    """What was seen lately: the last hour of scores, a few pictures, and sums over everything."""
+
+    def __init__(self, threshold: float):
+        self.threshold, self.clips, self.marked, self.spent_ms, self.worst_ms = threshold, 0, 0, 0.0, 0.0
+        self.ends_s, self.known_s, self.scores = deque(maxlen=KEPT), deque(maxlen=KEPT), deque(maxlen=KEPT)
+        self.pictures = []  # (second, score, frame): the highest
+
+    def add(self, clip: Seen) -> None:
+        """Take a clip in."""
+        self.clips, self.spent_ms = self.clips + 1, self.spent_ms + clip.compute_ms
+        self.marked += int(clip.scores.max() >= self.threshold)
+        self.worst_ms = max(self.worst_ms, clip.compute_ms)
+        self.ends_s.extend(clip.ends_s)
+        self.known_s.extend([clip.ends_s[-1]] * len(clip.scores))
+        self.scores.extend(clip.scores)
+        picture = (float(clip.ends_s[-1]), float(clip.scores.max()), _small(clip.frame))
+        self.pictures = sorted([*self.pictures, picture], key=lambda one: -one[1])[:PICTURES]
+
+    def line(self, clip: Seen) -> str:
+        """Return the clip as a line."""
+        top = float(clip.scores.max())
+        bar = "█" * round(BAR * top) + "·" * (BAR - round(BAR * top))
+        mark = "  ALARM" if top >= self.threshold else ""
+        lag = f"  lag {clip.lag_s:.1f} s" if clip.lag_s > 1 else ""
+        return f"{clip.ends_s[-1]:9.1f} s  {top:.3f} {bar}  depth {clip.depth}  {clip.compute_ms:6.1f} ms{lag}{mark}"
+
+    def summary(self) -> str:
+        """Return everything as a line."""
+        return (
+            f"{self.clips} clips to {self.ends_s[-1]:.1f} s, {self.marked} at or above {self.threshold:g}; "
+            f"{self.spent_ms / self.clips:.1f} ms a clip with its rows, at most {self.worst_ms:.1f}"
+        )
+
+    def draw(self, path: Path, title: str) -> list[Path]:
+        """Write the last hour as a picture: scores over time under the frames that scored highest; return the files."""
+        first = self.ends_s[0]
+        shown = sorted((one for one in self.pictures if one[0] >= first), key=lambda one: one[0])
+        row_s = (self.ends_s[-1] - first) / max(len(self.ends_s) - 1, 1) or 1.0
+        figure = plots.timeline(
+            {"score": np.array(self.scores)}, fps=1 / row_s, frames=np.stack([frame for *_, frame in shown]),
+            shown_s=[second - first for second, *_ in shown], threshold=self.threshold, title=f"{title}: highest moments",
+        )  # fmt: skip
+        return plots.save(figure, path)
+
+
+def _small(frame: np.ndarray, height: int = 108, width: int = 192) -> np.ndarray:
+    """Return (height, width, 3): whole, on black, every k-th pixel."""
+    step = max(1, -(-frame.shape[0] // height), -(-frame.shape[1] // width))
+    small, out = frame[::step, ::step], np.zeros((height, width, 3), np.uint8)
+    top, left = (height - small.shape[0]) // 2, (width - small.shape[1]) // 2
+    out[top : top + small.shape[0], left : left + small.shape[1]] = small
+    return out
