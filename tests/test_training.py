@@ -53,7 +53,7 @@ def test_the_rate_warms_up_and_falls(sets):
 def test_the_model_kept_is_the_best_on_validation(sets):
     model, table = fit(sets)
     with torch.inference_mode():
-        logit = model.eval()(sets[1].x).logit.numpy()
+        logit = model.eval()(torch.stack(sets[1].x)).logit.numpy()
     labels = sets[1].labels.numpy()
     wins = (logit[labels == 1][:, None] > logit[labels == 0]).mean()
     assert wins == pytest.approx(table["val_video_auc"].max(), abs=1e-6)
@@ -88,7 +88,7 @@ def test_weight_decay_spares_norms_and_biases(sets, tmp_path):
         model=model,
         objective=None,
         plan=PLAN,
-        lengths=[1],
+        videos=sets[0],
         args=training._arguments(tmp_path, PLAN, False),
         eval_dataset=[1],
     )
