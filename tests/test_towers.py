@@ -87,10 +87,10 @@ def test_the_folder_says_what_pixels_it_wants(folders, tmp_path):
 def test_frames_are_resized_as_opencv_does(folders):
     frames = pictures(3, 120, 200)
     expected = np.stack([cv2.resize(frame, (49, 37), interpolation=cv2.INTER_LINEAR) for frame in frames])
-    off = towers._resized(frames, 37, 49).astype(int) - expected
+    off = towers.resized(frames, 37, 49).astype(int) - expected
     assert np.abs(off).max() <= 1 and abs(off.mean()) < 0.25  # cut off instead of rounded: -.38
     encoder = towers.CLIPEncoder(folders / "clip")
-    np.testing.assert_allclose(encoder.each(frames), encoder.each(towers._resized(frames, 37, 49)), atol=1e-6)
+    np.testing.assert_allclose(encoder.each(frames), encoder.each(towers.resized(frames, 37, 49)), atol=1e-6)
 
 
 # Crops

@@ -5,18 +5,16 @@
   video cousins, and need only gray. Only the descriptor map is computed, never the key-point and reliability heads
 - equal features, faster: gray without colour pixels, channels-last convolutions, bfloat16 where the CPU has it
 - flow rows say how things move and need no training; they are the peer a learned score must beat
-- CLIP and SqueezeNet rows come from `towers`; rows others released are read as they lie, found by name below one folder,
-  since their lists hold paths of other machines
+- CLIP and SqueezeNet rows come from `towers`; rows that others released are read by `released`
 Weights: an explicit path, the folder $VAU_WEIGHTS, torch hub's cache, then the hub; random only when asked for by name.
 Sources: Potje et al., XFeat, CVPR 2024, and kornia's port (Apache-2.0); Kroeger et al., DIS flow, ECCV 2016 (OpenCV).
 """
 
-import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -26,12 +24,14 @@ from kornia.feature import XFeat
 from torch import Tensor
 
 from vau_lib import cluster, records, store, video
+from vau_lib.released import read_rows as read_rows  # passed on, like the next two
+from vau_lib.released import released_list as released_list
+from vau_lib.released import released_rows as released_rows
 from vau_lib.towers import SNIPPET_FRAMES, CLIPEncoder, SqueezeNetEncoder
 from vau_lib.weights import load_strictly, load_weights
 
 BATCH_FRAMES = 16  # frames per pass through the network; larger is slower on a CPU (page faults)
 XFEAT_GRID = 32  # pixels; height and width must be multiples of it
-RELEASED_WIDTH = 512  # CLIP ViT-B/16's joint space
 XFEAT_FILE = "xfeat/xfeat.pt"  # as released; the batch-norm-folded copy works too
 
 
@@ -227,66 +227,6 @@ def row_path(folder: Path, video_id: str) -> Path:
     return place
 
 
-def released_rows(
-    folder: str | Path, name: str, crops: Sequence[int] = (0,), *, width: int = RELEASED_WIDTH
-) -> np.ndarray:
-    """Return a video's released rows, (T, width) float32, the mean over `crops` of `<name>__<crop>.npy` below `folder`.
-
-    No crops at all means `<name>.npy`; a name that starts with its folder ("longterm_normal/39") is read from no other.
-    """
-    names = [PurePosixPath(f"{name}__{which}.npy") for which in crops] or [PurePosixPath(f"{name}.npy")]
-    try:
-        paths = [_find(folder, wanted, anywhere=False) for wanted in names]
-    except store.StoreError:
-        _below.cache_clear()  # it may have come since
-        paths = [_find(folder, wanted, anywhere=False) for wanted in names]
-    return read_rows(paths, width=width)
-
-
-def read_rows(paths: Sequence[Path], *, width: int = RELEASED_WIDTH) -> np.ndarray:
-    """Return (T, width) float32, the mean over files of rows; StoreError names the file and what is wrong with it."""
-    if not len(paths):
-        raise ValueError("rows are read from at least one file, got none")
-    found = [store.load_array(path) for path in paths]
-    for path, rows in zip(paths, found, strict=True):
-        if rows.ndim != 2 or not len(rows) or rows.shape[1] != width or rows.dtype.kind != "f":
-            raise store.StoreError(f"{path.name}: rows must be (T, {width}) floats, got {rows.shape} of {rows.dtype}")
-        if len(rows) != len(found[0]):
-            raise store.StoreError(f"{path.name}: {len(rows)} rows where {paths[0].name} has {len(found[0])}")
-        if not np.isfinite(rows).all():
-            raise store.StoreError(f"{path.name}: NaN or infinity, first in row {np.isfinite(rows).all(1).argmin()}")
-    return np.mean(found, axis=0, dtype=np.float32)
-
-
-def released_list(csv: str | Path, folder: str | Path) -> list[tuple[str, str, list[Path]]]:
-    """Return (video, label, its files below `folder` by crop) for each video of a list `path,label`, in its order.
-
-    A video is called as its files without `__<crop>.npy`; without a crop, with its folder, for the long-term list has
-    39.npy twice. StoreError names a line that does not read so, or says how many files are missing and the first.
-    """
-    _below.cache_clear()
-    labels, files, listed, taken, missing = {}, {}, set(), {}, []
-    for where, path, label in _list_lines(Path(csv)):
-        place = PurePosixPath(*PurePosixPath(path).parts[-2:])  # the rest is somebody's machine
-        parts = re.fullmatch(r"(.+?)(__\d)?\.npy", place.name)
-        key = (parts[1] if parts[2] else str(place.with_suffix(""))) if parts else ""
-        if not key or not label or labels.setdefault(key, label) != label or place in listed:
-            raise store.StoreError(f"{where}: expected a new file of a video and its one label, got {path},{label}")
-        listed.add(place)
-        try:
-            file = _find(folder, place)
-            if taken.setdefault(file, place) != place:  # longterm_normal/39.npy is no longterm_abnormal/39.npy
-                raise store.StoreError(f"{place} is not below {folder}, {file.name} there is {taken[file]}")
-            files.setdefault(key, []).append(file)
-        except store.StoreError as error:
-            missing.append(str(error))
-    if missing:
-        raise store.StoreError(
-            f"{Path(csv).name}: {len(missing):,} of {len(listed):,} files missing, first: {missing[0]}"
-        )
-    return [(key, label, sorted(files[key], key=lambda path: path.name)) for key, label in labels.items()]
-
-
 def _has_rows(folder: Path, video_id: str) -> bool:
     try:
         return row_path(folder, video_id).exists()
@@ -308,37 +248,6 @@ def find_xfeat(weights: str | Path | None = None) -> Path:
         return store.find_weights(XFEAT_FILE)
     except (OSError, RuntimeError) as error:
         raise store.StoreError(f"{missing}; the download failed too") from error
-
-
-def _list_lines(csv: Path) -> Iterator[tuple[str, str, str]]:
-    """Yield (`file line n`, path, label) of a csv `path,label`."""
-    try:
-        lines = csv.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise store.StoreError(f"{csv}: not a readable list ({error})") from error
-    if not lines or lines[0].strip() != "path,label":
-        raise store.StoreError(f"{csv.name}: a list starts with path,label, got {lines[:1]}")
-    for number, line in enumerate(lines[1:], start=2):
-        path, _, label = line.strip().rpartition(",")
-        yield f"{csv.name} line {number}", path, label
-
-
-def _find(folder: str | Path, wanted: PurePosixPath, *, anywhere: bool = True) -> Path:
-    """Return the file of that name below `folder`; the name of its own folder decides where several, or not `anywhere`."""
-    places = _below(str(folder)).get(wanted.name, [])
-    inside = [path for path in places if path.parent.name == wanted.parent.name]
-    places = inside if inside or (wanted.parent.name and not anywhere) else places
-    if len(places) != 1:
-        raise store.StoreError(f"{wanted} is {'more than once' if places else 'not'} below {folder}")
-    return places[0]
-
-
-@lru_cache(maxsize=4)
-def _below(folder: str) -> dict[str, list[Path]]:
-    found = {}
-    for path in sorted(Path(folder).rglob("*.npy")):
-        found.setdefault(path.name, []).append(path)
-    return found
 
 
 @dataclass(frozen=True)

@@ -248,16 +248,68 @@ def heat(
     return figure
 
 
-def spread(table: pd.DataFrame, *, x: str, y: str, hue: str | None = None, title: str = "", xlabel: str = "") -> Figure:
-    """Draw every run as a point and their mean as a bar mark: how far seeds and folds carry a number."""
+def spread(
+    table: pd.DataFrame, *, x: str, y: str, hue: str | None = None, title: str = "", xlabel: str = "",
+    guide: float | None = 0.5,
+) -> Figure:  # fmt: skip
+    """Draw every run as a point and their mean as a bar mark: how far seeds and folds carry a number; `guide` is chance."""
     figure, axis = _subplots(figsize=(8, 0.9 + 0.5 * table[y].nunique()))
     palette = dict(zip(table[hue].unique(), SERIES, strict=False)) if hue else None
     colour = None if hue else NORMAL
     sns.stripplot(table, x=x, y=y, hue=hue, palette=palette, color=colour, alpha=0.55, jitter=0.18, size=6, ax=axis)
     for place, (_, part) in enumerate(table.groupby(y, sort=False)):
         axis.plot([part[x].mean()] * 2, [place - 0.3, place + 0.3], color=INK, lw=2.5)
-    axis.axvline(0.5, color=QUIET, ls="--", lw=1)
+    if guide is not None:
+        axis.axvline(guide, color=QUIET, ls="--", lw=1)
     axis.set(xlabel=xlabel or x.replace("_", " "), ylabel="", title=title)
+    return figure
+
+
+def key_clips(trace: pd.DataFrame, *, title: str = "") -> Figure:
+    """Draw a trace (scene, rule, clip, ratio, kept): bars over the bar are news, dots below mark what each rule keeps."""
+    scenes, rules = trace["scene"].unique(), trace["rule"].unique()
+    figure, axes = _subplots(1, len(scenes), figsize=(4.1 * len(scenes), 3.4), sharey=True, squeeze=False)
+    for axis, scene in zip(axes.flat, scenes, strict=True):
+        part = trace[trace["scene"] == scene]
+        first = part[part["rule"] == rules[0]]
+        colours = np.where(first["ratio"] > 1, ANOMALOUS, "#B8C4CE")
+        axis.bar(first["clip"], first["ratio"], color=colours, width=0.85)
+        axis.axhline(1, color=INK, ls="--", lw=1)
+        for place, (rule, marks) in enumerate(part.groupby("rule", sort=False)):
+            kept = marks.loc[marks["kept"], "clip"]
+            axis.plot(
+                kept, np.full(len(kept), -0.5 - 0.7 * place), "o", color=SERIES[place], ms=5, label=rule, clip_on=False
+            )
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.set(xlabel="clip", title=f"{scene}: keeps {_shares(part)}")
+        axis.title.set_fontsize(10)
+    axes.flat[0].set(ylabel="distance / bar", yticks=[0, 1, 2, 4, 6, 8, 10], ylim=(-1.6, 10.2))
+    axes.flat[-1].legend(fontsize=8, loc="upper right", title="dots: kept", title_fontsize=8)
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=12)
+    return figure
+
+
+def _shares(part: pd.DataFrame) -> str:
+    return ", ".join(f"{kept:.0%}" for kept in part.groupby("rule", sort=False)["kept"].mean())
+
+
+def lines(
+    table: pd.DataFrame, *, x: str, y: str, hue: str, low: str | None = None, high: str | None = None, title: str = "",
+    xlabel: str = "", ylabel: str = "", logx: bool = False, logy: bool = False, marks: bool = False,
+    spans: Sequence[tuple[float, float]] = (),
+) -> Figure:  # fmt: skip
+    """Draw y against x, a line per value of `hue`, with a band between `low` and `high`; amber `spans` are the truth."""
+    figure, axis = _subplots(figsize=(8.5, 3.6))
+    for start, end in spans:
+        axis.axvspan(start, end, color=TRUTH, alpha=0.35, lw=0)
+    for colour, (name, part) in zip((ANOMALOUS, NORMAL, *SERIES[2:]), table.groupby(hue, sort=False), strict=False):
+        axis.plot(part[x], part[y], color=colour, label=name, marker="o" if marks else None, ms=4)
+        if low and high:
+            axis.fill_between(part[x], part[low], part[high], color=colour, alpha=0.18, lw=0)
+    axis.set(xlabel=xlabel or x.replace("_", " "), ylabel=ylabel or y.replace("_", " "), title=title)
+    axis.set_xscale("log" if logx else "linear")
+    axis.set_yscale("log" if logy else "linear")
+    axis.legend(fontsize=9)
     return figure
 
 

@@ -7,10 +7,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
-from vau_lib import metrics
+from vau_lib import metrics, store
 
 KINDS = ("ours", "peer", "released", "sanity")
 Run = Mapping[str, tuple[float, np.ndarray]]
@@ -94,3 +96,9 @@ def frame_row(
         "frame_auc_anomalous_only": metrics.frame_auc_anomalous_only(scores, truth),
         "frame_auc_minmax_pitfall": metrics.frame_auc(metrics.rescaled_per_video(scores), truth),
     }  # fmt: skip
+
+
+def write_curve(path: Path, table: pd.DataFrame) -> None:
+    """Write the points behind a figure as csv, whole or not at all; notebook 13 draws from it."""
+    with store.replacing(Path(path)) as temporary:
+        table.to_csv(temporary, index=False)

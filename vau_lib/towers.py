@@ -109,10 +109,10 @@ class CLIPEncoder(_StillEncoder):
         mean, deviation = (torch.tensor(values, device=device) for values in (self.mean, self.deviation))
         parts = []
         for first in range(0, len(frames), BATCH_FRAMES):
-            resized = _resized(frames[first : first + BATCH_FRAMES], *full)
+            shrunk = resized(frames[first : first + BATCH_FRAMES], *full)
             seen = []
             for which in self.crops:
-                pixels = torch.from_numpy(crop(resized, which)).to(device).float() / 255  # (t, S, S, 3)
+                pixels = torch.from_numpy(crop(shrunk, which)).to(device).float() / 255  # (t, S, S, 3)
                 output = self.net(pixel_values=((pixels - mean) / deviation).permute(0, 3, 1, 2))
                 seen.append(getattr(output, self._feature))  # (t, D)
             parts.append(torch.stack(seen).mean(0).cpu())
@@ -157,8 +157,8 @@ class SqueezeNetEncoder(_StillEncoder):
         device = next(self.net.parameters()).device
         mean, parts = torch.tensor(CAFFE_MEAN_BGR, device=device), []
         for first in range(0, len(frames), BATCH_FRAMES):
-            resized = _resized(frames[first : first + BATCH_FRAMES], self.side, self.side)
-            pixels = torch.from_numpy(resized).to(device).float().flip(-1) - mean  # (t, side, side, 3), blue first
+            shrunk = resized(frames[first : first + BATCH_FRAMES], self.side, self.side)
+            pixels = torch.from_numpy(shrunk).to(device).float().flip(-1) - mean  # (t, side, side, 3), blue first
             parts.append(self.net(pixels.permute(0, 3, 1, 2)).mean((2, 3)).cpu())
         return torch.cat(parts)
 
@@ -289,7 +289,7 @@ def _pixel_values(folder: Path, standard: tuple) -> tuple[Sequence[float], Seque
     return standard
 
 
-def _resized(frames: np.ndarray, height: int, width: int) -> np.ndarray:
+def resized(frames: np.ndarray, height: int, width: int) -> np.ndarray:
     """Return frames (T, H, W, 3) as uint8 (T, height, width, 3): plain bilinear, as OpenCV's default, not antialiased."""
     if frames.shape[1:3] == (height, width):
         return frames

@@ -10,7 +10,28 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vau_lib import store
+from vau_lib import presets, store
+
+NEARBY = {  # files an encoder can take, best first
+    "xfeat": ("xfeat/xfeat.pt", "xfeat/xfeat_bnfolded.pt"),
+    "squeezenet": ("squeezenet/squeezenet1_0_torchvision_keys_fp16.pt",),
+}
+
+
+def given_weights(encoder: str, words: str) -> str | None:
+    """Return what an encoder's `weights` are for a notebook's parameter: a path, None to search, or "random".
+
+    "random unless found" looks nearby only ($VAU_WEIGHTS, torch hub's cache), never on the network, and takes random
+    weights where nothing is: whoever draws with them must say so, as `made_by` does.
+    """
+    if words != "random unless found":
+        return words if words == "random" else (str(presets.project_path(words)) if words else None)
+    for filename in NEARBY.get(encoder, ()):
+        try:
+            return str(store.find_weights(filename))
+        except store.StoreError:
+            continue
+    return "random"
 
 
 def load_weights(path: str | Path) -> dict[str, Tensor]:

@@ -1,0 +1,143 @@
+"""Rows that others released are read as they lie: found by name below one folder, since their lists hold paths of other machines.
+
+- lists are `path,label` csv files, one file per video and crop; a crop is chosen, or all are averaged, before any test
+- `.npy` rows are (T, 512) half precision, 16 frames a row; whatever does not read so is refused by its file name
+- `imported` writes them where this project keeps rows, so that every notebook reads them like its own
+Source: the lists and features of VadCLIP and LSHMA (read for facts); UCF-Crime, XD-Violence.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from vau_lib import store
+
+RELEASED_WIDTH = 512  # CLIP ViT-B/16's joint space
+
+
+def released_rows(
+    folder: str | Path, name: str, crops: Sequence[int] = (0,), *, width: int = RELEASED_WIDTH
+) -> np.ndarray:
+    """Return a video's released rows, (T, width) float32, the mean over `crops` of `<name>__<crop>.npy` below `folder`.
+
+    No crops at all means `<name>.npy`; a name that starts with its folder ("longterm_normal/39") is read from no other.
+    """
+    names = [PurePosixPath(f"{name}__{which}.npy") for which in crops] or [PurePosixPath(f"{name}.npy")]
+    try:
+        paths = [_find(folder, wanted, anywhere=False) for wanted in names]
+    except store.StoreError:
+        _below.cache_clear()  # it may have come since
+        paths = [_find(folder, wanted, anywhere=False) for wanted in names]
+    return read_rows(paths, width=width)
+
+
+def read_rows(paths: Sequence[Path], *, width: int = RELEASED_WIDTH) -> np.ndarray:
+    """Return (T, width) float32, the mean over files of rows; StoreError names the file and what is wrong with it."""
+    if not len(paths):
+        raise ValueError("rows are read from at least one file, got none")
+    found = [store.load_array(path) for path in paths]
+    for path, rows in zip(paths, found, strict=True):
+        if rows.ndim != 2 or not len(rows) or rows.shape[1] != width or rows.dtype.kind != "f":
+            raise store.StoreError(f"{path.name}: rows must be (T, {width}) floats, got {rows.shape} of {rows.dtype}")
+        if len(rows) != len(found[0]):
+            raise store.StoreError(f"{path.name}: {len(rows)} rows where {paths[0].name} has {len(found[0])}")
+        if not np.isfinite(rows).all():
+            raise store.StoreError(f"{path.name}: NaN or infinity, first in row {np.isfinite(rows).all(1).argmin()}")
+    return np.mean(found, axis=0, dtype=np.float32)
+
+
+def released_list(csv: str | Path, folder: str | Path) -> list[tuple[str, str, list[Path]]]:
+    """Return (video, label, its files below `folder` by crop) for each video of a list `path,label`, in its order.
+
+    A video is called as its files without `__<crop>.npy`; without a crop, with its folder, for the long-term list has
+    39.npy twice. StoreError names a line that does not read so, or says how many files are missing and the first.
+    """
+    _below.cache_clear()
+    labels, files, listed, taken, missing = {}, {}, set(), {}, []
+    for where, path, label in _list_lines(Path(csv)):
+        place = PurePosixPath(*PurePosixPath(path).parts[-2:])  # the rest is somebody's machine
+        parts = re.fullmatch(r"(.+?)(__\d)?\.npy", place.name)
+        key = (parts[1] if parts[2] else str(place.with_suffix(""))) if parts else ""
+        if not key or not label or labels.setdefault(key, label) != label or place in listed:
+            raise store.StoreError(f"{where}: expected a new file of a video and its one label, got {path},{label}")
+        listed.add(place)
+        try:
+            file = _find(folder, place)
+            if taken.setdefault(file, place) != place:  # longterm_normal/39.npy is no longterm_abnormal/39.npy
+                raise store.StoreError(f"{place} is not below {folder}, {file.name} there is {taken[file]}")
+            files.setdefault(key, []).append(file)
+        except store.StoreError as error:
+            missing.append(str(error))
+    if missing:
+        raise store.StoreError(
+            f"{Path(csv).name}: {len(missing):,} of {len(listed):,} files missing, first: {missing[0]}"
+        )
+    return [(key, label, sorted(files[key], key=lambda path: path.name)) for key, label in labels.items()]
+
+
+def imported(
+    lists: Sequence[str | Path],
+    rows_dir: str | Path,
+    folder: str | Path,
+    *,
+    crops: Sequence[int] = (),
+    width: int = RELEASED_WIDTH,
+) -> dict[str, int]:
+    """Write `<folder>/<video>.npy` (T, width) float32 for every video of the lists; return {video: rows}.
+
+    `crops` are averaged, those a video has; none takes every file its list names. Finished videos are kept; a folder made
+    from other lists or crops is refused (StoreError), and so is a video that none of the crops has.
+    """
+    made_by = {
+        "encoder": "released", "lists": {Path(csv).name: store.sha256(csv) for csv in lists}, "crops": list(crops),
+        "snippet_frames": 16, "weights_sha256": "their authors'",
+    }  # fmt: skip
+    if (Path(folder) / "made_by.json").exists():
+        store.check_made_by(folder, **made_by)
+    else:
+        store.write_made_by(folder, **made_by)
+    counts = {}
+    for name, _, files in tqdm([row for csv in lists for row in released_list(csv, rows_dir)], desc="released rows"):
+        target, ending = Path(folder) / f"{name}.npy", tuple(f"__{which}.npy" for which in crops)
+        chosen = [path for path in files if not crops or path.name.endswith(ending)]
+        if not chosen:
+            raise store.StoreError(f"{name}: none of the crops {list(crops)} among its {len(files)} files")
+        if not target.exists():
+            store.save_array(target, read_rows(chosen, width=width))
+        counts[name] = len(store.load_array(target))
+    return counts
+
+
+def _list_lines(csv: Path) -> Iterator[tuple[str, str, str]]:
+    """Yield (`file line n`, path, label) of a csv `path,label`."""
+    try:
+        lines = csv.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise store.StoreError(f"{csv}: not a readable list ({error})") from error
+    if not lines or lines[0].strip() != "path,label":
+        raise store.StoreError(f"{csv.name}: a list starts with path,label, got {lines[:1]}")
+    for number, line in enumerate(lines[1:], start=2):
+        path, _, label = line.strip().rpartition(",")
+        yield f"{csv.name} line {number}", path, label
+
+
+def _find(folder: str | Path, wanted: PurePosixPath, *, anywhere: bool = True) -> Path:
+    """Return the file of that name below `folder`; the name of its own folder decides where several, or not `anywhere`."""
+    places = _below(str(folder)).get(wanted.name, [])
+    inside = [path for path in places if path.parent.name == wanted.parent.name]
+    places = inside if inside or (wanted.parent.name and not anywhere) else places
+    if len(places) != 1:
+        raise store.StoreError(f"{wanted} is {'more than once' if places else 'not'} below {folder}")
+    return places[0]
+
+
+@lru_cache(maxsize=4)
+def _below(folder: str) -> dict[str, list[Path]]:
+    found = {}
+    for path in sorted(Path(folder).rglob("*.npy")):
+        found.setdefault(path.name, []).append(path)
+    return found
