@@ -8,14 +8,15 @@ import pytest
 LIBRARY = Path(__file__).parents[1] / "vau_lib"
 TIERS = {
     0: {"video", "records", "datasets", "store", "runs", "presets", "cluster"},
-    1: {"features", "towers", "released", "weights", "training", "peers", "metrics", "streaming", "results", "trials", "plots"}
+    1: {"features", "towers", "released", "weights", "training", "trials"}
+    | {"peers", "metrics", "streaming", "probing", "results", "plots"}
     | {"keyclips", "lshma_state"}
     | {"synthesis", "filming", "stories", "actors", "props", "stage"},
     2: {"memtsm", "lshma"},
     3: {"watching", "cli"},
 }
 WITHIN_TIER_1 = {("features", "weights"), ("training", "weights"), ("training", "metrics"), ("results", "metrics")}
-WITHIN_TIER_1 |= {("cli", "watching"), ("features", "released"), ("trials", "features")}
+WITHIN_TIER_1 |= {("cli", "watching"), ("features", "released"), ("trials", "features"), ("probing", "streaming")}
 WITHIN_TIER_1 |= {("features", "towers"), ("towers", "weights"), ("streaming", "metrics"), ("lshma_state", "keyclips")}
 DRAWING = ["stage", "props", "actors", "stories", "filming", "synthesis"]  # each may use those before it
 WITHIN_TIER_1 |= {(later, earlier) for n, later in enumerate(DRAWING) for earlier in DRAWING[:n]}

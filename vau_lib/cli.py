@@ -111,6 +111,22 @@ def watch(
         typer.echo(line)
 
 
+@app.command()
+def rows(
+    lists: Annotated[list[Path], typer.Argument(help="released csv lists, path,label: training and test")],
+    source: Annotated[Path, typer.Option("--from", help="folder that holds the released .npy files, anywhere below")],
+    target: Annotated[Path, typer.Option("--to", help="where rows are written: data/features/DATASET/released")],
+    crops: Annotated[str, typer.Option(help="crops to average, like 0,1,2; nothing takes all that a list names")] = "",
+    width: Annotated[int, typer.Option(help="numbers per row")] = 512,
+) -> None:
+    """Bring features that others released to where the notebooks read rows; goes on where it was stopped."""
+    from vau_lib import released
+
+    chosen = presets.parse_values([f"crops={crops}"], split=True)["crops"] if crops else []
+    counts = released.imported(lists, source, runs.project_path(target), crops=chosen, width=width)
+    typer.echo(f"{target}: {len(counts):,} videos, {sum(counts.values()):,} rows")
+
+
 @app.command("list")
 def list_() -> None:
     """Show which notebooks each preset runs, and how far it is."""

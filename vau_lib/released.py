@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from vau_lib import store
 
+SNIPPET_FRAMES = 16  # frames summarised by one released row
 RELEASED_WIDTH = 512  # CLIP ViT-B/16's joint space
 
 
@@ -90,11 +91,12 @@ def imported(
     """Write `<folder>/<video>.npy` (T, width) float32 for every video of the lists; return {video: rows}.
 
     `crops` are averaged, those a video has; none takes every file its list names. Finished videos are kept; a folder made
-    from other lists or crops is refused (StoreError), and so is a video that none of the crops has.
+    from other lists or crops is refused (StoreError), and so is a video that none of the crops has. frames.json says how
+    many frames each video's rows stand for, which is what its ground truth is built with.
     """
     made_by = {
         "encoder": "released", "lists": {Path(csv).name: store.sha256(csv) for csv in lists}, "crops": list(crops),
-        "snippet_frames": 16, "weights_sha256": "their authors'",
+        "snippet_frames": SNIPPET_FRAMES, "weights_sha256": "their authors'",
     }  # fmt: skip
     if (Path(folder) / "made_by.json").exists():
         store.check_made_by(folder, **made_by)
@@ -109,6 +111,7 @@ def imported(
         if not target.exists():
             store.save_array(target, read_rows(chosen, width=width))
         counts[name] = len(store.load_array(target))
+    store.write_json(Path(folder) / "frames.json", {name: SNIPPET_FRAMES * rows for name, rows in counts.items()})
     return counts
 
 

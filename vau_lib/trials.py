@@ -47,7 +47,12 @@ def write_scores(
     table = {}
     for r in (r for r in found if r.split != "train"):
         video, segments = score(rows[r.id])
-        table[r.id] = {"split": r.split, "label": r.label, "video": float(video), "rows": np.round(segments, 6).tolist()}
+        table[r.id] = {
+            "split": r.split,
+            "label": r.label,
+            "video": float(video),
+            "rows": np.round(segments, 6).tolist(),
+        }
     store.write_json(place / "scores.json", table)
 
 

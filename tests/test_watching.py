@@ -1,0 +1,107 @@
+"""A watched video gets the scores of the whole video at once, and a source that gives nothing is one line."""
+
+import socket
+
+import numpy as np
+import pytest
+from conftest import moving_square
+from PIL import Image
+from typer.testing import CliRunner
+
+from vau_lib import cli, features, lshma, store, training, video, watching
+
+ROW_FRAMES = 4
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["on change", "raw rows"])
+def model(request, tmp_path_factory):
+    """Folder of an untrained stream over XFeat rows with random weights, small pictures."""
+    folder = tmp_path_factory.mktemp("model")
+    recipe = features.Recipe("xfeat", ROW_FRAMES, (("weights", "random"), ("side", 64)))
+    rng = np.random.default_rng(0)
+    prepare = training.Preparation.fit({"a": rng.random((40, 128))}, steps=None, motion=request.param)
+    made = lshma.LSHMA(lshma.LSHMAConfig.xd(width=128, window=2)).eval()
+    lshma.save_trained(folder, lshma.Trained(made, prepare, None), facts={"rows": recipe.made_by()})
+    return folder
+
+
+def whole(model, path):
+    """Scores of all rows of a video, made at once."""
+    rows = np.stack(list(features.XFeatEncoder("random", side=64).encode(path, ROW_FRAMES)))
+    return lshma.load_trained(model).score(rows)[1]
+
+
+def test_watched_scores_are_those_of_the_whole_video(model, clip):
+    encode, size = watching.encoder_of(model)
+    trained = lshma.load_trained(model)
+    seen = list(watching.watch(video.live(clip), trained, encode, snippet_frames=size))
+    np.testing.assert_allclose(np.concatenate([s.scores for s in seen]), whole(model, clip), atol=2e-3)  # gray by RGB
+    ends = np.concatenate([s.ends_s for s in seen])
+    np.testing.assert_allclose(ends[:3], (np.arange(1, 4) * ROW_FRAMES - 1) / 25, atol=1e-6)
+    assert len(seen) == -(-len(ends) // 2) and all(s.compute_ms > 0 for s in seen)
+
+
+def test_the_command_prints_a_line_per_clip_and_leaves_picture_and_table(model, clip, tmp_path):
+    words = [
+        "watch",
+        str(clip),
+        "--model",
+        str(model),
+        "--plot",
+        str(tmp_path / "w.png"),
+        "--csv",
+        str(tmp_path / "w.csv"),
+    ]
+    said = CliRunner().invoke(cli.app, [*words, "--threshold", "0"])
+    assert said.exit_code == 0, said.stderr
+    lines = said.stdout.splitlines()
+    assert "RANDOM encoder weights" in lines[0] and all("ALARM" in line for line in lines[1:8])
+    assert lines[-1].startswith("7 clips to 2.0 s, 7 at or above 0")
+    assert Image.open(tmp_path / "w.png").size[0] > 500
+    table = np.genfromtxt(tmp_path / "w.csv", delimiter=",", names=True)
+    assert len(table) == 13 and (np.diff(table["known_at_s"]) >= 0).all()
+
+
+def test_seconds_end_a_stream(model, clip):
+    lines = list(watching.lines(str(clip), model, seconds=1.0))
+    assert lines[-1].startswith("4 clips to 1.0 s") or lines[-1].startswith("4 clips to 0.9")  # 25 frames, 7 rows
+
+
+@pytest.mark.real
+def test_other_weights_than_the_training_rows_are_refused(model, tmp_path, xfeat_weights):
+    facts = store.read_json(model / "made_by.json")["facts"]["rows"]
+    store.write_json(tmp_path / "made_by.json", {"facts": {"rows": {**facts, "weights_sha256": "0" * 64}}})
+    with pytest.raises(store.StoreError, match="its rows have weights_sha256 0000"):
+        watching.encoder_of(tmp_path, xfeat_weights)
+
+
+def test_rows_that_a_live_picture_cannot_give_are_refused(tmp_path):
+    store.write_json(tmp_path / "made_by.json", {"facts": {"rows": {"encoder": "flow"}}})
+    with pytest.raises(store.StoreError, match="rows of flow cannot be made from a live picture"):
+        watching.encoder_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [("nowhere.mp4", "nowhere.mp4"), ("77", "camera 77: no pictures from there"), ("{closed}", "rtsp://127.0.0.1")],
+)
+def test_a_source_that_gives_nothing_is_one_line(model, source, said):
+    with socket.socket() as free:  # a port nobody listens on
+        free.bind(("127.0.0.1", 0))
+        closed = f"rtsp://name:secret@127.0.0.1:{free.getsockname()[1]}/x"
+    done = CliRunner().invoke(cli.app, ["watch", source.format(closed=closed), "--model", str(model)])
+    assert done.exit_code == 1 and done.stderr.count("\n") == 1
+    assert said in done.stderr and "secret" not in done.stderr
+
+
+def test_no_model_says_how_to_train_one(tmp_path):
+    done = CliRunner().invoke(cli.app, ["watch", "x.mp4", "--model", str(tmp_path)])
+    assert done.exit_code == 1 and "vau run demo 06" in done.stderr
+
+
+def test_live_gives_every_frame_of_a_file_and_of_a_folder(clip, tmp_path):
+    times, frames = zip(*video.live(clip), strict=True)
+    assert np.array_equal(np.stack(frames), video.read_frames(clip, range(50))) and times[1] == pytest.approx(1 / 25)
+    for place, frame in enumerate(moving_square(3)):
+        Image.fromarray(frame).save(tmp_path / f"{place:03}.png")
+    assert len(list(video.live(tmp_path))) == 3
