@@ -9,9 +9,9 @@ LIBRARY = Path(__file__).parents[1] / "vau_lib"
 TIERS = {
     0: {"video", "records", "datasets", "store", "runs", "presets", "cluster"},
     1: {"features", "towers", "weights", "training", "peers", "metrics", "streaming", "results", "plots"}
-    | {"keyclips", "lshma_state"}
+    | {"keyclips", "lshma_state", "sampling", "dense"}
     | {"synthesis", "filming", "stories", "actors", "props", "stage"},
-    2: {"memtsm", "lshma"},
+    2: {"memtsm", "lshma", "ats"},
     3: {"watching", "cli"},
 }
 WITHIN_TIER_1 = {("features", "weights"), ("training", "weights"), ("training", "metrics"), ("results", "metrics")}
