@@ -14,7 +14,7 @@ Uncertainty Regulation for Weakly Supervised Video Anomaly Detection (UR-DMU), A
 
 import math
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,13 +27,8 @@ from torch import Tensor, nn
 from vau_lib import records, store, training
 from vau_lib.dense import Glances as Glances  # passed on, like the following
 from vau_lib.dense import Tower as Tower
-from vau_lib.sampling import SAMPLERS as SAMPLERS
 from vau_lib.sampling import coarse_to_fine as coarse_to_fine
 from vau_lib.sampling import density_aware_sample as density_aware_sample
-from vau_lib.sampling import judge as judge
-from vau_lib.sampling import noisy_oracle as noisy_oracle
-from vau_lib.sampling import study as study
-from vau_lib.sampling import summary as summary
 from vau_lib.sampling import top_k_sample as top_k_sample
 from vau_lib.sampling import uniform_sample as uniform_sample
 
@@ -85,7 +80,7 @@ class ScorerOutput:
 
 
 class Attention(nn.Module):
-    """Attend to what is alike and to what is near: x (B, T, H) -> (B, T, H); section 3.2 of UR-DMU (GL-MHSA)."""
+    """Attend to what is alike and to what is near: x (B, T, H) -> (B, T, H); UR-DMU's GL-MHSA."""
 
     def __init__(self, config: ScorerConfig):
         super().__init__()
@@ -204,7 +199,7 @@ def _top(values: Tensor, by: Tensor) -> Tensor:
 def scorer_loss(output: ScorerOutput, targets: Tensor, *, parts: Mapping[str, float] = PARTS) -> dict[str, Tensor]:
     """Return the named parts of the training loss and "total", their sum weighted by `parts`; targets (B, T) in {0, 1}.
 
-    A video is anomalous where a target is 1. UR-DMU (its Eq. 15): bag, cross-entropy of the top rows' mean score; four of
+    A video is anomalous where a target is 1. UR-DMU's: bag, cross-entropy of the top rows' mean score; four of
     the memories: an anomalous video's best known rows known to the anomalous memory (abnormal_recalled) and its least known
     ones unknown to the normal one (abnormal_unknown), a normal video's rows all known to the normal memory
     (normal_recalled) and unknown to the other (normal_unknown); triplet between the rows chosen so; KL of the normal answer,
@@ -342,13 +337,10 @@ class Trained:
         return self.model(self.prepare(rows).mT[None])[0].numpy()
 
 
-def plan(**changes: object) -> training.Plan:
+def recipe(**changes: object) -> training.Plan:
     """Return the published recipe (Adam, 1e-4, as many anomalous as normal videos), changed where told."""
-    recipe = {
-        "learning_rate": 1e-4, "weight_decay": 5e-5, "batch_size": 128, "balanced": True, "curriculum_epochs": 0,
-        "noise_share": 0.0,
-    }  # fmt: skip
-    return training.Plan(**(recipe | changes))
+    ours = {"learning_rate": 1e-4, "weight_decay": 5e-5, "batch_size": 128, "balanced": True}
+    return training.Plan(**(ours | {"curriculum_epochs": 0, "noise_share": 0.0} | changes))
 
 
 def train(
@@ -378,7 +370,10 @@ def train(
     sides = [[n for n in features if n not in chosen], [n for n in features if n in chosen]]
     sets = [_Rows({n: features[n] for n in names}, {n: targets[n] for n in names}, prepare) for names in sides]
     scorer = AnomalyScorer(config)
-    objective: Callable = lambda output, _, y: scorer_loss(output, y, parts=parts)["total"]  # noqa: E731
+
+    def objective(output: ScorerOutput, _: Tensor, y: Tensor) -> Tensor:
+        return scorer_loss(output, y, parts=parts)["total"]
+
     curves = training.fit(_TimeLast(scorer), objective, *sets, plan=plan, folder=folder, progress=progress)
     return Trained(scorer.eval(), prepare, curves)
 

@@ -66,7 +66,10 @@ def one_share(mass: np.ndarray, num_frames: int) -> float:
 def _middles(mass: np.ndarray, count: int) -> np.ndarray:
     """Return which entry of mass (T,) holds the middle of each of `count` <= T equal parts, strictly rising."""
     total = np.cumsum(mass)
-    found = np.searchsorted(total, (np.arange(count) + 0.5) / count * total[-1], side="right")
+    wanted = (np.arange(count) + 0.5) / count * total[-1]
+    found = np.searchsorted(
+        total, wanted * (1 + 1e-9), side="right"
+    )  # a middle on a border belongs to what begins there
     step = np.arange(count)  # rounding alone can put two middles in one entry, or the last beyond the end
     found = np.minimum(found, len(mass) - count + step)
     return np.maximum.accumulate(found - step) + step
@@ -115,9 +118,9 @@ def coarse_to_fine(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return scores (T,) of a long video and which snippets were looked at, bool (T,): not all of them.
 
-    `score_at(index (n,))` scores snippets, rising. Every `stride`-th is scored first; around the `refine` share of them with
-    the highest scores all are, run by run, each at its native spacing; the rest is the line in between. Looked at are about
-    1 / stride + refine (1 - 1 / stride) of all. An event between two coarse snippets that raises neither is missed.
+    `score_at(index (n,))` scores snippets, rising. Every `stride`-th is scored first; then, run by run, all those in the
+    `refine` share of the gaps whose ends score highest; the rest is the line in between. Looked at are about
+    1 / stride + refine (1 - 1 / stride) of all. An event inside a gap that raises neither end is missed.
     """
     num_total, stride = _count(num_total, "num_total"), _count(stride, "stride")
     if not 0 <= refine <= 1:
@@ -125,10 +128,10 @@ def coarse_to_fine(
     coarse = np.unique(np.append(np.arange(0, num_total, stride), num_total - 1))
     found = _scores(score_at(coarse), len(coarse))
     scores, looked = np.interp(np.arange(num_total), coarse, found), np.isin(np.arange(num_total), coarse)
-    best = coarse[np.argsort(-found, kind="stable")[: math.ceil(refine * len(coarse))]]
+    cells = np.argsort(-(found[:-1] + found[1:]), kind="stable")[: math.ceil(refine * (len(coarse) - 1))]
     near = np.zeros(num_total, bool)
-    for centre in best if stride > 1 else ():
-        near[max(0, centre - stride // 2) : centre + stride // 2 + 1] = True
+    for cell in cells if stride > 1 else ():
+        near[coarse[cell] : coarse[cell + 1] + 1] = True  # with both ends: they are its scorer's context
     edges = np.flatnonzero(np.diff(near, prepend=False, append=False)).reshape(-1, 2)
     for run in (np.arange(start, end) for start, end in edges):
         scores[run] = _scores(score_at(run), len(run))
