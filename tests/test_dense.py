@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from vau_lib import dense, towers, video
+from vau_lib import dense, features, towers, video
 
 
 class Counting:
@@ -89,6 +89,14 @@ def test_the_feature_is_the_class_token(clip, tower):
     features, tokens = tower.see(frames)
     assert features.shape == (2, 16) and tokens.shape == (2, 9, 16)
     assert np.allclose(dense.Glances(clip, tower).features([0, 1]), features.numpy(), atol=1e-5)
+
+
+def test_xfeat_describes_single_frames(clip):
+    """Random weights: the rows of glances are those of the frames one by one."""
+    encoder = features.XFeatEncoder("random", side=64, bfloat16=False)
+    rows = dense.Glances(clip, encoder).features()
+    assert rows.shape == (4, 128)
+    assert np.allclose(rows[1:2], encoder(video.read_frames(clip, [16]), snippet_frames=1), atol=1e-4)
 
 
 def test_an_encoder_without_tokens_says_so(clip, tmp_path):

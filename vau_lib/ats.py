@@ -364,10 +364,11 @@ def train(
         if name not in targets or len(targets[name]) != len(rows):
             raise ValueError(f"video {name}: {len(rows)} rows for {len(targets.get(name, ()))} targets")
     training.seed_everything(plan.seed)
-    known = {name: int(np.max(targets[name])) for name in features}
-    prepare, *_ = training.prepared(features, known, val, steps=steps, motion=motion)
     chosen = set(val)
     sides = [[n for n in features if n not in chosen], [n for n in features if n in chosen]]
+    if not all(sides):
+        raise ValueError(f"need videos on both sides, got {len(sides[0])} to train on and {len(sides[1])} to choose by")
+    prepare = training.Preparation.fit({n: features[n] for n in sides[0]}, steps=steps, motion=motion)
     sets = [_Rows({n: features[n] for n in names}, {n: targets[n] for n in names}, prepare) for names in sides]
     scorer = AnomalyScorer(config)
 
