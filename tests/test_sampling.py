@@ -188,6 +188,28 @@ def test_top_k_takes_the_earlier_of_equals():
     assert sampling.top_k_sample(np.array([0.2, 0.9, 0.2, 0.9, 0.2]), 3).tolist() == [0, 1, 3]
 
 
+# Frames of a video
+
+
+def test_a_video_with_more_glances_than_frames_is_read_where_its_mass_is():
+    scores = np.zeros(20)
+    scores[8:12] = 1.0
+    found = sampling.choose_frames(scores, 319, 4)
+    assert found.tolist() == (16 * sampling.density_aware_sample(scores, 4)).tolist()
+    assert ((found >= 128) & (found < 192)).sum() >= 2
+
+
+@pytest.mark.parametrize("num_total", [12, 100, 192])
+def test_a_short_video_gives_even_frames_not_repeated_glances(num_total):
+    found = sampling.choose_frames(np.ones(-(-num_total // 16)), num_total, 12)
+    assert found.tolist() == sampling.uniform_sample(num_total, 12).tolist() and len(set(found.tolist())) == 12
+
+
+def test_scores_of_another_stride_are_refused():
+    with pytest.raises(ValueError, match="^320 frames at stride 16 have 20 scores, got 19$"):
+        sampling.choose_frames(np.zeros(19), 320, 4)
+
+
 # Coarse to fine
 
 

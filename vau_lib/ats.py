@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from vau_lib import records, store, training
 from vau_lib.dense import Glances as Glances  # passed on, like the following
 from vau_lib.dense import Tower as Tower
+from vau_lib.sampling import choose_frames as choose_frames
 from vau_lib.sampling import coarse_to_fine as coarse_to_fine
 from vau_lib.sampling import density_aware_sample as density_aware_sample
 from vau_lib.sampling import top_k_sample as top_k_sample
@@ -358,7 +359,8 @@ def train(
 ) -> Trained:
     """Fit on {id: (T, D)} but the videos in `val`, which choose the epoch; targets {id: (T,)} in {0, 1}. Seeded by the plan.
 
-    Where only the video's label is known give all its rows that label and a `parts` whose "frames" is 0.
+    Where only the video's label is known give all its rows that label and a `parts` whose "frames" is 0. A long video is
+    seen in parts wider than a glance and later scored glance by glance, as in the reference.
     """
     for name, rows in features.items():
         if name not in targets or len(targets[name]) != len(rows):

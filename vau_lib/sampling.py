@@ -113,6 +113,24 @@ def top_k_sample(scores: np.ndarray, num_frames: int) -> np.ndarray:
     return np.sort(np.argsort(-scores, kind="stable")[:num_frames])
 
 
+def choose_frames(
+    scores: np.ndarray, num_total: int, num_frames: int, *, stride: int = 16, tau: float = TAU, released: bool = False
+) -> np.ndarray:
+    """Return which frames of a video of `num_total` to read, int (num_frames,), by the scores (T,) of every stride-th.
+
+    A video of at most stride * num_frames frames has no choice of glances: even frames of all of it, scores unread (the
+    gate of the release, and ours). ValueError where the scores are not one per stride.
+    """
+    scores, num_total, stride = _scores(scores), _count(num_total, "num_total"), _count(stride, "stride")
+    if len(scores) != -(-num_total // stride):
+        raise ValueError(
+            f"{num_total} frames at stride {stride} have {-(-num_total // stride)} scores, got {len(scores)}"
+        )
+    if num_total <= stride * _count(num_frames):
+        return uniform_sample(num_total, num_frames)
+    return stride * density_aware_sample(scores, num_frames, tau=tau, released=released)
+
+
 def coarse_to_fine(
     score_at: Callable[[np.ndarray], np.ndarray], num_total: int, *, stride: int = 4, refine: float = 0.25
 ) -> tuple[np.ndarray, np.ndarray]:
