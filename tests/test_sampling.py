@@ -199,10 +199,16 @@ def test_a_video_with_more_glances_than_frames_is_read_where_its_mass_is():
     assert ((found >= 128) & (found < 192)).sum() >= 2
 
 
-@pytest.mark.parametrize("num_total", [12, 100, 192])
+@pytest.mark.parametrize("num_total", [12, 13, 100, 192])
 def test_a_short_video_gives_even_frames_not_repeated_glances(num_total):
     found = sampling.choose_frames(np.ones(-(-num_total // 16)), num_total, 12)
-    assert found.tolist() == sampling.uniform_sample(num_total, 12).tolist() and len(set(found.tolist())) == 12
+    assert len(set(found.tolist())) == 12 and found.max() < num_total and np.ptp(np.diff(found)) <= 1
+
+
+def test_a_short_video_as_released_gives_internvl_s_frames():
+    """12 of 12 frames: g = 11 / 12 and half-to-even rounding show frame 6 twice and never the last."""
+    found = sampling.choose_frames(np.ones(1), 12, 12, released=True)
+    assert found.tolist() == [0, 1, 2, 3, 4, 5, 6, 6, 7, 8, 9, 10]
 
 
 def test_scores_of_another_stride_are_refused():

@@ -96,8 +96,8 @@ def _extrapolated(wanted: np.ndarray, total: np.ndarray) -> np.ndarray:
 def uniform_sample(num_total: int, num_frames: int) -> np.ndarray:
     """Return even places, int (num_frames,), of num_total frames or snippets, as InternVL takes them.
 
-    With g = (num_total - 1) / num_frames, place k is floor(g / 2 + round(g k)); the last frames are never reached. Places
-    repeat, with a warning, when fewer exist than are asked.
+    With g = (num_total - 1) / num_frames, place k is floor(g / 2 + round(g k)); the last frames are never reached, and
+    with hardly more frames than are asked one can repeat. With fewer they do, with a warning.
     """
     num_total, num_frames = _count(num_total, "num_total"), _count(num_frames)
     _few(num_total, num_frames)
@@ -118,8 +118,8 @@ def choose_frames(
 ) -> np.ndarray:
     """Return which frames of a video of `num_total` to read, int (num_frames,), by the scores (T,) of every stride-th.
 
-    A video of at most stride * num_frames frames has no choice of glances: even frames of all of it, scores unread (the
-    gate of the release, and ours). ValueError where the scores are not one per stride.
+    A video of at most stride * num_frames frames has no choice of glances: even frames of all of it, scores unread, each once
+    where there are enough (as released, InternVL's). ValueError where the scores are not one per stride.
     """
     scores, num_total, stride = _scores(scores), _count(num_total, "num_total"), _count(stride, "stride")
     if len(scores) != -(-num_total // stride):
@@ -127,7 +127,9 @@ def choose_frames(
             f"{num_total} frames at stride {stride} have {-(-num_total // stride)} scores, got {len(scores)}"
         )
     if num_total <= stride * _count(num_frames):
-        return uniform_sample(num_total, num_frames)
+        return (
+            uniform_sample(num_total, num_frames) if released else density_aware_sample(np.zeros(num_total), num_frames)
+        )
     return stride * density_aware_sample(scores, num_frames, tau=tau, released=released)
 
 
