@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from transformers import CLIPVisionConfig, CLIPVisionModel
+from transformers import CLIPVisionConfig, CLIPVisionModel, InternVLVisionConfig, InternVLVisionModel
 
-from vau_lib import dense, features, towers, video
+from vau_lib import ats, dense, features, towers, video
 
 
 class Counting:
@@ -91,6 +91,15 @@ def test_the_feature_is_the_class_token(clip, tower):
     assert np.allclose(dense.Glances(clip, tower).features([0, 1]), features.numpy(), atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_internvl_s_tower_in_any_precision(clip, kind):
+    """A toy of the class the language model's tower is: 4 patches of 14 x 14, random weights."""
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    net = InternVLVisionModel(InternVLVisionConfig(image_size=[28, 28], patch_size=[14, 14], **sizes)).to(kind)
+    glances = dense.Glances(clip, dense.Tower(net, side=28))
+    assert glances.features().dtype == np.float32 and glances.tokens([0, 1]).shape == (2, 4, 16)
+
+
 def test_xfeat_describes_single_frames(clip):
     """Random weights: the rows of glances are those of the frames one by one."""
     encoder = features.XFeatEncoder("random", side=64, bfloat16=False)
@@ -149,3 +158,21 @@ def test_times_are_true_at_a_variable_rate(real_data):
     glances = dense.Glances(real_data / "videos" / "demo" / "holmesvau_earthquake.mp4", Counting())
     assert np.array_equal(glances.times_s, video.frame_times(glances.path)[glances.index])
     assert len(glances) == 26 and len(np.unique(np.diff(glances.times_s).round(6))) > 1  # 26 snippets: specification, 0
+
+
+@pytest.mark.real
+def test_a_real_video_from_file_to_frames(real_data):
+    """Coarse to fine on robbery.mp4 (2,730 HEVC frames), SqueezeNet rows, a scorer with RANDOM weights: what is counted holds."""
+    encoder = towers.SqueezeNetEncoder(real_data / "weights" / towers.SQUEEZENET_FILE, side=64)
+    glances = dense.Glances(real_data / "videos" / "demo" / "holmesvau_robbery.mp4", encoder)
+    torch.manual_seed(0)
+    scorer = ats.AnomalyScorer(ats.ScorerConfig(width=512, hidden=16, heads=2, head_width=4))
+
+    def score_at(places):
+        with torch.inference_mode():
+            return scorer(torch.from_numpy(glances.features(places))[None])[0].numpy()
+
+    scores, looked = ats.coarse_to_fine(score_at, len(glances))
+    frames = ats.choose_frames(scores, glances.num_frames, 12)
+    assert len(scores) == 171 and glances.seen == looked.sum() < 0.5 * 171
+    assert len(set(frames.tolist())) == 12 and not (frames % 16).any() and frames.max() < 2730
