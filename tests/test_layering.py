@@ -8,11 +8,11 @@ import pytest
 LIBRARY = Path(__file__).parents[1] / "vau_lib"
 TIERS = {
     0: {"video", "records", "datasets", "store", "runs", "presets", "cluster"},
-    1: {"features", "towers", "released", "weights", "training", "trials"}
-    | {"peers", "metrics", "streaming", "probing", "results", "plots"}
+    1: {"features", "towers", "dense", "released", "weights", "training", "trials"}
+    | {"peers", "metrics", "streaming", "probing", "sampling", "results", "plots"}
     | {"keyclips", "lshma_state"}
     | {"synthesis", "filming", "stories", "actors", "props", "stage"},
-    2: {"memtsm", "lshma"},
+    2: {"memtsm", "lshma", "ats"},
     3: {"watching", "cli"},
 }
 WITHIN_TIER_1 = {("features", "weights"), ("training", "weights"), ("training", "metrics"), ("results", "metrics")}

@@ -124,6 +124,69 @@ def timeline(
     return figure
 
 
+def choices(
+    scores: np.ndarray,
+    picks: Mapping[str, np.ndarray],
+    *,
+    seconds_per_row: float,
+    events: Sequence[tuple[float, float]] = (),
+    mass: np.ndarray | None = None,
+    title: str = "",
+) -> Figure:
+    """Draw scores (T,), under them the cumulated `mass` (T,), under that which rows each sampler picked (name -> (N,)).
+
+    Picks inside `events`, spans in rows, are coloured and counted. The first sampler's picks are carried up to both curves.
+    """
+    heights = [2.0, 1.5, 0.35 + 0.3 * len(picks)] if mass is not None else [2.0, 0.35 + 0.3 * len(picks)]
+    figure, axes = _subplots(len(heights), 1, figsize=(11, 1.5 * sum(heights)), sharex=True, height_ratios=heights)
+    for axis in axes:
+        for start, end in events:
+            axis.axvspan(start * seconds_per_row, end * seconds_per_row, color=TRUTH, alpha=0.35, lw=0)
+    axes[0].plot(np.arange(len(scores)) * seconds_per_row, scores, color=ANOMALOUS, lw=1.2)
+    axes[0].set(ylim=(-0.02, 1.05), ylabel="anomaly score")
+    first = next(iter(picks.values()))
+    if mass is not None:
+        total = np.cumsum(mass)
+        axes[1].plot(np.arange(1, len(total) + 1) * seconds_per_row, total, color=INK, lw=1.4)
+        for row in first:
+            level = total[row] - mass[row] / 2
+            axes[1].plot([0, (row + 0.5) * seconds_per_row], [level, level], color=QUIET, lw=0.7)
+            axes[1].plot([(row + 0.5) * seconds_per_row] * 2, [0, level], color=QUIET, lw=0.7)
+        axes[1].set(ylim=(0, total[-1]), ylabel="cumulated mass")
+    for line, rows in enumerate(picks.values()):
+        hit = np.any([(rows >= start) & (rows < end) for start, end in events], axis=0) if len(events) else rows < 0
+        colours = [ANOMALOUS if inside else QUIET for inside in hit]
+        axes[-1].scatter(rows * seconds_per_row, np.full(len(rows), -line), c=colours, marker="|", s=130, lw=2)
+        axes[-1].annotate(
+            f"{hit.sum()} of {len(rows)}", (1, -line), (6, 0), xycoords=("axes fraction", "data"),
+            textcoords="offset points", va="center", fontsize=9,
+        )  # fmt: skip
+    axes[0].vlines(first * seconds_per_row, 0, scores[first], color=ANOMALOUS, lw=0.8, alpha=0.6)
+    axes[-1].set(ylim=(-len(picks) + 0.4, 0.6), xlim=(0, len(scores) * seconds_per_row), xlabel="time (s)")
+    axes[-1].set(yticks=-np.arange(len(picks)), yticklabels=list(picks))
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=12)
+    return figure
+
+
+def by_number(
+    table: pd.DataFrame, *, x: str, columns: Sequence[str], hue: str, highlight: str = "", title: str = ""
+) -> Figure:
+    """Draw each of `columns` over the number in column `x` in a panel of its own, a line per value of `hue`."""
+    figure, axes = _subplots(1, len(columns), figsize=(3.6 * len(columns), 3.4), squeeze=False)
+    names = list(table[hue].unique())
+    others = iter((QUIET, INK, NORMAL, *SERIES[2:]))
+    colours = {name: ANOMALOUS if name == highlight else next(others) for name in names}
+    for axis, column in zip(axes.flat, columns, strict=True):
+        for name in names:
+            part = table[table[hue] == name].sort_values(x)
+            axis.plot(part[x], part[column], color=colours[name], marker="o", ms=4, label=name)
+        axis.set(xlabel=x.replace("_", " "), ylabel=column.replace("_", " "), xticks=sorted(table[x].unique()))
+        axis.set_ylim(0, None)
+    axes.flat[0].legend(fontsize=9)
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=12)
+    return figure
+
+
 def training_curves(table: pd.DataFrame, *, title: str = "", chosen: int | None = None) -> Figure:
     """Draw loss and video AUC by epoch, train beside validation; `chosen` marks the epoch kept (by validation)."""
     figure, (left, right) = _subplots(1, 2, figsize=(10, 3.4))

@@ -1,0 +1,181 @@
+"""What do scoring and choosing cost, and does memory stay flat? One run, ratios.
+
+- glances: resident memory while a video is looked at, short and eight times as long; vision calls with tokens kept and as released
+- scorer at the paper's size: seconds and peak memory, ours against the same attention with (T, T) matrices in full (a stand-in
+  of equal results, written here)
+- sampler: microseconds beside numpy's cumsum of the same length; samplers on real annotations where VAU_REAL_DATA is set, with
+  intervals over videos of intended minus released
+    python benchmarks/ats.py
+"""
+
+import math
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pandas as pd
+import torch
+from transformers import CLIPVisionConfig, CLIPVisionModel
+
+from vau_lib import ats, metrics, sampling, store, streaming, video
+
+COUNTS = (8, 12, 16, 32)
+
+
+class Peak:
+    """Measure seconds, and by how much resident memory rose at most, of what runs inside."""
+
+    def __enter__(self) -> "Peak":
+        self.before, self.most, self.running = streaming.resident_bytes(), 0, True
+        self.watcher = threading.Thread(target=self._watch)
+        self.started = time.perf_counter()
+        self.watcher.start()
+        return self
+
+    def _watch(self) -> None:
+        while self.running:
+            self.most = max(self.most, streaming.resident_bytes())
+            time.sleep(0.002)
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds, self.running = time.perf_counter() - self.started, False
+        self.watcher.join()
+        self.mb = (self.most - self.before) / 2**20
+
+
+def frames(count: int) -> Iterator[np.ndarray]:
+    """Yield noise that drifts, 240 x 320, without holding a video."""
+    still = np.random.default_rng(0).integers(0, 255, (240, 320, 3), dtype=np.uint8)
+    for place in range(count):
+        yield np.roll(still, place, axis=1)
+
+
+def tower(width: int = 64) -> ats.Tower:
+    """A small CLIP tower with RANDOM weights, 196 patches."""
+    sizes = {"hidden_size": width, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return ats.Tower(CLIPVisionModel(CLIPVisionConfig(image_size=224, patch_size=16, **sizes)), side=224)
+
+
+def look(scratch: Path) -> None:
+    print("\nLooking at a video, one frame in 16 (random tower, 320 x 240 noise)")
+    encoder = tower()
+    ats.Glances(_film(scratch, 200), encoder).features()  # warm-up
+    for count in (800, 6400):
+        film = _film(scratch, count)
+        video.frame_times(film)
+        for name, tokens in (("tokens kept", scratch / "tokens"), ("encoded again", None)):
+            with Peak() as peak:
+                glances = ats.Glances(film, encoder, tokens_file=tokens)
+                glances.features()
+                glances.tokens(ats.uniform_sample(len(glances), 12))
+            size = tokens.stat().st_size / 2**20 if tokens else 0
+            print(
+                f"  {count:5} frames, {name:13}: {len(glances):3} glances, {glances.seen:3} vision calls, "
+                f"resident +{peak.mb:5.1f} MB, on disk {size:5.1f} MB, {peak.seconds:5.2f} s"
+            )
+
+
+def _film(scratch: Path, count: int) -> Path:
+    path = scratch / f"{count}.mp4"
+    if not path.exists():
+        video.write_video(path, frames(count), crf=40)
+    return path
+
+
+def full_attention(self: ats.Attention, x: torch.Tensor) -> torch.Tensor:
+    """Attend with whole matrices, as the reference does: the same numbers, (T, T) memory."""
+    parts = self.ask(self.norm(x)).chunk(4, dim=-1)
+    query, key, value, nearby = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
+    alike = (query @ key.mT * query.shape[-1] ** -0.5).softmax(-1)
+    place = torch.arange(x.shape[1])
+    near = (-(place[:, None] - place).abs() / math.e).exp()
+    near = (near / near.sum(-1)).expand_as(alike)
+    return self.out(torch.cat([alike @ value, near @ nearby], -1).transpose(1, 2).flatten(2))
+
+
+def score() -> None:
+    print("\nScorer at the paper's size, 6,492,929 parameters, one thread")
+    scorer, ours = ats.AnomalyScorer().eval(), ats.Attention.forward
+    for rows in (200, 2000, 6750):
+        x, found = torch.randn(1, rows, 1024), {}
+        for name, way in (("ours", ours), ("whole matrices", full_attention)):
+            ats.Attention.forward = way
+            with torch.inference_mode(), Peak() as peak:
+                found[name] = scorer(x)
+            print(f"  {rows:5} rows, {name:14}: {peak.seconds:6.2f} s, resident +{peak.mb:6.0f} MB")
+        ats.Attention.forward = ours
+        print(f"        largest difference {(found['ours'] - found['whole matrices']).abs().max():.1e}")
+
+
+def choose() -> None:
+    print("\nSampler, 12 frames, median of 200")
+    for rows in (100, 6750):
+        scores = np.random.default_rng(0).random(rows) ** 4
+        ways = {
+            "cumsum alone": lambda s: np.cumsum(s + 0.1),
+            "released": lambda s: ats.density_aware_sample(s, 12, released=True),
+            "intended": lambda s: ats.density_aware_sample(s, 12),
+        }
+        times = {name: [] for name in ways}
+        for _ in range(200):
+            for name, way in ways.items():
+                started = time.perf_counter()
+                way(scores)
+                times[name].append(time.perf_counter() - started)
+        print(f"  {rows:5} glances: " + ", ".join(f"{n} {1e6 * np.median(t):.0f} us" for n, t in times.items()))
+
+
+def annotations(folder: Path) -> None:
+    """Compare the samplers on the real events of HIVAU-70k's 128 anomalous UCF-Crime test videos."""
+    raw = store.read_json(folder / "annotations" / "hivau70k" / "ucf_database_test.json")
+    raw = {name: row for name, row in raw.items() if row["label"]}
+    stored = np.load(folder / "predictions" / "ucf_sultani_style_scores_32seg.npz")
+    of = dict(zip(stored["video"].tolist(), stored["scores"], strict=True))
+    events = {n: [(start * r["fps"] / 16, end * r["fps"] / 16) for start, end in r["events"]] for n, r in raw.items()}
+    scores = {n: metrics.expand_evenly(of[n], r["n_frames"])[::16] for n, r in raw.items()}
+    compare("real scores of a Sultani-style model", sampling.study(scores, events, COUNTS))
+    place = {n: np.arange(len(values)) for n, values in scores.items()}
+    inside = {n: np.any([(place[n] >= a) & (place[n] < b) for a, b in events[n]], axis=0) for n in events}
+    for auc in (0.6, 0.7, 0.8, 0.9, 0.97):
+        tables = []
+        for seed in range(20):
+            rng = np.random.default_rng(seed)
+            drawn = {n: sampling.noisy_oracle(inside[n], auc, rng) for n in events}
+            tables.append(sampling.study(drawn, events, COUNTS))
+        compare(f"noisy oracle of AUC {auc}, 20 draws", pd.concat(tables))
+
+
+def compare(name: str, table: pd.DataFrame) -> None:
+    print(f"\n128 real videos, {name}: uniform, top-k, released, intended; intended - released with 95 % over videos")
+    for count, part in table.groupby("num_frames"):
+        means = sampling.summary(part).set_index("sampler")
+        for column in ("hit_rate", "coverage", "event_recall", "duplicates"):
+            value = (part[column] * part["events"] if column == "event_recall" else part[column]).rename("value")
+            each = (
+                part[["video", "sampler", "events"]].join(value).groupby(["video", "sampler"]).mean().unstack("sampler")
+            )
+            gap = (each["value"]["intended"] - each["value"]["released"]).to_numpy()
+            weight = each["events"]["intended"].to_numpy() if column == "event_recall" else np.ones(len(gap))
+            draws = np.random.default_rng(0).integers(0, len(gap), (2000, len(gap)))
+            low, high = np.quantile(gap[draws].sum(1) / weight[draws].sum(1), (0.025, 0.975))
+            row = " ".join(f"{means.loc[s, column]:.3f}" for s in ("uniform", "top-k", "released", "intended"))
+            print(f"  N {count:2} {column:13} {row}   {gap.sum() / weight.sum():+.4f} [{low:+.4f}, {high:+.4f}]")
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    with TemporaryDirectory() as scratch:
+        look(Path(scratch))
+    score()
+    choose()
+    if real := os.environ.get("VAU_REAL_DATA"):
+        annotations(Path(real))
+
+
+if __name__ == "__main__":
+    main()

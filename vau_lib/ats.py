@@ -1,0 +1,399 @@
+"""Score every glance, then look longest where something may be wrong: Holmes-VAU's anomaly scorer and sampler (ATS).
+
+- a glance is ONE frame in 16; the scorer is UR-DMU's test branch: a convolution, two layers of attention to everything and
+  to what is near, and two memories, one of normal and one of anomalous rows, whose answers are added to what is judged
+- dropout is a thing of training: `forward` never drops, whatever mode the module is in. The published scorer was never put
+  in evaluation mode and answers differently every time; `ScorerConfig(dropout_at_inference=True)` is that
+- its nearness is divided by the wrong sums, so that rows do not add up to 1; kept, for its weights were made with it
+- neither the training code nor the labels were released: the objective here is UR-DMU's plus cross-entropy with the
+  annotated events at the glances, positive in videos that have a label only (HIVAU-70k lists events in normal ones too)
+Choosing frames is in `sampling`, looking at a video in `dense`; both are passed on from here.
+Sources: Zhang et al., Holmes-VAU, CVPR 2025, sections 4.2, 4.3 and appendix B; Zhou, Yu and Yang, Dual Memory Units with
+Uncertainty Regulation for Weakly Supervised Video Anomaly Detection (UR-DMU), AAAI 2023, and its repository (MIT; for facts).
+"""
+
+import math
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vau_lib import records, store, training
+from vau_lib.dense import Glances as Glances  # passed on, like the following
+from vau_lib.dense import Tower as Tower
+from vau_lib.sampling import choose_frames as choose_frames
+from vau_lib.sampling import coarse_to_fine as coarse_to_fine
+from vau_lib.sampling import density_aware_sample as density_aware_sample
+from vau_lib.sampling import top_k_sample as top_k_sample
+from vau_lib.sampling import uniform_sample as uniform_sample
+
+SNIPPET_FRAMES = 16  # frames from one glance to the next
+TRAIN_ROWS = 200  # rows a training video is brought to, by means of equal parts
+NEAR_ROWS = 64  # e^(-64 / e) is 6e-11: what is farther adds nothing to a float32
+PARTS = {  # the weight of each part of the training loss
+    "bag": 1.0, "abnormal_recalled": 0.1, "abnormal_unknown": 0.1, "normal_recalled": 0.1, "normal_unknown": 0.1,
+    "triplet": 0.1, "kl": 1e-3, "distance": 1e-4, "frames": 1.0,
+}  # fmt: skip
+FAR = 100.0  # how much longer an anomalous answer should be than a normal one
+
+
+@dataclass(frozen=True)
+class ScorerConfig:
+    """Sizes; the defaults are the published 6,492,929 parameters. `width` is that of the rows, whatever made them.
+
+    `dropout_at_inference` is the release's defect: scores are random.
+    """
+
+    width: int = 1024
+    hidden: int = 512
+    layers: int = 2
+    heads: int = 4
+    head_width: int = 128
+    slots: int = 60
+    dropout: float = 0.5
+    dropout_at_inference: bool = False
+
+
+@dataclass
+class ScorerOutput:
+    """What training sees of B videos of T rows, whatever their labels."""
+
+    scores: Tensor  # (B, T) in [0, 1], as at inference but for dropout
+    noisy_scores: Tensor  # (B, T) with the normal answer drawn, not its mean
+    rows: Tensor  # (B, T, H) after attention
+    abnormal: Tensor  # (B, T) in (0, 1): how well the anomalous memory knows a row
+    normal: Tensor  # (B, T) the same, normal memory
+    abnormal_answer: Tensor  # (B, T, H)
+    normal_answer: Tensor  # (B, T, H), drawn from N(mean, exp(log_variance))
+    mean: Tensor  # (B, T, H)
+    log_variance: Tensor  # (B, T, H)
+
+    @property
+    def logit(self) -> Tensor:
+        """Return each bag's probability as a logit (B,): its top rows' mean score."""
+        return _top(self.scores, self.scores).logit(1e-6)
+
+
+class Attention(nn.Module):
+    """Attend to what is alike and to what is near: x (B, T, H) -> (B, T, H); UR-DMU's GL-MHSA."""
+
+    def __init__(self, config: ScorerConfig):
+        super().__init__()
+        inner = config.heads * config.head_width
+        self.heads, self.norm = config.heads, nn.LayerNorm(config.hidden)
+        self.ask = nn.Linear(config.hidden, 4 * inner, bias=False)
+        self.out = nn.Linear(2 * inner, config.hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = self.ask(self.norm(x)).chunk(4, dim=-1)
+        query, key, value, nearby = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
+        alike = F.scaled_dot_product_attention(query, key, value)  # (B, heads, T, d); never holds (T, T) at once
+        found = torch.cat([alike, near(nearby)], dim=-1)  # each head: first what is alike, then what is near
+        return self.out(found.transpose(1, 2).flatten(2))
+
+
+def near(values: Tensor) -> Tensor:
+    """Return sum_j exp(-|i - j| / e) / w_j values_j at each i, of values (..., T, d), with w_j = sum_k exp(-|j - k| / e).
+
+    A share of nearness would divide by w_i; the published code divides column j by the sum of row j, which near the ends of
+    a video is another number. Its weights were trained so. Memory grows with T, not T^2.
+    """
+    sums = _spread(values.new_ones(values.shape[-2], 1))  # (T, 1)
+    return _spread(values / sums)
+
+
+def _spread(values: Tensor) -> Tensor:
+    """Return sum_j exp(-|i - j| / e) values_j, of values (..., T, d), block by block: each needs itself and its neighbours."""
+    count, block = values.shape[-2], NEAR_ROWS
+    blocks = F.pad(values, (0, 0, block, block + -count % block)).unfold(-2, 3 * block, block)  # (..., T / 64, d, 192)
+    apart = torch.arange(3 * block, device=values.device)[:, None] - block - torch.arange(block, device=values.device)
+    spread = blocks @ (-apart.abs().to(values.dtype) / math.e).exp()  # (..., T / 64, d, 64)
+    return spread.mT.flatten(-3, -2)[..., :count, :]
+
+
+class Memory(nn.Module):
+    """Slots that answer each row: x (B, T, H) -> how well it is known (B, T), the answer (B, T, H)."""
+
+    def __init__(self, config: ScorerConfig):
+        super().__init__()
+        reach = config.hidden**-0.5
+        self.slots = nn.Parameter(torch.empty(config.slots, config.hidden).uniform_(-reach, reach))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        share = (x @ self.slots.T * x.shape[-1] ** -0.5).sigmoid()  # (B, T, K): each slot for itself, no softmax
+        return share.topk(len(self.slots) // 16 + 1, dim=-1).values.mean(-1), share @ self.slots
+
+
+class AnomalyScorer(nn.Module):
+    """Score rows of features: `scorer(features (B, T, D)) -> (B, T)` in [0, 1]; of crops (B, n, T, D) the mean."""
+
+    def __init__(self, config: ScorerConfig | None = None):
+        super().__init__()
+        self.settings = config = config or ScorerConfig()  # not `config`: Trainer takes that for its own kind
+        hidden = config.hidden
+        self.embed = nn.Conv1d(config.width, hidden, 3, padding=1)
+        self.attend = nn.ModuleList(Attention(config) for _ in range(config.layers))
+        self.feed = nn.ModuleList(
+            nn.ModuleDict(
+                {"norm": nn.LayerNorm(hidden), "in": nn.Linear(hidden, hidden), "out": nn.Linear(hidden, hidden)}
+            )
+            for _ in range(config.layers)
+        )
+        self.abnormal, self.normal = Memory(config), Memory(config)
+        self.mean, self.log_variance = nn.Linear(hidden, hidden), nn.Linear(hidden, hidden)
+        self.classify = nn.Sequential(nn.Linear(2 * hidden, 128), nn.ReLU(), nn.Linear(128, 1))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Score rows; never drops anything unless the config says so, in training mode either."""
+        rows = self._checked(features)
+        x = self._encode(rows.flatten(0, -3), drop=self.settings.dropout_at_inference)  # (B n, T, H)
+        answers = self.mean(self.abnormal(x)[1]) + self.mean(self.normal(x)[1])
+        scores = self.classify(torch.cat([x, answers], dim=-1))[..., 0].sigmoid()
+        return scores.view(rows.shape[:-1]).mean(1) if rows.ndim == 4 else scores
+
+    def learn(self, features: Tensor) -> ScorerOutput:
+        """Return all that `scorer_loss` needs of rows (B, T, D), with dropout in training mode and gradients."""
+        x = self._encode(self._checked(features, crops=False), drop=self.training)
+        (abnormal, bad), (normal, good) = self.abnormal(x), self.normal(x)
+        bad, mean, log_variance = self.mean(bad), self.mean(good), self.log_variance(good)
+        drawn = mean + torch.randn_like(mean) * (0.5 * log_variance).exp() if self.training else mean
+        scores = [self.classify(torch.cat([x, bad + answer], -1))[..., 0].sigmoid() for answer in (mean, drawn)]
+        return ScorerOutput(*scores, x, abnormal, normal, bad, drawn, mean, log_variance)
+
+    def _encode(self, rows: Tensor, *, drop: bool) -> Tensor:
+        """Return what each row is in its video: (B, T, D) -> (B, T, H)."""
+
+        def dropped(x: Tensor) -> Tensor:
+            return F.dropout(x, self.settings.dropout, training=drop)
+
+        x = self.embed(rows.mT).relu().mT  # convolution wants time last
+        for attend, feed in zip(self.attend, self.feed, strict=True):
+            x = x + dropped(attend(x))
+            x = x + dropped(feed["out"](dropped(F.gelu(feed["in"](feed["norm"](x))))))
+        return x
+
+    def _checked(self, features: Tensor, *, crops: bool = True) -> Tensor:
+        kinds, width = ("(B, T, {0}) or (B, n, T, {0})" if crops else "(B, T, {0})"), self.settings.width
+        if features.ndim not in (3, 4)[: 1 + crops] or features.shape[-1] != width or 0 in features.shape:
+            raise ValueError(f"features must be {kinds.format(width)}, none empty, got {tuple(features.shape)}")
+        if not features.isfinite().all():
+            raise ValueError(
+                f"features hold {features[~features.isfinite()][0]:g}, first in a batch of {len(features)}"
+            )
+        return features.float()
+
+
+def _top(values: Tensor, by: Tensor) -> Tensor:
+    """Return the mean of values (B, T[, H]) over the T // 16 + 1 rows where `by` (B, T) is highest."""
+    count = min(by.shape[1], by.shape[1] // training.ROWS_PER_CHOICE + 1)
+    place = by.topk(count, dim=1).indices
+    place = place if values.ndim == 2 else place[..., None].expand(-1, -1, values.shape[-1])
+    return values.gather(1, place).mean(1)
+
+
+def scorer_loss(output: ScorerOutput, targets: Tensor, *, parts: Mapping[str, float] = PARTS) -> dict[str, Tensor]:
+    """Return the named parts of the training loss and "total", their sum weighted by `parts`; targets (B, T) in {0, 1}.
+
+    A video is anomalous where a target is 1. UR-DMU's: bag, cross-entropy of the top rows' mean score; four of
+    the memories: an anomalous video's best known rows known to the anomalous memory (abnormal_recalled) and its least known
+    ones unknown to the normal one (abnormal_unknown), a normal video's rows all known to the normal memory
+    (normal_recalled) and unknown to the other (normal_unknown); triplet between the rows chosen so; KL of the normal answer,
+    summed over rows as in the reference; distance between the lengths of answers. Ours, after Holmes-VAU's
+    L_AS: frames, cross-entropy of every row with its target, the mean. Parts of a kind that is not in the batch are 0.
+    """
+    if targets.shape != output.scores.shape or not ((targets == 0) | (targets == 1)).all():
+        raise ValueError(f"targets must be 0 or 1, {tuple(output.scores.shape)}, got shape {tuple(targets.shape)}")
+    targets = targets.to(output.scores.dtype)
+    labels = targets.amax(1)
+    bad, good = labels == 1, labels == 0
+    scores = torch.where(
+        good[:, None], output.noisy_scores, output.scores
+    )  # what is normal is seen with its uncertainty
+    found = {"bag": _bce(_top(scores, scores), labels), "frames": _bce(scores, targets)}
+    found |= {
+        "abnormal_recalled": _towards(1, _top(output.abnormal[bad], output.abnormal[bad])),
+        "abnormal_unknown": _towards(1, _top(1 - output.normal[bad], 1 - output.normal[bad])),
+        "normal_recalled": _towards(1, output.normal[good]),
+        "normal_unknown": _towards(0, output.abnormal[good]),
+    }
+    known, variance = output.mean[good], output.log_variance[good]
+    found["kl"] = -0.5 * (1 + variance - known**2 - variance.exp()).sum(1).mean() if good.any() else scores.sum() * 0
+    found |= _contrast(output, bad, good)
+    return found | {"total": sum(weight * found[name] for name, weight in parts.items())}
+
+
+def _contrast(output: ScorerOutput, bad: Tensor, good: Tensor) -> dict[str, Tensor]:
+    """Return triplet and distance of as many pairs of a normal and an anomalous video as the batch has."""
+    pairs = int(min(bad.sum(), good.sum()))
+    if not pairs:
+        return dict.fromkeys(("triplet", "distance"), output.scores.sum() * 0)
+    bad, good = bad.nonzero()[:pairs, 0], good.nonzero()[:pairs, 0]
+    anchor = _top(output.rows[good], output.normal[good])  # (P, H)
+    alike, unlike = (_top(output.rows[bad], by[bad]) for by in (output.normal, output.abnormal))
+    unit = [F.normalize(x, dim=-1) for x in (anchor, alike, unlike)]
+    far = _top(output.abnormal_answer[bad], output.abnormal[bad]).norm(dim=-1)
+    close = _top(output.normal_answer[good], output.normal[good]).norm(dim=-1)
+    return {"triplet": F.triplet_margin_loss(*unit), "distance": (FAR - far + close).relu().mean()}
+
+
+def _bce(chances: Tensor, targets: Tensor) -> Tensor:
+    return F.binary_cross_entropy(chances.clamp(0, 1), targets)
+
+
+def _towards(target: int, chances: Tensor) -> Tensor:
+    return _bce(chances, torch.full_like(chances, target)) if len(chances) else chances.sum()
+
+
+# Where the release keeps what is named otherwise here; UR-DMU's own checkpoints say `selfatt`.
+_RELEASED_NAMES = (
+    (r"^module\.", ""),
+    (r"^embedding\.conv_1\.0\.", "embed."),
+    (r"^self_?attn?\.layers\.(\d+)\.0\.norm\.", r"attend.\1.norm."),
+    (r"^self_?attn?\.layers\.(\d+)\.0\.fn\.to_qkv\.", r"attend.\1.ask."),
+    (r"^self_?attn?\.layers\.(\d+)\.0\.fn\.to_out\.0\.", r"attend.\1.out."),
+    (r"^self_?attn?\.layers\.(\d+)\.1\.norm\.", r"feed.\1.norm."),
+    (r"^self_?attn?\.layers\.(\d+)\.1\.fn\.net\.0\.", r"feed.\1.in."),
+    (r"^self_?attn?\.layers\.(\d+)\.1\.fn\.net\.3\.", r"feed.\1.out."),
+    (r"^cls_head\.mlp\.", "classify."),
+    (r"^([AN])memory\.memory_block$", lambda found: {"A": "abnormal", "N": "normal"}[found[1]] + ".slots"),
+    (r"^encoder_mu\.0\.", "mean."),
+    (r"^encoder_var\.0\.", "log_variance."),
+)
+
+
+def load_released(source: str | Path | Mapping[str, Tensor], config: ScorerConfig | None = None) -> AnomalyScorer:
+    """Return a scorer in eval mode with the release's 34 tensors (a state dict or a file of one), strictly; else StoreError."""
+    weights = source if isinstance(source, Mapping) else training.load_weights(source)
+    renamed = {}
+    for key, value in weights.items():
+        for theirs, ours in _RELEASED_NAMES:
+            key = re.sub(theirs, ours, key)
+        renamed[key] = value.float()
+    scorer = AnomalyScorer(config)
+    training.load_strictly(scorer, renamed, "the state dict" if isinstance(source, Mapping) else source)
+    return scorer.eval()
+
+
+def frame_targets(record: records.VideoRecord, rows: int, *, stride: int = SNIPPET_FRAMES) -> np.ndarray:
+    """Return the truth at each glance, uint8 (rows,): of frame stride * i; all 0 in a video without the label.
+
+    RecordError when the video is shorter than its rows say. An event between two glances is in none.
+    """
+    last = stride * (rows - 1)
+    if rows < 1 or not 0 <= last < record.num_frames:
+        raise records.RecordError(f"{record.id}: {rows} rows at stride {stride} for {record.num_frames} frames")
+    return records.frame_labels(record)[: last + 1 : stride] * np.uint8(record.label > 0)
+
+
+# Training
+
+
+class _Rows(training.Sequences):
+    """Sequences whose "labels" are those of every row, (steps,): a part is positive where one of its rows is."""
+
+    def __init__(self, features: Mapping[str, np.ndarray], targets: Mapping[str, np.ndarray], prepare):
+        super().__init__(features, {name: int(np.max(truth)) for name, truth in targets.items()}, prepare)
+        self.targets = [torch.from_numpy(_parts(targets[name], prepare.steps)) for name in self.names]
+
+    def __getitem__(self, place: int) -> dict[str, Tensor]:
+        return {"x": self.x[place], "labels": self.targets[place]}
+
+
+def _parts(targets: np.ndarray, steps: int) -> np.ndarray:
+    """Return targets (T,) as those of `steps` parts, float32: the parts `training.to_steps` makes of rows."""
+    targets = np.asarray(targets, np.float32)
+    if len(targets) < steps:
+        return targets[np.rint(np.linspace(0, len(targets) - 1, steps)).astype(int)]
+    return F.adaptive_max_pool1d(torch.from_numpy(targets)[None], steps)[0].numpy()
+
+
+class _TimeLast(nn.Module):
+    """The training engine's sequences have time last."""
+
+    def __init__(self, scorer: AnomalyScorer):
+        super().__init__()
+        self.scorer = scorer
+
+    def forward(self, x: Tensor) -> ScorerOutput:
+        return self.scorer.learn(x.mT)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A scorer with what it was trained on: how rows are prepared, and the curves, one row per epoch."""
+
+    model: AnomalyScorer
+    prepare: training.Preparation
+    curves: pd.DataFrame
+
+    @torch.inference_mode()
+    def score(self, rows: np.ndarray) -> np.ndarray:
+        """Return every row's score, (T,) in [0, 1], of rows (T, D)."""
+        return self.model(self.prepare(rows).mT[None])[0].numpy()
+
+
+def recipe(**changes: object) -> training.Plan:
+    """Return the published recipe (Adam, 1e-4, as many anomalous as normal videos), changed where told."""
+    ours = {"learning_rate": 1e-4, "weight_decay": 5e-5, "batch_size": 128, "balanced": True}
+    return training.Plan(**(ours | {"curriculum_epochs": 0, "noise_share": 0.0} | changes))
+
+
+def train(
+    features: Mapping[str, np.ndarray],
+    targets: Mapping[str, np.ndarray],
+    val: Collection[str],
+    *,
+    config: ScorerConfig,
+    plan: training.Plan,
+    steps: int = TRAIN_ROWS,
+    motion: bool = False,
+    parts: Mapping[str, float] = PARTS,
+    folder: Path | None = None,
+    progress: bool = False,
+) -> Trained:
+    """Fit on {id: (T, D)} but the videos in `val`, which choose the epoch; targets {id: (T,)} in {0, 1}. Seeded by the plan.
+
+    Where only the video's label is known give all its rows that label and a `parts` whose "frames" is 0. A long video is
+    seen in parts wider than a glance and later scored glance by glance, as in the reference.
+    """
+    for name, rows in features.items():
+        if name not in targets or len(targets[name]) != len(rows):
+            raise ValueError(f"video {name}: {len(rows)} rows for {len(targets.get(name, ()))} targets")
+    training.seed_everything(plan.seed)
+    chosen = set(val)
+    sides = [[n for n in features if n not in chosen], [n for n in features if n in chosen]]
+    if not all(sides):
+        raise ValueError(f"need videos on both sides, got {len(sides[0])} to train on and {len(sides[1])} to choose by")
+    prepare = training.Preparation.fit({n: features[n] for n in sides[0]}, steps=steps, motion=motion)
+    sets = [_Rows({n: features[n] for n in names}, {n: targets[n] for n in names}, prepare) for names in sides]
+    scorer = AnomalyScorer(config)
+
+    def objective(output: ScorerOutput, _: Tensor, y: Tensor) -> Tensor:
+        return scorer_loss(output, y, parts=parts)["total"]
+
+    curves = training.fit(_TimeLast(scorer), objective, *sets, plan=plan, folder=folder, progress=progress)
+    return Trained(scorer.eval(), prepare, curves)
+
+
+def save_trained(folder: str | Path, trained: Trained, **made_by: object) -> None:
+    """Write what `load_trained` reads."""
+    config = {"sizes": asdict(trained.model.settings), "prepare": asdict(trained.prepare)}
+    training.save_model(Path(folder), trained.model, config, **made_by)
+
+
+def load_trained(folder: str | Path) -> Trained:
+    """Return a scorer saved beside its `sizes` and `prepare` (config.json), in eval mode; no curves. StoreError otherwise."""
+    config = store.read_json(Path(folder) / "config.json")
+    try:
+        model, prepare = AnomalyScorer(ScorerConfig(**config["sizes"])), training.Preparation(**config["prepare"])
+    except (KeyError, TypeError) as error:
+        raise store.StoreError(f"{folder}/config.json is not of an anomaly scorer: {error}") from error
+    path = Path(folder) / "model.safetensors"
+    training.load_strictly(model, training.load_weights(path), path)
+    return Trained(model.eval(), prepare, pd.DataFrame())
