@@ -10,8 +10,9 @@ TIERS = {
     0: {"video", "records", "datasets", "store", "runs", "presets", "cluster"},
     1: {"features", "towers", "weights", "training", "peers", "metrics", "streaming", "results", "plots"}
     | {"keyclips", "lshma_state"}
+    | {"smarthome_files", "smarthome_prompts", "smarthome_published"}
     | {"synthesis", "filming", "stories", "actors", "props", "stage"},
-    2: {"memtsm", "lshma"},
+    2: {"memtsm", "lshma", "smarthome"},
     3: {"watching", "cli"},
 }
 WITHIN_TIER_1 = {("features", "weights"), ("training", "weights"), ("training", "metrics"), ("results", "metrics")}
