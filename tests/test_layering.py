@@ -12,7 +12,7 @@ TIERS = {
     | {"keyclips", "lshma_state"}
     | {"smarthome_files", "smarthome_prompts", "smarthome_published"}
     | {"synthesis", "filming", "stories", "actors", "props", "stage"},
-    2: {"memtsm", "lshma", "smarthome"},
+    2: {"memtsm", "lshma", "smarthome", "compress"},
     3: {"watching", "cli"},
 }
 WITHIN_TIER_1 = {("features", "weights"), ("training", "weights"), ("training", "metrics"), ("results", "metrics")}
