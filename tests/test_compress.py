@@ -139,3 +139,20 @@ def test_a_real_transformers_class_is_pruned_factorised_saved_and_reloaded(tmp_p
     again = compress.load(tmp_path, tiny_qwen())
     assert torch.equal(again(input_ids=ids).logits, small(input_ids=ids).logits)
     assert again.generate(input_ids=ids, max_new_tokens=2, do_sample=False).shape[1] == 11
+
+
+def test_a_compressed_model_reloads_in_a_fresh_process(tmp_path, data):
+    import subprocess
+    import sys
+
+    made = compress.prune(mlp(), 0.5, data)
+    compress.save(made, tmp_path, mlp())
+    torch.save(data[0], tmp_path / "x.pt")
+    code = (
+        "import sys, torch; from torch import nn; from vau_lib import compress\n"
+        "model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 24), nn.GELU(), nn.Linear(24, 5))\n"
+        "x = torch.load(sys.argv[1] + '/x.pt', weights_only=True)\n"
+        "torch.save(compress.load(sys.argv[1], model)(x).detach(), sys.argv[1] + '/y.pt')"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    assert torch.allclose(torch.load(tmp_path / "y.pt", weights_only=True), made(data[0]), atol=1e-6)
