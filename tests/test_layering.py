@@ -11,8 +11,9 @@ TIERS = {
     1: {"features", "towers", "dense", "released", "weights", "training", "trials"}
     | {"peers", "metrics", "streaming", "probing", "sampling", "results", "plots"}
     | {"keyclips", "lshma_state"}
+    | {"smarthome_files", "smarthome_prompts", "smarthome_published"}
     | {"synthesis", "filming", "stories", "actors", "props", "stage"},
-    2: {"memtsm", "lshma", "ats"},
+    2: {"memtsm", "lshma", "ats", "smarthome", "compress"},
     3: {"watching", "cli"},
 }
 WITHIN_TIER_1 = {("features", "weights"), ("training", "weights"), ("training", "metrics"), ("results", "metrics")}
