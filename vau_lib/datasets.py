@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from vau_lib import cluster, store, video
+from vau_lib.hivau import hivau_instructions as hivau_instructions, hivau_raw as hivau_raw
 from vau_lib.records import RecordError, Span, VideoRecord, leaks, locate
 
 UCF_FPS = 30.0

@@ -15,6 +15,8 @@ import numpy as np
 from scipy.signal import lfilter
 from sklearn import metrics as reference
 
+from vau_lib.text_metrics import text_scores as text_scores
+
 SNIPPET_FRAMES = 16  # frames summarised by one feature row
 CHUNK = 4_000_000  # numbers held at once by a bootstrap, 32 MB each array
 GRID = np.linspace(0, 1, 201)  # where the band of a curve is drawn
