@@ -213,7 +213,9 @@ def statistics(instructions: Iterable[Instruction]) -> list[dict]:
     return rows
 
 
-def quality(videos: Sequence[HivauVideo], instructions: Sequence[Instruction] = (), *, slack_s: float = 1e-6) -> Quality:
+def quality(
+    videos: Sequence[HivauVideo], instructions: Sequence[Instruction] = (), *, slack_s: float = 1e-6
+) -> Quality:
     """Return what is odd: clips that leave their event, videos judged against their label, repeated rows.
 
     A clip or an event may leave its frame by `slack_s` seconds without being named.
@@ -341,9 +343,7 @@ def _video(name: str, entry: Mapping, subset: str, split: str) -> HivauVideo:
     for number, (pairs, captions) in enumerate(zip(entry["clips"], entry["clips_caption"], strict=True)):
         if len(pairs) != len(captions):
             raise RecordError(f"event {number} has {len(pairs)} clips and {len(captions)} captions")
-        clips.append(
-            tuple(Span(float(s), float(e), text=text) for (s, e), text in zip(pairs, captions, strict=True))
-        )
+        clips.append(tuple(Span(float(s), float(e), text=text) for (s, e), text in zip(pairs, captions, strict=True)))
     for part in [*parts, entry["video_summary_split"]]:
         if not part["judgement"].strip():
             raise RecordError("a judgement is empty")

@@ -139,8 +139,7 @@ def video_ap(scores: Arrays, labels: Arrays, reduce: str = "max") -> float:
 def binary_report(labels: Arrays | Sequence[int], predictions: Arrays | Sequence[int]) -> dict[str, float]:
     """Return accuracy, precision, recall, f1 (in [0, 1], 0 where undefined) and the counts tn, fp, fn, tp.
 
-    Both are arrays of 0 and 1 in the same order, or both {video id: array}. An answer that could not be read counts as
-    the wrong class: leaving it out flatters.
+    Both are arrays of 0 and 1 in the same order, or both {video id: array}; an answer nobody can read counts as wrong.
     """
     if not isinstance(labels, Mapping):
         labels, predictions = {"all": labels}, {"all": predictions}

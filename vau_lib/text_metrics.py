@@ -34,7 +34,7 @@ def text_scores(
     counted: str = "rows",
     java: bool | None = None,
 ) -> list[dict]:
-    """Return one row per level and task, and one per level with task "all": BLEU-1..4, bleu (their sum), CIDEr, METEOR, ROUGE-L.
+    """Return one row per level and task, and one with task "all" per level of several tasks; its scores are SCORES.
 
     `references` are Instructions, or {id: text} (level and task "all"). What task "all" means is the protocol's:
     - "corpus": all rows of the level as one corpus
@@ -55,6 +55,8 @@ def text_scores(
         raise ValueError(f"no answer for {missing[0]!r}; {len(missing)} of {len(wanted)} references have none")
     said, truth = _tokenized({key: predictions[key] for key in wanted}, groups, java)
     facts = {"protocol": protocol, "counted": counted, **_tools(java)}
+    tasks = {level: sum(of == level for of, _ in groups) - 1 for level, _ in groups}
+    groups = {group: keys for group, keys in groups.items() if group[1] != "all" or tasks[group[0]] != 1}
     values = {group: _scores({k: truth[k] for k in keys}, said, protocol, java) for group, keys in groups.items()}
     if protocol == "task_mean":
         values |= {group: _task_mean(group, values) for group in values if group[1] == "all" and group[0] != "all"}
