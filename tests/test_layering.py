@@ -11,7 +11,7 @@ TIERS = {
     | {"hivau", "hivau_files", "prompt_pools"},
     1: {"features", "towers", "weights", "training", "peers", "metrics", "streaming", "results", "plots"}
     | {"keyclips", "lshma_state"}
-    | {"text_metrics", "judging", "answers"}
+    | {"text_metrics", "judging", "answers", "instruction_plots"}
     | {"synthesis", "filming", "stories", "actors", "props", "stage"},
     2: {"memtsm", "lshma", "annotate"},
     3: {"watching", "cli"},
@@ -19,7 +19,7 @@ TIERS = {
 WITHIN_TIER_1 = {("features", "weights"), ("training", "weights"), ("training", "metrics"), ("results", "metrics")}
 WITHIN_TIER_1 |= {("cli", "watching")}
 WITHIN_TIER_1 |= {("features", "towers"), ("towers", "weights"), ("streaming", "metrics"), ("lshma_state", "keyclips")}
-WITHIN_TIER_1 |= {("metrics", "text_metrics"), ("judging", "metrics"), ("judging", "text_metrics")}
+WITHIN_TIER_1 |= {("metrics", "text_metrics"), ("judging", "metrics"), ("instruction_plots", "plots")}
 DRAWING = ["stage", "props", "actors", "stories", "filming", "synthesis"]  # each may use those before it
 WITHIN_TIER_1 |= {(later, earlier) for n, later in enumerate(DRAWING) for earlier in DRAWING[:n]}
 DOORS = {

@@ -1,0 +1,39 @@
+"""What instruction data are made of, in one figure: how many, how long, how wordy (after the paper's Fig. 3 a-c)."""
+
+import numpy as np
+import pandas as pd
+
+from vau_lib import plots
+
+COLOURS = dict(zip(("clip", "event", "video"), plots.SERIES, strict=False))
+
+
+def statistics(table: pd.DataFrame, *, title: str = ""):
+    """Draw rows of `hivau.statistics`: rows per level and task, seconds and words per level; return the Figure."""
+    figure, (left, middle, right) = plots._subplots(1, 3, figsize=(12, 3.6))
+    sizes = table.groupby(["level", "task"], sort=False).size()
+    places = np.arange(len(sizes))[::-1]
+    left.barh(places, sizes, color=[COLOURS[level] for level, _ in sizes.index], height=0.7)
+    for place, size in zip(places, sizes, strict=True):
+        left.annotate(f"{size:,}", (size, place), (4, 0), textcoords="offset points", va="center", fontsize=9)
+    left.set(yticks=places, yticklabels=[f"{level} {task}" for level, task in sizes.index], xlabel="rows")
+    left.set_xlim(0, sizes.max() * 1.18)
+    # a segment has several rows; seconds are counted once per judgement or caption, which each segment has one of
+    timed = table[table["task"].isin(["caption", "judgement"]) & table["seconds"].notna()]
+    _layers(middle, timed, "seconds", "length of the segment (s)", "segments")
+    _layers(right, table, "words", "words of the answer", "rows")
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=12)
+    return figure
+
+
+def _layers(axis, table: pd.DataFrame, column: str, xlabel: str, ylabel: str) -> None:
+    axis.set(xlabel=xlabel, ylabel=ylabel)
+    if table.empty:
+        axis.text(0.5, 0.5, "not known", transform=axis.transAxes, ha="center", color=plots.QUIET)
+        return
+    edges = np.linspace(0, np.ceil(table[column].max()), 26)
+    for level, part in table.groupby("level", sort=False):
+        label = f"{level} (median {part[column].median():.3g})"
+        axis.hist(part[column], bins=edges, histtype="step", linewidth=1.8, color=COLOURS[level], label=label)
+    axis.set_yscale("log")
+    axis.legend(fontsize=8)
