@@ -4,10 +4,11 @@ import json
 import os
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import moving_square
 
-from vau_lib import datasets, hivau, hivau_files, records, video
+from vau_lib import datasets, hivau, hivau_files, instruction_plots, records, video
 from vau_lib.records import RecordError, Span
 
 TEST_ROW = {"id": 3, "type": "clip", "task": "caption", "video": "ucf-crime/clips/test/A_E0C1.mp4", "prompt": "What?",
@@ -272,3 +273,14 @@ def test_a_real_crime_video_is_cut_and_checked(released, real_data, tmp_path):
     for outcome, clip in zip(done, (c for of in record.clips for c in of), strict=True):
         wanted = len(hivau_files.segment_frames(clip, record.fps, frames))
         assert abs(video.probe(tmp_path / outcome.file).num_frames - wanted) <= 1
+
+
+def test_the_figure_counts_each_segment_once(tmp_path):
+    table = pd.DataFrame(
+        [{"level": "event", "task": task, "words": 5, "seconds": 2.0} for task in hivau.TASKS["event"]]
+        + [{"level": "clip", "task": "caption", "words": 9, "seconds": float("nan")}]
+    )
+    bars, seconds, words = instruction_plots.statistics(table, title="toy").axes
+    assert [patch.get_width() for patch in bars.patches] == [1, 1, 1, 1]
+    assert [text.get_text() for text in seconds.get_legend().get_texts()] == ["event (median 2)"]
+    assert len(words.get_legend().get_texts()) == 2

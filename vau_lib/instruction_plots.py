@@ -11,7 +11,7 @@ COLOURS = dict(zip(("clip", "event", "video"), plots.SERIES, strict=False))
 def statistics(table: pd.DataFrame, *, title: str = ""):
     """Draw rows of `hivau.statistics`: rows per level and task, seconds and words per level; return the Figure."""
     figure, (left, middle, right) = plots._subplots(1, 3, figsize=(12, 3.6))
-    sizes = table.groupby(["level", "task"], sort=False).size()
+    sizes = table.groupby(["level", "task"], sort=False).size().sort_index(level=0, sort_remaining=False)
     places = np.arange(len(sizes))[::-1]
     left.barh(places, sizes, color=[COLOURS[level] for level, _ in sizes.index], height=0.7)
     for place, size in zip(places, sizes, strict=True):
@@ -31,9 +31,16 @@ def _layers(axis, table: pd.DataFrame, column: str, xlabel: str, ylabel: str) ->
     if table.empty:
         axis.text(0.5, 0.5, "not known", transform=axis.transAxes, ha="center", color=plots.QUIET)
         return
-    edges = np.linspace(0, np.ceil(table[column].max()), 26)
-    for level, part in table.groupby("level", sort=False):
-        label = f"{level} (median {part[column].median():.3g})"
-        axis.hist(part[column], bins=edges, histtype="step", linewidth=1.8, color=COLOURS[level], label=label)
-    axis.set_yscale("log")
+    values = table[column].clip(upper=table[column].quantile(0.998))  # one video of an hour must not squeeze the rest
+    wide = values.max() > 50 * max(values.median(), 1e-9) or column == "seconds"
+    low = max(values.min(), 1e-2)
+    edges = np.geomspace(low, max(values.max(), low * 1.1), 26) if wide else np.linspace(0, values.max() + 1, 26)
+    for level in (name for name in COLOURS if (table["level"] == name).any()):
+        part = values[table["level"] == level]
+        label = f"{level} (median {table[column][part.index].median():.3g})"
+        axis.hist(part, bins=edges, histtype="step", linewidth=1.8, color=COLOURS[level], label=label)
+    if wide:
+        axis.set_xscale("log")
+        axis.xaxis.set_major_formatter("{x:g}")
+    axis.set_ylim(0, axis.get_ylim()[1] * 1.3)  # room for the legend
     axis.legend(fontsize=8)
