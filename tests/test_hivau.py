@@ -2,6 +2,7 @@
 
 import json
 import os
+from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 import pandas as pd
@@ -284,3 +285,13 @@ def test_the_figure_counts_each_segment_once(tmp_path):
     assert [patch.get_width() for patch in bars.patches] == [1, 1, 1, 1]
     assert [text.get_text() for text in seconds.get_legend().get_texts()] == ["event (median 2)"]
     assert len(words.get_legend().get_texts()) == 2
+
+
+def test_a_dead_worker_is_no_silence(tree, tmp_path, monkeypatch):
+    def dying(*_, **__):
+        raise BrokenProcessPool("a process was killed")
+        yield
+
+    monkeypatch.setattr(hivau_files.cluster, "map_videos", dying)
+    with pytest.raises(RuntimeError, match="a worker died, 2 videos are unfinished .A, ….; run again"):
+        hivau_files.split(hivau.hivau_raw(raw(tmp_path)), tree, tree)

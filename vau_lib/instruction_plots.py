@@ -32,9 +32,9 @@ def _layers(axis, table: pd.DataFrame, column: str, xlabel: str, ylabel: str) ->
         axis.text(0.5, 0.5, "not known", transform=axis.transAxes, ha="center", color=plots.QUIET)
         return
     values = table[column].clip(upper=table[column].quantile(0.998))  # one video of an hour must not squeeze the rest
-    wide = values.max() > 50 * max(values.median(), 1e-9) or column == "seconds"
+    wide = column == "seconds" and values.max() > 20 * values.median()
     low = max(values.min(), 1e-2)
-    edges = np.geomspace(low, max(values.max(), low * 1.1), 26) if wide else np.linspace(0, values.max() + 1, 26)
+    edges = np.geomspace(low, max(values.max(), low * 1.1), 26) if wide else np.linspace(0, values.max() * 1.02, 26)
     for level in (name for name in COLOURS if (table["level"] == name).any()):
         part = values[table["level"] == level]
         label = f"{level} (median {table[column][part.index].median():.3g})"
@@ -42,5 +42,6 @@ def _layers(axis, table: pd.DataFrame, column: str, xlabel: str, ylabel: str) ->
     if wide:
         axis.set_xscale("log")
         axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter("")
     axis.set_ylim(0, axis.get_ylim()[1] * 1.3)  # room for the legend
     axis.legend(fontsize=8)
