@@ -7,24 +7,26 @@ import pytest
 
 LIBRARY = Path(__file__).parents[1] / "vau_lib"
 TIERS = {
-    0: {"video", "records", "datasets", "store", "runs", "presets", "cluster"},
+    0: {"video", "records", "datasets", "store", "runs", "presets", "cluster"} | {"hivau", "hivau_files", "prompt_pools"},
     1: {"features", "towers", "dense", "released", "weights", "training", "trials"}
     | {"peers", "metrics", "streaming", "probing", "sampling", "results", "plots"}
     | {"keyclips", "lshma_state"}
+    | {"text_metrics", "judging", "answers", "instruction_plots"}
     | {"smarthome_files", "smarthome_prompts", "smarthome_published"}
     | {"synthesis", "filming", "stories", "actors", "props", "stage"},
-    2: {"memtsm", "lshma", "ats", "smarthome", "compress"},
+    2: {"memtsm", "lshma", "ats", "annotate", "smarthome", "compress"},
     3: {"watching", "cli"},
 }
 WITHIN_TIER_1 = {("features", "weights"), ("training", "weights"), ("training", "metrics"), ("results", "metrics")}
 WITHIN_TIER_1 |= {("cli", "watching"), ("features", "released"), ("trials", "features"), ("probing", "streaming")}
 WITHIN_TIER_1 |= {("features", "towers"), ("towers", "weights"), ("streaming", "metrics"), ("lshma_state", "keyclips")}
+WITHIN_TIER_1 |= {("metrics", "text_metrics"), ("judging", "metrics"), ("instruction_plots", "plots")}
 DRAWING = ["stage", "props", "actors", "stories", "filming", "synthesis"]  # each may use those before it
 WITHIN_TIER_1 |= {(later, earlier) for n, later in enumerate(DRAWING) for earlier in DRAWING[:n]}
 DOORS = {
     "decord": {"video"}, "av": {"video"}, "kornia": {"features"}, "cv2": {"features"}, "transformers": {"training", "towers"},
     "sklearn": {"metrics", "peers"}, "matplotlib": {"plots"}, "seaborn": {"plots"}, "papermill": {"runs", "presets"},
-    "ray": {"cluster"}, "typer": {"cli"}, "rich": {"cli"},
+    "pycocoevalcap": {"text_metrics"}, "nltk": {"text_metrics"}, "ray": {"cluster"}, "typer": {"cli"}, "rich": {"cli"},
 }  # fmt: skip
 TIER_OF = {name: tier for tier, names in TIERS.items() for name in names}
 MODULES = sorted(path.stem for path in LIBRARY.glob("[a-z]*.py"))

@@ -18,6 +18,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from vau_lib import cluster, store, video
+from vau_lib.hivau import hivau_instructions as hivau_instructions
+from vau_lib.hivau import hivau_raw as hivau_raw
 from vau_lib.records import RecordError, Span, VideoRecord, leaks, locate
 
 UCF_FPS = 30.0
@@ -284,9 +286,8 @@ def _xd_record(where: str, name: str, events: tuple[Span, ...], split: str, fps:
 
 def _xd_classes(name: str, where: str) -> tuple[str, ...]:
     _, _, codes = name.rpartition("label_")
-    found = (
-        [] if codes == "A" else [code for code in codes.split("-") if code != "0"]
-    )  # `B1-0-0`: up to three, the first the main one
+    # `B1-0-0`: up to three, the first the main one
+    found = [] if codes == "A" else [code for code in codes.split("-") if code != "0"]
     coded = set(found) <= XD_CLASSES.keys() and (found or codes == "A")
     if "/" in name or "label_" not in name or not coded:
         raise RecordError(f"{where}: {name!r} does not end in `label_` and XD-Violence's class codes")

@@ -15,6 +15,8 @@ import numpy as np
 from scipy.signal import lfilter
 from sklearn import metrics as reference
 
+from vau_lib.text_metrics import text_scores as text_scores
+
 SNIPPET_FRAMES = 16  # frames summarised by one feature row
 CHUNK = 4_000_000  # numbers held at once by a bootstrap, 32 MB each array
 GRID = np.linspace(0, 1, 201)  # where the band of a curve is drawn
@@ -137,8 +139,7 @@ def video_ap(scores: Arrays, labels: Arrays, reduce: str = "max") -> float:
 def binary_report(labels: Arrays | Sequence[int], predictions: Arrays | Sequence[int]) -> dict[str, float]:
     """Return accuracy, precision, recall, f1 (in [0, 1], 0 where undefined) and the counts tn, fp, fn, tp.
 
-    Both are arrays of 0 and 1 in the same order, or both {video id: array}. An answer that could not be read counts as
-    the wrong class: leaving it out flatters.
+    Both are arrays of 0 and 1 in the same order, or both {video id: array}; an answer nobody can read counts as wrong.
     """
     if not isinstance(labels, Mapping):
         labels, predictions = {"all": labels}, {"all": predictions}

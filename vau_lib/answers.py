@@ -1,0 +1,193 @@
+"""Who can be asked: a service, a pipeline, or a file of answers given before. All are functions from a question to a text.
+
+- `Endpoint` speaks the chat-completions protocol with the standard library alone; its key is read from the environment when
+  a question is sent, goes to that one address only, and is in no message, log or file
+- a failure is tried again where that can help (rate limit, server error, time-out), with growing pauses; then it is one line
+- `Replay` gives answers read from a file and is labelled so wherever they land
+"""
+
+import base64
+import io
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+from PIL import Image
+
+from vau_lib import store
+
+TRY_AGAIN = {408, 409, 425, 429, 500, 502, 503, 504}
+LOCAL = {"localhost", "127.0.0.1", "::1"}
+
+
+class AnswerError(ValueError):
+    """No usable answer; the message is one line and holds no key."""
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """An OpenAI-compatible service: `base_url` ends before `/chat/completions`; `key_env` names the variable with the key."""
+
+    base_url: str
+    model: str
+    key_env: str = "VAU_API_KEY"
+    timeout_s: float = 60.0
+    tries: int = 4
+    pause_s: float = 1.0  # before the second try; doubles each time, unless the service says how long
+    longest_pause_s: float = 60.0
+    max_tokens: int = 512
+    sleep: Callable[[float], None] = time.sleep
+
+    def __post_init__(self):
+        place = urlsplit(self.base_url)
+        if place.scheme not in ("http", "https") or not place.hostname or place.username:
+            raise AnswerError("base_url must be http(s)://host[:port]/path without a user in it")
+        if self.tries < 1 or self.timeout_s <= 0:
+            raise AnswerError(f"tries and timeout_s must be positive, got {self.tries} and {self.timeout_s}")
+
+    @property
+    def label(self) -> str:
+        return f"{self.model} at {urlsplit(self.base_url).hostname}"
+
+    def __call__(self, prompt: str, frames: Sequence[np.ndarray] = ()) -> str:
+        """Ask; `frames` uint8 (H, W, 3) go along as JPEG. AnswerError after the last try, or at once where trying is useless."""
+        content = [{"type": "text", "text": prompt}] + [_picture(frame) for frame in frames]
+        message = {"role": "user", "content": content if frames else prompt}
+        body = {"model": self.model, "messages": [message], "max_tokens": self.max_tokens, "temperature": 0}
+        for attempt in range(1, self.tries + 1):
+            try:
+                return self._send(json.dumps(body).encode())
+            except _TryAgain as failure:
+                if attempt == self.tries:
+                    raise AnswerError(f"{self.label}: {failure} ({self.tries} tries)") from None
+                wait = self.pause_s * 2 ** (attempt - 1) if failure.wait_s is None else failure.wait_s
+                self.sleep(min(wait, self.longest_pause_s))
+        raise AssertionError("unreachable")
+
+    def _send(self, body: bytes) -> str:
+        request = urllib.request.Request(f"{self.base_url.rstrip('/')}/chat/completions", body, self._headers())
+        try:
+            with _NO_REDIRECT.open(request, timeout=self.timeout_s) as response:
+                content = json.loads(response.read())
+        except urllib.error.HTTPError as error:
+            line = f"HTTP {error.code} {error.reason}"
+            if error.code in TRY_AGAIN:
+                raise _TryAgain(line, _seconds(error.headers.get("Retry-After"))) from None
+            raise AnswerError(f"{self.label}: {line}") from None
+        except (OSError, ValueError) as error:  # refused, timed out, cut off, not JSON
+            raise _TryAgain(f"{type(error).__name__}: {' '.join(str(error).split())[:120]}") from None
+        try:
+            text = content["choices"][0]["message"]["content"]
+        except (KeyError, IndexError, TypeError):
+            text = None
+        if not isinstance(text, str) or not text.strip():
+            raise AnswerError(f"{self.label}: the response holds no text in choices[0].message.content")
+        return text.strip()
+
+    def _headers(self) -> dict[str, str]:
+        headers, key = {"Content-Type": "application/json"}, os.environ.get(self.key_env)
+        if not key:
+            return headers
+        place = urlsplit(self.base_url)
+        if place.scheme != "https" and place.hostname not in LOCAL:
+            raise AnswerError(f"{self.label}: a key is sent over https only, not over {place.scheme}")
+        return headers | {"Authorization": f"Bearer {key}"}
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Answers given before, {id: text}; `source` says by whom. Nothing is generated here."""
+
+    texts: Mapping[str, str]
+    source: str
+
+    @property
+    def label(self) -> str:
+        return f"replayed: {self.source}"
+
+    def __call__(self, name: str) -> str:
+        if name not in self.texts:
+            raise AnswerError(f"{self.label}: no answer for {name!r}")
+        return self.texts[name]
+
+
+def replay(path: str | Path, *, source: str, id_key: str = "id", text_key: str = "answer") -> Replay:
+    """Read answers: a JSON object {id: text}, or a list (.json, or one object per line) with `id_key` and `text_key`."""
+    path = Path(path)
+    try:
+        rows = (
+            [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+            if path.suffix == ".jsonl"
+            else None
+        )
+    except (OSError, ValueError) as error:
+        raise AnswerError(f"{path.name}: not a file of answers ({error})") from error
+    rows = store.read_json(path) if rows is None else rows
+    try:
+        pairs = rows.items() if isinstance(rows, Mapping) else [(row[id_key], row[text_key]) for row in rows]
+        pairs = [(str(name), text) for name, text in pairs]
+    except (KeyError, TypeError) as error:
+        raise AnswerError(f"{path.name}: an entry without {id_key!r} and {text_key!r} ({error})") from error
+    texts = dict(pairs)
+    if len(texts) < len(pairs) or not all(isinstance(text, str) for text in texts.values()):
+        raise AnswerError(f"{path.name}: an id is there twice, or an answer is no text")
+    return Replay(texts, source)
+
+
+def from_pipeline(pipeline: Callable, **options: object) -> Callable[..., str]:
+    """Return a function (prompt, frames) -> text from a built transformers pipeline ("image-text-to-text" or "text-generation").
+
+    `options` go to every call, e.g. max_new_tokens=128.
+    """
+
+    def ask(prompt: str, frames: Sequence[np.ndarray] = ()) -> str:
+        content = [{"type": "image", "image": Image.fromarray(frame)} for frame in frames]
+        chat = [{"role": "user", "content": [*content, {"type": "text", "text": prompt}] if frames else prompt}]
+        said = pipeline(text=chat, return_full_text=False, **options) if frames else pipeline(
+            chat, return_full_text=False, **options
+        )  # fmt: skip
+        text = said[0]["generated_text"]
+        if not isinstance(text, str) or not text.strip():
+            raise AnswerError(f"the pipeline answered {text!r:.60}")
+        return text.strip()
+
+    return ask
+
+
+class _TryAgain(Exception):
+    def __init__(self, line: str, wait_s: float | None = None):
+        super().__init__(line)
+        self.wait_s = wait_s
+
+
+class _Refuse(urllib.request.HTTPRedirectHandler):
+    """A redirect would carry the key to another host."""
+
+    def redirect_request(self, *_):
+        return None
+
+
+_NO_REDIRECT = urllib.request.build_opener(_Refuse)
+
+
+def _seconds(said: str | None) -> float | None:
+    try:
+        return max(0.0, float(said))
+    except (TypeError, ValueError):  # absent, or a date
+        return None
+
+
+def _picture(frame: np.ndarray) -> dict:
+    file = io.BytesIO()
+    Image.fromarray(frame).save(file, "JPEG", quality=90)
+    return {
+        "type": "image_url",
+        "image_url": {"url": f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"},
+    }
