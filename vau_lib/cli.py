@@ -20,7 +20,10 @@ from rich.table import Table
 from vau_lib import presets, runs, store
 
 PACKAGES = ("torch", "torchvision", "transformers", "kornia", "decord", "av", "numpy", "scikit-learn", "papermill")
-WEIGHTS = {"XFeat": "xfeat/xfeat_bnfolded.pt", "MemTSM-Net": "memtsm/best_model.pth"}
+WEIGHTS = {
+    "XFeat": "xfeat/xfeat_bnfolded.pt", "SqueezeNet": "squeezenet/squeezenet1_0_torchvision_keys_fp16.pt",
+    "MemTSM-Net": "memtsm/best_model.pth",
+}  # fmt: skip
 WATCHED = Path("data/models/lshma/synthetic/intended/fold0_seed0")  # what the demo trains
 WIDE = 10_000  # columns of a console that is no terminal: nothing is cut
 
