@@ -172,9 +172,8 @@ class LSHMA(nn.Module):
         levels, kept = [], []
         for start in range(0, count, n):
             valid = (lengths - start).clamp(0, n)
-            state = self._advance(
-                rows[:, start : start + n], state, valid, None if allowed is None else allowed[:, start // n]
-            )
+            may = None if allowed is None else allowed[:, start // n]
+            state = self._advance(rows[:, start : start + n], state, valid, may, every_depth=True)
             levels.append(state.levels)
             kept.append((state.depth > 0)[:, None].expand(batch, n))
         levels, kept = torch.cat(levels, dim=2)[..., :count], torch.cat(kept, dim=1)[:, :count]
@@ -183,9 +182,21 @@ class LSHMA(nn.Module):
         bag = training.bag_probability(logits, lengths, counted)
         return LSHMAOutput(bag.logit(1e-6), logits, levels, counted, lengths)
 
-    def _advance(self, clip: Tensor, state: StreamState, valid: Tensor, allowed: Tensor | None = None) -> StreamState:
-        """Take one clip (B, N, D) of which `valid` (B,) rows are real; streams with none, or not allowed, stay as they are."""
+    def _advance(
+        self,
+        clip: Tensor,
+        state: StreamState,
+        valid: Tensor,
+        allowed: Tensor | None = None,
+        *,
+        every_depth: bool = False,
+    ) -> StreamState:
+        """Take one clip (B, N, D) of which `valid` (B,) rows are real; streams with none, or not allowed, stay as they are.
+
+        Depths answer where somebody asks: in training (`every_depth`), where a stream may leave, and the last one.
+        """
         config, keys, active = self.settings, state.keys, valid > 0
+        exits = config.exit_threshold < 1 and not self.training
         if config.key_clips:
             active, _, keys = decide(clip, keys, valid, every=config.key_every)
         if allowed is not None:
@@ -202,19 +213,21 @@ class LSHMA(nn.Module):
                 memory[going, level] = self._remember(memory[going, level], filled[going, level], entry, mean)
                 filled[going, level] = (filled[going, level] + 1).clamp(max=config.memory - 1)
                 depth[going] = level + 1
-                y = self.linear(x)
-                if raw:
-                    raw.append(y)
-                    y = torch.stack(raw).amax(0)
-                logits = self.classifier(y + self.mlp(y))[..., 0]  # (b, N)
-                answers = answers.index_copy(0, going, logits)
-                if level + 1 < config.layers and config.exit_threshold < 1 and not self.training:
+                if every_depth or exits or level + 1 == config.layers:
+                    y = self.linear(x)
+                    if raw:
+                        raw.append(y)
+                        y = torch.stack(raw).amax(0)
+                    logits = self.classifier(y + self.mlp(y))[..., 0]  # (b, N)
+                    answers = answers.index_copy(0, going, logits)
+                if exits and level + 1 < config.layers:
                     sure = logits.sigmoid().amax(1) > config.exit_threshold
                     filled[going[sure], level + 1 :] = 0  # deeper blocks did not see this clip: they begin again
                     going, x = going[~sure], x[~sure]
             levels.append(answers)
             previous = answers
-        levels = levels if not raw else [levels[-1]] * len(levels)  # as released: one answer for all depths
+        if raw or not (every_depth or exits):  # as released one answer trains all depths; nobody asked the others
+            levels = [levels[-1]] * len(levels)
         return replace(state, memory=memory, filled=filled, levels=torch.stack(levels, 1), depth=depth, keys=keys)
 
     def _remember(self, past: Tensor, filled: Tensor, entry: Tensor, mean: Tensor) -> Tensor:
@@ -310,15 +323,9 @@ def load_released(source: str | Path | Mapping[str, Tensor], config: LSHMAConfig
     return model.eval()
 
 
+_PUBLISHED = training.Plan(15, 1e-5, 0.01, 1, milestones=(3, 6, 10), curriculum_epochs=0, noise_share=0.0)
 RECIPES = {  # as published: whole videos one by one, a step down at three (two) epochs
-    "xd": training.Plan(
-        epochs=15, learning_rate=1e-5, weight_decay=0.01, batch_size=1, milestones=(3, 6, 10), balanced=False,
-        curriculum_epochs=0, noise_share=0.0,
-    ),
-    "ucf": training.Plan(
-        epochs=15, learning_rate=2e-5, weight_decay=0.01, batch_size=1, milestones=(3, 5), balanced=True,
-        curriculum_epochs=0, noise_share=0.0,
-    ),
+    "xd": _PUBLISHED, "ucf": replace(_PUBLISHED, learning_rate=2e-5, milestones=(3, 5), balanced=True),
 }  # fmt: skip
 
 
