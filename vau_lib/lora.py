@@ -123,7 +123,8 @@ class Samples(torch.utils.data.Dataset):
     """Instruction rows as turns of a conversation, with labels; an item is what `dialogue.encode` returns.
 
     A row holds id, level (clip, event, video), task, video, span_s ([start, end) or None), question, answer. `root` is
-    where videos lie. `picks(row)` gives frame places of the video, in place of random ones (`rng` None: middles).
+    where videos lie. Frames are random, one per equal interval; `random` False takes the middles, `picks(row)` gives their
+    places. `answers` False leaves the answer out (to ask), `blind` shows black frames (what language alone can guess).
     """
 
     def __init__(
@@ -136,12 +137,15 @@ class Samples(torch.utils.data.Dataset):
         picks: Callable[[Mapping], np.ndarray] | None = None,
         num_frames: int | None = None,
         released: bool = False,
+        answers: bool = True,
+        blind: bool = False,
         seed: int = 0,
     ):
         self.rows, self.root, self.speaker = [_checked(row) for row in rows], Path(root), speaker
         if not self.rows:
             raise ValueError("no instruction rows to train on")
         self.random, self.picks, self.num_frames = random, picks, num_frames
+        self.answers, self.blind = answers, blind
         self.released, self.seed, self.epoch = "train" if released else None, seed, 0
         self._kept: dict[str, np.ndarray] = {}
         self._bytes = 0
@@ -181,8 +185,9 @@ class Samples(torch.utils.data.Dataset):
 
     def __getitem__(self, place: int) -> dict[str, torch.Tensor]:
         row, (frames, times_s) = self.rows[place], self.frames(place)
-        asked = dict(times_s=times_s, answer=row["answer"], released=self.released)
-        return encode(self.speaker, frames, row["question"], **asked)
+        frames = np.zeros_like(frames) if self.blind else frames
+        said = row["answer"] if self.answers else None
+        return encode(self.speaker, frames, row["question"], times_s=times_s, answer=said, released=self.released)
 
 
 def _checked(row: Mapping) -> Mapping:
@@ -221,12 +226,12 @@ def fit(
         raise ValueError(f"nothing to train: every weight of {speaker.name} is frozen")
     with TemporaryDirectory() as scratch:
         out = Path(folder or scratch)
-        arguments = _arguments(out, plan, progress, evaluate=val is not None)
-        if expect_processes not in (None, arguments.world_size):
-            raise RuntimeError(f"{arguments.world_size} processes train together, {expect_processes} were asked for")
+        settings = arguments(out, plan, progress, evaluate=val is not None)
+        if expect_processes not in (None, settings.world_size):
+            raise RuntimeError(f"{settings.world_size} processes train together, {expect_processes} were asked for")
         engine = Trainer(
             model=speaker.model,
-            args=arguments,
+            args=settings,
             train_dataset=train,
             eval_dataset=val,
             data_collator=partial(collate, speaker),
@@ -240,7 +245,8 @@ def fit(
         return curve(engine.state.log_history)
 
 
-def _arguments(out: Path, plan: LoraPlan, progress: bool, *, evaluate: bool) -> TrainingArguments:
+def arguments(out: Path, plan: LoraPlan, progress: bool, *, evaluate: bool) -> TrainingArguments:
+    """Return a plan as transformers' arguments; `evaluate` measures validation loss at every log."""
     fast, several = torch.cuda.is_available(), int(os.environ.get("WORLD_SIZE", "1")) > 1
     return TrainingArguments(
         output_dir=str(out),
@@ -254,7 +260,7 @@ def _arguments(out: Path, plan: LoraPlan, progress: bool, *, evaluate: bool) -> 
         per_device_train_batch_size=plan.batch_size,
         per_device_eval_batch_size=plan.batch_size,
         gradient_accumulation_steps=plan.accumulate,
-        gradient_checkpointing=plan.checkpointing,
+        activation_checkpointing=plan.checkpointing,
         deepspeed=plan.deepspeed,
         bf16=fast,
         use_cpu=not fast,

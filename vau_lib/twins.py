@@ -5,6 +5,7 @@
 - weights start at random (standard deviation .08: the usual .02 was measured not to learn at this width) and are called so
 """
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -104,18 +105,11 @@ def make_tokenizer(family: str, texts: Iterable[str] | None = None) -> Qwen2Toke
         special_tokens=[*TURNS, *named.values()],
     )  # fmt: skip
     learner.train_from_iterator(closeups.texts() if texts is None else texts, trainer)
-    vocabulary = learner.get_vocab()
-    merges = _merges(learner)
+    merges = json.loads(learner.to_str())["model"]["merges"]
     return Qwen2Tokenizer(
-        vocab=vocabulary, merges=merges, eos_token="<|im_end|>", pad_token="<|endoftext|>",
+        vocab=learner.get_vocab(), merges=[tuple(pair) for pair in merges], eos_token="<|im_end|>", pad_token="<|endoftext|>",
         unk_token="<|endoftext|>", extra_special_tokens=named,
     )  # fmt: skip
-
-
-def _merges(learner: Tokenizer) -> list[tuple[str, str]]:
-    import json
-
-    return [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
 
 
 def _template(family: str) -> str:

@@ -8,6 +8,7 @@ Source: Holmes-VAU, CVPR 2025 (arXiv 2412.06171), sections 4 and 5.1, and its re
 """
 
 import os
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -17,7 +18,14 @@ from tempfile import mkdtemp
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+)
 from transformers.utils import is_bitsandbytes_available, is_flash_attn_2_available
 
 from vau_lib import dialogue, store, video
@@ -66,7 +74,7 @@ class Explanation:
     """What a model said about one video and what it was shown; `scores` (N,) of the chosen frames, None without a scorer.
 
     `anomalous` is read off the judgement: False where it says "no anomaly", True where it says something else, None
-    where it says nothing. `model` carries the label of a toy. `analysis` is "" where nothing anomalous was judged.
+    where it says neither. `model` carries the label of a toy. `analysis` is "" where the judgement was that nothing is.
     """
 
     video: str
@@ -115,7 +123,8 @@ def load(
     asked = dict(trust_remote_code=trust_remote_code, local_files_only=local_only)
     try:
         model = kind.from_pretrained(name_or_path, **options, **asked).eval()
-        processor = AutoProcessor.from_pretrained(name_or_path, **asked)
+        reader = AutoTokenizer if family in REMOTE else AutoProcessor  # their code prepares pictures itself
+        processor = reader.from_pretrained(name_or_path, **asked)
     except (OSError, ValueError, RuntimeError) as error:
         raise store.StoreError(f"{name_or_path} cannot be loaded: {_line(error)}") from error
     made_by = Path(name_or_path) / "made_by.json"
@@ -181,15 +190,9 @@ def save(speaker: Speaker, folder: str | Path, **facts: object) -> Path:
     if folder.exists():
         old = Path(mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
         os.replace(folder, old / folder.name)
-        _remove(old)
+        shutil.rmtree(old)
     os.replace(scratch, folder)
     return folder
-
-
-def _remove(folder: Path) -> None:
-    import shutil
-
-    shutil.rmtree(folder)
 
 
 def cost(speaker: Speaker, batch: dict[str, Tensor], max_new_tokens: int) -> Cost:
@@ -285,7 +288,7 @@ def explain(
     """Choose frames of a video, ask for judgement, description and analysis one by one, return it all as one record.
 
     `choose(path, num_frames)` gives frame places (N,) and their scores (N,) or None; the anomaly-focused sampler fits.
-    The analysis is asked only where something anomalous was judged: "why is this anomalous" would suggest it. VideoError
+    The analysis is not asked where nothing anomalous was judged: "why is this anomalous" would contradict it. VideoError
     for a file that is none; ValueError for more than `max_frames` frames and for scores that are not one per frame.
     """
     started, questions = time.perf_counter(), QUESTIONS | (questions or {})
@@ -295,8 +298,8 @@ def explain(
     index = np.asarray(index, int)
     if scores is not None and np.shape(scores) != index.shape:
         raise ValueError(f"choose gave {index.shape} frames and scores {np.shape(scores)}: one score per frame is needed")
-    times_s = tuple(video.frame_times(path)[index].round(3).tolist())
     frames, told = video.read_frames(path, index), []
+    times_s = tuple(video.frame_times(path)[index].round(3).tolist())
     asking = dict(times_s=times_s, room=max_new_tokens, max_frames=max_frames)
     turns = {name: encode(speaker, frames, question, **asking) for name, question in questions.items()}
 
@@ -307,7 +310,7 @@ def explain(
 
     judgement, description = say("judgement", "description")
     anomalous = judged(judgement)
-    analysis = say("analysis")[0] if anomalous else ""
+    analysis = say("analysis")[0] if anomalous is not False else ""
     return Explanation(
         video=Path(path).name, model=speaker.label, anomalous=anomalous, judgement=judgement, description=description,
         analysis=analysis, index=tuple(index.tolist()), times_s=times_s,
@@ -317,5 +320,29 @@ def explain(
 
 
 def judged(judgement: str) -> bool | None:
-    """Return whether a judgement says that something is anomalous; None for silence."""
-    return NEGATIVE not in judgement.lower() if judgement.strip() else None
+    """Return whether a judgement says that something is anomalous; None where it says neither (babble, silence)."""
+    said = judgement.lower()
+    return False if NEGATIVE in said else True if "anomal" in said else None
+
+
+def answers(speaker: Speaker, samples: Samples, *, batch_size: int = 16, max_new_tokens: int = 32) -> list[str]:
+    """Return what the speaker answers to every row of `samples` (made with answers=False), in order, greedily."""
+    if samples.answers:
+        raise ValueError("samples hold the answers: make them with answers=False to ask")
+    said = []
+    for start in range(0, len(samples), batch_size):
+        turns = [samples[place] for place in range(start, min(start + batch_size, len(samples)))]
+        said += generate(speaker, turns, max_new_tokens=max_new_tokens, tell=None)
+    return said
+
+
+def judgement_accuracy(said: Sequence[str], rows: Sequence[dict]) -> dict[str, float]:
+    """Return how often judgements are right: `judgement` on anomalous or not, `name` with the anomaly's name.
+
+    An answer that says neither counts as wrong. ValueError where answers and rows are not one to one.
+    """
+    if len(said) != len(rows) or not rows:
+        raise ValueError(f"need an answer per row, got {len(said)} answers and {len(rows)} rows")
+    right = [judged(a) == judged(row["answer"]) for a, row in zip(said, rows, strict=True)]
+    named = [a.strip() == row["answer"].strip() for a, row in zip(said, rows, strict=True)]
+    return {"judgement": float(np.mean(right)), "name": float(np.mean(named)), "rows": len(rows)}
