@@ -13,7 +13,7 @@ TIERS = {
     | {"dialogue", "closeups", "twins", "lora", "seeing"}
     | {"synthesis", "filming", "stories", "actors", "props", "stage"},
     2: {"memtsm", "lshma", "vlm"},
-    3: {"watching", "cli"},
+    3: {"watching", "cli", "twinning"},
 }
 WITHIN_TIER_1 = {("features", "weights"), ("training", "weights"), ("training", "metrics"), ("results", "metrics")}
 WITHIN_TIER_1 |= {("cli", "watching")}
@@ -23,7 +23,8 @@ WITHIN_TIER_1 |= {("seeing", "closeups"), ("seeing", "dialogue"), ("seeing", "lo
 DRAWING = ["stage", "props", "actors", "stories", "filming", "synthesis"]  # each may use those before it
 WITHIN_TIER_1 |= {(later, earlier) for n, later in enumerate(DRAWING) for earlier in DRAWING[:n]}
 DOORS = {
-    "decord": {"video"}, "av": {"video"}, "kornia": {"features"}, "cv2": {"features"}, "transformers": {"training", "towers", "dialogue", "twins", "lora", "seeing", "vlm"}, "peft": {"lora"}, "tokenizers": {"twins"},
+    "decord": {"video"}, "av": {"video"}, "kornia": {"features"}, "cv2": {"features"},
+    "transformers": {"training", "towers", "dialogue", "twins", "lora", "seeing", "vlm"}, "peft": {"lora"}, "tokenizers": {"twins"},
     "sklearn": {"metrics", "peers"}, "matplotlib": {"plots"}, "seaborn": {"plots"}, "papermill": {"runs", "presets"},
     "ray": {"cluster"}, "typer": {"cli"}, "rich": {"cli"},
 }  # fmt: skip

@@ -52,7 +52,7 @@ def test_times_must_be_one_per_frame_and_rise():
     for times, message in (([1.0], "as many times, got 1"), ([2.0, 1.0], "rise"), ([0, float("nan")], "rise")):
         with pytest.raises(ValueError, match=message):
             vlm.frame_prompt(2, "Why?", times_s=times)
-    with pytest.raises(ValueError, match='"inference", got \'test\''):
+    with pytest.raises(ValueError, match="\"inference\", got 'test'"):
         vlm.frame_prompt(2, "Why?", released="test")
 
 
@@ -82,7 +82,9 @@ def test_more_frames_than_the_cap_are_refused(twin):
 
 def test_a_prompt_beyond_the_context_is_refused_in_one_line():
     short = vlm.tiny("internvl", sizes=vlm.TinySizes(width=32, vision_width=32, text_layers=1, context=64))
-    with pytest.raises(ValueError, match=r"3 frames and the question need \d+ tokens .* tiny-internvl has 64") as caught:
+    with pytest.raises(
+        ValueError, match=r"3 frames and the question need \d+ tokens .* tiny-internvl has 64"
+    ) as caught:
         vlm.encode(short, FRAMES, "What?")
     assert "\n" not in str(caught.value)
     turn = vlm.encode(short, FRAMES[:1], "What?")
@@ -112,11 +114,17 @@ def test_an_answer_depends_on_the_pictures(twin):
     assert (first - second).abs().max() > 1e-4
 
 
-def test_pictures_cannot_be_spoken(twin):
-    turn = vlm.encode(twin, FRAMES, "What?")
-    vlm.generate(twin, [turn], max_new_tokens=4, tell=None)
-    out = twin.model.generate(**turn, max_new_tokens=4, do_sample=False, suppress_tokens=[twin.processor.image_token_id])
-    assert not (out[0, turn["input_ids"].shape[1] :] == twin.processor.image_token_id).any()
+def test_pictures_cannot_be_spoken(twin, monkeypatch):
+    """A head that wants nothing but the picture's mark is made to say something else."""
+    mark = twin.processor.image_token_id
+    wish = torch.nn.functional.one_hot(torch.tensor(mark), twin.model.lm_head.out_features) * 1e4
+    monkeypatch.setattr(dialogue, "say", lambda speaker, ids: ids)
+    hook = twin.model.lm_head.register_forward_hook(lambda part, given, logits: logits + wish)
+    try:
+        said = vlm.generate(twin, [vlm.encode(twin, FRAMES, "What?")], max_new_tokens=4, tell=None)
+    finally:
+        hook.remove()
+    assert not (said == mark).any()
 
 
 def test_tokens_and_memory_are_told_before_generating(twin):
@@ -130,9 +138,7 @@ def test_the_cache_is_counted_exactly(twin):
     """Against the cache transformers keeps: every layer's keys and values after five new tokens."""
     turn = vlm.encode(twin, FRAMES, "What?")
     expected = vlm.cost(twin, turn, 5)
-    out = twin.model.generate(
-        **turn, max_new_tokens=5, min_new_tokens=5, do_sample=False, return_dict_in_generate=True
-    )
+    out = twin.model.generate(**turn, max_new_tokens=5, min_new_tokens=5, do_sample=False, return_dict_in_generate=True)
     kept = sum(t.numel() * t.element_size() for layer in out.past_key_values.layers for t in (layer.keys, layer.values))
     assert expected.cache_bytes == kept
     assert expected.weight_bytes == sum(p.numel() * 4 for p in twin.model.parameters())
@@ -193,9 +199,14 @@ def test_code_of_the_weights_runs_only_when_allowed(tmp_path, monkeypatch):
     place = tmp_path / "remote"
     place.mkdir()
     (place / "remote_model.py").write_text(REMOTE_MODEL)
-    config = {"model_type": "internvl_chat", "auto_map": {"AutoConfig": "remote_model.C", "AutoModel": "remote_model.M"}}
+    config = {
+        "model_type": "internvl_chat",
+        "auto_map": {"AutoConfig": "remote_model.C", "AutoModel": "remote_model.M"},
+    }
     (place / "config.json").write_text(json.dumps(config))
-    save_file({"weigh.weight": torch.ones(1, 1), "weigh.bias": torch.ones(1)}, place / "model.safetensors", {"format": "pt"})
+    save_file(
+        {"weigh.weight": torch.ones(1, 1), "weigh.bias": torch.ones(1)}, place / "model.safetensors", {"format": "pt"}
+    )
     vlm.tiny("internvl", sizes=SMALL).tokenizer.save_pretrained(place)
     with pytest.raises(ValueError, match="trust_remote_code=True"):
         vlm.load(place, local_only=True)
@@ -282,8 +293,15 @@ def test_a_judgement_is_read_or_said_to_be_neither(said, meant):
 
 def test_an_answer_that_says_neither_is_wrong():
     rows = [{"answer": "No anomaly exists in the video."}, {"answer": "An anomaly exists, named Fall."}] * 2
-    said = ["No anomaly exists in the video.", "An anomaly exists, named Crash.", "f f", "An anomaly exists, named Fall."]
-    assert vlm.judgement_accuracy(said, rows) == {"judgement": 0.75, "name": 0.5, "rows": 4}
+    said = [
+        "No anomaly exists in the video.",
+        "An anomaly exists, named Crash.",
+        "f f",
+        "An anomaly exists, named Fall.",
+    ]
+    right = vlm.judgement_accuracy(said, rows)
+    assert (right["judgement"], right["name"], right["rows"]) == (0.75, 0.5, 4)
+    assert (right["low"], right["high"]) == pytest.approx((0.3006, 0.9544), abs=1e-4)  # Wilson's for 3 of 4, z 1.96
     with pytest.raises(ValueError, match="an answer per row"):
         vlm.judgement_accuracy(said[:1], rows)
 

@@ -24,7 +24,13 @@ FPS, DURATION_S = 2.0, 6.0
 CELLS = 4  # the truth per cell is (T, 4, 4), as a toy's picture has 4 x 4 tokens
 COVERED = 0.04  # an actor is in a cell when it covers this share of it
 NOTHING, SOMEBODY, FIRST_EVENT = 0, 1, 2  # values of the truth; event n of `EVENTS` is FIRST_EVENT + n
-LEADING = {"fall": 1, "fight": 2, "crash": 2, "left_package": 2, "vandalism": 1}  # actors an event is about; they come first
+LEADING = {
+    "fall": 1,
+    "fight": 2,
+    "crash": 2,
+    "left_package": 2,
+    "vandalism": 1,
+}  # actors an event is about; they come first
 EVENTS = ("fall", "fight", "crash")
 NORMAL = synthesis.NORMAL_EVENTS
 
@@ -175,7 +181,9 @@ def make_dataset(
     Whole worlds go to a split, so twins are never parted; every event in turn within each. `splits` are shares of the worlds.
     """
     root, splits = Path(root), splits or {"train": 0.75, "val": 0.05, "test": 0.2}
-    facts = dict(dataset="closeups", edition=EDITION, num_videos=num_videos, seed=seed, events=list(events), splits=splits)
+    facts = dict(
+        dataset="closeups", edition=EDITION, num_videos=num_videos, seed=seed, events=list(events), splits=splits
+    )
     try:
         store.check_made_by(root, **facts)
         return records.read_records(root / "records.jsonl")

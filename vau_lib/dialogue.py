@@ -154,13 +154,13 @@ def _encode_video(speaker: Speaker, frames: np.ndarray, question: str, times_s) 
         raise ValueError("as_video needs times_s and two frames or more: without a clock positions are wrong")
     steps = np.diff(_rising(times_s, len(frames)))
     if steps.min() <= 0 or np.ptp(steps) > 0.1 * steps.mean():
-        raise ValueError(f"as_video needs evenly spaced frames, got steps from {steps.min():.2f} to {steps.max():.2f} s")
+        raise ValueError(
+            f"as_video needs evenly spaced frames, got steps from {steps.min():.2f} to {steps.max():.2f} s"
+        )
     fps = float(1 / steps.mean())
     text = _turn(speaker, question, f"<|vision_start|>{speaker.processor.video_token}<|vision_end|>{question}")
     count = len(frames)
-    metadata = VideoMetadata(
-        total_num_frames=count, fps=fps, duration=count / fps, frames_indices=list(range(count))
-    )
+    metadata = VideoMetadata(total_num_frames=count, fps=fps, duration=count / fps, frames_indices=list(range(count)))
     return speaker.processor(
         videos=[torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)], text=[text], return_tensors="pt",
         video_metadata=[metadata], do_sample_frames=False,
@@ -187,7 +187,12 @@ def collate(speaker: Speaker, turns: Sequence[dict[str, Tensor]], *, side: str =
     """Return turns of `encode` as one batch: texts filled up on `side` ("left" to generate), pictures one after another."""
     if side not in ("left", "right"):
         raise ValueError(f'side must be "left" or "right", got {side!r}')
-    filling = {"input_ids": speaker.tokenizer.pad_token_id, "labels": IGNORED, "attention_mask": 0, "mm_token_type_ids": 0}
+    filling = {
+        "input_ids": speaker.tokenizer.pad_token_id,
+        "labels": IGNORED,
+        "attention_mask": 0,
+        "mm_token_type_ids": 0,
+    }
     longest = max(turn["input_ids"].shape[1] for turn in turns)
     batch = {}
     for key in turns[0]:
@@ -212,4 +217,3 @@ def to_model(speaker: Speaker, batch: dict[str, Tensor]) -> dict[str, Tensor]:
 def say(speaker: Speaker, ids: Tensor) -> list[str]:
     """Return token ids (B, N) as texts, without marks."""
     return [text.strip() for text in speaker.tokenizer.batch_decode(ids, skip_special_tokens=True)]
-

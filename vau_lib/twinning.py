@@ -18,7 +18,9 @@ from vau_lib import closeups, presets, seeing, vlm
 from vau_lib.records import VideoRecord
 
 NUM_VIDEOS = 1200
-TUNING = vlm.LoraPlan(max_steps=120, learning_rate=2e-3, warmup_share=0.1, batch_size=16, log_steps=20, save_steps=10**9)
+TUNING = vlm.LoraPlan(
+    max_steps=120, learning_rate=2e-3, warmup_share=0.1, batch_size=16, log_steps=20, save_steps=10**9
+)
 FRAMES = seeing.Lessons().frames
 
 

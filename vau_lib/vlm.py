@@ -17,6 +17,7 @@ from tempfile import mkdtemp
 
 import numpy as np
 import torch
+from scipy.stats import binomtest
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -115,10 +116,14 @@ def load(
     config = _config(name_or_path, trust_remote_code, local_only)
     family = config.model_type
     if family in REMOTE and not trust_remote_code:
-        raise ValueError(f"{name_or_path} ({REMOTE[family]}) runs code of its own: pass trust_remote_code=True to allow it")
+        raise ValueError(
+            f"{name_or_path} ({REMOTE[family]}) runs code of its own: pass trust_remote_code=True to allow it"
+        )
     if family not in (*dialogue.FAMILIES, *REMOTE):
         raise store.StoreError(f"{name_or_path} is a {family}, need one of {', '.join((*dialogue.FAMILIES, *REMOTE))}")
     options = _options(dtype, device, attention, bits)
+    if family in REMOTE:
+        options.pop("attn_implementation")  # their code chooses for itself, and refuses what it does not know
     kind = AutoModel if family in REMOTE else AutoModelForImageTextToText
     asked = dict(trust_remote_code=trust_remote_code, local_files_only=local_only)
     try:
@@ -136,7 +141,9 @@ def _config(name_or_path, trust_remote_code, local_only):
     path = Path(name_or_path)
     looks_like_a_place = path.is_absolute() or str(name_or_path).startswith(".") or path.is_dir()
     if looks_like_a_place and not (path / "config.json").is_file():
-        raise store.StoreError(f"no model at {name_or_path}: a folder with config.json, weights and processor files is needed")
+        raise store.StoreError(
+            f"no model at {name_or_path}: a folder with config.json, weights and processor files is needed"
+        )
     try:
         return AutoConfig.from_pretrained(
             name_or_path, trust_remote_code=trust_remote_code, local_files_only=local_only
@@ -144,9 +151,7 @@ def _config(name_or_path, trust_remote_code, local_only):
     except ValueError as error:
         kind = store.read_json(path / "config.json").get("model_type") if path.is_dir() else None
         if kind in REMOTE or "trust_remote_code" in str(error):
-            raise ValueError(
-                f"{name_or_path} runs code of its own: pass trust_remote_code=True to allow it"
-            ) from error
+            raise ValueError(f"{name_or_path} runs code of its own: pass trust_remote_code=True to allow it") from error
         raise store.StoreError(f"{name_or_path} has no readable config.json: {_line(error)}") from error
     except OSError as error:
         raise store.StoreError(f"no model {name_or_path} here or on the hub: {_line(error)}") from error
@@ -242,7 +247,9 @@ def generate(
     batch = collate(speaker, [{k: v for k, v in turn.items() if k != "labels"} for turn in turns], side="left")
     length = batch["input_ids"].shape[1]
     if length + max_new_tokens > speaker.context:
-        raise ValueError(f"{length} tokens and {max_new_tokens} new ones exceed the {speaker.context} of {speaker.name}")
+        raise ValueError(
+            f"{length} tokens and {max_new_tokens} new ones exceed the {speaker.context} of {speaker.name}"
+        )
     if tell is not None:
         tell(f"{speaker.label}: {cost(speaker, batch, max_new_tokens)}")
     marks = {getattr(speaker.processor, name, None) for name in ("image_token_id", "video_token_id")} - {None}
@@ -297,7 +304,9 @@ def explain(
     index, scores = choose(Path(path), num_frames)
     index = np.asarray(index, int)
     if scores is not None and np.shape(scores) != index.shape:
-        raise ValueError(f"choose gave {index.shape} frames and scores {np.shape(scores)}: one score per frame is needed")
+        raise ValueError(
+            f"choose gave {index.shape} frames and scores {np.shape(scores)}: one score per frame is needed"
+        )
     frames, told = video.read_frames(path, index), []
     times_s = tuple(video.frame_times(path)[index].round(3).tolist())
     asking = dict(times_s=times_s, room=max_new_tokens, max_frames=max_frames)
@@ -337,12 +346,17 @@ def answers(speaker: Speaker, samples: Samples, *, batch_size: int = 16, max_new
 
 
 def judgement_accuracy(said: Sequence[str], rows: Sequence[dict]) -> dict[str, float]:
-    """Return how often judgements are right: `judgement` on anomalous or not, `name` with the anomaly's name.
+    """Return how often judgements are right: `judgement` on anomalous or not, with `low` and `high`, `name` with its name.
 
-    An answer that says neither counts as wrong. ValueError where answers and rows are not one to one.
+    The interval is Wilson's, 95 % over videos; an answer that says neither counts as wrong. ValueError where answers and
+    rows are not one to one.
     """
     if len(said) != len(rows) or not rows:
         raise ValueError(f"need an answer per row, got {len(said)} answers and {len(rows)} rows")
     right = [judged(a) == judged(row["answer"]) for a, row in zip(said, rows, strict=True)]
     named = [a.strip() == row["answer"].strip() for a, row in zip(said, rows, strict=True)]
-    return {"judgement": float(np.mean(right)), "name": float(np.mean(named)), "rows": len(rows)}
+    share = binomtest(sum(right), len(right)).proportion_ci(method="wilson")
+    return {
+        "judgement": float(np.mean(right)), "low": float(share.low), "high": float(share.high),
+        "name": float(np.mean(named)), "rows": len(rows),
+    }  # fmt: skip
