@@ -10,7 +10,7 @@ TIERS = {
     0: {"video", "records", "datasets", "store", "runs", "presets", "cluster"},
     1: {"features", "towers", "weights", "training", "peers", "metrics", "streaming", "results", "plots"}
     | {"keyclips", "lshma_state"}
-    | {"dialogue", "closeups", "twins", "lora", "seeing"}
+    | {"dialogue", "speakers", "closeups", "twins", "lora", "seeing"}
     | {"synthesis", "filming", "stories", "actors", "props", "stage"},
     2: {"memtsm", "lshma", "vlm"},
     3: {"watching", "cli", "twinning"},
@@ -19,12 +19,13 @@ WITHIN_TIER_1 = {("features", "weights"), ("training", "weights"), ("training", 
 WITHIN_TIER_1 |= {("cli", "watching")}
 WITHIN_TIER_1 |= {("features", "towers"), ("towers", "weights"), ("streaming", "metrics"), ("lshma_state", "keyclips")}
 WITHIN_TIER_1 |= {("closeups", "synthesis"), ("twins", "closeups"), ("twins", "dialogue"), ("lora", "dialogue")}
-WITHIN_TIER_1 |= {("seeing", "closeups"), ("seeing", "dialogue"), ("seeing", "lora")}
+WITHIN_TIER_1 |= {("speakers", "dialogue"), ("seeing", "closeups"), ("seeing", "dialogue"), ("seeing", "lora")}
 DRAWING = ["stage", "props", "actors", "stories", "filming", "synthesis"]  # each may use those before it
 WITHIN_TIER_1 |= {(later, earlier) for n, later in enumerate(DRAWING) for earlier in DRAWING[:n]}
 DOORS = {
     "decord": {"video"}, "av": {"video"}, "kornia": {"features"}, "cv2": {"features"},
-    "transformers": {"training", "towers", "dialogue", "twins", "lora", "seeing", "vlm"}, "peft": {"lora"}, "tokenizers": {"twins"},
+    "transformers": {"training", "towers", "dialogue", "twins", "lora", "seeing", "speakers"}, "peft": {"lora"},
+    "tokenizers": {"twins"},
     "sklearn": {"metrics", "peers"}, "matplotlib": {"plots"}, "seaborn": {"plots"}, "papermill": {"runs", "presets"},
     "ray": {"cluster"}, "typer": {"cli"}, "rich": {"cli"},
 }  # fmt: skip

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from transformers.utils import is_bitsandbytes_available
 
 from vau_lib import dialogue, store, video, vlm
 
@@ -131,7 +132,7 @@ def test_tokens_and_memory_are_told_before_generating(twin):
     told = []
     vlm.ask(twin, FRAMES, "What?", max_new_tokens=2, tell=told.append)
     (line,) = told
-    assert "toy, random weights" in line and "48 of pictures" in line and "GiB" in line
+    assert "toy, random weights" in line and "48 of pictures" in line and "MiB" in line
 
 
 def test_the_cache_is_counted_exactly(twin):
@@ -154,6 +155,14 @@ def test_missing_weights_are_one_line(tmp_path):
     assert "\n" not in str(caught.value)
     with pytest.raises(store.StoreError, match="no model some/name here or on the hub"):
         vlm.load("some/name", local_only=True)
+
+
+def test_a_saved_folder_has_the_modes_of_any_file(tmp_path):
+    place = vlm.save(vlm.tiny("internvl", sizes=SMALL), tmp_path / "twin")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").touch()
+    assert place.stat().st_mode == (tmp_path / "other").stat().st_mode
+    assert {file.stat().st_mode for file in place.iterdir()} == {(tmp_path / "other" / "file").stat().st_mode}
 
 
 def test_another_family_is_refused(tmp_path):
@@ -221,7 +230,7 @@ def test_quantisation_without_its_package_is_refused(tmp_path):
     place = vlm.save(vlm.tiny("internvl", sizes=SMALL), tmp_path / "twin")
     with pytest.raises(ValueError, match="bits must be 4, 8 or None, got 3"):
         vlm.load(place, bits=3)
-    if not vlm.is_bitsandbytes_available():
+    if not is_bitsandbytes_available():
         with pytest.raises(ValueError, match="needs the package bitsandbytes"):
             vlm.load(place, bits=4)
 
@@ -304,6 +313,16 @@ def test_an_answer_that_says_neither_is_wrong():
     assert (right["low"], right["high"]) == pytest.approx((0.3006, 0.9544), abs=1e-4)  # Wilson's for 3 of 4, z 1.96
     with pytest.raises(ValueError, match="an answer per row"):
         vlm.judgement_accuracy(said[:1], rows)
+
+
+def test_the_preferred_answer_is_the_one_whose_tokens_are_likeliest(twin, clip):
+    """Against transformers' own loss, which is minus the mean log-probability of the learned tokens."""
+    row = dict(level="video", task="judgement", video=clip.name, question="Anything odd?", answer="No.")
+    data = vlm.Samples([row, {**row, "question": "Is all well here?"}], clip.parent, twin, random=False, num_frames=2)
+    candidates = ["No.", "An anomaly exists.", "Yes, a fall."]
+    with torch.inference_mode():
+        losses = [[twin.model(**data.turn(place, said)).loss.item() for said in candidates] for place in range(2)]
+    assert vlm.preferred(twin, data, candidates) == [candidates[int(np.argmin(loss))] for loss in losses]
 
 
 @pytest.mark.real

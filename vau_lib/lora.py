@@ -10,6 +10,7 @@ Source: Holmes-VAU code, shell/internvl2_2b_finetune_lora.sh, internvl_chat/fine
 
 import os
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -75,7 +76,9 @@ def lora(model: nn.Module, *, r: int = 64, alpha: int = 128, dropout: float = 0.
     config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, task_type="CAUSAL_LM")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return get_peft_model(model, config)
+        with warnings.catch_warnings():  # peft 0.21 asks transformers 5.23 by a name that is being renamed
+            warnings.filterwarnings("ignore", message=".*gradient_checkpointing", category=FutureWarning)
+            return get_peft_model(model, config)
 
 
 def trainable_share(model: nn.Module) -> tuple[int, int]:
@@ -184,10 +187,14 @@ class Samples(torch.utils.data.Dataset):
         return self._kept[str(path)][index], times_s
 
     def __getitem__(self, place: int) -> dict[str, torch.Tensor]:
-        row, (frames, times_s) = self.rows[place], self.frames(place)
+        return self.turn(place, self.rows[place]["answer"] if self.answers else None)
+
+    def turn(self, place: int, answer: str | None) -> dict[str, torch.Tensor]:
+        """Return a row's question with another answer, or none."""
+        frames, times_s = self.frames(place)
         frames = np.zeros_like(frames) if self.blind else frames
-        said = row["answer"] if self.answers else None
-        return encode(self.speaker, frames, row["question"], times_s=times_s, answer=said, released=self.released)
+        asked = dict(times_s=times_s, answer=answer, released=self.released)
+        return encode(self.speaker, frames, self.rows[place]["question"], **asked)
 
 
 def _checked(row: Mapping) -> Mapping:

@@ -7,35 +7,38 @@
 Source: Holmes-VAU, CVPR 2025 (arXiv 2412.06171), sections 4 and 5.1, and its released pipeline, holmesvau_utils.py:12-66.
 """
 
-import os
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import mkdtemp
 
 import numpy as np
 import torch
 from scipy.stats import binomtest
 from torch import Tensor
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    AutoTokenizer,
-    BitsAndBytesConfig,
-)
-from transformers.utils import is_bitsandbytes_available, is_flash_attn_2_available
 
-from vau_lib import dialogue, store, video
+from vau_lib import dialogue, video
 from vau_lib.dialogue import MAX_FRAMES, Speaker, collate, encode, frame_prompt
 from vau_lib.lora import LoraPlan, Samples, fit, load_adapter, lora, lora_targets, merge, trainable_share
+from vau_lib.speakers import REMOTE, load, save
 from vau_lib.twins import TinySizes, tiny
 
 __all__ = ["LoraPlan", "Samples", "Speaker", "TinySizes", "collate", "encode", "fit", "frame_prompt", "load_adapter"]
-__all__ += ["ask", "explain", "generate", "load", "lora", "lora_targets", "merge", "save", "tiny", "trainable_share"]
+__all__ += [
+    "answers",
+    "ask",
+    "cost",
+    "explain",
+    "generate",
+    "load",
+    "lora",
+    "lora_targets",
+    "merge",
+    "preferred",
+    "save",
+    "tiny",
+]
+__all__ += ["judged", "judgement_accuracy", "trainable_share"]
 
 QUESTIONS = {  # one of the paper's ten of each kind
     "judgement": "Are there any anomaly events detected in the video?",
@@ -43,9 +46,7 @@ QUESTIONS = {  # one of the paper's ten of each kind
     "analysis": "Why do you judge this event to be anomalous?",
 }
 NEGATIVE = "no anomaly"  # how a judgement says that nothing is wrong, in any case
-REMOTE = {"internvl_chat": "InternVL2"}  # model types that have no native class: their own code must run
 NUM_FRAMES = 12  # of the released pipeline
-GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,12 @@ class Cost:
     def __str__(self) -> str:
         return (
             f"{self.prompt_tokens} tokens in ({self.picture_tokens} of pictures), up to {self.new_tokens} out; about "
-            f"{self.total_bytes / GIB:.2f} GiB (weights {self.weight_bytes / GIB:.2f}, cache {self.cache_bytes / GIB:.2f})"
+            f"{_size(self.total_bytes)} (weights {_size(self.weight_bytes)}, cache {_size(self.cache_bytes)})"
         )
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**29 else f"{count / 2**20:.2f} MiB"
 
 
 @dataclass(frozen=True)
@@ -94,110 +99,6 @@ class Explanation:
     def as_row(self) -> dict:
         """Return it as one JSON object."""
         return asdict(self)
-
-
-def load(
-    name_or_path: str | Path,
-    *,
-    dtype: torch.dtype | str = "auto",
-    device: str = "auto",
-    attention: str = "auto",
-    bits: int | None = None,
-    trust_remote_code: bool = False,
-    local_only: bool = False,
-) -> Speaker:
-    """Return a model from a folder or the hub, ready to speak.
-
-    `dtype` "auto" is bfloat16 on an accelerator, float32 on the CPU; `device` "auto" spreads over what there is;
-    `attention` "auto" is FlashAttention where it is installed and runs, else torch's own (SDPA). `bits` 4 or 8 needs
-    bitsandbytes. `trust_remote_code` runs code that comes with the weights (InternVL2-2B, HolmesVAU-2B need it).
-    StoreError in one line where weights are missing or of another family; ValueError for what cannot be had here.
-    """
-    config = _config(name_or_path, trust_remote_code, local_only)
-    family = config.model_type
-    if family in REMOTE and not trust_remote_code:
-        raise ValueError(
-            f"{name_or_path} ({REMOTE[family]}) runs code of its own: pass trust_remote_code=True to allow it"
-        )
-    if family not in (*dialogue.FAMILIES, *REMOTE):
-        raise store.StoreError(f"{name_or_path} is a {family}, need one of {', '.join((*dialogue.FAMILIES, *REMOTE))}")
-    options = _options(dtype, device, attention, bits)
-    if family in REMOTE:
-        options.pop("attn_implementation")  # their code chooses for itself, and refuses what it does not know
-    kind = AutoModel if family in REMOTE else AutoModelForImageTextToText
-    asked = dict(trust_remote_code=trust_remote_code, local_files_only=local_only)
-    try:
-        model = kind.from_pretrained(name_or_path, **options, **asked).eval()
-        reader = AutoTokenizer if family in REMOTE else AutoProcessor  # their code prepares pictures itself
-        processor = reader.from_pretrained(name_or_path, **asked)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise store.StoreError(f"{name_or_path} cannot be loaded: {_line(error)}") from error
-    made_by = Path(name_or_path) / "made_by.json"
-    facts = store.read_json(made_by) if made_by.is_file() else {}
-    return Speaker(model, processor, family, facts.get("name", Path(name_or_path).name), facts.get("kind", ""))
-
-
-def _config(name_or_path, trust_remote_code, local_only):
-    path = Path(name_or_path)
-    looks_like_a_place = path.is_absolute() or str(name_or_path).startswith(".") or path.is_dir()
-    if looks_like_a_place and not (path / "config.json").is_file():
-        raise store.StoreError(
-            f"no model at {name_or_path}: a folder with config.json, weights and processor files is needed"
-        )
-    try:
-        return AutoConfig.from_pretrained(
-            name_or_path, trust_remote_code=trust_remote_code, local_files_only=local_only
-        )
-    except ValueError as error:
-        kind = store.read_json(path / "config.json").get("model_type") if path.is_dir() else None
-        if kind in REMOTE or "trust_remote_code" in str(error):
-            raise ValueError(f"{name_or_path} runs code of its own: pass trust_remote_code=True to allow it") from error
-        raise store.StoreError(f"{name_or_path} has no readable config.json: {_line(error)}") from error
-    except OSError as error:
-        raise store.StoreError(f"no model {name_or_path} here or on the hub: {_line(error)}") from error
-
-
-def _options(dtype, device: str, attention: str, bits: int | None) -> dict:
-    fast = torch.cuda.is_available()
-    if attention == "auto":
-        attention = "flash_attention_2" if fast and is_flash_attn_2_available() else "sdpa"
-    if dtype == "auto":
-        dtype = torch.bfloat16 if fast else torch.float32
-    options = dict(dtype=dtype, attn_implementation=attention)
-    if device != "auto" or fast:
-        options["device_map"] = device
-    if bits is not None:
-        if bits not in (4, 8):
-            raise ValueError(f"bits must be 4, 8 or None, got {bits}")
-        if not is_bitsandbytes_available():
-            raise ValueError(f"bits={bits} needs the package bitsandbytes, which is not installed")
-        options["quantization_config"] = BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8)
-    return options
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
-
-
-def save(speaker: Speaker, folder: str | Path, **facts: object) -> Path:
-    """Write model, processor and made_by.json as one folder that `load` reads; it appears whole or not at all.
-
-    ValueError where the folder is there already and is not one of these.
-    """
-    folder = Path(folder)
-    if folder.exists() and any(folder.iterdir()) and not (folder / "made_by.json").is_file():
-        raise ValueError(f"{folder} is there already and holds something else")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    speaker.model.save_pretrained(scratch)
-    speaker.processor.save_pretrained(scratch)
-    store.write_made_by(scratch, name=speaker.name, kind=speaker.kind, family=speaker.family, **facts)
-    if folder.exists():
-        old = Path(mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
-        os.replace(folder, old / folder.name)
-        shutil.rmtree(old)
-    os.replace(scratch, folder)
-    return folder
 
 
 def cost(speaker: Speaker, batch: dict[str, Tensor], max_new_tokens: int) -> Cost:
@@ -343,6 +244,26 @@ def answers(speaker: Speaker, samples: Samples, *, batch_size: int = 16, max_new
         turns = [samples[place] for place in range(start, min(start + batch_size, len(samples)))]
         said += generate(speaker, turns, max_new_tokens=max_new_tokens, tell=None)
     return said
+
+
+@torch.inference_mode()
+def preferred(speaker: Speaker, samples: Samples, candidates: Sequence[str], *, batch_size: int = 16) -> list[str]:
+    """Return which of the candidate answers the speaker finds likeliest for every row: a choice forced on it.
+
+    Likelihood is the mean of the log-probabilities of an answer's tokens, its end too. What a model would say when it may
+    not say anything else: the fair way to ask one that was never taught the form of an answer.
+    """
+    likelihood = np.empty((len(samples), len(candidates)))
+    for start in range(0, len(samples), batch_size):
+        places = range(start, min(start + batch_size, len(samples)))
+        for column, candidate in enumerate(candidates):
+            batch = dialogue.to_model(speaker, collate(speaker, [samples.turn(place, candidate) for place in places]))
+            labels = batch.pop("labels")[:, 1:]
+            scores = speaker.model(**batch).logits[:, :-1].float().log_softmax(-1)
+            learned = labels != dialogue.IGNORED
+            said = scores.gather(-1, labels.clamp_min(0)[..., None])[..., 0]
+            likelihood[places, column] = ((said * learned).sum(1) / learned.sum(1)).cpu().numpy()
+    return [candidates[best] for best in likelihood.argmax(1)]
 
 
 def judgement_accuracy(said: Sequence[str], rows: Sequence[dict]) -> dict[str, float]:
