@@ -188,6 +188,27 @@ def test_a_stopped_run_goes_on_to_the_same_weights(rows, tmp_path):
     assert all(torch.allclose(whole[name], resumed[name], atol=1e-6) for name in whole)
 
 
+def test_checkpointing_activations_changes_no_gradient(twin, rows):
+    """Memory is saved, not learning: the same two steps with and without end in the same adapter."""
+    ends = []
+    for checkpointing in (False, True):
+        fresh = vlm.tiny(twin.family, sizes=SMALL)
+        tuned = fresh.but(model=vlm.lora(fresh.model, dropout=0.0))
+        plan = vlm.LoraPlan(max_steps=2, learning_rate=1e-2, batch_size=4, checkpointing=checkpointing)
+        vlm.fit(tuned, samples(tuned, rows), plan=plan, progress=False)
+        ends.append({name: p.detach().clone() for name, p in tuned.model.named_parameters() if p.requires_grad})
+    assert any("lora_B" in name and p.abs().max() > 0 for name, p in ends[0].items())
+    assert all(torch.allclose(ends[0][name], ends[1][name], atol=1e-6) for name in ends[0])
+
+
+def test_a_long_video_is_not_kept_whole(twin, rows, monkeypatch):
+    monkeypatch.setattr(lora, "KEPT_WHOLE", 10 * 56 * 56 * 3 - 1)
+    data, kept = samples(twin, rows, random=False), samples(twin, rows, random=False)
+    frames, times_s = data.frames(0)
+    monkeypatch.setattr(lora, "KEPT_WHOLE", 10 * 56 * 56 * 3)
+    assert (kept.frames(0)[0] == frames).all() and kept._kept and not data._kept and times_s == kept.frames(0)[1]
+
+
 def test_nothing_to_train_is_refused(twin, rows):
     twin.model.requires_grad_(False)
     with pytest.raises(ValueError, match="every weight of tiny-"):

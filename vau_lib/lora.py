@@ -11,7 +11,8 @@ Source: Holmes-VAU code, shell/internvl2_2b_finetune_lora.sh, internvl_chat/fine
 import os
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,11 +33,14 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 PROJECTIONS_INTERNLM2 = ("wqkv", "wo", "w1", "w2", "w3")  # the same, as the released model's own code names them
 CLIP_FRAMES = range(6, 13)  # drawn anew every time; events and whole videos get the last
 KEPT_BYTES = 2**30  # of decoded frames a data set keeps; what does not fit is decoded again
+KEPT_WHOLE = (
+    2**24
+)  # bytes up to which a video is decoded whole and kept; of a longer one only the chosen frames are read
 
 
 @dataclass(frozen=True)
 class LoraPlan:
-    """How to train; the defaults are the paper's (global batch 512 = devices x `batch_size` x `accumulate`).
+    """How to train; the defaults are the paper's, but the batch: there devices x `batch_size` x `accumulate` make 512.
 
     `max_steps` > 0 goes before `epochs`; `deepspeed` is a ZeRO configuration file; `checkpointing` trades time for memory.
     """
@@ -76,9 +80,16 @@ def lora(model: nn.Module, *, r: int = 64, alpha: int = 128, dropout: float = 0.
     config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, task_type="CAUSAL_LM")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        with warnings.catch_warnings():  # peft 0.21 asks transformers 5.23 by a name that is being renamed
-            warnings.filterwarnings("ignore", message=".*gradient_checkpointing", category=FutureWarning)
+        with _quietly():
             return get_peft_model(model, config)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Silence one warning: peft 0.21 asks transformers 5.23 by a name that is being renamed."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*gradient_checkpointing", category=FutureWarning)
+        yield
 
 
 def trainable_share(model: nn.Module) -> tuple[int, int]:
@@ -105,7 +116,8 @@ def load_adapter(model: nn.Module, folder: str | Path) -> PeftModel:
     if not (Path(folder) / "adapter_config.json").is_file():
         raise store.StoreError(f"no adapter at {folder}")
     try:
-        return PeftModel.from_pretrained(model, str(folder)).eval()
+        with _quietly():
+            return PeftModel.from_pretrained(model, str(folder)).eval()
     except (RuntimeError, ValueError, OSError) as error:
         raise store.StoreError(f"the adapter at {folder} does not fit: {' '.join(str(error).split())[:200]}") from error
 
@@ -180,7 +192,7 @@ class Samples(torch.utils.data.Dataset):
         if str(path) not in self._kept:
             info = video.probe(path)
             size = info.num_frames * info.height * info.width * 3
-            if self._bytes + size > KEPT_BYTES:
+            if size > KEPT_WHOLE or self._bytes + size > KEPT_BYTES:
                 return video.read_frames(path, index), times_s
             self._kept[str(path)] = video.read_frames(path, range(info.num_frames))
             self._bytes += size

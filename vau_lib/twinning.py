@@ -23,7 +23,6 @@ TUNING = vlm.LoraPlan(
     max_steps=160, learning_rate=3e-3, warmup_share=0.1, batch_size=16, log_steps=20, save_steps=10**9
 )
 FRAMES = seeing.Lessons().frames
-LESSONS = {
     "internvl": seeing.Lessons(),
     "qwen2_5_vl": seeing.Lessons(still_epochs=6),
 }  # its tower costs half as much again
@@ -84,7 +83,7 @@ def make(
     lessons: seeing.Lessons | None = None,
 ) -> vlm.Speaker:  # fmt: skip
     """Film, teach and keep a twin in `out`; its made_by says how, and the seconds (wall, CPU) it took."""
-    lessons, begin = lessons or LESSONS[family], _now()
+    lessons, begin = lessons or seeing.Lessons(), _now()
     found = closeups.make_dataset(root, num_videos=num_videos, engine="processes", workers=workers)
     filmed = _now()
     twin, curves = seeing.teach(vlm.tiny(family, seed=lessons.seed), root, found, lessons=lessons)
