@@ -23,9 +23,6 @@ TUNING = vlm.LoraPlan(
     max_steps=160, learning_rate=3e-3, warmup_share=0.1, batch_size=16, log_steps=20, save_steps=10**9
 )
 FRAMES = seeing.Lessons().frames
-    "internvl": seeing.Lessons(),
-    "qwen2_5_vl": seeing.Lessons(still_epochs=6),
-}  # its tower costs half as much again
 JUDGEMENTS = (closeups.NEGATIVE, *(closeups.answer("judgement", event) for event in closeups.EVENTS))
 
 
