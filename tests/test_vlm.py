@@ -1,6 +1,7 @@
 """Prompts are the released bytes where asked, costs are counted before they are paid, and a toy's answers say that they are."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -330,6 +331,8 @@ def test_the_preferred_answer_is_the_one_whose_tokens_are_likeliest(twin, clip):
 def test_real_videos_go_from_file_to_record(real_data, name):
     """The earthquake video has a variable rate: times are those the container says, not places over a mean rate."""
     (path,) = (real_data / "videos" / "demo").glob(f"*{name}*")
-    said = vlm.explain(path, vlm.tiny("internvl", sizes=SMALL), max_new_tokens=4, tell=None)
-    assert len(said.index) == 12 and "toy, random weights" in said.model
+    twin = vlm.load(Path(__file__).parents[1] / "data" / "twins" / "internvl", local_only=True)
+    said = vlm.explain(path, twin, max_new_tokens=24, tell=None)
+    assert len(said.index) == 12 and said.model == "tiny-internvl (toy, trained on drawn close-ups)"
+    assert said.judgement and said.description and said.video == path.name
     assert said.times_s == pytest.approx(video.frame_times(path)[list(said.index)], abs=1e-3)
