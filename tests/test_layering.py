@@ -24,7 +24,7 @@ DRAWING = ["stage", "props", "actors", "stories", "filming", "synthesis"]  # eac
 WITHIN_TIER_1 |= {(later, earlier) for n, later in enumerate(DRAWING) for earlier in DRAWING[:n]}
 DOORS = {
     "decord": {"video"}, "av": {"video"}, "kornia": {"features"}, "cv2": {"features"},
-    "transformers": {"training", "towers", "dialogue", "twins", "lora", "seeing", "speakers"}, "peft": {"lora"},
+    "transformers": {"training", "towers", "dialogue", "twins", "lora", "seeing", "speakers", "vlm"}, "peft": {"lora"},
     "tokenizers": {"twins"},
     "sklearn": {"metrics", "peers"}, "matplotlib": {"plots"}, "seaborn": {"plots"}, "papermill": {"runs", "presets"},
     "ray": {"cluster"}, "typer": {"cli"}, "rich": {"cli"},

@@ -256,6 +256,22 @@ def test_an_explanation_is_one_record_of_what_was_shown_and_said(twin, clip):
     assert json.loads(json.dumps(said.as_row()))["judgement"] == said.judgement
 
 
+def test_frames_are_looked_at_once_for_all_three_questions(twin, clip):
+    """The tower is called once for the record, and what is said is what each question alone gets with its own look."""
+    calls = []
+    tower = twin.model.model.vision_tower if twin.family == "internvl" else twin.model.model.visual
+    hook = tower.register_forward_hook(lambda *_: calls.append(1))
+    try:
+        said = vlm.explain(clip, twin, num_frames=4, max_new_tokens=6, tell=None)
+    finally:
+        hook.remove()
+    assert len(calls) == 1
+    frames = video.read_frames(clip, said.index)
+    for name in ("judgement", "description", "analysis"):
+        alone = vlm.ask(twin, frames, said.questions[name], times_s=said.times_s, max_new_tokens=6, tell=None)
+        assert getattr(said, name) == alone
+
+
 def test_without_a_sampler_frames_are_spread_and_have_no_scores(twin, clip):
     said = vlm.explain(clip, twin, num_frames=5, max_new_tokens=2, tell=None)
     assert said.index == (5, 15, 25, 35, 45) and said.scores is None

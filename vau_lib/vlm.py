@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from scipy.stats import binomtest
 from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from vau_lib import dialogue, video
 from vau_lib.dialogue import MAX_FRAMES, Speaker, collate, encode, frame_prompt
@@ -79,7 +80,7 @@ def _size(count: int) -> str:
 class Explanation:
     """What a model said about one video and what it was shown; `scores` (N,) of the chosen frames, None without a scorer.
 
-    `anomalous` is read off the judgement: False where it says "no anomaly", True where it says something else, None
+    `anomalous` is read off the judgement: False where it says "no anomaly", True where it speaks of an anomaly, None
     where it says neither. `model` carries the label of a toy. `analysis` is "" where the judgement was that nothing is.
     """
 
@@ -137,10 +138,13 @@ def generate(
     turns: Sequence[dict[str, Tensor]],
     *,
     max_new_tokens: int = 128,
+    seen: Sequence[Tensor] | None = None,
     tell: Callable[[str], object] | None = print,
     **options,
 ) -> list[str]:
     """Answer turns of `encode` as one batch, greedily unless `options` for transformers' generate say otherwise.
+
+    `seen`, from `see`, are the picture tokens of turns that all show the same frames: nothing is looked at again.
 
     `tell` is told tokens and memory before anything runs (print; None for silence). ValueError where a prompt and its
     answer do not fit the context.
@@ -156,8 +160,29 @@ def generate(
     marks = {getattr(speaker.processor, name, None) for name in ("image_token_id", "video_token_id")} - {None}
     settings = dict(do_sample=False, max_new_tokens=max_new_tokens, suppress_tokens=sorted(marks)) | options
     speaker.model.eval()
+    if seen is not None:
+        del batch["pixel_values"]
+        # a fresh object per call: generate changes it
+        settings["mm_encoder_outputs"] = {
+            "image": BaseModelOutputWithPooling(pooler_output=_of_all(speaker, seen, len(turns)))
+        }
     out = speaker.model.generate(**dialogue.to_model(speaker, batch), **settings)
     return dialogue.say(speaker, out[:, length:])
+
+
+@torch.inference_mode()
+def see(speaker: Speaker, turn: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    """Return a turn's pictures as the tokens the language model reads, one (tokens, width) per frame: one call of the tower."""
+    inputs, core = dialogue.to_model(speaker, turn), speaker.model
+    if speaker.family == "internvl":
+        return tuple(core.get_image_features(pixel_values=inputs["pixel_values"]).pooler_output)
+    return tuple(core.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"]).pooler_output)
+
+
+def _of_all(speaker: Speaker, seen: Sequence[Tensor], times: int) -> Tensor | tuple[Tensor, ...]:
+    """Return the frames' tokens once per turn, as the family's forward takes them."""
+    tokens = tuple(seen) * times
+    return torch.stack(tokens) if speaker.family == "internvl" else tokens
 
 
 def ask(
@@ -213,10 +238,12 @@ def explain(
     asking = dict(times_s=times_s, room=max_new_tokens, max_frames=max_frames)
     turns = {name: encode(speaker, frames, question, **asking) for name, question in questions.items()}
 
+    seen = see(speaker, turns["judgement"])  # once: the frames are the same in all three
+
     def say(*names):
         chosen = [turns[name] for name in names]
         told.append(sum(turn["input_ids"].numel() for turn in chosen))
-        return generate(speaker, chosen, max_new_tokens=max_new_tokens, tell=tell)
+        return generate(speaker, chosen, max_new_tokens=max_new_tokens, seen=seen, tell=tell)
 
     judgement, description = say("judgement", "description")
     anomalous = judged(judgement)
