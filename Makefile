@@ -28,10 +28,13 @@ lint: $(READY)  ## ruff on code and notebooks, and no outputs in committed noteb
 bench: $(READY)  ## speed as ratios within one run
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
+twin: $(READY)  ## teach the toy vision-language twins of notebook 09 anew, from nothing
+	OMP_NUM_THREADS=1 $(BIN)/python -m vau_lib.twinning
+
 figures: $(READY)  ## paper figures from data/results/*.csv
 	$(BIN)/vau run demo 13
 
 clean:  ## remove executed notebooks, synthetic data, features and models; results and raw data stay
 	rm -rf data/runs data/synthetic data/features data/models .pytest_cache .ruff_cache
 
-.PHONY: help env demo test lab lint bench figures clean
+.PHONY: help env demo test lab lint bench twin figures clean

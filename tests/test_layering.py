@@ -13,18 +13,23 @@ TIERS = {
     | {"keyclips", "lshma_state"}
     | {"text_metrics", "judging", "answers", "instruction_plots"}
     | {"smarthome_files", "smarthome_prompts", "smarthome_published"}
+    | {"dialogue", "speakers", "closeups", "twins", "lora", "seeing"}
     | {"synthesis", "filming", "stories", "actors", "props", "stage"},
-    2: {"memtsm", "lshma", "ats", "annotate", "smarthome", "compress"},
-    3: {"watching", "cli"},
+    2: {"memtsm", "lshma", "ats", "vlm", "annotate", "smarthome", "compress"},
+    3: {"watching", "cli", "twinning"},
 }
 WITHIN_TIER_1 = {("features", "weights"), ("training", "weights"), ("training", "metrics"), ("results", "metrics")}
 WITHIN_TIER_1 |= {("cli", "watching"), ("features", "released"), ("trials", "features"), ("probing", "streaming")}
 WITHIN_TIER_1 |= {("features", "towers"), ("towers", "weights"), ("streaming", "metrics"), ("lshma_state", "keyclips")}
 WITHIN_TIER_1 |= {("metrics", "text_metrics"), ("judging", "metrics"), ("instruction_plots", "plots")}
+WITHIN_TIER_1 |= {("closeups", "synthesis"), ("twins", "closeups"), ("twins", "dialogue"), ("lora", "dialogue")}
+WITHIN_TIER_1 |= {("speakers", "dialogue"), ("seeing", "closeups"), ("seeing", "dialogue"), ("seeing", "lora")}
 DRAWING = ["stage", "props", "actors", "stories", "filming", "synthesis"]  # each may use those before it
 WITHIN_TIER_1 |= {(later, earlier) for n, later in enumerate(DRAWING) for earlier in DRAWING[:n]}
 DOORS = {
-    "decord": {"video"}, "av": {"video"}, "kornia": {"features"}, "cv2": {"features"}, "transformers": {"training", "towers"},
+    "decord": {"video"}, "av": {"video"}, "kornia": {"features"}, "cv2": {"features"},
+    "transformers": {"training", "towers", "dialogue", "twins", "lora", "seeing", "speakers", "vlm"}, "peft": {"lora"},
+    "tokenizers": {"twins"},
     "sklearn": {"metrics", "peers"}, "matplotlib": {"plots"}, "seaborn": {"plots"}, "papermill": {"runs", "presets"},
     "pycocoevalcap": {"text_metrics"}, "nltk": {"text_metrics"}, "ray": {"cluster"}, "typer": {"cli"}, "rich": {"cli"},
 }  # fmt: skip

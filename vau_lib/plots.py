@@ -206,6 +206,18 @@ def training_curves(table: pd.DataFrame, *, title: str = "", chosen: int | None 
     return figure
 
 
+def loss_curves(tables: Mapping[str, pd.DataFrame], *, floor: float | None = None, title: str = "") -> Figure:
+    """Draw loss by training step, one line per name (columns step, loss); `floor` is what guessing the answer costs."""
+    figure, axis = _subplots(figsize=(7, 3.4))
+    for colour, (name, table) in zip((ANOMALOUS, NORMAL, *SERIES[2:]), tables.items(), strict=False):
+        axis.plot(table["step"], table["loss"], color=colour, label=name)
+    if floor is not None:
+        axis.axhline(floor, color=QUIET, ls="--", lw=1, label="guessing which answer")
+    axis.set(xlabel="step", ylabel="loss per answer token (nats)", title=title, ylim=(0, None))
+    axis.legend(fontsize=9)
+    return figure
+
+
 def curve(
     lines: Mapping[str, tuple[np.ndarray, np.ndarray]],
     *,

@@ -1,0 +1,224 @@
+"""The close-up world: an easier part of the synthetic world, in which a toy can see what it is asked about.
+
+The full world is hard on purpose: a person is a tenth of the picture and everybody else walks about. Here
+- a fixed camera looks at one spot from near: a square window of the film, around where the leading actor is at one moment,
+  the event's begin, or a moment drawn alike in a video without an event
+- few people and no traffic but a crash's; few frames a second; events that leave their trace in single frames
+- worlds, twins and stories are those of `synthesis`, the truth per cell of the picture comes from its masks
+What is measured here says nothing about surveillance video; it says that a pipeline learns to see and to speak.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from vau_lib import cluster, records, store, synthesis, video
+from vau_lib.records import VideoRecord
+
+EDITION = 1  # of window, texts and truth; a folder of another edition is made anew
+FILM_SIDE, SIDE = 160, 56  # pixels: what is filmed, and the window kept of it
+FPS, DURATION_S = 2.0, 6.0
+CELLS = 4  # the truth per cell is (T, 4, 4), as a toy's picture has 4 x 4 tokens
+COVERED = 0.04  # an actor is in a cell when it covers this share of it
+NOTHING, SOMEBODY, FIRST_EVENT = 0, 1, 2  # values of the truth; event n of `EVENTS` is FIRST_EVENT + n
+LEADING = {
+    "fall": 1,
+    "fight": 2,
+    "crash": 2,
+    "left_package": 2,
+    "vandalism": 1,
+}  # actors an event is about; they come first
+EVENTS = ("fall", "fight", "crash")
+NORMAL = synthesis.NORMAL_EVENTS
+
+CAPTIONS = {
+    "walk": ("A person walks along.", "Somebody walks past."),
+    "loiter": ("A person stays in one place.", "Somebody stands about and waits."),
+    "run": ("A person runs past.", "Somebody jogs along."),
+    "fall": ("A person falls and lies on the ground.", "Somebody drops to the ground and lies there."),
+    "fight": ("Two people hit each other.", "Two persons stand close and throw punches."),
+    "crash": ("Two cars hit each other and stand in smoke.", "Cars collide and stop."),
+    "left_package": ("A person puts a bag down and leaves it.", "Somebody leaves a bag behind."),
+    "vandalism": ("A person strikes a machine with a bat.", "Somebody smashes a machine."),
+}
+NAMES = {
+    "fall": "Fall", "fight": "Fighting", "crash": "Car Accident", "left_package": "Abandoned Object",
+    "vandalism": "Vandalism",
+}  # fmt: skip
+BASIS = {
+    "fall": "Somebody who lies on the ground may be hurt and needs help.",
+    "fight": "Hitting others is violence and may end in injury.",
+    "crash": "Cars that collide damage property and may injure people.",
+    "left_package": "An object left alone in public may be dangerous.",
+    "vandalism": "Breaking a machine damages property.",
+}
+NEGATIVE = "No anomaly exists in the video."  # HIVAU-70k's stock sentence
+QUESTIONS = {  # of the paper's pools
+    "caption": ("Describe the video briefly.", "What happened in this video?"),
+    "judgement": (
+        "Are there any anomaly events detected in the video?",
+        "Are there anomalies observed in the video clip?",
+    ),
+    "description": (
+        "Could you describe the anomaly events observed in the video?",
+        "Describe the anomaly events observed in the video.",
+    ),
+    "analysis": (
+        "Why do you judge this event to be anomalous?",
+        "Can you provide the reasons for considering it anomalous?",
+    ),
+}
+
+
+def answer(task: str, event: str, variant: int = 0) -> str | None:
+    """Return the true answer of a task ("caption", "judgement", "description", "analysis") on an event; None for none."""
+    if task == "caption":
+        return CAPTIONS[event][variant % len(CAPTIONS[event])]
+    if task == "judgement":
+        return f"An anomaly exists, specifically, the anomaly is named {NAMES[event]}." if event in NAMES else NEGATIVE
+    if task == "description":
+        return CAPTIONS[event][0] if event in NAMES else f"{CAPTIONS[event][0]} Nothing unusual happens."
+    if task == "analysis":
+        return BASIS.get(event)
+    raise ValueError(f"task must be one of {', '.join(QUESTIONS)}, got {task!r}")
+
+
+def texts() -> Iterator[str]:
+    """Yield every question and answer of this world and the frame lines around them: what a toy's tokenizer learns."""
+    yield from (f"Frame{n} at {n / 2:.1f}s: " for n in range(1, 33))
+    for event in CAPTIONS:
+        for task, questions in QUESTIONS.items():
+            yield from questions
+            yield from (said for variant in range(2) if (said := answer(task, event, variant)))
+    yield from ("system\nuser\nassistant\n",) * 8
+
+
+def instructions(
+    found: Sequence[VideoRecord], tasks: Sequence[str] = ("judgement", "description", "analysis"), *, seed: int = 0
+) -> list[dict]:
+    """Return instruction rows (id, level, task, video, span_s, question, answer, split), one phrasing drawn per task."""
+    rng, rows = np.random.default_rng(seed), []
+    for record in found:
+        event = event_of(record)
+        for task in tasks:
+            said = answer(task, event, int(rng.integers(2)))
+            question = str(rng.choice(QUESTIONS[task]))
+            if said:
+                rows.append(
+                    dict(id=len(rows), level="video", task=task, video=record.path, span_s=None, question=question,
+                         answer=said, split=record.split)
+                )  # fmt: skip
+    return rows
+
+
+def event_of(record: VideoRecord) -> str:
+    """Return the event a video was made for, anomalous or not; it stands at the end of its id."""
+    return record.id.split("_", 2)[2]
+
+
+def scenarios(num_videos: int, *, seed: int, events: Sequence[str] = EVENTS) -> list[synthesis.Scenario]:
+    """Return twins, anomalous then normal, of one world each; `events` in turn. ValueError for one not known here."""
+    if unknown := [event for event in events if event not in LEADING]:
+        raise ValueError(f"events must be of {', '.join(LEADING)}, got {unknown[0]!r}")
+    chosen = []
+    for pair in range(-(-num_videos // 2)):
+        rng, event = np.random.default_rng([seed, 11, pair]), events[pair % len(events)]
+        world_seed, first, second = (int(number) for number in rng.integers(2**31, size=3))
+        one = synthesis.scenario_for(
+            first, event=event, world_seed=world_seed, duration_s=DURATION_S, fps=FPS, height=FILM_SIDE,
+            width=FILM_SIDE, num_people=2, num_vehicles=2 if event == "crash" else 0,
+        )  # fmt: skip
+        chosen += [one, replace(one, event=str(rng.choice(NORMAL)), seed=second)]
+    return chosen[:num_videos]
+
+
+def close_up(scenario: synthesis.Scenario) -> tuple[np.ndarray, np.ndarray, tuple[records.Span, ...]]:
+    """Film a scenario from near: frames uint8 (T, 56, 56, 3), truth uint8 (T, 4, 4), event spans."""
+    filmed = synthesis.render(scenario)
+    rng = np.random.default_rng([scenario.seed, 12])
+    moment_s = filmed.events[0].start_s if filmed.events else scenario.duration_s * rng.uniform(0.25, 0.5)
+    left, top = _corner(filmed.boxes[:, 0], moment_s * scenario.fps)
+    window = slice(top, top + SIDE), slice(left, left + SIDE)
+    masks = filmed.masks[:, *window]
+    return filmed.frames[:, *window], _truth(scenario, masks, filmed.events), filmed.events
+
+
+def _corner(boxes: np.ndarray, frame: float) -> tuple[int, int]:
+    """Return the window's left and top so that the leading actor's box nearest `frame` is in its middle."""
+    seen = np.flatnonzero(~np.isnan(boxes[:, 0]))
+    if not len(seen):
+        return (FILM_SIDE - SIDE) // 2, (FILM_SIDE - SIDE) // 2
+    box = boxes[seen[np.abs(seen - frame).argmin()]]
+    middle = (box[:2] + box[2:]) / 2
+    left, top = np.clip(middle - SIDE / 2, 0, FILM_SIDE - SIDE).astype(int)
+    return int(left), int(top)
+
+
+def _truth(scenario, masks: np.ndarray, events) -> np.ndarray:
+    def share(of):
+        return of.reshape(len(masks), CELLS, SIDE // CELLS, CELLS, SIDE // CELLS).mean((2, 4))
+
+    truth = np.where(share(masks > 0) > COVERED, SOMEBODY, NOTHING)
+    if events:
+        times_s = np.arange(len(masks)) / scenario.fps
+        # half a frame after the begin: at the very moment of its begin nothing of an event is to be seen yet
+        active = (times_s >= events[0].start_s + 0.5 / scenario.fps) & (times_s < events[0].end_s)
+        leading = (masks > 0) & (masks <= LEADING[scenario.event])
+        value = FIRST_EVENT + tuple(LEADING).index(scenario.event)
+        truth = np.where((share(leading) > COVERED) & active[:, None, None], value, truth)
+    return truth.astype(np.uint8)
+
+
+def make_dataset(
+    root: str | Path, *, num_videos: int, seed: int = 0, events: Sequence[str] = EVENTS,
+    splits: dict[str, float] | None = None, engine: str = "serial", workers: int = 2,
+) -> list[VideoRecord]:  # fmt: skip
+    """Write videos/, truth/, records.jsonl and made_by.json under `root`; return the records. What is there is kept.
+
+    Whole worlds go to a split, so twins are never parted; every event in turn within each. `splits` are shares of the worlds.
+    """
+    root, splits = Path(root), splits or {"train": 0.75, "val": 0.05, "test": 0.2}
+    facts = dict(
+        dataset="closeups", edition=EDITION, num_videos=num_videos, seed=seed, events=list(events), splits=splits
+    )
+    try:
+        store.check_made_by(root, **facts)
+        return records.read_records(root / "records.jsonl")
+    except (store.StoreError, records.RecordError):
+        pass
+    worlds = -(-num_videos // 2)
+    edges = np.cumsum([round(share * worlds) for share in splits.values()])
+    items = []
+    for number, scenario in enumerate(scenarios(num_videos, seed=seed, events=events)):
+        split = list(splits)[min(int(np.searchsorted(edges, number // 2, side="right")), len(splits) - 1)]
+        items.append((f"{seed}_{number:04d}_{scenario.event}", scenario, split))
+    written = []
+    for item, spans, error in cluster.map_videos(
+        partial(_film_item, root=root), items, engine=engine, workers=workers, desc="filming close-ups"
+    ):
+        if error:
+            raise store.StoreError(f"{item[0]}: {error}")
+        written.append(_record(*item, spans))
+    written.sort(key=lambda record: record.id)
+    records.write_records(root / "records.jsonl", written)
+    store.write_made_by(root, **facts)
+    return written
+
+
+def _film_item(item, *, root):
+    name, scenario, _ = item
+    frames, truth, spans = close_up(scenario)
+    video.write_video(root / "videos" / f"{name}.mp4", frames, fps=scenario.fps, crf=12)
+    store.save_array(root / "truth" / f"{name}.npy", truth)
+    return spans
+
+
+def _record(name, scenario, split, spans) -> VideoRecord:
+    return VideoRecord(
+        id=name, path=f"videos/{name}.mp4", dataset="closeups", split=split, label=scenario.label,
+        classes=tuple(span.label for span in spans), events=spans, fps=scenario.fps, num_frames=scenario.num_frames,
+        group=f"world-{scenario.world_seed}",
+    )  # fmt: skip

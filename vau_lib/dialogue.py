@@ -1,0 +1,219 @@
+"""A language model sees a video as numbered, dated pictures in a conversation; training and asking use the same words.
+
+- every frame stands in the prompt with its number and its time, so an answer can say when; the released system gives
+  numbers only, and another newline in training than at inference (`released=` reproduces either)
+- frames go in as pictures, one tile each, for both families: chosen frames are not evenly spaced, and a video input would
+  tell the model they are; `as_video=True` (Qwen2.5-VL) is for evenly spaced ones, half the tokens
+- the answer's tokens are appended to the prompt's, so what is learned is exactly what is generated after a prompt
+Source: Holmes-VAU code, holmesvau_utils.py:63-65 and internvl_chat/finetune.py:460-462 for the released formats.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, ProcessorMixin
+from transformers.video_utils import VideoMetadata
+
+MAX_FRAMES = 32  # pictures in one prompt; the released system hands over 12
+FAMILIES = ("internvl", "qwen2_5_vl")
+PICTURE = "<image>"  # stands for one frame in a prompt, whatever the family calls it
+IGNORED = -100  # label of a token that is given, not learned
+CLOCK_S = 1e-6  # times that differ by less are one
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """A model with its processor. `kind` says what its answers are worth, "" for a model with real weights."""
+
+    model: PreTrainedModel
+    processor: ProcessorMixin
+    family: str
+    name: str
+    kind: str = ""
+
+    @property
+    def tokenizer(self):
+        return self.processor.tokenizer
+
+    @property
+    def label(self) -> str:
+        """The name to print beside an answer, with what it is worth."""
+        return f"{self.name} ({self.kind})" if self.kind else self.name
+
+    @property
+    def context(self) -> int:
+        """Tokens the language model was made for."""
+        return self.model.config.get_text_config().max_position_embeddings
+
+    def but(self, **changes) -> "Speaker":
+        """Return the same speaker with another model, kind or name."""
+        return replace(self, **changes)
+
+
+def frame_prompt(
+    num_frames: int, question: str, *, times_s: Sequence[float] | None = None, released: str | None = None
+) -> str:
+    """Return the text of one turn: a line per frame, `<image>` standing for it, then the question.
+
+    Default: "Frame1 at 2.5s: <image>" and a newline after every frame, the time left out where `times_s` (num_frames,) is.
+    `released` "train" or "inference" gives the released bytes: no times, and after the last frame no newline in training.
+    ValueError for a question that is empty or holds `<image>`.
+    """
+    if num_frames < 1:
+        raise ValueError(f"a prompt needs at least one frame, got {num_frames}")
+    if released not in (None, "train", "inference"):
+        raise ValueError(f'released must be None, "train" or "inference", got {released!r}')
+    if not question.strip() or PICTURE in question:
+        raise ValueError(f"a question must say something and hold no {PICTURE}, got {question!r}")
+    moments = [""] * num_frames
+    if times_s is not None and released is None:
+        moments = [f" at {time:.1f}s" for time in _rising(times_s, num_frames)]
+    lines = "\n".join(f"Frame{n}{moment}: {PICTURE}" for n, moment in enumerate(moments, 1))
+    return lines + ("" if released == "train" else "\n") + question
+
+
+def _rising(times_s: Sequence[float], num_frames: int) -> list[float]:
+    times = [float(time) for time in times_s]
+    if len(times) != num_frames:
+        raise ValueError(f"{num_frames} frames need as many times, got {len(times)}")
+    for before, after in zip([0.0, *times], times, strict=False):
+        if not after >= before - CLOCK_S:  # also refuses NaN
+            raise ValueError(f"times must rise from 0, got {after} after {before}")
+    return times
+
+
+def encode(
+    speaker: Speaker,
+    frames: np.ndarray,
+    question: str,
+    *,
+    times_s: Sequence[float] | None = None,
+    answer: str | None = None,
+    released: str | None = None,
+    max_frames: int = MAX_FRAMES,
+    room: int = 0,
+    as_video: bool = False,
+) -> dict[str, Tensor]:
+    """Return one turn as tensors, batch of 1: frames uint8 (T, H, W, 3) and a question; with `answer`, labels too.
+
+    `room` is how many tokens must still fit behind the prompt. Labels are -100 everywhere but on the answer and its end.
+    ValueError in one line for too many frames, a prompt beyond the context, an empty answer.
+    """
+    check_frames(frames, max_frames)
+    if as_video:
+        inputs = _encode_video(speaker, frames, question, times_s)
+    else:
+        text = frame_prompt(len(frames), question, times_s=times_s, released=released)
+        text = _turn(speaker, question, text.replace(PICTURE, _placeholder(speaker)))
+        one_tile = {"crop_to_patches": False} if speaker.family == "internvl" else {}
+        pictures = [torch.from_numpy(frame).permute(2, 0, 1) for frame in np.ascontiguousarray(frames)]
+        inputs = speaker.processor(images=pictures, text=[text], return_tensors="pt", **one_tile)
+    inputs = {key: value for key, value in inputs.items() if isinstance(value, Tensor)}
+    if answer is not None:
+        inputs = _with_answer(speaker, inputs, answer)
+    needed = inputs["input_ids"].shape[1] + room
+    if needed > speaker.context:
+        raise ValueError(
+            f"{len(frames)} frames and the question need {needed} tokens with the answer, "
+            f"{speaker.name} has {speaker.context}: take fewer frames or smaller ones"
+        )
+    return inputs
+
+
+def check_frames(frames: np.ndarray, max_frames: int = MAX_FRAMES) -> None:
+    """Refuse what is no stack of RGB frames, or more of them than `max_frames`; ValueError."""
+    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not len(frames):
+        raise ValueError(f"frames must be uint8 (T, H, W, 3) with T at least 1, got {frames.dtype} {frames.shape}")
+    if len(frames) > max_frames:
+        raise ValueError(f"{len(frames)} frames are more than max_frames={max_frames}: choose fewer")
+
+
+def _placeholder(speaker: Speaker) -> str:
+    if speaker.family == "qwen2_5_vl":
+        return f"<|vision_start|>{speaker.processor.image_token}<|vision_end|>"
+    return speaker.processor.image_token
+
+
+def _turn(speaker: Speaker, question: str, text: str) -> str:
+    """Return the conversation up to where the model speaks; a question may not forge pictures or turns."""
+    forged = [token for token in speaker.tokenizer.all_special_tokens if token in question]
+    if forged:
+        raise ValueError(f"the question holds {forged[0]!r}, a mark the model takes for structure: {question!r}")
+    turn = [{"role": "user", "content": text}]
+    return speaker.processor.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+
+
+def _encode_video(speaker: Speaker, frames: np.ndarray, question: str, times_s) -> dict:
+    """Encode evenly spaced frames as one video: pairs of frames share tokens, their times go in as positions."""
+    if speaker.family != "qwen2_5_vl":
+        raise ValueError(f"as_video is for qwen2_5_vl; {speaker.family} reads frames as pictures")
+    if times_s is None or len(frames) < 2:
+        raise ValueError("as_video needs times_s and two frames or more: without a clock positions are wrong")
+    steps = np.diff(_rising(times_s, len(frames)))
+    if steps.min() <= 0 or np.ptp(steps) > 0.1 * steps.mean():
+        raise ValueError(
+            f"as_video needs evenly spaced frames, got steps from {steps.min():.2f} to {steps.max():.2f} s"
+        )
+    fps = float(1 / steps.mean())
+    text = _turn(speaker, question, f"<|vision_start|>{speaker.processor.video_token}<|vision_end|>{question}")
+    count = len(frames)
+    metadata = VideoMetadata(total_num_frames=count, fps=fps, duration=count / fps, frames_indices=list(range(count)))
+    return speaker.processor(
+        videos=[torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)], text=[text], return_tensors="pt",
+        video_metadata=[metadata], do_sample_frames=False,
+    )  # fmt: skip
+
+
+def _with_answer(speaker: Speaker, inputs: dict[str, Tensor], answer: str) -> dict[str, Tensor]:
+    if not answer.strip():
+        raise ValueError("an answer to learn must say something, got an empty one")
+    ids = speaker.tokenizer(answer, add_special_tokens=False)["input_ids"] + [speaker.tokenizer.eos_token_id]
+    learned = torch.tensor([ids])
+    given = inputs["input_ids"]
+    longer = {
+        "input_ids": torch.cat([given, learned], 1),
+        "attention_mask": torch.ones(1, given.shape[1] + len(ids), dtype=torch.long),
+        "labels": torch.cat([torch.full_like(given, IGNORED), learned], 1),
+    }
+    if "mm_token_type_ids" in inputs:
+        longer["mm_token_type_ids"] = torch.cat([inputs["mm_token_type_ids"], torch.zeros_like(learned)], 1)
+    return inputs | longer
+
+
+def collate(speaker: Speaker, turns: Sequence[dict[str, Tensor]], *, side: str = "right") -> dict[str, Tensor]:
+    """Return turns of `encode` as one batch: texts filled up on `side` ("left" to generate), pictures one after another."""
+    if side not in ("left", "right"):
+        raise ValueError(f'side must be "left" or "right", got {side!r}')
+    filling = {
+        "input_ids": speaker.tokenizer.pad_token_id,
+        "labels": IGNORED,
+        "attention_mask": 0,
+        "mm_token_type_ids": 0,
+    }
+    longest = max(turn["input_ids"].shape[1] for turn in turns)
+    batch = {}
+    for key in turns[0]:
+        parts = [turn[key] for turn in turns]
+        if key in filling:
+            gaps = [longest - part.shape[1] for part in parts]
+            parts = [
+                torch.nn.functional.pad(part, (gap, 0) if side == "left" else (0, gap), value=filling[key])
+                for part, gap in zip(parts, gaps, strict=True)
+            ]
+        batch[key] = torch.cat(parts)
+    return batch
+
+
+def to_model(speaker: Speaker, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the batch where the model is, pixels in the model's number format."""
+    model = speaker.model
+    moved = {key: value.to(model.device) for key, value in batch.items()}
+    return {key: v.to(model.dtype) if v.is_floating_point() and "pixel" in key else v for key, v in moved.items()}
+
+
+def say(speaker: Speaker, ids: Tensor) -> list[str]:
+    """Return token ids (B, N) as texts, without marks."""
+    return [text.strip() for text in speaker.tokenizer.batch_decode(ids, skip_special_tokens=True)]

@@ -1,0 +1,140 @@
+"""Models come from a folder or the hub with their processor, and go to a folder whole; what is missing is said in one line.
+
+- native transformers classes; code that comes with weights runs only when the caller says so
+- a folder written here says in made_by.json what made it and what its answers are worth, and a loaded model repeats it
+"""
+
+import os
+import shutil
+from pathlib import Path
+from tempfile import mkdtemp
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+)
+from transformers.utils import is_bitsandbytes_available, is_flash_attn_2_available
+
+from vau_lib import dialogue, store
+from vau_lib.dialogue import Speaker
+
+REMOTE = {"internvl_chat": "InternVL2"}  # model types that have no native class: their own code must run
+
+
+def load(
+    name_or_path: str | Path,
+    *,
+    dtype: torch.dtype | str = "auto",
+    device: str = "auto",
+    attention: str = "auto",
+    bits: int | None = None,
+    trust_remote_code: bool = False,
+    local_only: bool = False,
+) -> Speaker:
+    """Return a model from a folder or the hub, ready to speak.
+
+    `dtype` "auto" is bfloat16 on an accelerator, float32 on the CPU; `device` "auto" spreads over what there is;
+    `attention` "auto" is FlashAttention where it is installed and runs, else torch's own (SDPA). `bits` 4 or 8 needs
+    bitsandbytes. `trust_remote_code` runs code that comes with the weights (InternVL2-2B, HolmesVAU-2B need it).
+    StoreError in one line where weights are missing or of another family; ValueError for what cannot be had here.
+    """
+    config = _config(name_or_path, trust_remote_code, local_only)
+    family = config.model_type
+    if family in REMOTE and not trust_remote_code:
+        raise ValueError(
+            f"{name_or_path} ({REMOTE[family]}) runs code of its own: pass trust_remote_code=True to allow it"
+        )
+    if family not in (*dialogue.FAMILIES, *REMOTE):
+        raise store.StoreError(f"{name_or_path} is a {family}, need one of {', '.join((*dialogue.FAMILIES, *REMOTE))}")
+    options = _options(dtype, device, attention, bits)
+    if family in REMOTE:
+        options.pop("attn_implementation")  # their code chooses for itself, and refuses what it does not know
+    kind = AutoModel if family in REMOTE else AutoModelForImageTextToText
+    asked = dict(trust_remote_code=trust_remote_code, local_files_only=local_only)
+    try:
+        model = kind.from_pretrained(name_or_path, **options, **asked).eval()
+        reader = AutoTokenizer if family in REMOTE else AutoProcessor  # their code prepares pictures itself
+        processor = reader.from_pretrained(name_or_path, **asked)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise store.StoreError(f"{name_or_path} cannot be loaded: {_line(error)}") from error
+    made_by = Path(name_or_path) / "made_by.json"
+    facts = store.read_json(made_by) if made_by.is_file() else {}
+    return Speaker(model, processor, family, facts.get("name", Path(name_or_path).name), facts.get("kind", ""))
+
+
+def _config(name_or_path, trust_remote_code, local_only):
+    path = Path(name_or_path)
+    looks_like_a_place = path.is_absolute() or str(name_or_path).startswith(".") or path.is_dir()
+    if looks_like_a_place and not (path / "config.json").is_file():
+        raise store.StoreError(
+            f"no model at {name_or_path}: a folder with config.json, weights and processor files is needed"
+        )
+    try:
+        return AutoConfig.from_pretrained(
+            name_or_path, trust_remote_code=trust_remote_code, local_files_only=local_only
+        )
+    except ValueError as error:
+        kind = store.read_json(path / "config.json").get("model_type") if path.is_dir() else None
+        if kind in REMOTE or "trust_remote_code" in str(error):
+            raise ValueError(f"{name_or_path} runs code of its own: pass trust_remote_code=True to allow it") from error
+        raise store.StoreError(f"{name_or_path} has no readable config.json: {_line(error)}") from error
+    except OSError as error:
+        raise store.StoreError(f"no model {name_or_path} here or on the hub: {_line(error)}") from error
+
+
+def _options(dtype, device: str, attention: str, bits: int | None) -> dict:
+    fast = torch.cuda.is_available()
+    if attention == "auto":
+        attention = "flash_attention_2" if fast and is_flash_attn_2_available() else "sdpa"
+    if dtype == "auto":
+        dtype = torch.bfloat16 if fast else torch.float32
+    options = dict(dtype=dtype, attn_implementation=attention)
+    if device != "auto" or fast:
+        options["device_map"] = device
+    if bits is not None:
+        if bits not in (4, 8):
+            raise ValueError(f"bits must be 4, 8 or None, got {bits}")
+        if not is_bitsandbytes_available():
+            raise ValueError(f"bits={bits} needs the package bitsandbytes, which is not installed")
+        options["quantization_config"] = BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8)
+    return options
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def save(speaker: Speaker, folder: str | Path, **facts: object) -> Path:
+    """Write model, processor and made_by.json as one folder that `load` reads; it appears whole or not at all.
+
+    ValueError where the folder is there already and is not one of these.
+    """
+    folder = Path(folder)
+    if folder.exists() and any(folder.iterdir()) and not (folder / "made_by.json").is_file():
+        raise ValueError(f"{folder} is there already and holds something else")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    speaker.model.save_pretrained(scratch)
+    speaker.processor.save_pretrained(scratch)
+    store.write_made_by(scratch, name=speaker.name, kind=speaker.kind, family=speaker.family, **facts)
+    _as_any_file(scratch)
+    if folder.exists():
+        old = Path(mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
+        os.replace(folder, old / folder.name)
+        shutil.rmtree(old)
+    os.replace(scratch, folder)
+    return folder
+
+
+def _as_any_file(folder: Path) -> None:
+    """Give a private temporary folder and its files the modes that new ones have."""
+    umask = os.umask(0)
+    os.umask(umask)
+    folder.chmod(0o777 & ~umask)
+    for file in folder.iterdir():
+        file.chmod(0o666 & ~umask)

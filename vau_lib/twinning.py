@@ -1,0 +1,153 @@
+"""Make the twin that notebook 09 starts from, from nothing, and measure what it can do: `python -m vau_lib.twinning FAMILY`.
+
+Films the close-up world, teaches a random twin stills and captions, keeps it in data/twins/FAMILY; then tunes it by LoRA on
+instructions and answers for held-out worlds, beside what a guess is worth: the majority, black frames, shuffled answers.
+"""
+
+import argparse
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from vau_lib import closeups, presets, records, seeing, store, vlm
+from vau_lib.records import VideoRecord
+
+NUM_VIDEOS = 1200
+TUNING = vlm.LoraPlan(
+    max_steps=160, learning_rate=3e-3, warmup_share=0.1, batch_size=16, log_steps=20, save_steps=10**9
+)
+FRAMES = seeing.Lessons().frames
+JUDGEMENTS = (closeups.NEGATIVE, *(closeups.answer("judgement", event) for event in closeups.EVENTS))
+
+
+def tune(
+    speaker: vlm.Speaker, root: Path, rows: Sequence[dict], *, plan: vlm.LoraPlan = TUNING, frames: int = FRAMES,
+    folder: Path | None = None, progress: bool = False,
+) -> tuple[vlm.Speaker, pd.DataFrame]:  # fmt: skip
+    """Return the speaker with an adapter trained on instruction rows, and the loss curve. The speaker's weights stay."""
+    tuned = speaker.but(model=vlm.lora(speaker.model, seed=plan.seed), kind=f"{speaker.kind}, LoRA")
+    data = vlm.Samples(rows, root, tuned, num_frames=frames, seed=plan.seed)
+    return tuned, vlm.fit(tuned, data, plan=plan, folder=folder, progress=progress)
+
+
+def shuffled(rows: Sequence[dict], *, seed: int) -> list[dict]:
+    """Return the rows with the answers of each task dealt out at random among them."""
+    rng, dealt = np.random.default_rng(seed), list(rows)
+    for task in {row["task"] for row in rows}:
+        places = [n for n, row in enumerate(rows) if row["task"] == task]
+        for place, source in zip(places, rng.permutation(places), strict=True):
+            dealt[place] = {**rows[place], "answer": rows[source]["answer"]}
+    return dealt
+
+
+def judge(
+    speaker: vlm.Speaker, root: Path, rows: Sequence[dict], *, frames: int = FRAMES, blind: bool = False
+) -> tuple[dict[str, float], list[str]]:
+    """Return (accuracy of judgement and of name, answers) on rows of the task judgement, frames from interval middles."""
+    data = vlm.Samples(rows, root, speaker, answers=False, random=False, num_frames=frames, blind=blind)
+    said = vlm.answers(speaker, data)
+    return vlm.judgement_accuracy(said, rows), said
+
+
+def majority(train: Sequence[dict], test: Sequence[dict]) -> dict[str, float]:
+    """Return the accuracy of always giving the training rows' most frequent judgement."""
+    most = pd.Series([row["answer"] for row in train]).mode()[0]
+    return vlm.judgement_accuracy([most] * len(test), test)
+
+
+def split_rows(found: Sequence[VideoRecord], *, seed: int = 0) -> tuple[list[dict], list[dict], list[dict]]:
+    """Return instruction rows: (to train on, judgements among them, judgements of the test worlds)."""
+    rows = closeups.instructions(found, seed=seed)
+    train = [row for row in rows if row["split"] == "train"]
+    judging = [row for row in rows if row["task"] == "judgement"]
+    return train, *([row for row in judging if row["split"] == split] for split in ("train", "test"))
+
+
+def forced(speaker: vlm.Speaker, root: Path, rows: Sequence[dict], *, frames: int = FRAMES) -> dict[str, float]:
+    """Return the accuracy of a speaker made to choose among the judgements: the fair reading before it knows their form."""
+    data = vlm.Samples(rows, root, speaker, random=False, num_frames=frames)
+    return vlm.judgement_accuracy(vlm.preferred(speaker, data, JUDGEMENTS), rows)
+
+
+def make(
+    family: str, root: Path, out: Path, *, num_videos: int = NUM_VIDEOS, workers: int = 2,
+    lessons: seeing.Lessons | None = None,
+) -> vlm.Speaker:  # fmt: skip
+    """Film, teach and keep a twin in `out`; its made_by says how, and the seconds (wall, CPU) it took."""
+    lessons, begin = lessons or seeing.Lessons(), _now()
+    found = closeups.make_dataset(root, num_videos=num_videos, engine="processes", workers=workers)
+    filmed = _now()
+    twin, curves = seeing.teach(vlm.tiny(family, seed=lessons.seed), root, found, lessons=lessons)
+    seconds = {"film": _between(begin, filmed), "teach": _between(filmed, _now())}
+    loss = {name: table.iloc[-1].round(3).to_dict() for name, table in curves.items()}
+    facts = dict(lessons=asdict(lessons), num_videos=num_videos, events=list(closeups.EVENTS))
+    vlm.save(twin, out, **facts, seconds=seconds, loss=loss)
+    return twin
+
+
+def measure(
+    root: Path, out: Path, *, plan: vlm.LoraPlan = TUNING, seed: int = 0, tell: Callable[[str], object] | None = None
+) -> dict:
+    """Tune the twin kept in `out` and its peers, answer for the test worlds, and keep and return the accuracies."""
+    found, begin, measured = records.read_records(root / "records.jsonl"), _now(), {}
+
+    def note(name: str, accuracy: dict) -> None:
+        measured[name] = {key: round(value, 4) for key, value in accuracy.items()}
+        if tell is not None:
+            tell(f"{name}: {measured[name]}")
+
+    train, judging, test = split_rows(found, seed=seed)
+    twin = taught(out)
+    note("majority", majority(judging, test))
+    note("untuned", judge(twin, root, test)[0])
+    note("untuned, forced to choose", forced(twin, root, test))
+    started = _now()
+    tuned, _ = tune(twin, root, train, plan=plan)
+    measured["tuning seconds"] = dict(zip(("wall", "cpu"), _between(started, _now()), strict=True))
+    note("tuned", judge(tuned, root, test)[0])
+    note("blind", judge(tuned, root, test, blind=True)[0])
+    note(
+        "shuffled answers", judge(tune(taught(out), root, shuffled(train, seed=seed + 1), plan=plan)[0], root, test)[0]
+    )
+    measured["seconds"] = dict(zip(("wall", "cpu"), _between(begin, _now()), strict=True))
+    made_by = store.read_json(out / "made_by.json")
+    store.write_json(out / "made_by.json", made_by | {"measured": measured})
+    return measured
+
+
+def _now() -> tuple[float, float]:
+    used = os.times()
+    return time.perf_counter(), used.user + used.system + used.children_user + used.children_system
+
+
+def _between(then: tuple[float, float], now: tuple[float, float]) -> list[int]:
+    return [round(now[0] - then[0]), round(now[1] - then[1])]
+
+
+def taught(out: Path) -> vlm.Speaker:
+    """Return the kept twin as it was before tuning."""
+    return vlm.load(out, dtype=torch.float32, local_only=True)
+
+
+def main() -> None:
+    """Read the command line, make twins, print what was measured."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("families", nargs="*", default=["internvl", "qwen2_5_vl"])
+    parser.add_argument("--videos", type=int, default=NUM_VIDEOS)
+    given = parser.parse_args()
+    torch.set_num_threads(1)  # toy widths are slower with more
+    for family in given.families:
+        place = presets.project() / "data"
+        root = place / "synthetic" / "closeups_twin"
+        make(family, root, place / "twins" / family, num_videos=given.videos)
+        measure(root, place / "twins" / family, tell=print)
+
+
+if __name__ == "__main__":
+    main()
