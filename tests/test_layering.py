@@ -10,10 +10,10 @@ TIERS = {
     0: {"video", "records", "datasets", "store", "runs", "presets", "cluster"},
     1: {"features", "towers", "dense", "released", "weights", "training", "trials"}
     | {"peers", "metrics", "streaming", "probing", "sampling", "results", "plots"}
-    | {"keyclips", "lshma_state"}
+    | {"keyclips", "lshma_state", "redundancy"}
     | {"smarthome_files", "smarthome_prompts", "smarthome_published"}
     | {"synthesis", "filming", "stories", "actors", "props", "stage"},
-    2: {"memtsm", "lshma", "ats", "smarthome", "compress"},
+    2: {"memtsm", "lshma", "ats", "smarthome", "compress", "tokens"},
     3: {"watching", "cli"},
 }
 WITHIN_TIER_1 = {("features", "weights"), ("training", "weights"), ("training", "metrics"), ("results", "metrics")}
