@@ -2,7 +2,8 @@
 
 Which tokens of a video say something new, from features alone: rules on (T, H, W, D) arrays, nothing is trained.
 - ours: a token is kept where it moves (differs from the same place a moment before) or stands out from the scene's
-  background (the median of its stretch, and the stretch's first frame: a parcel left behind stays foreground)
+  background: from the median of its stretch and from the stretch's first frame, which is kept whole, so that what looks
+  as it did then is no news; differing from the first alone counts half (a parcel left behind, or the place of who left)
 - light and gain change everywhere at once, so they are fitted per moment on the calm half of the tokens and taken away;
   averaging over small blocks of pixels (`patches`) takes most of the noise before anything is compared
 - a hard cut or a long time begins another stretch with a background of its own; where nothing stays (a moving camera) every
@@ -26,8 +27,9 @@ STRETCH = 64  # temporal patches that share a background; a minute at two frames
 MAX_TOKENS = 2**20  # of one video; its medians would not fit a small machine
 CALM = 0.5  # share of a moment's tokens that tell its light
 CUT = 0.5  # two moments of one scene resemble each other more than this (correlation)
-FIRST = 0.5  # weight of differing from the first frame (at 1, who leaves haunts the place); chosen on drawn scenes
+FIRST = 0.5  # weight of differing from the first frame only (at 1, who leaves haunts the place); chosen on drawn scenes
 MOVE = 0.5  # weight of differing from the moment before; chosen on drawn scenes
+ORDINARY = 2.0  # times the usual change, below which a token is noise and its moment decides
 
 Array = np.ndarray | Tensor
 
@@ -40,10 +42,9 @@ def redundancy(features: Array) -> Array:
     """
     tokens = _tokens(features)
     change, starts = _novelty(tokens)
-    later = torch.ones(len(tokens), dtype=torch.bool, device=tokens.device)
-    later[starts] = False
-    usual = change[later].median() if later.any() else change.new_tensor(0.0)
-    usual = usual.clamp_min(1e-3 * tokens.std(correction=0) + 1e-12)  # without noise, a thousandth of the contrast
+    usual = _usual(change, starts).clamp_min(
+        1e-3 * tokens.std(correction=0) + 1e-12
+    )  # at least a thousandth of the contrast
     scores = usual / (usual + change)
     scores[_anchors(change, starts, 1.0)] = 0
     return _like(scores, features)
@@ -65,6 +66,7 @@ def keep_mask(features: Array, *, share: float | None = None, threshold: float |
         return _like(torch.as_tensor(redundancy(tokens)) <= threshold, features)
     count = budget(tokens.shape[:3], share)
     change, starts = _novelty(tokens)
+    change = _gathered(change, ORDINARY * _usual(change, starts))
     change[_anchors(change, starts, count / change.numel())] = math.inf
     return _like(_largest(change, count), features)
 
@@ -103,12 +105,30 @@ def _novelty(tokens: Tensor) -> tuple[Tensor, list[int]]:
     change = torch.zeros(tokens.shape[:3], dtype=tokens.dtype, device=tokens.device)
     for start, end in zip(starts, [*starts[1:], len(tokens)], strict=True):
         seen = _steady(tokens[start:end])
-        away = torch.maximum(_gap(seen, _middle(seen)), FIRST * _gap(seen, seen[:1]))
+        first = _gap(seen, seen[:1])
+        away = torch.maximum(torch.minimum(_gap(seen, _middle(seen)), first), FIRST * first)
         moved = _gap(seen[1:], seen[:-1])
         change[start + 1 : end] = away[1:] + MOVE * moved
         if start:  # a new scene is judged by what it replaced
             change[start] = _gap(tokens[start], tokens[start - 1])
     return change, starts
+
+
+def _usual(change: Tensor, starts: list[int]) -> Tensor:
+    """Return what an ordinary token of the scene changes by, a scalar: the median outside the stretches' firsts, 0 if none."""
+    later = torch.ones(len(change), dtype=torch.bool, device=change.device)
+    later[starts] = False
+    return change[later].median() if later.any() else change.new_tensor(0.0)
+
+
+def _gathered(change: Tensor, noise: Tensor) -> Tensor:
+    """Rank what is below `noise` by its moment: what the budget leaves over goes where something happens.
+
+    Quiet moments then lose all their tokens, and a tower need not encode them.
+    """
+    busiest = change.flatten(1).amax(1)[:, None, None]
+    by_moment = noise * (busiest / busiest.max().clamp_min(1e-12)).clamp(max=0.99)
+    return torch.where(change < noise, by_moment + 0.01 * change, change)
 
 
 def _steady(tokens: Tensor) -> Tensor:
@@ -328,6 +348,28 @@ def cells(picture: Tensor, height: int, width: int) -> Tensor:
     tall, wide = picture.shape[2] // height, picture.shape[3] // width
     cut = picture.reshape(len(picture), -1, height, tall, width, wide)  # (T, C, H, h, W, w)
     return cut.permute(0, 2, 4, 1, 3, 5).flatten(3)
+
+
+def disturbed(
+    frames: np.ndarray, rng: np.random.Generator, *, noise: float = 6.0, flicker: float = 0.04, sway: float = 2.5
+) -> np.ndarray:
+    """Return frames uint8 (N, H, W, 3) as a worse camera in worse weather films them; what is where stays exact.
+
+    `noise` levels of white noise, light that flickers by a share of `flicker`, and the upper left ninth of the picture
+    swaying like leaves by `sway` pixels. For studies on drawn scenes.
+    """
+    tall, wide = frames.shape[1] // 3, frames.shape[2] // 3
+    rows, columns = np.mgrid[:tall, :wide]
+    phase, worse = rng.uniform(0, 2 * np.pi, 2), np.empty_like(frames)
+    for number, frame in enumerate(frames):
+        film = frame.astype(np.float32)
+        at = np.clip(columns + sway * np.sin(0.55 * number + phase[0] + rows / 9), 0, frames.shape[2] - 2)
+        left = at.astype(int)
+        part = (at - left)[..., None].astype(np.float32)
+        film[:tall, :wide] = film[rows, left] * (1 - part) + film[rows, left + 1] * part
+        film *= 1 + flicker * np.sin(2.1 * number + phase[1]) * rng.uniform(0.5, 1)
+        worse[number] = np.clip(film + rng.normal(0, noise, film.shape), 0, 255)
+    return worse
 
 
 def survived(mask: np.ndarray, truth: np.ndarray) -> float:
