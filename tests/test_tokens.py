@@ -299,3 +299,94 @@ def test_an_empty_and_a_huge_video_are_refused(model):
         small(**inputs | {"pixel_values_videos": more, "video_grid_thw": torch.tensor([grid])})
     with pytest.raises(ValueError, match="keeps .*, the model was made for 512: lower the share"):
         small(**prompt(film(100)))
+
+
+# Pictures, and another family
+
+
+def pictures(*films: np.ndarray) -> dict[str, torch.Tensor]:
+    """One row per film: every second frame a picture between words, as a dialogue about frames has it."""
+    ids, rows, grids = [], [], []
+    for frames in films:
+        row = []
+        for number, frame in enumerate(frames[::2]):
+            pixels, grid = as_patches(np.stack([frame, frame]))  # the processor shows a picture twice
+            rows.append(pixels)
+            grids.append(grid)
+            row += [10 + number, START, *[IMAGE] * (math.prod(grid) // MERGE**2), END]
+        ids.append(row + [5, 6])
+    batch = batch_of(ids, rows, grids)
+    batch["pixel_values"], batch["image_grid_thw"] = batch.pop("pixel_values_videos"), batch.pop("video_grid_thw")
+    del batch["second_per_grid_ts"]
+    return batch
+
+
+@torch.inference_mode()
+def test_frames_as_pictures_are_a_film_and_a_lone_picture_is_whole(model):
+    inputs = pictures(film(8), film(1))
+    real = inputs["attention_mask"].bool()
+    whole = model(**inputs).logits[real]
+    assert (tokens.compressed(model, share=1)(**inputs).logits[real] - whole).abs().max() <= 1e-5
+    small = tokens.compressed(model, share=0.25)
+    alone = small(**pictures(film(8))).logits[0, -1]
+    torch.testing.assert_close(small(**inputs).logits[0, -1], alone, atol=2e-5, rtol=0)
+    seen = small.kept & (inputs["input_ids"] == IMAGE)
+    assert seen.sum(1).tolist() == [24, 12]  # a quarter of eight pictures of 12 tokens; all of one
+
+
+def internvl():
+    from transformers import InternVLConfig, InternVLForConditionalGeneration
+
+    config = InternVLConfig(
+        text_config=dict(
+            model_type="qwen2", vocab_size=128, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+            num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=512, initializer_range=0.1,
+            bos_token_id=None, eos_token_id=127, pad_token_id=PAD,
+        ),
+        vision_config=dict(
+            hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, image_size=[32, 32],
+            patch_size=[4, 4], initializer_range=0.1, layer_scale_init_value=1.0,
+        ),
+        image_token_id=IMAGE, image_seq_length=16, downsample_ratio=0.5, initializer_range=0.1,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return InternVLForConditionalGeneration(config).eval()
+
+
+@torch.inference_mode()
+def test_another_family_is_cut_too():
+    model = internvl()
+    frames = torch.from_numpy(film(6, 4, 4)[::2]).float().permute(0, 3, 1, 2)  # six pictures of 16 tokens
+    row = [token for number in range(6) for token in (10 + number, *[IMAGE] * 16)] + [5, 6]
+    ids = torch.tensor([row])
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": frames}
+    whole = model(**inputs).logits
+    for early in (True, False):
+        small = tokens.compressed(model, share=1, before_tower=early)
+        assert (small(**inputs).logits - whole).abs().max() <= 1e-5
+        small = tokens.compressed(model, share=0.3, before_tower=early)
+        short = small(**inputs).logits
+        hidden = inputs | {"attention_mask": small.kept.long()}
+        places = torch.arange(ids.shape[1])[None]  # plain positions, of the whole prompt
+        masked = model(**hidden, position_ids=places).logits[small.kept]
+        torch.testing.assert_close(short[0], masked, atol=2e-5, rtol=0)
+    assert torch.equal(small.generate(**inputs, **GREEDY)[0, ids.shape[1]], short[0, -1].argmax())
+
+
+@torch.inference_mode()
+def test_tiles_of_one_picture_are_no_film():
+    model = internvl()
+    ids = torch.tensor([[9, *[IMAGE] * 64, 5]])  # four tiles that touch
+    small = tokens.compressed(model, share=0.25)
+    small(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=torch.randn(4, 3, 32, 32))
+    assert small.kept.all()
+
+
+def test_text_alone_goes_straight_through(model):
+    ids = torch.tensor([[5, 6, 7]])
+    small = tokens.compressed(model, share=0.5)
+    with torch.inference_mode():
+        assert torch.equal(small(input_ids=ids).logits, model(input_ids=ids).logits)
+    with pytest.raises(ValueError, match="need position_ids"):
+        small(input_ids=ids, past_key_values=object())
+    assert small.config is model.config
