@@ -230,19 +230,17 @@ def test_covered_counts_pixels():
 
 
 def test_a_fixed_camera_s_foreground_survives_at_a_fifth():
-    """Drawn people on a plaza and in a shop; noise of 6 levels, flicker of 4 %, a swaying corner. Seeds took no part in choices."""
+    """Drawn scenes of two people; noise of 6 levels, flicker of 4 %, a swaying corner. No choice was made on these seeds."""
     kept, evs, size = 0, 0, 0
-    for seed, event in ((802, "run"), (807, "vandalism"), (806, "left_package")):
-        scenario = synthesis.scenario_for(
-            seed, event=event, duration_s=8.0, fps=8.0, num_people=2, num_vehicles=0, scene="plaza"
-        )
-        film = synthesis.render(scenario)
+    for seed, event in ((920, "run"), (921, "vandalism"), (922, "left_package")):
+        few = dict(num_people=2, num_vehicles=0)
+        film = synthesis.render(synthesis.scenario_for(seed, event=event, duration_s=8.0, fps=8.0, **few))
         tokens = redundancy.patches(redundancy.disturbed(film.frames, np.random.default_rng(seed)))
         truth = redundancy.covered(film.masks) >= 0.1
         kept += (OURS(tokens, share=0.2) & truth).sum()
         evs += (redundancy.evs(tokens, share=0.2) & truth).sum()
         size += truth.sum()
-    assert kept / size >= 0.95 and kept > evs
+    assert kept / size >= 0.95 and evs / size < 0.95
 
 
 def test_disturbing_moves_only_a_corner_and_changes_the_light():

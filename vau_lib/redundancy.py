@@ -3,7 +3,7 @@
 Which tokens of a video say something new, from features alone: rules on (T, H, W, D) arrays, nothing is trained.
 - ours: a token is kept where it moves (differs from the same place a moment before) or stands out from the scene's
   background: from the median of its stretch and from the stretch's first frame, which is kept whole, so that what looks
-  as it did then is no news; differing from the first alone counts half (a parcel left behind, or the place of who left)
+  as it did then is no news; differing from the first alone counts less (a parcel left behind, or the place of who left)
 - light and gain change everywhere at once, so they are fitted per moment on the calm half of the tokens and taken away;
   averaging over small blocks of pixels (`patches`) takes most of the noise before anything is compared
 - a hard cut or a long time begins another stretch with a background of its own; where nothing stays (a moving camera) every
@@ -27,8 +27,8 @@ STRETCH = 64  # temporal patches that share a background; a minute at two frames
 MAX_TOKENS = 2**20  # of one video; its medians would not fit a small machine
 CALM = 0.5  # share of a moment's tokens that tell its light
 CUT = 0.5  # two moments of one scene resemble each other more than this (correlation)
-FIRST = 0.5  # weight of differing from the first frame only (at 1, who leaves haunts the place); chosen on drawn scenes
-MOVE = 0.5  # weight of differing from the moment before; chosen on drawn scenes
+FIRST = 0.4  # weight of differing from the first frame only (at 1, who leaves haunts the place); chosen on drawn scenes
+MOVE = 0.1  # weight of differing from the moment before; chosen on drawn scenes
 ORDINARY = 2.0  # times the usual change, below which a token is noise and its moment decides
 
 Array = np.ndarray | Tensor
