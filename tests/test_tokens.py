@@ -246,6 +246,26 @@ def test_a_compressed_model_learns(model):
     assert losses[-1] < 0.5 * losses[0]
 
 
+def test_the_usual_engine_trains_it(tmp_path):
+    from transformers import Trainer, TrainingArguments
+
+    small = tokens.compressed(qwen().train(), share=0.4)
+    rows = [prompt(film(4, seed=n), text=(5, 6 + n)) for n in range(4)]
+
+    def collate(items):
+        batch = together(*items)
+        return batch | {"labels": batch["input_ids"].masked_fill(batch["input_ids"] >= VIDEO, -100)}
+
+    how = dict(
+        max_steps=2, per_device_train_batch_size=2, remove_unused_columns=False, report_to=[], save_strategy="no",
+        use_cpu=True, disable_tqdm=True,
+    )  # fmt: skip
+    engine = Trainer(model=small, args=TrainingArguments(tmp_path, **how), train_dataset=rows, data_collator=collate)
+    before = small.model.model.visual.patch_embed.proj.weight.detach().clone()
+    assert engine.train().training_loss > 0
+    assert (small.model.model.visual.patch_embed.proj.weight != before).any()
+
+
 @torch.inference_mode()
 def test_aligned_logits_stand_in_the_whole_prompt(model):
     inputs = together(prompt(film(8)), prompt(film(5, 2, 3)))

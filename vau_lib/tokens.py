@@ -343,8 +343,8 @@ def _layers(core: nn.Module) -> dict[str, Any]:
 def _positions(model: nn.Module, input_ids: Tensor, mask: Tensor, inputs: Mapping[str, Any]) -> Tensor:
     """Return the positions of the whole prompt, (3, B, L) time, row, column, or (B, L) for a model with plain ones."""
     given = inputs.get("position_ids")
-    if given is not None:
-        return given
+    if given is not None:  # a fourth row, of places in the text, would read as several prompts once it has gaps
+        return given[1:] if given.ndim == 3 and len(given) == 4 else given
     core = _core(model)
     if not hasattr(core, "get_rope_index"):
         return (mask.long().cumsum(-1) - 1).clamp_min(0)
