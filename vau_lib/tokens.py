@@ -47,7 +47,8 @@ class Compressed(nn.Module):
     """A model that sees a share of its video: same inputs, same `forward` and `generate`; also a context manager.
 
     `kept` is the mask of the last call, (B, L): which tokens of the whole prompt were read. `with compressed(...) as small`
-    only gives the name a place; nothing is to be undone, the model itself is never changed.
+    only gives the name a place; nothing is to be undone, the model itself is never changed. Save `small.model`, which is
+    an ordinary one; a Trainer that writes checkpoints of the wrapper itself stops at tied embeddings (`save_strategy="no"`).
     """
 
     def __init__(self, model: nn.Module, rule: Callable[[Tensor], Tensor], *, before_tower: bool, aligned: bool):
