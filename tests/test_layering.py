@@ -10,13 +10,13 @@ TIERS = {
     0: {"video", "records", "datasets", "store", "runs", "presets", "cluster"} | {"hivau", "hivau_files", "prompt_pools"},
     1: {"features", "towers", "dense", "released", "weights", "training", "trials"}
     | {"peers", "metrics", "streaming", "probing", "sampling", "results", "plots"}
-    | {"keyclips", "lshma_state"}
+    | {"keyclips", "lshma_state", "redundancy"}
     | {"text_metrics", "judging", "answers", "instruction_plots"}
     | {"smarthome_files", "smarthome_prompts", "smarthome_published"}
     | {"dialogue", "speakers", "closeups", "twins", "lora", "seeing"}
     | {"synthesis", "filming", "stories", "actors", "props", "stage"},
-    2: {"memtsm", "lshma", "ats", "vlm", "annotate", "smarthome", "compress"},
-    3: {"watching", "cli", "twinning"},
+    2: {"memtsm", "lshma", "ats", "vlm", "annotate", "smarthome", "compress", "tokens"},
+    3: {"watching", "explaining", "cli", "twinning"},
 }
 WITHIN_TIER_1 = {("features", "weights"), ("training", "weights"), ("training", "metrics"), ("results", "metrics")}
 WITHIN_TIER_1 |= {("cli", "watching"), ("features", "released"), ("trials", "features"), ("probing", "streaming")}

@@ -1,0 +1,149 @@
+"""Which tokens survive, and what does dropping the others save? Shares of the truth kept, and ratios within one run.
+
+Features are averaged pixels (no weights are needed to choose). Drawn scenes are filmed by `synthesis` and disturbed by noise,
+flicker and sway; their seeds took no part in any choice. Ped2 is real and read where VAU_REAL_DATA names it. The model is
+transformers' Qwen2.5-VL at toy width with random weights: times are real, answers mean nothing.
+    python benchmarks/tokens.py [truth] [speed]
+"""
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+from vau_lib import redundancy, synthesis, tokens, video
+
+FOREGROUND = 0.1  # a token is foreground when this share of its pixels is
+SEEDS = range(900, 912)
+SHARES = (0.1, 0.2, 0.3)
+ROUNDS = 7
+VIDEO, START, END = 500, 501, 502
+
+
+def drawn() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield frames and truth of a fixed camera's 64 frames, a normal or anomalous event each, few people."""
+    for number, seed in enumerate(SEEDS):
+        event = tuple(synthesis.EVENTS)[number % len(synthesis.EVENTS)]
+        scenario = synthesis.scenario_for(seed, event=event, duration_s=8.0, fps=8.0, num_people=3, num_vehicles=1)
+        film = synthesis.render(scenario)
+        yield redundancy.disturbed(film.frames, np.random.default_rng(seed)), film.masks
+
+
+def ped2(root: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield frames and pixel masks of the anomalies of the twelve test videos."""
+    for path in sorted((root / "ucsd_ped2" / "pixel_masks").glob("*.npz")):
+        with np.load(path, allow_pickle=False) as packed:
+            masks = np.unpackbits(packed["packed"], axis=-1)[..., : packed["shape"][2]]
+        yield video.read_frames(root / "ucsd_ped2/testing/frames" / path.stem, range(len(masks))), masks
+
+
+def measured(
+    films: Iterator[tuple[np.ndarray, np.ndarray]], shares: tuple[float, ...]
+) -> list[tuple[np.ndarray, dict]]:
+    """Return per video its truth (T, H, W) and, per rule, the masks at each share."""
+    found = []
+    for frames, masks in films:
+        truth, plain = redundancy.covered(masks) >= FOREGROUND, redundancy.patches(frames)
+        kept = {name: [rule(plain, share=share) for share in shares] for name, rule in redundancy.RULES.items()}
+        raw = redundancy.patches(frames, grain=1)
+        kept["EVS, raw pixels"] = [redundancy.evs(raw, share=share) for share in shares]
+        ideal = truth[..., None].astype(np.float32)
+        ideal[0] = 2  # the first frame, then the truth: what no rule can beat
+        order = np.argsort(-ideal.ravel(), kind="stable")
+        counts = [redundancy.budget(truth.shape, share) for share in shares]
+        kept["truth known"] = [np.isin(np.arange(truth.size), order[:n]).reshape(truth.shape) for n in counts]
+        found.append((truth, kept))
+    return found
+
+
+def table(name: str, found: list[tuple[np.ndarray, dict]], shares: tuple[float, ...]) -> None:
+    """Print, per rule, which share of the tokens on the truth survives, all videos' tokens together, at each budget."""
+    on_truth, size = (sum(part) for part in zip(*((truth.sum(), truth.size) for truth, _ in found), strict=True))
+    print(f"{name}: {len(found)} videos, {on_truth / size:.1%} of {size} tokens on the truth")
+    for rule in found[0][1]:
+        cells = []
+        for place, share in enumerate(shares):
+            kept = sum((kept[rule][place] & truth).sum() for truth, kept in found)
+            used = sum(kept[rule][place].sum() for _, kept in found)
+            cells.append(f"{share:.0%}: {kept / on_truth:.3f} (used {used / size:.3f})")
+        print(f"  {rule:28}", "  ".join(cells))
+
+
+def toy() -> Qwen2_5_VLForConditionalGeneration:
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 6, 6]}
+    text = dict(
+        model_type="qwen2_5_vl_text", vocab_size=512, hidden_size=256, intermediate_size=768, num_hidden_layers=6,
+        num_attention_heads=8, num_key_value_heads=2, max_position_embeddings=8192, rope_parameters=rope,
+        bos_token_id=None, eos_token_id=1, pad_token_id=0,
+    )  # fmt: skip
+    vision = dict(
+        depth=4, hidden_size=128, intermediate_size=384, num_heads=4, out_hidden_size=256, fullatt_block_indexes=[3]
+    )
+    torch.manual_seed(0)
+    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, video_token_id=VIDEO, vision_start_token_id=START)
+    return Qwen2_5_VLForConditionalGeneration(config).eval()
+
+
+def quiet_film(moments: int = 20, side: int = 8) -> dict[str, torch.Tensor]:
+    """A still, noisy room where a cell moves through moments 8 to 12, as the processor lays it out, in a prompt."""
+    rng = np.random.default_rng(0)
+    rows = np.repeat(rng.normal(0, 0.5, (1, side * side, 4, 1176)), moments, 0) + rng.normal(
+        0, 0.02, (moments, side * side, 4, 1176)
+    )
+    for moment in range(8, 13):
+        rows[moment, 3 * side + moment - 8] += 1.5
+    pixels = torch.from_numpy(rows.reshape(-1, 1176)).float()
+    ids = torch.tensor([[5, 6, START, *[VIDEO] * moments * side * side, END, 7, 8]])
+    grid = torch.tensor([[moments, 2 * side, 2 * side]])
+    return {
+        "input_ids": ids, "attention_mask": torch.ones_like(ids), "mm_token_type_ids": 2 * (ids == VIDEO).int(),
+        "pixel_values_videos": pixels, "video_grid_thw": grid, "second_per_grid_ts": torch.ones(1),
+    }  # fmt: skip
+
+
+@torch.inference_mode()
+def speed() -> None:
+    """Print pre-fill time relative to the model alone, medians of interleaved rounds, at shares and both places to cut."""
+    model, inputs = toy(), quiet_film()
+    whole = int((inputs["input_ids"] == VIDEO).sum())
+    runs = {("model alone", 1.0): model}
+    for early in (False, True):
+        for share in (1.0, 0.5, 0.3, 0.1):
+            name = "cut before the tower" if early else "cut after the tower"
+            runs[name, share] = tokens.compressed(model, share=share, before_tower=early)
+    taken: dict = {key: [] for key in runs}
+    for _ in range(ROUNDS + 1):
+        for key, one in runs.items():
+            start = time.perf_counter()
+            one(**inputs, logits_to_keep=1)
+            taken[key].append(time.perf_counter() - start)
+    alone = np.median(taken["model alone", 1.0][1:])
+    for (name, share), times in taken.items():
+        one = runs[name, share]
+        count = whole if one is model else int((one.kept & (inputs["input_ids"] == VIDEO)).sum())
+        ratio = np.median(times[1:]) / alone
+        print(
+            f"{name:22}{share:5.0%}  {count:5d} of {whole} video tokens  pre-fill x{ratio:.3f}  (toy, random weights)"
+        )
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    asked = sys.argv[1:] or ["truth", "speed"]
+    if "truth" in asked:
+        found = measured(drawn(), SHARES)
+        table("drawn scenes, disturbed", found, SHARES)
+        table("those with at most a tenth on the truth", [one for one in found if one[0].mean() <= 0.1], SHARES)
+        if root := os.environ.get("VAU_REAL_DATA"):
+            table("UCSD Ped2, anomalies", measured(ped2(Path(root)), SHARES), SHARES)
+    if "speed" in asked:
+        speed()
+
+
+if __name__ == "__main__":
+    main()
