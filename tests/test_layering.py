@@ -16,7 +16,7 @@ TIERS = {
     | {"dialogue", "speakers", "closeups", "twins", "lora", "seeing"}
     | {"synthesis", "filming", "stories", "actors", "props", "stage"},
     2: {"memtsm", "lshma", "ats", "vlm", "annotate", "smarthome", "compress"},
-    3: {"watching", "cli", "twinning"},
+    3: {"watching", "cli", "twinning", "explaining"},
 }
 WITHIN_TIER_1 = {("features", "weights"), ("training", "weights"), ("training", "metrics"), ("results", "metrics")}
 WITHIN_TIER_1 |= {("cli", "watching"), ("features", "released"), ("trials", "features"), ("probing", "streaming")}
