@@ -20,7 +20,7 @@ from torch import Tensor
 from vau_lib import ats, plots, seeing, video, vlm
 
 PICTURE_SIDE = 240  # pixels of the longer side of a frame in the figure
-GRID_S = 0.05  # seconds between points of the drawn curve
+GRID = 4000  # points of the drawn curve
 
 
 class Eye:
@@ -186,18 +186,26 @@ def _tokens(glances: ats.Glances, eye: Eye, index: np.ndarray, *, reuse: bool) -
 
 def figure(found: Explained):
     """Draw the chosen frames over the curve of scores, in the container's own time, with the three answers; a Figure."""
-    said, grid_s = found.said, np.arange(0, found.end_s + GRID_S, GRID_S)
+    said, end_s = found.said, max(found.end_s, 1e-3)  # of a single frame 0
+    grid_s = np.linspace(0, end_s, GRID)
     curve = found.scores[np.searchsorted(found.times_s, grid_s, side="right").clip(1) - 1]  # a score holds to the next
     frames = video.read_frames(found.path, said.index)
     step = max(1, max(frames.shape[1:3]) // PICTURE_SIDE)
     verdict = {True: "judged anomalous", False: "judged normal", None: "no judgement in the answer"}[said.anomalous]
     drawn = plots.timeline(
-        {"score": curve}, fps=1 / GRID_S, frames=frames[:, ::step, ::step], shown_s=said.times_s,
-        title=f"{_warning(found.label)}{said.video}: {verdict}, {len(said.index)} of {len(found.index)} glances shown",
+        {"score": curve}, fps=(GRID - 1) / end_s, frames=frames[:, ::step, ::step], shown_s=said.times_s,
+        title=f"{_warning(found.label)}{said.video}: {verdict}, {len(found.index)} glances, {len(said.index)} frames shown",
     )  # fmt: skip
-    answers = [f"{name}: {getattr(said, name) or '(not asked)'}" for name in ("judgement", "description", "analysis")]
+    drawn.axes[0].set_ylim(-0.02, 1.05)  # noise must not look like a curve
+    answers = [f"{name}: {_answer(said, name)}" for name in ("judgement", "description", "analysis")]
     drawn.supxlabel("\n".join([*map(_short, answers), f"by {found.label}"]), x=0.01, ha="left", fontsize=8)
     return drawn
+
+
+def _answer(said: vlm.Explanation, name: str) -> str:
+    if name == "analysis" and said.anomalous is False:
+        return "(not asked: nothing to explain)"
+    return getattr(said, name) or "(the model said nothing)"
 
 
 def _warning(label: str) -> str:
