@@ -90,9 +90,10 @@ def test_a_cap_bounds_what_is_looked_at(twin, clip):
 
 
 def test_rows_can_be_described_otherwise(twin, clip):
-    eye = explaining.Eye(twin, describe=lambda row, tokens: tokens.amax(1))
-    rows = ats.Glances(clip, eye, stride=10).features()
-    assert rows.shape == (5, twin.model.config.text_config.hidden_size)
+    eye = explaining.Eye(twin, describe=explaining.mean_and_most)
+    rows, (_, tokens) = ats.Glances(clip, eye, stride=10).features(), eye.see(video.read_frames(clip, range(0, 50, 10)))
+    mean, most = np.split(rows, 2, axis=1)
+    assert np.allclose(mean, tokens.mean(1), atol=1e-5) and (most >= mean).all() and np.isin(most, tokens).mean() > 0.9
 
 
 def test_an_untrained_scorer_says_so_and_is_the_same_every_time(twin, clip):

@@ -48,6 +48,11 @@ class Eye:
         return (row if self.describe is None else self.describe(row, tokens)), tokens
 
 
+def mean_and_most(row: Tensor, tokens: Tensor) -> Tensor:
+    """Describe a frame by the mean and the largest of its picture tokens, (t, 2 C): for a tower whose class token nobody taught."""
+    return torch.cat([tokens.mean(1), tokens.amax(1)], 1)
+
+
 @dataclass(frozen=True)
 class Scorer:
     """Rows (T, D) of glances -> scores (T,) in [0, 1], with a label that says what they are worth."""
