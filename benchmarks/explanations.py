@@ -153,7 +153,7 @@ def main() -> None:
             f"frames inside events {np.mean(hits):.3f}",
             flush=True,
         )
-    for name in ways:
+    for name in list(ways)[1:]:
         gap = right[name].astype(float) - right["uniform"]
         print(f"  {name} - uniform: {interval(gap, worlds)} (95 % over worlds)")
 
