@@ -7,7 +7,8 @@ import pytest
 
 LIBRARY = Path(__file__).parents[1] / "vau_lib"
 TIERS = {
-    0: {"video", "records", "datasets", "store", "runs", "presets", "cluster"} | {"hivau", "hivau_files", "prompt_pools"},
+    0: {"video", "records", "datasets", "store", "runs", "presets", "cluster"}
+    | {"hivau", "hivau_files", "prompt_pools"},
     1: {"features", "towers", "dense", "released", "weights", "training", "trials"}
     | {"peers", "metrics", "streaming", "probing", "sampling", "results", "plots"}
     | {"keyclips", "lshma_state", "redundancy"}

@@ -212,6 +212,7 @@ def explain(
     speaker: Speaker,
     *,
     choose: Callable[[Path, int], tuple[np.ndarray, np.ndarray | None]] = evenly,
+    look: Callable[[np.ndarray], Sequence[Tensor]] | None = None,
     num_frames: int = NUM_FRAMES,
     questions: dict[str, str] | None = None,
     max_new_tokens: int = 128,
@@ -221,6 +222,7 @@ def explain(
     """Choose frames of a video, ask for judgement, description and analysis one by one, return it all as one record.
 
     `choose(path, num_frames)` gives frame places (N,) and their scores (N,) or None; the anomaly-focused sampler fits.
+    `look(index)` gives the chosen frames' picture tokens where somebody has seen them before; else the tower is asked once.
     The analysis is not asked where nothing anomalous was judged: "why is this anomalous" would contradict it. VideoError
     for a file that is none; ValueError for more than `max_frames` frames and for scores that are not one per frame.
     """
@@ -238,7 +240,8 @@ def explain(
     asking = dict(times_s=times_s, room=max_new_tokens, max_frames=max_frames)
     turns = {name: encode(speaker, frames, question, **asking) for name, question in questions.items()}
 
-    seen = see(speaker, turns["judgement"])  # once: the frames are the same in all three
+    # once: the frames are the same in all three
+    seen = see(speaker, turns["judgement"]) if look is None else tuple(look(index))
 
     def say(*names):
         chosen = [turns[name] for name in names]

@@ -1,0 +1,162 @@
+"""Does looking where the scores are make the judgement better? On long SYNTHETIC videos, with a toy. One run.
+
+- a long video is 15 close-ups joined, 90 s; in half of them one, in the middle part, shows an event of a few seconds; the
+  other half is the same film with that place's normal twin, so that nothing but the event tells them apart
+- the speaker is the kept twin, LoRA-tuned here on short close-ups; the scorer is trained on the twin's own rows of others
+- frames: uniform; ATS with RANDOM weights; ATS trained on the tower's class token (which nothing taught to say anything) and
+  on its picture tokens, at the paper's tau, and at the tau that put most frames into events of the videos that chose the epoch;
+  and the true span (uniform where there is no event)
+Worlds: tuning, scorer and held-out have seeds of their own; the intervals are over held-out worlds.
+    python benchmarks/explanations.py
+"""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from vau_lib import ats, closeups, explaining, metrics, presets, records, twinning, video, vlm
+
+PARTS, FRAMES, STRIDE = 15, 6, 2  # close-ups in a long video; frames in a prompt; frames from a glance to the next
+SETS = {"tuning": (480, 0), "scorer": (160, 5001), "held_out": (160, 7001)}  # close-ups, seed
+JOINED = 240  # rows of long videos the scorer learns from, a quarter of them to choose the epoch by
+SCORER = dict(hidden=32, heads=2, head_width=8, slots=16)
+TAUS = (0.1, 0.03, 0.01, 0.003)  # the paper's first
+PLAN = ats.recipe(epochs=20, learning_rate=2e-3, batch_size=16)
+
+
+def parts_of(found: list, place: int, anomalous: bool, rng: np.random.Generator) -> list:
+    """Return the close-ups of one long video: normal ones of other worlds, and at `place` one twin of a world drawn."""
+    world = rng.choice(sorted({record.group for record in found}))
+    (one,) = (record for record in found if record.group == world and bool(record.label) == anomalous)
+    normal = [record for record in found if not record.label and record.group != world]
+    others = [normal[n] for n in rng.permutation(len(normal))[: PARTS - 1]]
+    return [*others[:place], one, *others[place:]]
+
+
+def closeup_rows(eye: explaining.Eye, root: Path, found: list) -> dict[str, np.ndarray]:
+    return {record.id: ats.Glances(root / record.path, eye, stride=STRIDE).features() for record in found}
+
+
+def train_scorer(eye: explaining.Eye, root: Path, found: list) -> tuple[ats.Trained, float, float]:
+    """Train on joined rows, the event anywhere; return scorer, frame AUC and best tau on the videos that chose the epoch.
+
+    A row is made from its frame alone, so rows joined are the rows of joined films.
+    """
+    rows, rng = closeup_rows(eye, root, found), np.random.default_rng(1)
+    worlds = sorted({record.group for record in found})
+    later = set(worlds[-len(worlds) // 4 :])  # worlds of the videos that choose the epoch
+    sides = [[r for r in found if (r.group in later) == side] for side in (False, True)]
+    features, targets, val = {}, {}, set()
+    for number in range(JOINED):
+        name, side = str(number), number % 4 == 3
+        chosen = parts_of(sides[side], int(rng.integers(PARTS)), bool(number // 4 % 2), rng)
+        features[name] = np.concatenate([rows[record.id] for record in chosen])
+        truth = [ats.frame_targets(r, len(rows[r.id]), stride=STRIDE) for r in chosen]
+        targets[name] = np.concatenate(truth)
+        val |= {name} if side else set()
+    config = ats.ScorerConfig(width=features["0"].shape[1], **SCORER)
+    trained = ats.train(features, targets, val, config=config, plan=PLAN, steps=len(features["0"]))
+    scores = {name: trained.score(features[name]) for name in val}
+    hits = {
+        tau: np.mean([targets[n][ats.density_aware_sample(scores[n], FRAMES, tau=tau)].mean() for n in val])
+        for tau in TAUS
+    }
+    return trained, metrics.frame_auc(scores, {name: targets[name] for name in val}), max(hits, key=hits.get)
+
+
+def join(root: Path, found: list) -> list[dict]:
+    """Write the long held-out videos; return a judgement row each, with world, event (frames) and file."""
+    rng, rows = np.random.default_rng(2), []
+    for world in sorted({record.group for record in found}):
+        normal = [record for record in found if not record.label and record.group != world]
+        others = [normal[n] for n in rng.permutation(len(normal))[: PARTS - 1]]
+        place = int(rng.integers(PARTS // 4, PARTS - PARTS // 4))
+        question = str(rng.choice(closeups.QUESTIONS["judgement"]))
+        for one in (record for record in found if record.group == world):
+            path = Path("long") / f"{one.id}.mp4"
+            if not (root / path).exists():
+                films = [root / record.path for record in (*others[:place], one, *others[place:])]
+                frames = [video.read_frames(film, range(video.probe(film).num_frames)) for film in films]
+                video.write_video(root / path, np.concatenate(frames), fps=one.fps, crf=12)
+            before = place * one.num_frames
+            event = np.flatnonzero(records.frame_labels(one)) + before
+            answer = closeups.answer("judgement", closeups.event_of(one))
+            rows.append(dict(id=one.id, level="video", task="judgement", video=str(path), span_s=None, question=question,
+                             answer=answer, world=world, event=event))  # fmt: skip
+    return rows
+
+
+def by_scores(eye: explaining.Eye, root: Path, score, tau: float, row: dict) -> np.ndarray:
+    glances = ats.Glances(root / row["video"], eye, stride=STRIDE)
+    return ats.choose_frames(score(glances.features()), glances.num_frames, FRAMES, stride=STRIDE, tau=tau)
+
+
+def evenly(root: Path, row: dict) -> np.ndarray:
+    return video.sample_index(video.probe(root / row["video"]).num_frames, FRAMES)
+
+
+def true_span(root: Path, row: dict) -> np.ndarray:
+    event = row["event"]
+    return event[video.sample_index(len(event), FRAMES)] if len(event) else evenly(root, row)
+
+
+def interval(values: np.ndarray, worlds: np.ndarray) -> str:
+    """Return a mean with 95 % over worlds, whose twins stay together."""
+    each = np.array([values[worlds == world].mean() for world in np.unique(worlds)])
+    drawn = each[np.random.default_rng(0).integers(0, len(each), (4000, len(each)))].mean(1)
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    return f"{each.mean():+.3f} [{low:+.3f}, {high:+.3f}]"
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    project = presets.project()
+    root = project / "data" / "synthetic" / "explanations"
+    found = {}
+    for name, (count, seed) in SETS.items():
+        split = {"test" if name == "held_out" else "train": 1.0}
+        found[name] = closeups.make_dataset(root / name, num_videos=count, seed=seed, splits=split, engine="processes")
+    twin = twinning.taught(project / "data" / "twins" / "internvl")
+    rows = closeups.instructions(found["tuning"])
+    tuned, _ = twinning.tune(twin, root / "tuning", rows, folder=root / "adapter")
+    held = root / "held_out"
+    short = [row for row in closeups.instructions(found["held_out"]) if row["task"] == "judgement"]
+    accuracy, _ = twinning.judge(tuned, held, short, frames=FRAMES)
+    print(f"{tuned.label}: judgement on {len(short)} short held-out close-ups {accuracy['judgement']:.3f}")
+
+    ways = {"uniform": partial(evenly, held)}
+    chance = explaining.random_scorer(twin.model.config.vision_config.hidden_size).score
+    ways["ATS, RANDOM weights"] = partial(by_scores, explaining.Eye(twin), held, chance, TAUS[0])
+    for rows_of, describe in (("class token", None), ("picture tokens", explaining.mean_and_most)):
+        eye = explaining.Eye(twin, describe=describe)
+        trained, known, tau = train_scorer(eye, root / "scorer", found["scorer"])
+        print(f"scorer of {rows_of}: frame AUC {known:.3f}, best tau {tau}, on joined rows that chose its epoch")
+        for each in dict.fromkeys((TAUS[0], tau)):
+            ways[f"ATS, {rows_of}, tau {each}"] = partial(by_scores, eye, held, trained.score, each)
+    ways["true span"] = partial(true_span, held)
+    asked = join(held, found["held_out"])
+    worlds, right = np.array([row["world"] for row in asked]), {}
+    anomalous = np.array([len(row["event"]) > 0 for row in asked])
+    print(f"\n{len(asked)} long videos of {len(set(worlds))} worlds, half with an event; {FRAMES} frames shown")
+    for name, choose in ways.items():
+        picks = {row["id"]: choose(row) for row in asked}
+        data = vlm.Samples(asked, held, tuned, picks=lambda row, picks=picks: picks[row["id"]], answers=False)
+        said = vlm.answers(tuned, data)
+        right[name] = np.array([vlm.judged(a) == vlm.judged(r["answer"]) for a, r in zip(said, asked, strict=True)])
+        hits = [np.isin(picks[row["id"]], row["event"]).mean() for row in asked if len(row["event"])]
+        total = vlm.judgement_accuracy(said, asked)
+        print(
+            f"  {name:31} accuracy {total['judgement']:.3f} [{total['low']:.3f}, {total['high']:.3f}], named {total['name']:.3f}; "
+            f"event found {right[name][anomalous].mean():.3f}, no false alarm {right[name][~anomalous].mean():.3f}; "
+            f"frames inside events {np.mean(hits):.3f}",
+            flush=True,
+        )
+    for name in list(ways)[1:]:
+        gap = right[name].astype(float) - right["uniform"]
+        print(f"  {name} - uniform: {interval(gap, worlds)} (95 % over worlds)")
+
+
+if __name__ == "__main__":
+    main()
