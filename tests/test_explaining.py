@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import moving_square
 
-from tests.conftest import moving_square
 from vau_lib import ats, dialogue, explaining, hivau, records, video, vlm
 
 SMALL = vlm.TinySizes(width=32, vision_width=32, text_layers=1, vision_layers=1)
