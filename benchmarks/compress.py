@@ -28,9 +28,9 @@ def latency_ms(model: nn.Module, x: torch.Tensor) -> float:
     return float(np.median(taken[5:]))
 
 
-def bytes_on_disk(model: nn.Module, original: nn.Module) -> int:
+def bytes_on_disk(model: nn.Module) -> int:
     with tempfile.TemporaryDirectory() as folder:
-        compress.save(model, folder, original)
+        compress.save(model, folder)
         return sum(file.stat().st_size for file in Path(folder).iterdir())
 
 
@@ -45,9 +45,9 @@ def main() -> None:
         "factorised 50 %": compress.factorise(model, 0.5, data),
         "both, 70 % each": compress.factorise(compress.prune(model, 0.3, data), 0.7, data),
     }
-    whole = bytes_on_disk(model, model), latency_ms(model, data[0])
+    whole = bytes_on_disk(model), latency_ms(model, data[0])
     for name, one in small.items():
-        disk, slow = bytes_on_disk(one, model) / whole[0], latency_ms(one, data[0]) / whole[1]
+        disk, slow = bytes_on_disk(one) / whole[0], latency_ms(one, data[0]) / whole[1]
         found = compress.report(model, one)
         print(
             f"{name:16} parameters x{found['parameters']:.3f}  disk x{disk:.3f}  latency x{slow:.3f}  (random weights)"

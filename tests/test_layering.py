@@ -12,6 +12,7 @@ TIERS = {
     | {"peers", "metrics", "streaming", "probing", "sampling", "results", "plots"}
     | {"keyclips", "lshma_state"}
     | {"smarthome_files", "smarthome_prompts", "smarthome_published"}
+    | {"surgery", "lowrank", "heads", "healing"}
     | {"synthesis", "filming", "stories", "actors", "props", "stage"},
     2: {"memtsm", "lshma", "ats", "smarthome", "compress"},
     3: {"watching", "cli"},
@@ -19,12 +20,14 @@ TIERS = {
 WITHIN_TIER_1 = {("features", "weights"), ("training", "weights"), ("training", "metrics"), ("results", "metrics")}
 WITHIN_TIER_1 |= {("cli", "watching"), ("features", "released"), ("trials", "features"), ("probing", "streaming")}
 WITHIN_TIER_1 |= {("features", "towers"), ("towers", "weights"), ("streaming", "metrics"), ("lshma_state", "keyclips")}
+WITHIN_TIER_1 |= {("heads", "surgery"), ("healing", "surgery")}
 DRAWING = ["stage", "props", "actors", "stories", "filming", "synthesis"]  # each may use those before it
 WITHIN_TIER_1 |= {(later, earlier) for n, later in enumerate(DRAWING) for earlier in DRAWING[:n]}
 DOORS = {
-    "decord": {"video"}, "av": {"video"}, "kornia": {"features"}, "cv2": {"features"}, "transformers": {"training", "towers"},
+    "decord": {"video"}, "av": {"video"}, "kornia": {"features"}, "cv2": {"features"},
+    "transformers": {"training", "towers", "healing", "compress"},
     "sklearn": {"metrics", "peers"}, "matplotlib": {"plots"}, "seaborn": {"plots"}, "papermill": {"runs", "presets"},
-    "ray": {"cluster"}, "typer": {"cli"}, "rich": {"cli"},
+    "peft": {"healing"}, "torchao": {"compress"}, "ray": {"cluster"}, "typer": {"cli"}, "rich": {"cli"},
 }  # fmt: skip
 TIER_OF = {name: tier for tier, names in TIERS.items() for name in names}
 MODULES = sorted(path.stem for path in LIBRARY.glob("[a-z]*.py"))
