@@ -285,6 +285,16 @@ def test_a_model_is_rebuilt_without_its_original(tmp_path, seen):
     assert again.generate(**seen, max_new_tokens=2, do_sample=False).shape[1] == 11
 
 
+def test_half_precision_stays_half_precision(tmp_path, seen):
+    small = compress.prune(tiny_qwen().to(torch.bfloat16), 0.5, [{"input_ids": seen["input_ids"]}], uniform=True)
+    compress.save(small, tmp_path)
+    ours, theirs = compress.load(tmp_path), type(small).from_pretrained(tmp_path)
+    assert ours.dtype == theirs.dtype == torch.bfloat16
+    # both keep their tables of frequencies in float32, which `.to` above halved
+    batch = {"input_ids": seen["input_ids"]}
+    assert torch.equal(logits(ours, batch), logits(theirs, batch))
+
+
 def test_a_uniform_model_is_an_ordinary_checkpoint_in_a_fresh_process(tmp_path, seen):
     small = compress.prune(tiny_qwen(), 0.5, [seen], layers=1, uniform=True)
     assert small.config.text_config.intermediate_size == 32 and small.config.vision_config.intermediate_size == 16

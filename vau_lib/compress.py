@@ -175,7 +175,7 @@ def save(model: nn.Module, folder: str | Path) -> bool:
     with store.replacing(folder / "model.safetensors") as temporary:
         save_model(model, str(temporary), metadata={"format": "pt"})
     if isinstance(model, transformers.PreTrainedModel):
-        model.config.architectures = [type(model).__name__]
+        model.config.architectures, model.config.dtype = [type(model).__name__], model.dtype
         store.write_json(folder / "config.json", model.config.to_dict())
     store.write_json(folder / "compression.json", shapes)
     return shapes["plain"]
