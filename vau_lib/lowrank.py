@@ -48,16 +48,15 @@ def thin(whole: nn.Linear, u: Tensor, s: Tensor, v: Tensor, rank: int) -> LowRan
 def shared_ranks(parts: Mapping[str, tuple[Tensor, Tensor, Tensor]], budget: float) -> dict[str, int | None]:
     """Return a rank per weight, None where it stays whole, that together hold at most `budget` parameters.
 
-    Greedy: the next rank, or the jump to whole, that saves most squared error per parameter. What is left in the end does not
-    pay one more rank of any layer. ValueError where rank 1 everywhere is over the budget.
+    Greedy: the next rank, or the jump to whole, that saves most per parameter of a layer's squared error, as a share of what the
+    layer says in all: else layers of small numbers starve. What is left in the end does not pay one more rank of any layer. ValueError where rank 1 everywhere is over the budget.
     """
     sizes = {name: (u.shape[0] + v.shape[1], u.shape[0] * v.shape[1]) for name, (u, _, v) in parts.items()}
     ranks: dict[str, int | None] = {name: 1 if cost < whole else None for name, (cost, whole) in sizes.items()}
     left = budget - sum(min(pair) for pair in sizes.values())
     if left < 0:
         raise ValueError(f"rank 1 everywhere takes {budget - left:.0f} parameters, the share allows {budget:.0f}")
-    # tails[k] is the squared error of rank k
-    tails = {name: (s**2).flip(0).cumsum(0).flip(0).tolist() + [0.0] for name, (_, s, _) in parts.items()}
+    tails = {name: _errors(s) for name, (_, s, _) in parts.items()}
 
     def steps(name: str) -> list[tuple[float, str, int, int | None]]:
         rank, (cost, whole) = ranks[name], sizes[name]
@@ -86,3 +85,9 @@ def shared_ranks(parts: Mapping[str, tuple[Tensor, Tensor, Tensor]], budget: flo
 
 def _jump(size: tuple[int, int], rank: int) -> int:
     return size[1] - rank * size[0]
+
+
+def _errors(s: Tensor) -> list[float]:
+    """Return the squared error of rank k = 0 to r, as a share of rank 0's."""
+    tail = (s**2).flip(0).cumsum(0).flip(0)
+    return (tail / tail[0].clamp(min=1e-300)).tolist() + [0.0]
