@@ -49,7 +49,8 @@ def shared_ranks(parts: Mapping[str, tuple[Tensor, Tensor, Tensor]], budget: flo
     """Return a rank per weight, None where it stays whole, that together hold at most `budget` parameters.
 
     Greedy: the next rank, or the jump to whole, that saves most per parameter of a layer's squared error, as a share of what the
-    layer says in all: else layers of small numbers starve. What is left in the end does not pay one more rank of any layer. ValueError where rank 1 everywhere is over the budget.
+    layer says in all: else layers of small numbers starve. What is left in the end does not pay one more rank of any
+    layer. ValueError where rank 1 everywhere is over the budget.
     """
     sizes = {name: (u.shape[0] + v.shape[1], u.shape[0] * v.shape[1]) for name, (u, _, v) in parts.items()}
     ranks: dict[str, int | None] = {name: 1 if cost < whole else None for name, (cost, whole) in sizes.items()}
