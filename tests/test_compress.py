@@ -1,10 +1,14 @@
 """Compression changes nothing at ratio 0 and full rank, loses what theory says below, and reloads with its smaller shapes."""
 
+import copy
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
 
-from vau_lib import compress
+from vau_lib import compress, lowrank, store
 
 
 def mlp(seed=0):
@@ -29,8 +33,8 @@ def test_full_rank_is_exact(data):
 
 def test_the_loss_of_a_rank_is_the_sum_of_the_singular_values_beyond_it(data):
     model, x = nn.Sequential(nn.Linear(8, 6, bias=False)).double(), torch.cat(data).double()
-    parts = compress._whitened(model[0].weight, x.T @ x)
-    thin = compress._thin(model[0], *parts, 3)
+    parts = lowrank.whitened(model[0].weight, x.T @ x)
+    thin = lowrank.thin(model[0], *parts, 3)
     assert (model(x) - thin(x)).pow(2).sum().item() == pytest.approx(parts[1][3:].pow(2).sum().item(), rel=1e-4)
 
 
@@ -42,20 +46,31 @@ def test_a_constant_channel_is_dropped_for_free(data):
     assert small[0].out_features == 28 and (small(data[0]) - model(data[0])).abs().max() < 1e-5
 
 
-def test_factors_keep_to_the_budget(data):
+def weights(model):
+    return sum(part.numel() for name, part in model.named_parameters() if "weight" in name)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.8, 0.95])
+def test_the_budget_is_spent_to_within_one_rank(data, share):
     model = mlp()
-    weights = [
-        sum(p.numel() for n, p in m.named_parameters() if "weight" in n)
-        for m in (model, compress.factorise(model, 0.5, data))
-    ]
-    assert weights[1] <= 0.5 * weights[0]
+    left = share * weights(model) - weights(compress.factorise(model, share, data))
+    assert 0 <= left < 24 + 32  # one rank of the largest layer
+
+
+def test_a_layer_past_break_even_stays_whole_at_its_own_cost():
+    flat, steep = torch.ones(6, dtype=torch.double), torch.tensor([9, 1e-6, 0, 0, 0, 0]).double()
+    parts = {name: (torch.zeros(6, 6), s, torch.zeros(6, 6)) for name, s in (("flat", flat), ("steep", steep))}
+    assert lowrank.shared_ranks(parts, 36 + 12) == {"flat": None, "steep": 1}  # 36 weights whole, 12 of rank 1
+    assert lowrank.shared_ranks(parts, 36 + 11) == {"flat": 2, "steep": 1}
+    with pytest.raises(ValueError, match="rank 1 everywhere takes 24 parameters, the share allows 20"):
+        lowrank.shared_ranks(parts, 20)
 
 
 @pytest.mark.parametrize("small", [lambda m, d: compress.prune(m, 0.5, d), lambda m, d: compress.factorise(m, 0.5, d)])
 def test_a_compressed_model_reloads_into_its_smaller_shapes(tmp_path, data, small):
     model = mlp()
     made = small(model, data)
-    compress.save(made, tmp_path, model)
+    compress.save(made, tmp_path)
     again = compress.load(tmp_path, mlp(seed=9))
     assert torch.equal(again(data[0]), made(data[0]))
     assert compress.report(model, again)["parameters"] < 0.7
@@ -85,12 +100,16 @@ def test_a_model_without_an_mlp_is_refused(data):
         compress.prune(nn.Linear(8, 2), 0.5, data)
 
 
-def test_half_the_parameters_keep_nine_tenths_of_the_accuracy_after_healing():
-    """A small classifier really trained on scikit-learn's 1,797 real digits; accuracy on the last 500, never trained on."""
+@pytest.fixture(scope="module")
+def digits():
+    """A small classifier really trained on scikit-learn's 1,797 real digits: (model, training batches, accuracy of a model).
+
+    Accuracy is that on the last 500, never trained on.
+    """
     from sklearn.datasets import load_digits
 
-    digits = load_digits()
-    x, y = torch.tensor(digits.data, dtype=torch.float32) / 16, torch.tensor(digits.target)
+    found = load_digits()
+    x, y = torch.tensor(found.data, dtype=torch.float32) / 16, torch.tensor(found.target)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
     optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
@@ -98,61 +117,228 @@ def test_half_the_parameters_keep_nine_tenths_of_the_accuracy_after_healing():
         optimiser.zero_grad()
         nn.functional.cross_entropy(model(x[:1297]), y[:1297]).backward()
         optimiser.step()
-    model.eval()
 
     def accuracy(one):
         return (one(x[1297:]).argmax(1) == y[1297:]).float().mean().item()
 
-    batches = list(x[:1297].split(64))
-    for small in (compress.prune(model, 0.4, batches), compress.factorise(model, 0.5, batches)):
-        compress.heal(small, model, batches, epochs=5)
-        assert compress.report(model, small)["parameters"] <= 0.55
-        assert accuracy(small) >= 0.9 * accuracy(model) > 0.8
+    return model.eval(), list(x[:1297].split(64)), accuracy
 
 
-def tiny_qwen():
+@pytest.mark.parametrize("lora_rank", [0, 4])
+@pytest.mark.parametrize("way", ["prune", "factorise"])
+def test_half_the_parameters_keep_nine_tenths_of_the_accuracy_after_healing(digits, way, lora_rank):
+    model, batches, accuracy = digits
+    ratio_or_share = {"prune": 0.4, "factorise": 0.49}[way]  # channels at both ends; biases are not factorised
+    small = getattr(compress, way)(model, ratio_or_share, batches)
+    shapes = {name: part.shape for name, part in small.state_dict().items()}
+    losses = compress.heal(small, model, batches, epochs=5, lora_rank=lora_rank)
+    assert 0.45 < compress.report(model, small)["parameters"] <= 0.5
+    assert accuracy(small) >= 0.9 * accuracy(model) > 0.8
+    assert len(losses) == 5 and losses[-1] < losses[0]
+    assert {name: part.shape for name, part in small.state_dict().items()} == shapes  # an adapter leaves no trace
+    assert all(part.requires_grad and part.grad is None for part in small.parameters())
+
+
+def test_healing_learns_nothing_from_an_equal_teacher(data):
+    assert max(compress.heal(mlp(), mlp(), data, learning_rate=0)) < 1e-6
+
+
+def test_healing_refuses_bad_input(data):
+    with pytest.raises(ValueError, match="lora_rank must be 0 or more, got -1"):
+        compress.heal(mlp(), mlp(), data, lora_rank=-1)
+    with pytest.raises(ValueError, match="needs calibration data, got no batches"):
+        compress.heal(mlp(), mlp(), [])
+
+
+def tiny_qwen(layers=3, **more):
     """The real class at toy width, random weights."""
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     torch.manual_seed(0)
-    text = {
-        "vocab_size": 64,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-    }
+    text = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": layers}
     rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
-    text |= {"num_key_value_heads": 2, "rope_parameters": rope, "tie_word_embeddings": True}
-    seen = {"depth": 1, "hidden_size": 32, "num_heads": 4, "out_hidden_size": 32, "intermediate_size": 32}
-    return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=seen)).eval()
+    text |= {
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "rope_parameters": rope,
+        "tie_word_embeddings": True,
+    } | more
+    seen = {"depth": 3, "hidden_size": 32, "num_heads": 4, "out_hidden_size": 32, "intermediate_size": 32}
+    seen |= {"fullatt_block_indexes": [2]}
+    config = Qwen2_5_VLConfig(text_config=text, vision_config=seen, image_token_id=60, tie_word_embeddings=True)
+    model = Qwen2_5_VLForConditionalGeneration(config)
+    for part in model.parameters():  # at the default spread of .02 every layer does next to nothing
+        if part.ndim == 2:
+            part.data *= 8
+    return model.eval()
 
 
-def test_a_real_transformers_class_is_pruned_factorised_saved_and_reloaded(tmp_path):
-    model, ids = tiny_qwen(), torch.randint(0, 60, (2, 9), generator=torch.Generator().manual_seed(0))
-    batches = [{"input_ids": ids}]
-    exact = compress.factorise(model, 1, batches)(input_ids=ids).logits - model(input_ids=ids).logits
-    assert exact.abs().max() <= 1e-4
-    small = compress.factorise(compress.prune(model, 0.3, batches, layers=1), 0.7, batches)
-    assert len(small.model.language_model.layers) == 2 and small.config.text_config.num_hidden_layers == 2
-    compress.save(small, tmp_path, model)
-    again = compress.load(tmp_path, tiny_qwen())
-    assert torch.equal(again(input_ids=ids).logits, small(input_ids=ids).logits)
-    assert again.generate(input_ids=ids, max_new_tokens=2, do_sample=False).shape[1] == 11
+@pytest.fixture(scope="module")
+def seen():
+    """A picture of 4 x 4 patches of noise, four tokens, and five of text."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.cat([torch.full((1, 4), 60), torch.randint(0, 59, (1, 5), generator=generator)], dim=1)
+    pixels = torch.randn(16, 3 * 2 * 14 * 14, generator=generator)
+    return {
+        "input_ids": ids,
+        "pixel_values": pixels,
+        "image_grid_thw": torch.tensor([[1, 4, 4]]),
+        "mm_token_type_ids": (ids == 60).long(),
+    }
 
 
-def test_a_compressed_model_reloads_in_a_fresh_process(tmp_path, data):
-    import subprocess
-    import sys
+def logits(model, batch):
+    with torch.no_grad():
+        return model(**batch).logits
 
-    made = compress.prune(mlp(), 0.5, data)
-    compress.save(made, tmp_path, mlp())
-    torch.save(data[0], tmp_path / "x.pt")
+
+def test_compressing_nothing_changes_no_logit_of_a_real_class(seen):
+    model = tiny_qwen()
+    assert torch.equal(logits(compress.prune(model, 0, [seen]), seen), logits(model, seen))
+    assert (logits(compress.factorise(model, 1, [seen]), seen) - logits(model, seen)).abs().max() <= 1e-4
+
+
+def test_heads_fall_by_groups_and_the_rest_is_as_if_they_were_silent(seen):
+    model = tiny_qwen()
+    small = compress.prune(model, 0, [seen], heads=0.4, bias_repair=False)
+    text, tower = small.model.language_model.layers, small.model.visual.blocks
+    groups = [layer.self_attn.num_key_value_heads for layer in text]
+    assert all(layer.self_attn.num_heads == 2 * count for layer, count in zip(text, groups, strict=True))
+    assert sum(groups) + sum(block.attn.num_heads for block in tower) == 18 - int(0.4 * 18)
+    silent = copy.deepcopy(model)  # nothing cut: what falls is only not read
+    for name, whole in silent.named_modules():
+        for last in ("o_proj", "proj"):
+            if name.endswith(("attn." + last,)):
+                kept = small.get_submodule(name).weight
+                gone = [n for n in range(32) if not (whole.weight.T[n] == kept.T).all(1).any()]
+                whole.weight.data[:, gone] = 0
+    assert (logits(small, seen) - logits(silent, seen)).abs().max() < 1e-4
+    assert (logits(small, seen) - logits(model, seen)).abs().max() > 1e-3
+    assert small.generate(**seen, max_new_tokens=2, do_sample=False).shape[1] == 11
+
+
+def test_the_group_that_says_nothing_falls_first(seen):
+    model = tiny_qwen(layers=1)
+    attention = model.model.language_model.layers[0].self_attn
+    attention.v_proj.weight.data[:8] = 0  # the first key/value head; its values are its bias, 0
+    small = compress.prune(
+        model.model.language_model, 0, [{"input_ids": seen["input_ids"]}], heads=0.5, bias_repair=False
+    )
+    assert torch.equal(small.layers[0].self_attn.o_proj.weight, attention.o_proj.weight[:, 16:])
+
+
+def test_uniform_heads_stand_in_a_config_that_can_say_so(tmp_path, seen):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2)).eval()
+    batch = {"input_ids": seen["input_ids"]}
+    small = compress.prune(model, 0.25, [batch], heads=0.5, uniform=True)
+    config = small.config
+    assert (config.num_attention_heads, config.num_key_value_heads, config.head_dim) == (2, 1, 8)
+    assert config.intermediate_size == 36 and compress.save(small, tmp_path)
+    assert torch.equal(logits(LlamaForCausalLM.from_pretrained(tmp_path), batch), logits(small, batch))
+    with pytest.raises(ValueError, match="Qwen2_5_VLTextConfig cannot express fewer heads"):
+        compress.prune(tiny_qwen(), 0, [batch], heads=0.5, uniform=True)
+
+
+@pytest.mark.parametrize("least", [0, 1, 2])
+def test_the_layer_that_turns_its_input_least_is_dropped(seen, least):
+    kinds = [["full_attention", "sliding_attention"][n == least] for n in range(3)]
+    model = tiny_qwen(layer_types=kinds, use_sliding_window=True, sliding_window=4)
+    layer = model.model.language_model.layers[least]
+    for part in (layer.self_attn.o_proj, layer.mlp.down_proj):
+        part.weight.data *= 0.01
+    assert compress.drop_layers(model, 1, [seen], stack="model.language_model.layers") == [least]
+    assert model.config.text_config.layer_types == ["full_attention"] * 2
+    assert model.config.text_config.num_hidden_layers == 2
+    assert [one.self_attn.layer_idx for one in model.model.language_model.layers] == [0, 1]
+
+
+def test_dropping_layers_finds_the_stack(seen):
+    model = tiny_qwen()
+    influence = compress.block_influence(model, [seen])
+    assert set(influence) == {"model.language_model.layers", "model.visual.blocks"}
+    assert set(compress.block_influence(model, [{"input_ids": seen["input_ids"]}])) == {"model.language_model.layers"}
+    compress.drop_layers(model, 1, [seen])
+    assert len(model.model.language_model.layers) == 2 and len(model.model.visual.blocks) == 3
+    gone = compress.drop_layers(model, 1, [seen], stack="model.visual.blocks")
+    full = [] if gone == [2] else [1]  # the last of three saw the whole picture
+    assert model.model.visual.config.fullatt_block_indexes == model.model.visual.fullatt_block_indexes == full
+    assert model.config.vision_config.depth == 2
+    with pytest.raises(ValueError, match="no list of layers 'x'"):
+        compress.drop_layers(model, 1, [seen], stack="x")
+    with pytest.raises(ValueError, match="can drop 1 to 1 layers, asked for 2"):
+        compress.drop_layers(model, 2, [seen])
+
+
+def test_a_model_is_rebuilt_without_its_original(tmp_path, seen):
+    model = tiny_qwen()
+    small = compress.factorise(compress.prune(model, 0.3, [seen], layers=1, heads=0.3), 0.7, [seen])
+    assert not compress.save(small, tmp_path)  # widths differ from layer to layer: no config says that
+    assert all(part.is_meta for part in compress._from_config(tmp_path).parameters())  # full shapes, no memory
+    for again in (compress.load(tmp_path), compress.load(tmp_path, model)):
+        assert torch.equal(logits(again, seen), logits(small, seen))
+    again = compress.load(tmp_path)
+    assert again.lm_head.weight is again.model.language_model.embed_tokens.weight
+    assert again.generate(**seen, max_new_tokens=2, do_sample=False).shape[1] == 11
+
+
+def test_half_precision_stays_half_precision(tmp_path, seen):
+    small = compress.prune(tiny_qwen().to(torch.bfloat16), 0.5, [{"input_ids": seen["input_ids"]}], uniform=True)
+    compress.save(small, tmp_path)
+    ours, theirs = compress.load(tmp_path), type(small).from_pretrained(tmp_path)
+    assert ours.dtype == theirs.dtype == torch.bfloat16
+    # both keep their tables of frequencies in float32, which `.to` above halved
+    batch = {"input_ids": seen["input_ids"]}
+    assert torch.equal(logits(ours, batch), logits(theirs, batch))
+
+
+def test_a_uniform_model_is_an_ordinary_checkpoint_in_a_fresh_process(tmp_path, seen):
+    small = compress.prune(tiny_qwen(), 0.5, [seen], layers=1, uniform=True)
+    assert small.config.text_config.intermediate_size == 32 and small.config.vision_config.intermediate_size == 16
+    assert compress.save(small, tmp_path)
+    torch.save(seen, tmp_path / "seen.pt")
     code = (
-        "import sys, torch; from torch import nn; from vau_lib import compress\n"
-        "model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 24), nn.GELU(), nn.Linear(24, 5))\n"
-        "x = torch.load(sys.argv[1] + '/x.pt', weights_only=True)\n"
-        "torch.save(compress.load(sys.argv[1], model)(x).detach(), sys.argv[1] + '/y.pt')"
+        "import sys, torch; from transformers import AutoModelForImageTextToText; from vau_lib import compress\n"
+        "seen = torch.load(sys.argv[1] + '/seen.pt', weights_only=True)\n"
+        "models = AutoModelForImageTextToText.from_pretrained(sys.argv[1]), compress.load(sys.argv[1])\n"
+        "torch.save([model(**seen).logits.detach() for model in models], sys.argv[1] + '/said.pt')"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
-    assert torch.allclose(torch.load(tmp_path / "y.pt", weights_only=True), made(data[0]), atol=1e-6)
+    for said in torch.load(tmp_path / "said.pt", weights_only=True):
+        assert torch.allclose(said, logits(small, seen), atol=1e-5)
+
+
+def test_a_generic_model_is_rebuilt_from_an_empty_one(tmp_path, data):
+    made = compress.factorise(compress.prune(mlp(), 0.5, data), 0.9, data)
+    compress.save(made, tmp_path)
+    with torch.device("meta"):
+        empty = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 24), nn.GELU(), nn.Linear(24, 5))
+    assert torch.equal(compress.load(tmp_path, empty)(data[0]), made(data[0]))
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path, data):
+    compress.save(compress.prune(mlp(), 0.5, data), tmp_path)
+    with pytest.raises(store.StoreError, match="does not fit this model"):
+        compress.load(tmp_path, nn.Sequential(nn.Linear(8, 32)))
+    store.write_json(tmp_path / "config.json", {"architectures": ["os"]})
+    with pytest.raises(store.StoreError, match="names no class of transformers: 'os'"):
+        compress.load(tmp_path)
+
+
+def test_8_bit_says_which_package_it_needs(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchao", None)
+    monkeypatch.setitem(sys.modules, "torchao.quantization", None)
+    with pytest.raises(ImportError, match="8-bit weights need the package torchao: pip install torchao"):
+        compress.to_8bit(mlp())
+
+
+def test_8_bit_weights_take_about_a_quarter():
+    pytest.importorskip("torchao", reason="torchao is not installed")
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(256, 256, bias=False)).eval(), torch.randn(4, 256)
+    small = compress.to_8bit(model)
+    assert 0.25 <= compress.report(model, small)["bytes"] < 0.27
+    assert (small(x) - model(x)).abs().max() < 0.02 * model(x).abs().max()

@@ -15,6 +15,7 @@ TIERS = {
     | {"text_metrics", "judging", "answers", "instruction_plots"}
     | {"smarthome_files", "smarthome_prompts", "smarthome_published"}
     | {"dialogue", "speakers", "closeups", "twins", "lora", "seeing"}
+    | {"surgery", "lowrank", "heads", "healing"}
     | {"synthesis", "filming", "stories", "actors", "props", "stage"},
     2: {"memtsm", "lshma", "ats", "vlm", "annotate", "smarthome", "compress", "tokens"},
     3: {"watching", "explaining", "cli", "twinning"},
@@ -25,12 +26,13 @@ WITHIN_TIER_1 |= {("features", "towers"), ("towers", "weights"), ("streaming", "
 WITHIN_TIER_1 |= {("metrics", "text_metrics"), ("judging", "metrics"), ("instruction_plots", "plots")}
 WITHIN_TIER_1 |= {("closeups", "synthesis"), ("twins", "closeups"), ("twins", "dialogue"), ("lora", "dialogue")}
 WITHIN_TIER_1 |= {("speakers", "dialogue"), ("seeing", "closeups"), ("seeing", "dialogue"), ("seeing", "lora")}
+WITHIN_TIER_1 |= {("heads", "surgery"), ("healing", "surgery")}
 DRAWING = ["stage", "props", "actors", "stories", "filming", "synthesis"]  # each may use those before it
 WITHIN_TIER_1 |= {(later, earlier) for n, later in enumerate(DRAWING) for earlier in DRAWING[:n]}
 DOORS = {
     "decord": {"video"}, "av": {"video"}, "kornia": {"features"}, "cv2": {"features"},
-    "transformers": {"training", "towers", "dialogue", "twins", "lora", "seeing", "speakers", "vlm"}, "peft": {"lora"},
-    "tokenizers": {"twins"},
+    "transformers": {"training", "towers", "dialogue", "twins", "lora", "seeing", "speakers", "vlm", "healing", "compress"},
+    "tokenizers": {"twins"}, "peft": {"lora", "healing"}, "torchao": {"compress"},
     "sklearn": {"metrics", "peers"}, "matplotlib": {"plots"}, "seaborn": {"plots"}, "papermill": {"runs", "presets"},
     "pycocoevalcap": {"text_metrics"}, "nltk": {"text_metrics"}, "ray": {"cluster"}, "typer": {"cli"}, "rich": {"cli"},
 }  # fmt: skip

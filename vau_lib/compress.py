@@ -1,170 +1,148 @@
 """Most weights of a model answer to nothing its calibration data hold: find those, cut whole structures, keep a checkpoint.
 
 - `prune` drops hidden channels of every MLP by |w|^2 Var[z] over calibration data, and puts what the dropped ones gave on average
-  into a bias (FLAP); whole layers, where asked for, by how little they turn their input
-- `factorise` replaces a weight by two thin ones, by an SVD that is exact about the data it was shown (SVD-LLM), the ranks shared
-  out so that each parameter saves most error
-- nothing is changed in place; the changed shapes are written beside the weights and rebuilt before loading (`save`, `load`)
-Source: FLAP (AAAI 2024), SVD-LLM (ICLR 2025); formulae as in their papers, code ours.
+  into a bias (FLAP); groups of attention heads by the same; whole layers by how little they turn their input (ShortGPT)
+- `factorise` replaces a weight by two thin ones, by an SVD that is exact about the data it was shown (SVD-LLM)
+- nothing is changed in place; with `uniform=True` the smaller shapes stand in the model's own config and `from_pretrained` loads
+  it, else they stand beside the weights and `load` rebuilds them, without ever holding the original
+Source: FLAP (AAAI 2024), SVD-LLM (ICLR 2025), ShortGPT (2024); formulae as in their papers, code ours.
 """
 
 import copy
-import heapq
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_model, save_model
+import transformers
+from accelerate import init_empty_weights
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_model
 from torch import Tensor, nn
 
-from vau_lib import store
+from vau_lib import heads as heads_
+from vau_lib import lowrank, store, surgery
+from vau_lib.healing import distillation_loss as distillation_loss  # passed on, so that notebooks need one import
+from vau_lib.healing import heal as heal
+from vau_lib.lowrank import LowRank as LowRank
 
-DAMPING = 1e-6  # share of the mean diagonal added to a covariance, so that rare directions can be inverted
 PAIRS = (("gate_proj", "up_proj", "down_proj"), ("fc1", "fc2"), ("linear1", "linear2"), ("up_proj", "down_proj"))
 ELEMENTWISE = (nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Dropout, nn.LeakyReLU, nn.ELU, nn.Identity)
 
 
-class LowRank(nn.Module):
-    """A linear layer in two thin parts: x (..., n) -> down (..., k) -> up (..., m)."""
-
-    def __init__(self, inputs: int, rank: int, outputs: int, bias: bool):
-        super().__init__()
-        self.down = nn.Linear(inputs, rank, bias=False)
-        self.up = nn.Linear(rank, outputs, bias=bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.up(self.down(x))
-
-
 def prune(
-    model: nn.Module, ratio: float, calibration: Iterable, *, layers: int = 0, bias_repair: bool = True
-) -> nn.Module:
-    """Return a copy without a share `ratio` of all MLP hidden channels and without the `layers` least useful layers.
+    model: nn.Module, ratio: float, calibration: Iterable, *, heads: float = 0.0, layers: int = 0, stack: str | None = None,
+    uniform: bool = False, bias_repair: bool = True,
+) -> nn.Module:  # fmt: skip
+    """Return a copy without a share `ratio` of all MLP hidden channels, a share `heads` of all groups of attention heads, and
+    the `layers` least useful layers of `stack` (dotted name of the list; the largest where None).
 
-    One threshold over the whole model: scores are standardised per MLP, each keeps at least one channel. `calibration` yields
-    batches (a Tensor, a tuple, or a dict of keyword arguments). ValueError for a ratio outside [0, 1), no calibration data, or
-    a model without an MLP that is recognised (gate/up/down_proj, fc1/fc2, linear1/linear2, Linear-activation-Linear).
+    One threshold over the whole model, each part keeps at least one channel or group. `uniform` takes the same share of every
+    part, adds no bias, leaves out MLPs whose width no config states, and writes widths and heads into the config, so that plain
+    `from_pretrained` loads what `save` wrote. `calibration` yields batches (a Tensor, a tuple, or a dict of keyword arguments);
+    what no batch reaches stays whole. ValueError for a share outside [0, 1), no calibration data, or nothing to prune.
     """
-    if not 0 <= ratio < 1:
-        raise ValueError(f"ratio must lie in [0, 1), got {ratio}")
-    batches, model = _batches(calibration), copy.deepcopy(model)
+    for name, value in (("ratio", ratio), ("heads", heads)):
+        if not 0 <= value < 1:
+            raise ValueError(f"{name} must lie in [0, 1), got {value}")
+    batches, model = surgery.batches_of(calibration), copy.deepcopy(model)
     if layers:
-        drop_layers(model, layers, batches)
-    blocks = list(hidden_layers(model))
-    if not blocks:
-        raise ValueError(f"{type(model).__name__} has no MLP whose hidden channels can be pruned")
-    if ratio == 0:
-        return model
-    seen = moments(model, {consumer: model.get_submodule(consumer) for _, consumer in blocks}, batches)
-    blocks = [
-        block for block in blocks if block[1] in seen
-    ]  # what no batch reached (a vision tower, on text) stays whole
-    if not blocks:
-        raise ValueError(f"the calibration data reach no MLP of {type(model).__name__}")
-    scores = {consumer: _flap(model.get_submodule(consumer), *seen[consumer][:2]) for _, consumer in blocks}
-    order = torch.cat(list(scores.values())).argsort(stable=True)
-    lost = torch.zeros(len(order), dtype=torch.bool)
-    lost[order[: int(ratio * len(order))]] = True
-    parts = lost.split([len(score) for score in scores.values()])
-    for (producers, consumer), dropped in zip(blocks, parts, strict=True):
-        if dropped.all():
-            dropped[scores[consumer].argmax()] = False
-        _cut(model, producers, consumer, ~dropped, seen[consumer][0] if bias_repair else None)
+        drop_layers(model, layers, batches, stack=stack)
+    if heads:
+        heads_.prune_heads(model, heads, batches, uniform=uniform, bias_repair=bias_repair)
+    if ratio:
+        _prune_channels(model, ratio, batches, uniform=uniform, bias_repair=bias_repair)
     return model
 
 
 def factorise(model: nn.Module, share: float, calibration: Iterable) -> nn.Module:
-    """Return a copy whose linear layers hold at most a share of their parameters, rank by rank where it saves most error.
+    """Return a copy whose linear layers hold at most a share of their weights, rank by rank where it saves most error.
 
-    A layer whose rank would not make it smaller stays whole; share 1 keeps every layer at full rank and is exact to rounding.
-    Loss of a rank: sum of the squared whitened singular values beyond it = |X (W - W_k)^T|^2. ValueError for a share outside
-    (0, 1], or no calibration data.
+    A layer whose rank would not make it smaller stays whole, at its own cost; share 1 keeps every layer at full rank, is exact to
+    rounding, and saves nothing. Tied layers and layers that no batch reaches stay whole and are not counted. Loss of a rank: sum of
+    the squared whitened singular values beyond it = |X (W - W_k)^T|^2. ValueError for a share outside (0, 1] or one that rank 1
+    everywhere exceeds, and for no calibration data.
     """
     if not 0 < share <= 1:
         raise ValueError(f"share must lie in (0, 1], got {share}")
-    batches, model = _batches(calibration), copy.deepcopy(model)
+    batches, model = surgery.batches_of(calibration), copy.deepcopy(model)
     tied = {id(part.weight) for part in model.modules() if isinstance(part, nn.Embedding)}
     linears = {n: p for n, p in model.named_modules() if type(p) is nn.Linear and id(p.weight) not in tied}
-    seen = moments(model, linears, batches, covariance=True)
-    parts = {name: _whitened(linears[name].weight, seen[name][2]) for name in linears if name in seen}
-    budget = share * sum(linears[name].weight.numel() for name in parts)
-    ranks = {name: len(part[1]) for name, part in parts.items()} if share == 1 else shared_ranks(parts, budget)
+    seen = surgery.moments(model, linears, batches, covariance=True)
+    parts = {name: lowrank.whitened(linears[name].weight, seen[name][2]) for name in linears if name in seen}
+    if share == 1:
+        ranks = {name: len(part[1]) for name, part in parts.items()}
+    else:
+        ranks = lowrank.shared_ranks(parts, share * sum(linears[name].weight.numel() for name in parts))
     for name, rank in ranks.items():
-        weight = linears[name].weight
-        if share == 1 or rank * sum(weight.shape) < weight.numel():
-            _set(model, name, _thin(linears[name], *parts[name], rank))
+        if rank is not None:
+            surgery.put(model, name, lowrank.thin(linears[name], *parts[name], rank))
     return model
 
 
-def shared_ranks(parts: Mapping[str, tuple[Tensor, Tensor, Tensor]], budget: float) -> dict[str, int]:
-    """Return a rank per weight, at least 1, spending `budget` parameters one rank at a time where squared error falls most."""
-    cost = {name: u.shape[0] + v.shape[1] for name, (u, _, v) in parts.items()}
-    ranks, left = dict.fromkeys(parts, 1), budget - sum(cost.values())
-    gain = [(-float(s[1] ** 2) / cost[name], name) for name, (_, s, _) in parts.items() if len(s) > 1]
-    heapq.heapify(gain)
-    while gain:
-        _, name = heapq.heappop(gain)
-        if cost[name] > left:
-            continue
-        left, ranks[name] = left - cost[name], ranks[name] + 1
-        if ranks[name] < len(spectrum := parts[name][1]):
-            heapq.heappush(gain, (-float(spectrum[ranks[name]] ** 2) / cost[name], name))
-    return ranks
+def drop_layers(model: nn.Module, count: int, batches: list, *, stack: str | None = None) -> list[int]:
+    """Remove, in place, the `count` layers that turn their input least; return their places.
 
+    Block influence of a layer: 1 - mean cosine of what goes in and what comes out, over calibration data. The list is `stack`, or
+    of all lists whose layers each pass on what they get in the same shape the one with most parameters. ValueError where there is
+    none, or `count` is not below its length.
+    """
+    influence = block_influence(model, batches)
+    if stack is not None and stack not in influence:
+        raise ValueError(f"no list of layers {stack!r} that the calibration data reach, there are {sorted(influence)}")
 
-def drop_layers(model: nn.Module, count: int, batches: list) -> list[int]:
-    """Remove, in place, the `count` layers of the longest ModuleList that turn their input least; return their places."""
-    lists = [(name, part) for name, part in model.named_modules() if isinstance(part, nn.ModuleList)]
-    name, stack = max(lists, key=lambda pair: len(pair[1]), default=("", ()))
-    if not 0 < count < len(stack):
-        raise ValueError(f"can drop 1 to {max(0, len(stack) - 1)} layers, asked for {count}")
-    turned = torch.zeros(len(stack))
+    def size(name: str) -> int:
+        return sum(part.numel() for part in model.get_submodule(name).parameters())
 
-    def measure(place: int) -> Callable:
-        def hook(_, inputs, keywords, output):
-            before = inputs[0] if inputs else keywords["hidden_states"]
-            after = output[0] if isinstance(output, tuple) else output
-            turned[place] += 1 - F.cosine_similarity(before.float(), after.float(), dim=-1).mean().item()
-
-        return hook
-
-    hooks = [layer.register_forward_hook(measure(n), with_kwargs=True) for n, layer in enumerate(stack)]
-    _run(model, batches, hooks)
-    gone = sorted(turned.argsort()[:count].tolist())
-    _keep_layers(model, name, [n for n in range(len(stack)) if n not in gone])
+    name = stack if stack is not None else max(influence, key=size, default=None)
+    turned = influence.get(name, torch.zeros(0))
+    if not 0 < count < len(turned):
+        raise ValueError(f"can drop 1 to {max(0, len(turned) - 1)} layers, asked for {count}")
+    gone = sorted(turned.argsort(stable=True)[:count].tolist())
+    _keep_layers(model, name, [n for n in range(len(turned)) if n not in gone])
     return gone
 
 
-def heal(
-    student: nn.Module, teacher: nn.Module, batches: Iterable, *, epochs: int = 1, learning_rate: float = 1e-3
-) -> float:
-    """Train `student` in place on the teacher's outputs (KL over the last axis); return the last epoch's mean loss.
+def block_influence(model: nn.Module, batches: list) -> dict[str, Tensor]:
+    """Return {name of a list of layers: how much each turns its input, (L,) in [0, 2]} (ShortGPT, Eq. 1)."""
+    stacks = {name: part for name, part in model.named_modules() if isinstance(part, nn.ModuleList) and len(part)}
+    turned: dict[str, dict[int, list]] = {name: {} for name in stacks}
 
-    The plain pass for small models; for large ones hand `distillation_loss` to `transformers.Trainer`.
+    def measure(name: str, place: int) -> Callable:
+        def hook(_, inputs, keywords, output):
+            before = inputs[0] if inputs else keywords.get("hidden_states")
+            after = output[0] if isinstance(output, tuple) else output
+            if isinstance(before, Tensor) and isinstance(after, Tensor) and before.shape == after.shape:
+                alike = F.cosine_similarity(before.float(), after.float(), dim=-1)
+                turned[name].setdefault(place, []).append(1 - alike.mean().item())
+
+        return hook
+
+    hooks = [
+        layer.register_forward_hook(measure(name, place), with_kwargs=True)
+        for name, part in stacks.items()
+        for place, layer in enumerate(part)
+    ]
+    surgery.run(model, batches, hooks)
+    whole = {name: found for name, found in turned.items() if len(found) == len(stacks[name])}
+    return {
+        name: torch.tensor([sum(found[n]) / len(found[n]) for n in range(len(found))]) for name, found in whole.items()
+    }
+
+
+def to_8bit(model: nn.Module) -> nn.Module:
+    """Return a copy whose linear layers hold their weights in 8 bits, one scale per output, by torchao.
+
+    Factors stay factors. ImportError, in one line, where torchao is not installed.
     """
-    batches = _batches(batches)
-    optimiser = torch.optim.AdamW(student.parameters(), lr=learning_rate)
-    student.train()
-    for _ in range(epochs):
-        losses = []
-        for batch in batches:
-            loss = distillation_loss(student, teacher, batch)
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            losses.append(loss.item())
-    student.eval()
-    return sum(losses) / len(losses)
-
-
-def distillation_loss(student: nn.Module, teacher: nn.Module, batch: object) -> Tensor:
-    """Return KL(teacher || student), a scalar, of the logits both give to one batch."""
-    with torch.no_grad():
-        wanted = _logits(_call(teacher.eval(), batch))
-    said = _logits(_call(student, batch))
-    flat = [values.flatten(0, -2).log_softmax(-1) for values in (said, wanted)]
-    return F.kl_div(*flat, log_target=True, reduction="batchmean")
+    try:
+        from torchao.quantization import Int8WeightOnlyConfig, quantize_
+    except ImportError as error:
+        raise ImportError(f"8-bit weights need the package torchao: pip install torchao ({error})") from error
+    model = copy.deepcopy(model)
+    tied = {id(part.weight) for part in model.modules() if isinstance(part, nn.Embedding)}
+    quantize_(model, Int8WeightOnlyConfig(), lambda part, _: type(part) is nn.Linear and id(part.weight) not in tied)
+    return model
 
 
 def report(before: nn.Module, after: nn.Module) -> dict[str, float]:
@@ -173,51 +151,55 @@ def report(before: nn.Module, after: nn.Module) -> dict[str, float]:
     for side, model in (("before", before), ("after", after)):
         parts = list(model.parameters())
         found[f"parameters_{side}"] = sum(part.numel() for part in parts)
-        found[f"bytes_{side}"] = sum(part.numel() * part.element_size() for part in parts)
+        found[f"bytes_{side}"] = sum(_bytes(part) for part in parts)
     return found | {name: found[f"{name}_after"] / found[f"{name}_before"] for name in ("parameters", "bytes")}
 
 
-def save(model: nn.Module, folder: str | Path, original: nn.Module) -> None:
-    """Write model.safetensors and compression.json, which says how `model` differs in shape from `original`."""
+def save(model: nn.Module, folder: str | Path) -> bool:
+    """Write model.safetensors, the config where there is one, and compression.json with the shapes.
+
+    Return whether plain `from_pretrained` loads the folder: the config alone builds every shape (`uniform=True`, no factors).
+    """
     folder = Path(folder)
-    kept, linear = {}, {}
+    shapes: dict = {"plain": _config_builds(model), "layers": {}, "heads": {}, "linear": {}}
     inner = {id(half) for part in model.modules() if isinstance(part, LowRank) for half in part.children()}
-    lists = {name: len(part) for name, part in original.named_modules() if isinstance(part, nn.ModuleList)}
     for name, part in model.named_modules():
-        if isinstance(part, nn.ModuleList) and len(part) != lists[name]:
-            kept[name] = len(part)
+        if isinstance(part, nn.ModuleList) and hasattr(part, "kept"):
+            shapes["layers"][name] = part.kept
         if isinstance(part, LowRank):
-            linear[name] = [
-                part.down.in_features,
-                part.up.out_features,
-                part.up.bias is not None,
-                part.down.out_features,
-            ]
+            sizes = [part.down.in_features, part.up.out_features, part.up.bias is not None, part.down.out_features]
+            shapes["linear"][name] = sizes
         elif type(part) is nn.Linear and id(part) not in inner:
-            linear[name] = [part.in_features, part.out_features, part.bias is not None, 0]
+            shapes["linear"][name] = [part.in_features, part.out_features, part.bias is not None, 0]
+    shapes["heads"] = {one.name: [one.groups, one.queries] for one in heads_.attentions(model)}
     with store.replacing(folder / "model.safetensors") as temporary:
-        save_model(model, str(temporary))
-    if hasattr(model, "config") and hasattr(model.config, "to_dict"):
+        save_model(model, str(temporary), metadata={"format": "pt"})
+    if isinstance(model, transformers.PreTrainedModel):
+        model.config.architectures, model.config.dtype = [type(model).__name__], model.dtype
         store.write_json(folder / "config.json", model.config.to_dict())
-    store.write_json(folder / "compression.json", {"layers": kept, "linear": linear})
+    store.write_json(folder / "compression.json", shapes)
+    return shapes["plain"]
 
 
-def load(folder: str | Path, original: nn.Module) -> nn.Module:
-    """Return `original` (fresh, full size) brought to the saved shapes and weights; StoreError where they do not fit."""
-    folder, model = Path(folder), copy.deepcopy(original)
+def load(folder: str | Path, original: nn.Module | None = None) -> nn.Module:
+    """Return the saved model in eval mode; its full size is never in memory.
+
+    Without `original` the class is the one config.json names, of transformers; any other model is handed over fresh, at its
+    full shape, best built under `torch.device("meta")`. StoreError where shapes, weights and model do not fit.
+    """
+    folder = Path(folder)
     shapes = store.read_json(folder / "compression.json")
-    for name, count in shapes["layers"].items():
-        _keep_layers(model, name, list(range(count)))
-    for name, (inputs, outputs, bias, rank) in shapes["linear"].items():
-        part = LowRank(inputs, rank, outputs, bias) if rank else nn.Linear(inputs, outputs, bias=bias)
-        old = model.get_submodule(name)
-        same = not rank and (old.in_features, old.out_features, old.bias is not None) == (inputs, outputs, bias)
-        if not same:  # a part that kept its shape may be tied to another
-            _set(model, name, part.to(old.weight))
+    model = _from_config(folder) if original is None else copy.deepcopy(original)
     try:
-        load_model(model, str(folder / "model.safetensors"), strict=True)
-    except (OSError, RuntimeError) as error:
+        _reshape(model, shapes)
+        state = _weights(folder / "model.safetensors")
+        where = {name: part.device for name, part in model.state_dict().items() if part.device.type != "meta"}
+        state = {name: part.to(where.get(name, part.device)) for name, part in state.items()}
+        model.load_state_dict(state, strict=True, assign=True)
+    except (OSError, RuntimeError, AttributeError, SafetensorError) as error:
         raise store.StoreError(f"{folder} does not fit this model: {str(error).splitlines()[0]}") from error
+    if isinstance(model, transformers.PreTrainedModel):
+        model.tie_weights()
     return model.eval()
 
 
@@ -244,111 +226,104 @@ def hidden_layers(model: nn.Module) -> Iterator[tuple[list[str], str]]:
                     last = None
 
 
-def moments(model: nn.Module, parts: Mapping[str, nn.Module], batches: list, *, covariance: bool = False) -> dict:
-    """Return {name: (mean (n,), variance (n,), X^T X (n, n) or None)} of what each part is fed, float64."""
-    sums: dict[str, list] = {}
-
-    def measure(name: str) -> Callable:
-        def hook(_, inputs):
-            x = inputs[0].detach().flatten(0, -2).double()
-            new = [len(x), x.sum(0), (x * x).sum(0), x.T @ x if covariance else None]
-            old = sums.get(name)
-            sums[name] = new if old is None else [a if a is None else a + b for a, b in zip(old, new, strict=True)]
-
-        return hook
-
-    _run(model, batches, [part.register_forward_pre_hook(measure(name)) for name, part in parts.items()])
-    return {name: (s / n, (q / n - (s / n) ** 2).clamp(min=0), c) for name, (n, s, q, c) in sums.items()}
-
-
-def _batches(calibration: Iterable) -> list:
-    batches = list(calibration) if calibration is not None else []
-    if not batches:
-        raise ValueError(f"compression needs calibration data, got {'none' if calibration is None else 'no batches'}")
-    return batches
-
-
-def _call(model: nn.Module, batch: object) -> object:
-    if isinstance(batch, Mapping):
-        return model(**batch)
-    return model(*batch) if isinstance(batch, tuple | list) else model(batch)
+def _prune_channels(model: nn.Module, ratio: float, batches: list, *, uniform: bool, bias_repair: bool) -> None:
+    blocks = {consumer: producers for producers, consumer in hidden_layers(model)}
+    if not blocks:
+        raise ValueError(f"{type(model).__name__} has no MLP whose hidden channels can be pruned")
+    if uniform:
+        blocks = {name: producers for name, producers in blocks.items() if _width_config(model, name) is not None}
+    seen = surgery.moments(model, {name: model.get_submodule(name) for name in blocks}, batches)
+    if not seen:
+        stated = " whose width a config states" if uniform else ""
+        raise ValueError(f"the calibration data reach no MLP of {type(model).__name__}{stated}")
+    scores = {
+        name: surgery.channel_scores(model.get_submodule(name), variance) for name, (_, variance, _) in seen.items()
+    }
+    standard = {name: (s - s.mean()) / s.std(correction=0).clamp(min=1e-30) for name, s in scores.items()}
+    configs = {name: _width_config(model, name) for name in seen} if uniform else {}
+    for name, kept in surgery.lowest(standard, ratio, each=uniform).items():
+        surgery.narrow_columns(model, name, kept, seen[name][0], repair=bias_repair, new_bias=not uniform)
+        for producer in blocks[name]:
+            surgery.narrow_rows(model, producer, kept)
+        if uniform:
+            configs[name].intermediate_size = int(kept.sum())
+            model.get_submodule(name.rpartition(".")[0]).intermediate_size = int(kept.sum())
 
 
-def _logits(output: object) -> Tensor:
-    return output if isinstance(output, Tensor) else output.logits
-
-
-def _run(model: nn.Module, batches: list, hooks: list) -> None:
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            for batch in batches:
-                _call(model, batch)
-    finally:
-        model.train(was_training)
-        for hook in hooks:
-            hook.remove()
-
-
-def _flap(consumer: nn.Linear, mean: Tensor, variance: Tensor) -> Tensor:
-    score = consumer.weight.double().pow(2).sum(0).detach() * variance
-    return (score - score.mean()) / score.std(correction=0).clamp(min=1e-30)
-
-
-def _cut(model: nn.Module, producers: list[str], consumer: str, kept: Tensor, mean: Tensor | None) -> None:
-    reads = model.get_submodule(consumer)
-    weight, bias = reads.weight.data, None if reads.bias is None else reads.bias.data
-    if mean is not None and not kept.all():
-        given = (weight[:, ~kept].double() @ mean[~kept]).to(weight)  # what the dropped channels gave on average
-        bias = given if bias is None else bias + given
-    _set(model, consumer, _linear(weight[:, kept], bias))
-    for name in producers:
-        makes = model.get_submodule(name)
-        _set(model, name, _linear(makes.weight.data[kept], None if makes.bias is None else makes.bias.data[kept]))
-
-
-def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    part = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None).to(weight)
-    part.weight = nn.Parameter(weight.clone())
-    if bias is not None:
-        part.bias = nn.Parameter(bias.clone())
-    return part
-
-
-def _whitened(weight: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return u (m, r), s (r,), v (r, n) with weight = u diag(s) v, where s are the singular values on the data."""
-    damped = covariance + torch.eye(len(covariance)).to(covariance) * (DAMPING * covariance.diagonal().mean() + 1e-12)
-    root = torch.linalg.cholesky(damped)
-    u, s, v = torch.linalg.svd(weight.detach().double() @ root, full_matrices=False)
-    return u, s, torch.linalg.solve_triangular(root, v, upper=False, left=False)
-
-
-def _thin(whole: nn.Linear, u: Tensor, s: Tensor, v: Tensor, rank: int) -> LowRank:
-    part = LowRank(whole.in_features, rank, whole.out_features, whole.bias is not None).to(whole.weight)
-    half = s[:rank].sqrt()
-    part.up.weight.data = (u[:, :rank] * half).to(whole.weight).contiguous()
-    part.down.weight.data = (half[:, None] * v[:rank]).to(whole.weight).contiguous()
-    if whole.bias is not None:
-        part.up.bias.data = whole.bias.data.clone()
-    return part
+def _width_config(model: nn.Module, consumer: str) -> object | None:
+    config = surgery.config_over(model, consumer.rpartition(".")[0], "intermediate_size")
+    fits = config is not None and config.intermediate_size == model.get_submodule(consumer).in_features
+    return config if fits else None
 
 
 def _keep_layers(model: nn.Module, name: str, places: list[int]) -> None:
     stack = model.get_submodule(name)
     layers = nn.ModuleList(stack[n] for n in places)
+    before = getattr(stack, "kept", list(range(len(stack))))
+    layers.kept = [before[n] for n in places]  # counted in the original, for `save`
     for place, layer in enumerate(layers):
         for part in layer.modules():
             if hasattr(part, "layer_idx"):
                 part.layer_idx = place  # the cache of keys and values counts layers
-    _set(model, name, layers)
-    config = getattr(model.get_submodule(name.rpartition(".")[0]), "config", None)
+    surgery.put(model, name, layers)
+    holder = model.get_submodule(name.rpartition(".")[0])
+    config = getattr(holder, "config", None)
     if getattr(config, "num_hidden_layers", None) == len(stack):
         config.num_hidden_layers = len(places)
         if getattr(config, "layer_types", None):
             config.layer_types = [config.layer_types[n] for n in places]
+    for one in (holder, config):  # Qwen's vision tower: which of its layers see the whole image
+        if hasattr(one, "fullatt_block_indexes"):
+            one.fullatt_block_indexes = [n for n, old in enumerate(places) if old in one.fullatt_block_indexes]
 
 
-def _set(model: nn.Module, name: str, part: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, part)
+def _reshape(model: nn.Module, shapes: dict) -> None:
+    for name, places in shapes["layers"].items():
+        if len(model.get_submodule(name)) != len(places):  # a config that states the number has built it
+            _keep_layers(model, name, places)
+    for name, (inputs, outputs, bias, rank) in shapes["linear"].items():
+        old = model.get_submodule(name)
+        if rank or (old.in_features, old.out_features, old.bias is not None) != (inputs, outputs, bias):
+            with torch.device("meta"):
+                part = LowRank(inputs, rank, outputs, bias) if rank else nn.Linear(inputs, outputs, bias=bias)
+            surgery.put(model, name, part)  # a part that kept its shape may be tied to another, and stays
+    for name, (groups, queries) in shapes["heads"].items():
+        heads_.set_heads(model.get_submodule(name), groups, queries)
+
+
+def _weights(path: Path) -> dict[str, Tensor]:
+    with safe_open(path, framework="pt") as file:
+        state = {name: file.get_tensor(name) for name in file.keys()}
+        tied = file.metadata() or {}
+    return state | {name: state[kept] for name, kept in tied.items() if kept in state}
+
+
+def _from_config(folder: Path) -> nn.Module:
+    names = store.read_json(folder / "config.json").get("architectures") or [None]
+    built = getattr(transformers, str(names[0]), None)
+    if not (isinstance(built, type) and issubclass(built, transformers.PreTrainedModel)):
+        raise store.StoreError(
+            f"{folder / 'config.json'} names no class of transformers: {names[0]!r}; hand over the model"
+        )
+    return _empty(built, built.config_class.from_pretrained(folder, local_files_only=True))
+
+
+def _empty(built: type, config: object) -> nn.Module:
+    with init_empty_weights(include_buffers=False):  # tables of frequencies are real, weights take no memory
+        return built(config)
+
+
+def _config_builds(model: nn.Module) -> bool:
+    if not isinstance(model, transformers.PreTrainedModel):
+        return False
+    try:
+        built = _empty(type(model), copy.deepcopy(model.config)).state_dict()
+    except ValueError:  # a config that contradicts itself builds nothing
+        return False
+    return {n: p.shape for n, p in built.items()} == {n: p.shape for n, p in model.state_dict().items()}
+
+
+def _bytes(part: Tensor) -> int:
+    if hasattr(part, "__tensor_flatten__"):  # torchao: the integers and their scales
+        return sum(_bytes(getattr(part, name)) for name in part.__tensor_flatten__()[0])
+    return part.numel() * part.element_size()
