@@ -35,6 +35,6 @@ figures: $(READY)  ## paper figures from data/results/*.csv
 	$(BIN)/vau run demo 13
 
 clean:  ## remove executed notebooks, synthetic data, features and models; results and raw data stay
-	rm -rf data/runs data/synthetic data/features data/models .pytest_cache .ruff_cache
+	rm -rf data/runs data/instructions data/synthetic data/features data/models .pytest_cache .ruff_cache
 
 .PHONY: help env demo test lab lint bench twin figures clean
