@@ -25,7 +25,7 @@ lab: $(READY)  ## JupyterLab on the notebooks
 lint: $(READY)  ## ruff on code and notebooks, and no outputs in committed notebooks
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/nbstripout --verify --keep-id notebooks/*.ipynb
 
-bench: $(READY)  ## speed as ratios within one run (explanations.py is a study of its own, half an hour)
+bench: $(READY)  ## speed as ratios within one run (but explanations.py, a study that films and tunes first)
 	for script in $(filter-out benchmarks/explanations.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
 
 twin: $(READY)  ## teach the toy vision-language twins of notebook 09 anew, from nothing
