@@ -7,9 +7,10 @@
   on its picture tokens, at the paper's tau, and at the tau that put most frames into events of the videos that chose the epoch;
   and the true span (uniform where there is no event)
 Worlds: tuning, scorer and held-out have seeds of their own; the intervals are over held-out worlds.
-    python benchmarks/explanations.py
+    python benchmarks/explanations.py [SEED OF THE HELD-OUT WORLDS]
 """
 
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +20,8 @@ import torch
 from vau_lib import ats, closeups, explaining, metrics, presets, records, twinning, video, vlm
 
 PARTS, FRAMES, STRIDE = 15, 6, 2  # close-ups in a long video; frames in a prompt; frames from a glance to the next
-SETS = {"tuning": (480, 0), "scorer": (160, 5001), "held_out": (160, 7001)}  # close-ups, seed
+HELD_OUT = int(sys.argv[1]) if len(sys.argv) > 1 else 7001
+SETS = {"tuning": (480, 0), "scorer": (160, 5001), f"held_out_{HELD_OUT}": (160, HELD_OUT)}  # close-ups, seed
 JOINED = 240  # rows of long videos the scorer learns from, a quarter of them to choose the epoch by
 SCORER = dict(hidden=32, heads=2, head_width=8, slots=16)
 TAUS = (0.1, 0.03, 0.01, 0.003)  # the paper's first
@@ -116,13 +118,13 @@ def main() -> None:
     root = project / "data" / "synthetic" / "explanations"
     found = {}
     for name, (count, seed) in SETS.items():
-        split = {"test" if name == "held_out" else "train": 1.0}
+        split = {"test" if name.startswith("held_out") else "train": 1.0}
         found[name] = closeups.make_dataset(root / name, num_videos=count, seed=seed, splits=split, engine="processes")
     twin = twinning.taught(project / "data" / "twins" / "internvl")
     rows = closeups.instructions(found["tuning"])
     tuned, _ = twinning.tune(twin, root / "tuning", rows, folder=root / "adapter")
-    held = root / "held_out"
-    short = [row for row in closeups.instructions(found["held_out"]) if row["task"] == "judgement"]
+    held = root / f"held_out_{HELD_OUT}"
+    short = [row for row in closeups.instructions(found[held.name]) if row["task"] == "judgement"]
     accuracy, _ = twinning.judge(tuned, held, short, frames=FRAMES)
     print(f"{tuned.label}: judgement on {len(short)} short held-out close-ups {accuracy['judgement']:.3f}")
 
@@ -136,7 +138,7 @@ def main() -> None:
         for each in dict.fromkeys((TAUS[0], tau)):
             ways[f"ATS, {rows_of}, tau {each}"] = partial(by_scores, eye, held, trained.score, each)
     ways["true span"] = partial(true_span, held)
-    asked = join(held, found["held_out"])
+    asked = join(held, found[held.name])
     worlds, right = np.array([row["world"] for row in asked]), {}
     anomalous = np.array([len(row["event"]) > 0 for row in asked])
     print(f"\n{len(asked)} long videos of {len(set(worlds))} worlds, half with an event; {FRAMES} frames shown")

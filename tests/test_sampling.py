@@ -72,9 +72,19 @@ def test_float32_scores_are_summed_in_float64():
         assert a.tolist() == published(scores.astype(np.float64), 12)
 
 
-def test_intended_by_hand():
-    """Mass .5 .5 1.5 .5 .5 .5 with two frames: middles 1 and 3 lie in snippets 2 and 4."""
-    assert sampling.density_aware_sample(np.array([0, 0, 1, 0, 0, 0]), 2, tau=0.5).tolist() == [2, 4]
+@pytest.mark.parametrize("middle", [True, False])
+def test_intended_by_hand(middle):
+    """Mass .5 .5 1.5 .5 .5 .5 with two frames: middles 1 and 3 lie in snippets 2 and 4; of equals the middle one is highest."""
+    scores = np.array([0, 0, 1, 0, 0, 0])
+    assert sampling.density_aware_sample(scores, 2, tau=0.5, middle=middle).tolist() == [2, 4]
+
+
+def test_each_part_gives_its_highest_score():
+    """Ten snippets of mass 1.0 to 1.09, two frames: parts of five, whose highest are where they were put."""
+    scores = np.zeros(10)
+    scores[[0, 6]] = 0.05
+    assert sampling.density_aware_sample(scores, 2, tau=1.0).tolist() == [0, 6]
+    assert sampling.density_aware_sample(scores, 2, tau=1.0, middle=True).tolist() == [2, 7]
 
 
 def test_intended_caps_a_snippet_at_one_frame():
@@ -91,7 +101,8 @@ def test_intended_is_sorted_distinct_and_in_range(seed):
         scores = rng.random(rng.integers(1, 300)) ** rng.choice([0.1, 1, 5, 20])
         scores[rng.random(len(scores)) < rng.choice([0, 0.5, 0.95])] = 0
         count = int(rng.integers(1, len(scores) + 1))
-        found = sampling.density_aware_sample(scores, count, tau=rng.choice([0.0, 0.01, 0.1, 1.0]))
+        tau, middle = rng.choice([0.0, 0.01, 0.1, 1.0]), bool(rng.integers(2))
+        found = sampling.density_aware_sample(scores, count, tau=tau, middle=middle)
         assert found.dtype.kind == "i" and len(found) == count
         assert (np.diff(found) > 0).all() and 0 <= found[0] and found[-1] < len(scores)
 
@@ -303,7 +314,7 @@ def hivau(real_data):
 
 @pytest.mark.real
 def test_intended_is_no_worse_than_released_on_real_annotations(real_data, hivau):
-    """Real scores of a Sultani-style model: coverage higher and duplicates fewer at every N, recall within two events."""
+    """Real scores of a Sultani-style model: coverage higher and duplicates fewer at every N, recall within one event."""
     events, frames = hivau
     assert len(events) == 128 and sum(map(len, events.values())) == 144
     stored = np.load(real_data / "predictions" / "ucf_sultani_style_scores_32seg.npz")
@@ -313,12 +324,13 @@ def test_intended_is_no_worse_than_released_on_real_annotations(real_data, hivau
     intended, released = (table[table["sampler"] == name].reset_index() for name in ("intended", "released"))
     assert (intended["coverage"] > released["coverage"]).all()
     assert (intended["duplicates"] < released["duplicates"]).all()
-    assert (intended["event_recall"] >= released["event_recall"] - 2 / 144 - 1e-9).all()
+    assert (intended["event_recall"] >= released["event_recall"] - 1 / 144 - 1e-9).all()
 
 
 @pytest.mark.real
-def test_equal_quality_scores_favour_the_intended_sampler(hivau):
-    """A noisy oracle of AUC .8, five draws: more of the events is seen at every N, on equal scores."""
+@pytest.mark.parametrize("auc", [0.6, 0.8, 0.95])
+def test_on_scores_of_equal_quality_the_intended_sampler_is_no_worse_in_any_column(hivau, auc):
+    """A noisy oracle, five draws: more frames in events, more events seen and fewer repeats, at every N."""
     events, frames = hivau
     tables = []
     for seed in range(5):
@@ -326,12 +338,12 @@ def test_equal_quality_scores_favour_the_intended_sampler(hivau):
         for name, count in frames.items():
             place = np.arange(-(-count // 16))
             inside = [(place >= start) & (place < end) for start, end in events[name]]
-            scores[name] = sampling.noisy_oracle(np.any(inside, axis=0), 0.8, rng)
+            scores[name] = sampling.noisy_oracle(np.any(inside, axis=0), auc, rng)
         tables.append(sampling.summary(sampling.study(scores, events, [8, 12, 16, 32])))
-    columns = ["num_frames", "sampler", "coverage", "event_recall"]
+    columns = ["num_frames", "sampler", "coverage", "event_recall", "duplicates"]
     mean = sum(t[columns].set_index(columns[:2]) for t in tables) / len(tables)
     gain = mean.xs("intended", level=1) - mean.xs("released", level=1)
-    assert (gain["coverage"] > 0).all() and (gain["event_recall"] > -0.01).all()
+    assert (gain["coverage"] > 0).all() and (gain["event_recall"] >= 0).all() and (gain["duplicates"] <= 0).all()
 
 
 @pytest.mark.real

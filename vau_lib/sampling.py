@@ -1,7 +1,8 @@
 """A language model reads few frames; spend them where the anomaly's mass lies, each on another picture.
 
-- a snippet's mass is its score plus tau: quiet stretches keep a share, flat scores mean even frames; N frames stand in the
-  middle of N equal parts of the mass, so that every part of a video can be reached, its head too
+- a snippet's mass is its score plus tau: quiet stretches keep a share, flat scores mean even frames; the mass is cut into N
+  equal parts, so that every part of a video can be reached, its head too, and each gives one frame
+- which one, the paper leaves open: the part's highest score by default (it hits more, see LAB.md), or the middle of its mass
 - a frame shown twice is a frame wasted: a snippet's mass is capped at one frame's share, and what it had above goes to the
   mass that comes next; the cap is the one number for which nothing is left over
 - `released=True` is the published sampler on any curve, in float64 (in float32 NumPy 2 gives other frames), with whole
@@ -27,11 +28,12 @@ Sampler = Callable[[np.ndarray, int], np.ndarray]
 
 
 def density_aware_sample(
-    scores: np.ndarray, num_frames: int, *, tau: float = TAU, released: bool = False
+    scores: np.ndarray, num_frames: int, *, tau: float = TAU, released: bool = False, middle: bool = False
 ) -> np.ndarray:
     """Return the snippets to look at, int (num_frames,), sorted, of scores (T,) in [0, 1].
 
-    Distinct for T >= num_frames; below, all snippets are taken and some repeat evenly, with a warning. `tau` 0 gives
+    One of each of num_frames equal parts of the mass: its highest (of equals, the nearest to its middle), or with `middle`
+    the one in its middle. Distinct for T >= num_frames; below, all snippets are taken and some repeat evenly, with a warning. `tau` 0 gives
     snippets of score 0 nothing while others are left. All-zero scores are flat scores: even frames. ValueError for NaN,
     scores outside [0, 1] and wrong shapes.
     """
@@ -47,7 +49,21 @@ def density_aware_sample(
         first, rest = np.flatnonzero(mass > 0), np.flatnonzero(mass == 0)
         spare = num_frames - len(first)
         return np.sort(np.append(first, rest[_middles(np.ones(len(rest)), spare)] if spare else rest[:0]))
-    return _middles(np.minimum(mass, one_share(mass, num_frames)), num_frames)
+    mass = np.minimum(mass, one_share(mass, num_frames))
+    found = _middles(mass, num_frames)
+    return found if middle else _highest(scores, mass, found)
+
+
+def _highest(scores: np.ndarray, mass: np.ndarray, middles: np.ndarray) -> np.ndarray:
+    """Return the highest of each part's scores (T,), strictly rising; a snippet is in the part its own middle lies in.
+
+    No mass (T,) may exceed a part's, so every part has a snippet.
+    """
+    total, count = np.cumsum(mass), len(middles)
+    part = ((total - mass / 2) / total[-1] * count * (1 + 1e-12)).astype(int).clip(0, count - 1)
+    order = np.lexsort((abs(np.arange(len(mass)) - middles[part]), -scores, part))
+    firsts = np.unique(part[order], return_index=True)[1]
+    return order[firsts] if len(firsts) == count else middles  # rounding alone can empty a part
 
 
 def one_share(mass: np.ndarray, num_frames: int) -> float:
@@ -164,6 +180,7 @@ SAMPLERS: dict[str, Sampler] = {
     "uniform": lambda scores, count: uniform_sample(len(scores), count),
     "top-k": lambda scores, count: top_k_sample(scores, min(count, len(scores))),
     "released": lambda scores, count: density_aware_sample(scores, count, released=True),
+    "middle": lambda scores, count: density_aware_sample(scores, count, middle=True),
     "intended": density_aware_sample,
 }
 
