@@ -6,11 +6,13 @@
 - frames: uniform; ATS with RANDOM weights; ATS trained on the tower's class token (which nothing taught to say anything) and
   on its picture tokens, at the paper's tau, and at the tau that put most frames into events of the videos that chose the epoch;
   and the true span (uniform where there is no event)
+- last, the speaker is tuned on with long videos of the tuning worlds, shown as it will be asked: its ATS's frames, or even ones
 Worlds: tuning, scorer and held-out have seeds of their own; the intervals are over held-out worlds.
     python benchmarks/explanations.py [SEED OF THE HELD-OUT WORLDS]
 """
 
 import sys
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +28,10 @@ JOINED = 240  # rows of long videos the scorer learns from, a quarter of them to
 SCORER = dict(hidden=32, heads=2, head_width=8, slots=16)
 TAUS = (0.1, 0.03, 0.01, 0.003)  # the paper's first
 PLAN = ats.recipe(epochs=20, learning_rate=2e-3, batch_size=16)
+LONG_WORLDS = 120  # tuning worlds whose long videos the speaker is tuned on with
+TUNING_ON = vlm.LoraPlan(
+    max_steps=120, learning_rate=1e-3, warmup_share=0.1, batch_size=16, log_steps=20, save_steps=10**9
+)
 
 
 def parts_of(found: list, place: int, anomalous: bool, rng: np.random.Generator) -> list:
@@ -104,6 +110,14 @@ def true_span(root: Path, row: dict) -> np.ndarray:
     return event[video.sample_index(len(event), FRAMES)] if len(event) else evenly(root, row)
 
 
+def tune_on(speaker: vlm.Speaker, root: Path, rows: list[dict], choose) -> vlm.Speaker:
+    """Return a copy of the speaker, its adapter trained further on long videos shown as `choose(row)` says."""
+    picks = {row["id"]: choose(row) for row in rows}
+    fresh = speaker.but(model=deepcopy(speaker.model))
+    vlm.fit(fresh, vlm.Samples(rows, root, fresh, picks=lambda row: picks[row["id"]]), plan=TUNING_ON, progress=False)
+    return fresh
+
+
 def interval(values: np.ndarray, worlds: np.ndarray) -> str:
     """Return a mean with 95 % over worlds, whose twins stay together."""
     each = np.array([values[worlds == world].mean() for world in np.unique(worlds)])
@@ -134,18 +148,39 @@ def main() -> None:
     for rows_of, describe in (("class token", None), ("picture tokens", explaining.mean_and_most)):
         eye = explaining.Eye(twin, describe=describe)
         trained, known, tau = train_scorer(eye, root / "scorer", found["scorer"])
+        if describe:
+            facts = dict(
+                rows="mean and largest picture token of the kept InternVL twin", tau=tau, val_frame_auc=round(known, 4)
+            )
+            ats.save_trained(
+                project / "data" / "twins" / "scorer", trained, kind="toy, trained on drawn close-ups", **facts
+            )
         print(f"scorer of {rows_of}: frame AUC {known:.3f}, best tau {tau}, on joined rows that chose its epoch")
         for each in dict.fromkeys((TAUS[0], tau)):
             ways[f"ATS, {rows_of}, tau {each}"] = partial(by_scores, eye, held, trained.score, each)
+    last = trained.score, tau  # of picture tokens
     ways["true span"] = partial(true_span, held)
+    tuning = root / "tuning"
+    few = set(sorted({record.group for record in found["tuning"]})[:LONG_WORLDS])
+    long = join(tuning, [record for record in found["tuning"] if record.group in few])
     asked = join(held, found[held.name])
+    shown = {name: (tuned, choose) for name, choose in ways.items()}
+    own = tune_on(tuned, tuning, long, partial(by_scores, eye, tuning, *last))
+    even = tune_on(tuned, tuning, long, partial(evenly, tuning))
+    shown["uniform, tuned on so"] = (even, partial(evenly, held))
+    shown["ATS, tuned on so"] = (own, partial(by_scores, eye, held, *last))
+    report(held, asked, shown)
+
+
+def report(held: Path, asked: list[dict], ways: dict) -> None:
+    """Print each way's accuracy, and its gain over uniform frames with the same tuning."""
     worlds, right = np.array([row["world"] for row in asked]), {}
     anomalous = np.array([len(row["event"]) > 0 for row in asked])
     print(f"\n{len(asked)} long videos of {len(set(worlds))} worlds, half with an event; {FRAMES} frames shown")
-    for name, choose in ways.items():
+    for name, (speaker, choose) in ways.items():
         picks = {row["id"]: choose(row) for row in asked}
-        data = vlm.Samples(asked, held, tuned, picks=lambda row, picks=picks: picks[row["id"]], answers=False)
-        said = vlm.answers(tuned, data)
+        data = vlm.Samples(asked, held, speaker, picks=lambda row, picks=picks: picks[row["id"]], answers=False)
+        said = vlm.answers(speaker, data)
         right[name] = np.array([vlm.judged(a) == vlm.judged(r["answer"]) for a, r in zip(said, asked, strict=True)])
         hits = [np.isin(picks[row["id"]], row["event"]).mean() for row in asked if len(row["event"])]
         total = vlm.judgement_accuracy(said, asked)
@@ -156,8 +191,9 @@ def main() -> None:
             flush=True,
         )
     for name in list(ways)[1:]:
-        gap = right[name].astype(float) - right["uniform"]
-        print(f"  {name} - uniform: {interval(gap, worlds)} (95 % over worlds)")
+        peer = "uniform, tuned on so" if name == "ATS, tuned on so" else "uniform"
+        gap = right[name].astype(float) - right[peer]
+        print(f"  {name} - {peer}: {interval(gap, worlds)} (95 % over worlds)")
 
 
 if __name__ == "__main__":
