@@ -12,7 +12,7 @@ TIERS = {
     1: {"features", "towers", "dense", "released", "weights", "training", "trials"}
     | {"peers", "metrics", "streaming", "probing", "sampling", "results", "plots"}
     | {"keyclips", "lshma_state", "redundancy"}
-    | {"text_metrics", "judging", "answers", "instruction_plots"}
+    | {"text_metrics", "judging", "answers", "instruction_plots", "edge_plots"}
     | {"smarthome_files", "smarthome_prompts", "smarthome_published"}
     | {"dialogue", "speakers", "closeups", "twins", "lora", "seeing"}
     | {"surgery", "lowrank", "heads", "healing"}
@@ -23,7 +23,12 @@ TIERS = {
 WITHIN_TIER_1 = {("features", "weights"), ("training", "weights"), ("training", "metrics"), ("results", "metrics")}
 WITHIN_TIER_1 |= {("cli", "watching"), ("features", "released"), ("trials", "features"), ("probing", "streaming")}
 WITHIN_TIER_1 |= {("features", "towers"), ("towers", "weights"), ("streaming", "metrics"), ("lshma_state", "keyclips")}
-WITHIN_TIER_1 |= {("metrics", "text_metrics"), ("judging", "metrics"), ("instruction_plots", "plots")}
+WITHIN_TIER_1 |= {
+    ("metrics", "text_metrics"),
+    ("judging", "metrics"),
+    ("instruction_plots", "plots"),
+    ("edge_plots", "plots"),
+}
 WITHIN_TIER_1 |= {("closeups", "synthesis"), ("twins", "closeups"), ("twins", "dialogue"), ("lora", "dialogue")}
 WITHIN_TIER_1 |= {("speakers", "dialogue"), ("seeing", "closeups"), ("seeing", "dialogue"), ("seeing", "lora")}
 WITHIN_TIER_1 |= {("heads", "surgery"), ("healing", "surgery")}

@@ -377,7 +377,9 @@ def lines(
     figure, axis = _subplots(figsize=(8.5, 3.6))
     for start, end in spans:
         axis.axvspan(start, end, color=TRUTH, alpha=0.35, lw=0)
-    for colour, (name, part) in zip((ANOMALOUS, NORMAL, *SERIES[2:]), table.groupby(hue, sort=False), strict=False):
+    for colour, (name, part) in zip(
+        (ANOMALOUS, NORMAL, *SERIES[2:], QUIET), table.groupby(hue, sort=False), strict=False
+    ):
         axis.plot(part[x], part[y], color=colour, label=name, marker="o" if marks else None, ms=4)
         if low and high:
             axis.fill_between(part[x], part[low], part[high], color=colour, alpha=0.18, lw=0)

@@ -33,9 +33,9 @@ def density_aware_sample(
     """Return the snippets to look at, int (num_frames,), sorted, of scores (T,) in [0, 1].
 
     One of each of num_frames equal parts of the mass: its highest (of equals, the nearest to its middle), or with `middle`
-    the one in its middle. Distinct for T >= num_frames; below, all snippets are taken and some repeat evenly, with a warning. `tau` 0 gives
-    snippets of score 0 nothing while others are left. All-zero scores are flat scores: even frames. ValueError for NaN,
-    scores outside [0, 1] and wrong shapes.
+    the one in its middle. Distinct for T >= num_frames; below, all snippets are taken and some repeat evenly, with a
+    warning. `tau` 0 gives snippets of score 0 nothing while others are left. All-zero scores are flat scores: even frames.
+    ValueError for NaN, scores outside [0, 1] and wrong shapes.
     """
     scores, num_frames = _scores(scores), _count(num_frames)
     if not 0 <= tau < math.inf:
