@@ -4,7 +4,7 @@
 - each method alone and together, cut on 64 training questions, before and after healing on the whole model's own answers to
   training questions (no labels); strengths are not chosen, the frontier shows all
 - bytes on disk and in memory and pre-fill latency are ratios to the whole model in this run, toy width
-    python benchmarks/compressed_twin.py [test]      without "test" it speaks of the validation worlds, where rate and passes were chosen
+    python benchmarks/compressed_twin.py [test]      without "test": validation worlds, where rate and passes were chosen
 """
 
 import subprocess

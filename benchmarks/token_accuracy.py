@@ -78,8 +78,8 @@ def main() -> None:
         fall, fall_low, fall_high = over_worlds(whole.astype(float) - right, worlds)
         lines.append(dict(tuned_on=name, rule=rule, share=share, judgement=mean, low=low, high=high, fall=fall,
                           fall_low=fall_low, fall_high=fall_high, videos=len(right)))  # fmt: skip
-        print(f"  {name:12} {rule:28}{share:5.0%}  {mean:.3f} [{low:.3f}, {high:.3f}]  falls {fall:+.3f} [{fall_low:+.3f}, {fall_high:+.3f}]",
-              flush=True)  # fmt: skip
+        falls = f"falls {fall:+.3f} [{fall_low:+.3f}, {fall_high:+.3f}]"
+        print(f"  {name:18} {rule:28}{share:5.0%}  {mean:.3f} [{low:.3f}, {high:.3f}]  {falls}", flush=True)
 
     ours = next(iter(tokens.RULES))
     print(f"{len(asked)} {part} close-ups, {FRAMES} frames, judgement right:")

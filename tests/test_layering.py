@@ -18,10 +18,16 @@ TIERS = {
     | {"surgery", "lowrank", "heads", "healing"}
     | {"synthesis", "filming", "stories", "actors", "props", "stage"},
     2: {"memtsm", "lshma", "ats", "vlm", "annotate", "smarthome", "compress", "tokens"},
-    3: {"watching", "explaining", "cli", "twinning"},
+    3: {"watching", "explaining", "guarding", "cli", "twinning"},
 }
 WITHIN_TIER_1 = {("features", "weights"), ("training", "weights"), ("training", "metrics"), ("results", "metrics")}
-WITHIN_TIER_1 |= {("cli", "watching"), ("features", "released"), ("trials", "features"), ("probing", "streaming")}
+WITHIN_TIER_1 |= {
+    ("cli", "watching"),
+    ("cli", "guarding"),
+    ("features", "released"),
+    ("trials", "features"),
+    ("probing", "streaming"),
+}
 WITHIN_TIER_1 |= {("features", "towers"), ("towers", "weights"), ("streaming", "metrics"), ("lshma_state", "keyclips")}
 WITHIN_TIER_1 |= {
     ("metrics", "text_metrics"),

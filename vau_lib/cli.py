@@ -25,6 +25,7 @@ WEIGHTS = {
     "MemTSM-Net": "memtsm/best_model.pth",
 }  # fmt: skip
 WATCHED = Path("data/models/lshma/synthetic/intended/fold0_seed0")  # what the demo trains
+SPOKEN = "data/twins/internvl"  # a toy that speaks of drawn close-ups; give a real one
 WIDE = 10_000  # columns of a console that is no terminal: nothing is cut
 
 
@@ -112,6 +113,34 @@ def watch(
     model = runs.project_path(model)
     for line in watching.lines(source, model, weights, threshold=threshold, seconds=seconds, plot=plot, csv=csv):
         typer.echo(line)
+
+
+@app.command()
+def guard(
+    source: Annotated[Path, typer.Argument(help="a video, a folder of videos, or a records.jsonl")],
+    model: Annotated[str, typer.Option(help="folder or hub name of InternVL or Qwen2.5-VL")] = SPOKEN,
+    out: Annotated[
+        Path | None, typer.Option(help="append a JSON line per video; those it holds are not asked again")
+    ] = None,
+    frames: Annotated[int, typer.Option(help="frames a video shows")] = 16,
+    share: Annotated[float, typer.Option(help="share of the picture tokens that is read")] = 1.0,
+    tokens: Annotated[int, typer.Option(help="tokens an answer may have")] = 768,
+    batch: Annotated[int, typer.Option(help="videos per call; text is shown as it is made with 1")] = 1,
+) -> None:
+    """Ask a security model about videos: what happens, and is it an anomaly?"""
+    from vau_lib import guarding, vlm  # torch, only here
+
+    place = runs.project_path(model)
+    speaker = vlm.load(place if place.is_dir() else model)
+    watch = guarding.Watch(num_frames=frames, share=share, max_new_tokens=tokens, batch_size=batch)
+    stream = (lambda text: typer.echo(text, nl=False)) if batch == 1 else None
+    said = guarding.guard(
+        speaker, source, out, watch=watch, stream=stream, tell=lambda line: typer.echo(line, err=True)
+    )
+    for row in said:
+        verdict = row["error"] or {1: "anomaly", 0: "normal", None: "no verdict in the answer"}[row["anomaly"]]
+        typer.echo(f"\n{row['id']}: {verdict}")
+    typer.echo(f"by {speaker.label}")
 
 
 @app.command()

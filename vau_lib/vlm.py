@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from scipy.stats import binomtest
 from torch import Tensor
+from transformers import TextStreamer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from vau_lib import dialogue, video
@@ -37,6 +38,7 @@ __all__ += [
     "merge",
     "preferred",
     "save",
+    "streamer",
     "tiny",
 ]
 __all__ += ["judged", "judgement_accuracy", "trainable_share"]
@@ -168,6 +170,22 @@ def generate(
         }
     out = speaker.model.generate(**dialogue.to_model(speaker, batch), **settings)
     return dialogue.say(speaker, out[:, length:])
+
+
+class _Pieces(TextStreamer):
+    """Hands on text as it is made."""
+
+    def __init__(self, tokenizer, write):
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.write = write
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        self.write(text)
+
+
+def streamer(speaker: Speaker, write: Callable[[str], object]) -> TextStreamer:
+    """Return what `generate` takes as `streamer`: `write` gets pieces of an answer as they are made; one turn at a time."""
+    return _Pieces(speaker.tokenizer, write)
 
 
 @torch.inference_mode()

@@ -1,0 +1,126 @@
+"""One call watches a video, a folder or records; what is done stays done; bad input is one clear line."""
+
+import json
+import shutil
+
+import pytest
+
+from vau_lib import dialogue, guarding, records, video, vlm
+
+SMALL = vlm.TinySizes(width=32, vision_width=32, text_layers=1, vision_layers=1)
+FEW = guarding.Watch(num_frames=4, max_new_tokens=4, question="Is anything wrong?")
+
+
+@pytest.fixture(scope="module", params=dialogue.FAMILIES)
+def any_twin(request):
+    return vlm.tiny(request.param, sizes=SMALL)
+
+
+@pytest.fixture(scope="module")
+def twin():
+    return vlm.tiny("qwen2_5_vl", sizes=SMALL)
+
+
+@pytest.fixture
+def folder(clip, tmp_path):
+    place = tmp_path / "videos"
+    (place / "inside").mkdir(parents=True)
+    for name in ("b.mp4", "a.mp4", "inside/c.mp4"):
+        shutil.copy(clip, place / name)
+    (place / "notes.txt").write_text("no video")
+    return place
+
+
+def watch(speaker, where, out=None, **how):
+    return guarding.guard(speaker, where, out, **({"watch": FEW, "tell": None, "progress": False} | how))
+
+
+def test_a_video_a_folder_and_records_are_the_same_call(any_twin, folder):
+    (one,) = watch(any_twin, folder / "a.mp4")
+    all_of_it = watch(any_twin, folder)
+    listed = [
+        records.VideoRecord(id=name, path=f"{name}.mp4", dataset="mine", split="test", label=0, fps=25.0, num_frames=50)
+        for name in ("b", "a")
+    ]
+    records.write_records(folder / "records.jsonl", listed)
+    by_records = watch(any_twin, folder / "records.jsonl")
+    assert [row["id"] for row in all_of_it] == ["a.mp4", "b.mp4", "inside/c.mp4"]
+    assert [row["id"] for row in by_records] == ["b", "a"]
+    assert {row["text"] for row in [one, *all_of_it, *by_records]} == {one["text"]}
+    assert len(one["times_s"]) == 4 and "toy" in one["model"] and one["error"] == ""
+
+
+def test_videos_in_a_batch_are_answered_as_one_by_one(any_twin, folder):
+    one_by_one = [row["text"] for row in watch(any_twin, folder)]
+    wide = guarding.Watch(num_frames=4, max_new_tokens=4, question=FEW.question, batch_size=3)
+    assert [row["text"] for row in watch(any_twin, folder, watch=wide)] == one_by_one
+
+
+def test_the_text_can_be_watched_as_it_is_made(any_twin, clip):
+    pieces = []
+    (row,) = watch(any_twin, clip, stream=pieces.append)
+    assert "".join(pieces).strip() == row["text"]
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_fewer_tokens_are_read_through_the_same_door(twin, clip, share):
+    few = guarding.Watch(num_frames=4, max_new_tokens=4, share=share, question=FEW.question)
+    (row,) = watch(twin, clip, watch=few)
+    assert row["share"] == share and isinstance(row["text"], str)
+
+
+def test_tokens_and_memory_are_said_before_anything_is_generated(twin, clip):
+    said = []
+    watch(twin, clip, tell=said.append)
+    assert len(said) == 1 and "tokens in" in said[0] and "MiB" in said[0]
+
+
+def test_a_stopped_run_goes_on_and_asks_nothing_twice(twin, folder, tmp_path, monkeypatch):
+    out, calls, real = tmp_path / "out.jsonl", [], vlm.generate
+
+    def stops(*arguments, **options):
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        calls.append(1)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(vlm, "generate", stops)
+    with pytest.raises(KeyboardInterrupt):
+        watch(twin, folder, out)
+    out.write_text(out.read_text() + '{"id": "cut of')  # a line the stop left half written
+    monkeypatch.setattr(vlm, "generate", lambda *a, **o: (calls.append(1), real(*a, **o))[1])
+    rows = watch(twin, folder, out)
+    assert len(calls) == 3 and len(rows) == 3
+    assert [json.loads(line)["id"] for line in out.read_text().splitlines()] == ["a.mp4", "b.mp4", "inside/c.mp4"]
+
+
+def test_a_broken_video_is_a_line_and_the_rest_goes_on(twin, folder):
+    (folder / "a.mp4").write_bytes(b"no film")
+    first, second, _ = watch(twin, folder)
+    assert first["error"] and first["anomaly"] is None and not second["error"]
+
+
+def test_a_verdict_is_read_from_the_answer(twin, clip, monkeypatch):
+    said = 'A person falls and stays down. {"anomaly": 1, "kind": "fall", "from_s": 1, "to_s": 2}'
+    monkeypatch.setattr(vlm, "generate", lambda *a, **o: [said])
+    assert watch(twin, clip)[0]["anomaly"] == 1
+    assert "0 or 1" in guarding.QUESTION and '"anomaly"' in guarding.QUESTION
+
+
+def test_bad_input_is_one_clear_line(twin, folder, tmp_path):
+    (tmp_path / "none").mkdir()
+    with pytest.raises(ValueError, match="holds no video"):
+        watch(twin, tmp_path / "none")
+    with pytest.raises(ValueError, match="^no video, folder or records.jsonl at .*missing.mp4$"):
+        watch(twin, tmp_path / "missing.mp4")
+    with pytest.raises(ValueError, match="share must be above 0 and at most 1, got 1.5"):
+        watch(twin, folder, watch=guarding.Watch(num_frames=4, share=1.5))
+    with pytest.raises(ValueError, match="batch_size must be 1 or more, got 0"):
+        watch(twin, folder, watch=guarding.Watch(num_frames=4, batch_size=0))
+    with pytest.raises(ValueError, match="cannot be watched: batch_size must be 1"):
+        watch(twin, folder, watch=guarding.Watch(num_frames=4, batch_size=2), stream=print)
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    with pytest.raises(video.VideoError, match="empty.mp4"):
+        watch(twin, tmp_path / "empty.mp4")
+    with pytest.raises(ValueError, match="40 frames are more than max_frames=32"):
+        watch(twin, folder, watch=guarding.Watch(num_frames=40))
