@@ -16,7 +16,7 @@ TIERS = {
     | {"smarthome_files", "smarthome_prompts", "smarthome_published"}
     | {"dialogue", "speakers", "closeups", "twins", "lora", "seeing"}
     | {"surgery", "lowrank", "heads", "healing"}
-    | {"synthesis", "filming", "stories", "actors", "props", "stage"},
+    | {"synthesis", "exports", "filming", "weather", "grammar", "stories", "actors", "props", "stage"},
     2: {"memtsm", "lshma", "ats", "vlm", "annotate", "smarthome", "compress", "tokens"},
     3: {"watching", "explaining", "guarding", "cli", "twinning"},
 }
@@ -38,7 +38,17 @@ WITHIN_TIER_1 |= {
 WITHIN_TIER_1 |= {("closeups", "synthesis"), ("twins", "closeups"), ("twins", "dialogue"), ("lora", "dialogue")}
 WITHIN_TIER_1 |= {("speakers", "dialogue"), ("seeing", "closeups"), ("seeing", "dialogue"), ("seeing", "lora")}
 WITHIN_TIER_1 |= {("heads", "surgery"), ("healing", "surgery")}
-DRAWING = ["stage", "props", "actors", "stories", "filming", "synthesis"]  # each may use those before it
+DRAWING = [
+    "stage",
+    "props",
+    "actors",
+    "stories",
+    "grammar",
+    "weather",
+    "filming",
+    "exports",
+    "synthesis",
+]  # each may use those before it
 WITHIN_TIER_1 |= {(later, earlier) for n, later in enumerate(DRAWING) for earlier in DRAWING[:n]}
 DOORS = {
     "decord": {"video"}, "av": {"video"}, "kornia": {"features"}, "cv2": {"features"},

@@ -1,6 +1,8 @@
 """What moves or was not there before is kept, through noise, flicker and sway; every rule keeps its budget."""
 
+import importlib.util
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -264,3 +266,18 @@ def test_real_anomalies_survive_at_three_tenths(real_data):
         lot += (redundancy.random_tokens(tokens, share=0.3) & truth).sum()
         size += truth.sum()
     assert kept / size >= 0.90 and kept >= 2 * lot
+
+
+def test_a_fifth_of_the_tokens_holds_the_foreground_of_a_noisy_flickering_swaying_room():
+    """Runner, slow walker, parcel, a tenth of the picture: at least .95 of their tokens at 20 %, and more than EVS keeps."""
+    place = Path(__file__).parents[1] / "benchmarks" / "tokens.py"
+    spec = importlib.util.spec_from_file_location("tokens_benchmark", place)
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    kept, total = {"ours": 0, "EVS": 0}, 0
+    for frames, masks in benchmark.rooms(4):
+        truth, plain = redundancy.covered(masks) >= 0.1, redundancy.patches(frames)
+        total += truth.sum()
+        kept["ours"] += (redundancy.keep_mask(plain, share=0.2) & truth).sum()
+        kept["EVS"] += (redundancy.evs(plain, share=0.2) & truth).sum()
+    assert kept["ours"] / total >= 0.95 and kept["ours"] > kept["EVS"]

@@ -213,7 +213,7 @@ def _expose(place: Set, cast, t: float, *, lit: bool):
 def _act(sketch, member, state, t, *, lit):
     x, z, heading, act, since, phase, speed = state
     if member.kind == "person":
-        look = replace(member.look, carries="") if t >= member.drops_at else member.look
+        look = replace(member.look, carries="") if member.drops_at <= t < member.takes_at else member.look
         actors.person(sketch, look, actors.pose_of(act, since, phase, speed), (x, z), heading)
     elif member.kind == "bicycle":
         actors.bicycle(sketch, member.look, (x, z), heading, phase)

@@ -246,6 +246,8 @@ def fit(
     with TemporaryDirectory() as scratch:
         out = Path(folder or scratch)
         settings = arguments(out, plan, progress, evaluate=val is not None)
+        if folder is None:
+            settings.save_strategy = "no"
         if expect_processes not in (None, settings.world_size):
             raise RuntimeError(f"{settings.world_size} processes train together, {expect_processes} were asked for")
         engine = Trainer(

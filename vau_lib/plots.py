@@ -69,7 +69,8 @@ def filmstrip(
         if place < len(frames):
             axis.imshow(frames[place], interpolation="lanczos")
             if captions:
-                axis.set_title(captions[place], fontsize=8, fontweight="normal", loc="center", y=-0.17)
+                below = -0.17 - 0.13 * captions[place].count("\n")
+                axis.set_title(captions[place], fontsize=8, fontweight="normal", loc="center", y=below)
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=12)
     return figure

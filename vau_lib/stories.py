@@ -34,6 +34,7 @@ class Actor:
     look: object  # actors.Look of a person or rider, colour of a vehicle
     phase: float = 0.0
     drops_at: float = np.inf  # seconds; when it no longer carries anything
+    takes_at: float = np.inf  # seconds; when it carries it again
     folds_at: float = np.inf  # seconds; when its nose is crushed
 
     def at(self, t: float):
@@ -293,7 +294,79 @@ def _crash(cast, scenario, layout, rng, begin):
     cast.span, cast.burst = (begin, until), (begin, *meet)
 
 
+# Everyday twins: each looks like an anomaly for a moment and is none
+
+
+def _tie_shoe(cast, scenario, layout, rng, begin):
+    """Go down on a knee, tie a shoe, go on: no fall."""
+    place, down = _spot(cast, layout, rng), scenario.duration_s * rng.uniform(0.25, 0.4)
+    script = [*_from(layout, rng, place, begin), Key(begin, *place, "crouch")]
+    _leave(layout, rng, script, begin + down, place, rng.uniform(1.1, 1.6))
+    cast.members.append(_person(rng, script, carries=""))
+
+
+def _greet(cast, scenario, layout, rng, begin):
+    """Meet, wave and talk at arm's length, part in peace: no fight."""
+    middle, until = _spot(cast, layout, rng), begin + scenario.duration_s * rng.uniform(0.3, 0.45)
+    angle = rng.uniform(-0.5, 0.5)
+    for sign, act in ((1, "wave"), (-1, "talk")):
+        place, face = middle - sign * 0.5 * _unit(angle), angle if sign > 0 else angle + np.pi
+        script = _from(layout, rng, place, begin)
+        script += [Key(begin, *place, act, face), Key(begin + 1.2, *place, "talk", face)]
+        _leave(layout, rng, script, until, place, rng.uniform(1.2, 1.7))
+        cast.members.append(_person(rng, script, carries=""))
+
+
+def _wait_at_gate(cast, scenario, layout, rng, begin):
+    """Stand at the gate, telephone, go away again: no intrusion."""
+    gate = np.array(layout.gate) + [rng.uniform(-0.5, 0.5), -0.55]
+    until = begin + scenario.duration_s * rng.uniform(0.3, 0.45)
+    script = [*_from(layout, rng, gate, begin), Key(begin, *gate, "stand", np.pi / 2)]
+    script.append(Key(begin + 1.2, *gate, "phone", np.pi / 2))
+    _leave(layout, rng, script, until, gate, rng.uniform(1.2, 1.6))
+    cast.members.append(_person(rng, script, carries=""))
+
+
+def _rest_bag(cast, scenario, layout, rng, begin):
+    """Put a bag down, wait beside it, take it along: nothing is left."""
+    place, carried = _spot(cast, layout, rng), str(rng.choice(["bag", "case"]))
+    until = begin + scenario.duration_s * rng.uniform(0.3, 0.45)
+    script = [*_from(layout, rng, place, begin), Key(begin, *place, "crouch"), Key(begin + 1.3, *place, "stand")]
+    script.append(Key(until - 0.9, *place, "crouch"))
+    _leave(layout, rng, script, until, place, rng.uniform(1.1, 1.6))
+    carrier = _person(rng, script, carries=carried)
+    carrier.drops_at, carrier.takes_at = begin + 0.8, until - 0.4
+    arrived = carrier.at(begin - 0.01)
+    ground = place + 0.4 * _unit((arrived[2] if arrived else 0.0) - 0.9)
+    cast.members += [carrier, Actor(carried, [Key(carrier.drops_at, *ground), Key(carrier.takes_at, *ground)], None)]
+
+
+def _use_machine(cast, scenario, layout, rng, begin):
+    """Stand before the machine, take something out below: no vandalism."""
+    until = begin + scenario.duration_s * rng.uniform(0.3, 0.45)
+    place = np.array(layout.machine) + [rng.uniform(-0.25, 0.25), -0.75]
+    cast.focus = place
+    script = [*_from(layout, rng, place, begin), Key(begin, *place, "phone", np.pi / 2)]
+    script.append(Key((begin + until) / 2, *place, "crouch", np.pi / 2))
+    _leave(layout, rng, script, until, place, rng.uniform(1.1, 1.6))
+    cast.members.append(_person(rng, script, carries=""))
+
+
+def _stop_close(cast, scenario, layout, rng, begin):
+    """Two cars stop beside each other, stand, drive on: no crash."""
+    until = begin + scenario.duration_s * rng.uniform(0.3, 0.45)
+    meet = rng.uniform(-1.5, 1.5)
+    for start, end in np.array(layout.lanes)[:2]:
+        ahead = (end - start) / np.hypot(*(end - start))
+        stop = np.array([meet - ahead[0] * rng.uniform(0.2, 0.8), start[1]])
+        speed = layout.lane_speed * rng.uniform(0.8, 1.0)
+        arrives, leaves = begin - np.hypot(*(stop - start)) / speed, until + np.hypot(*(end - stop)) / speed
+        script = [Key(float(arrives), *start), Key(begin, *stop), Key(until, *stop), Key(float(leaves), *end)]
+        cast.members.append(_car(rng, script))
+
+
 STORIES = {
     "walk": _walk, "loiter": _loiter, "run": _run, "fall": _fall, "fight": _fight, "intrusion": _intrusion,
-    "left_package": _left_package, "vandalism": _vandalism, "crash": _crash,
+    "left_package": _left_package, "vandalism": _vandalism, "crash": _crash, "tie_shoe": _tie_shoe, "greet": _greet,
+    "wait_at_gate": _wait_at_gate, "rest_bag": _rest_bag, "use_machine": _use_machine, "stop_close": _stop_close,
 }  # fmt: skip

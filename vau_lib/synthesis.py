@@ -17,69 +17,42 @@ from pathlib import Path
 import numpy as np
 from scipy.ndimage import find_objects
 
-from vau_lib import cluster, filming, records, stage, store, stories, video
+from vau_lib import cluster, filming, records, stage, store, stories, video, weather
+from vau_lib.exports import to_coco as to_coco  # passed on, so that notebooks need one import
+from vau_lib.exports import to_mot as to_mot
+from vau_lib.grammar import ANOMALOUS_EVENTS, EVENTS, NORMAL_EVENTS, Scenario
+from vau_lib.grammar import coverage as coverage
+from vau_lib.grammar import prompt as prompt
+from vau_lib.grammar import scenarios as scenarios
 from vau_lib.records import Span, VideoRecord
 
-NORMAL_EVENTS = ("walk", "loiter", "run")
-ANOMALOUS_EVENTS = ("fall", "fight", "intrusion", "left_package", "vandalism", "crash")
-EVENTS = {name: int(name in ANOMALOUS_EVENTS) for name in NORMAL_EVENTS + ANOMALOUS_EVENTS}  # name -> label
-EDITION = 1  # of the drawing; a video of another edition is filmed again
+EDITION = 2  # of the drawing; a video of another edition is filmed again
 SPLITS = {"train": 0.6, "val": 0.2, "test": 0.2}  # shares of the worlds
 
 
 @dataclass(frozen=True)
-class Scenario:
-    """One video in numbers; twins share `world_seed` (place, light, camera) and differ in `seed` (who does what)."""
-
-    scene: str
-    event: str
-    seed: int
-    world_seed: int
-    duration_s: float
-    fps: float
-    height: int
-    width: int
-    lighting: str
-    num_people: int
-    num_vehicles: int
-
-    def __post_init__(self):
-        known = {"scene": stage.SCENES, "event": tuple(EVENTS), "lighting": stage.LIGHTINGS}
-        for name, names in known.items():
-            if getattr(self, name) not in names:
-                raise ValueError(f"{name} must be one of {', '.join(names)}, got {getattr(self, name)!r}")
-        if self.height % 2 or self.width % 2 or min(self.height, self.width) < 32:
-            raise ValueError(f"height and width must be even and at least 32, got {self.height} x {self.width}")
-        if self.duration_s < 2 or self.fps <= 0:
-            raise ValueError(f"a video lasts 2 s or more at a positive rate, got {self.duration_s} s at {self.fps}")
-        if self.event == "crash" and self.scene not in ("street", "car_park"):
-            raise ValueError(f"a crash needs a street or a car_park, got {self.scene}")
-
-    @property
-    def num_frames(self) -> int:
-        return round(self.duration_s * self.fps)
-
-    @property
-    def label(self) -> int:
-        """1 when the event is anomalous."""
-        return EVENTS[self.event]
-
-
-@dataclass(frozen=True)
-class Rendering:
-    """A film and its truth: frames uint8 (T, H, W, 3), boxes (T, N, 4), masks uint8 (T, H, W), event spans.
+class Truth:
+    """What is in a film: boxes (T, N, 4), masks uint8 (T, H, W), depth (T, N), event spans.
 
     A box is x0, y0, x1, y1 in pixels around the visible part, half-open, NaN where nothing of the actor is seen. In
-    `masks`, 0 is the place and n the actor with track_ids == n; `kinds` (N,) says what each is.
+    `masks`, 0 is the place and n the actor with track_ids == n; `kinds` (N,) says what each is, `depth` how many metres
+    behind the front of the place it stands (who is nearer hides who is farther), NaN while it is absent.
     """
 
     scenario: Scenario
-    frames: np.ndarray
     boxes: np.ndarray
     masks: np.ndarray
+    depth: np.ndarray
     track_ids: tuple[int, ...]
     kinds: tuple[str, ...]
     events: tuple[Span, ...]
+
+
+@dataclass(frozen=True)
+class Rendering(Truth):
+    """A film in memory, frames uint8 (T, H, W, 3), and its truth."""
+
+    frames: np.ndarray
 
 
 def scenario_for(
@@ -134,21 +107,34 @@ def _spans(scenario: Scenario, cast) -> tuple[Span, ...]:
     return (Span(round(start, 3), round(min(end, scenario.num_frames / scenario.fps), 3), scenario.event),)
 
 
-def render(scenario: Scenario) -> Rendering:
-    """Film a scenario into memory, with its truth."""
+def render(scenario: Scenario, path: str | Path | None = None) -> Truth:
+    """Film a scenario into memory, with its truth (a Rendering); with `path` into an mp4, its truth beside it (a Truth)."""
     cast = _cast(scenario)
-    frames, masks = (np.stack(part) for part in zip(*filming.shoot(scenario, cast), strict=True))
-    return Rendering(scenario, frames, masks=masks, events=_spans(scenario, cast), **_who(cast, masks))
+    if path is not None:
+        film(scenario, path)
+        truth = read_truth(Path(path).with_suffix(".npz"))
+        ids, kinds = (tuple(truth.pop(name).tolist()) for name in ("track_ids", "kinds"))
+        return Truth(scenario, track_ids=ids, kinds=kinds, events=_spans(scenario, cast), **truth)
+    frames, masks = (np.stack(part) for part in zip(*_shots(scenario, cast), strict=True))
+    return Rendering(scenario, frames=frames, masks=masks, events=_spans(scenario, cast), **_who(scenario, cast, masks))
 
 
 def _cast(scenario):
     return stories.direct(scenario, stage.PLACES[scenario.scene](np.random.default_rng([scenario.world_seed, 4])))
 
 
-def _who(cast, masks):
+def _shots(scenario, cast):
+    return weather.after(filming.shoot(scenario, cast), scenario)
+
+
+def _who(scenario, cast, masks):
     kinds = tuple(member.kind for member in cast.members)
     boxes = np.stack([_boxes(ids, len(kinds)) for ids in masks])
-    return dict(boxes=boxes, track_ids=tuple(range(1, len(kinds) + 1)), kinds=kinds)
+    states = [[member.at(number / scenario.fps) for member in cast.members] for number in range(len(masks))]
+    depth = np.array([[state[1] if state else np.nan for state in row] for row in states]).reshape(
+        len(masks), len(kinds)
+    )
+    return dict(boxes=boxes, depth=depth, track_ids=tuple(range(1, len(kinds) + 1)), kinds=kinds)
 
 
 def film(scenario: Scenario, path: str | Path) -> tuple[Span, ...]:
@@ -165,12 +151,12 @@ def _film(scenario: Scenario, path: Path, truth_path: Path) -> tuple[Span, ...]:
     masks = []
 
     def frames():
-        for colours, ids in filming.shoot(scenario, cast):
+        for colours, ids in _shots(scenario, cast):
             masks.append(ids)
             yield colours
 
     video.write_video(path, frames(), fps=scenario.fps)
-    truth = dict(masks=np.stack(masks), scenario=np.array(wanted)) | _who(cast, masks)
+    truth = dict(masks=np.stack(masks), scenario=np.array(wanted)) | _who(scenario, cast, masks)
     with store.replacing(truth_path) as temporary:
         np.savez_compressed(temporary, **truth)
     return _spans(scenario, cast)
@@ -186,10 +172,10 @@ def _kept(path, truth_path, wanted, num_frames) -> bool:
 
 
 def read_truth(path: str | Path) -> dict[str, np.ndarray]:
-    """Read a film's truth: boxes (T, N, 4), masks (T, H, W), track_ids (N,), kinds (N,); StoreError when it is none."""
+    """Read a film's truth: boxes (T, N, 4), masks (T, H, W), depth (T, N), track_ids, kinds (N,); StoreError when it is none."""
     try:
         with np.load(path, allow_pickle=False) as truth:
-            return {name: truth[name] for name in ("boxes", "masks", "track_ids", "kinds")}
+            return {name: truth[name] for name in ("boxes", "masks", "depth", "track_ids", "kinds")}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise store.StoreError(f"{path} is not a film's truth: {error}") from error
 

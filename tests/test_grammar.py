@@ -1,0 +1,266 @@
+"""Every pair of factors occurs, contradictions are refused, hard negatives are normal, truth reads back in other formats."""
+
+import json
+
+import motmetrics
+import numpy as np
+import pytest
+import torch
+import torchvision
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+
+from vau_lib import exports, filming, grammar, smarthome_files, stage, synthesis, video
+
+SMALL = dict(duration_s=3.0, fps=5.0, height=96, width=128)
+
+
+@pytest.fixture(scope="module")
+def few():
+    """Six scenarios filmed: three anomalies and what they are mistaken for."""
+    return {f"v{n}": synthesis.render(s) for n, s in enumerate(synthesis.scenarios(6, 4, **SMALL))}
+
+
+# The grammar
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_every_pair_of_factors_occurs_and_classes_balance(seed):
+    chosen = synthesis.scenarios(130, seed)
+    table, missing = synthesis.coverage(chosen)
+    assert not missing and (table["share"] == 1).all() and table["possible"].sum() == len(grammar.possible_pairs())
+    assert sum(s.label for s in chosen) == 65
+    for one, other in zip(chosen[::2], chosen[1::2], strict=True):
+        same = [name for name in grammar.FACTORS if one.factors[name] == other.factors[name]]
+        assert set(same) == set(grammar.FACTORS) - {"event"} and one.world_seed == other.world_seed
+
+
+def test_at_random_pairs_are_missed():
+    """What the greedy choice is for: as many sentences drawn blindly leave pairs out."""
+    rng = np.random.default_rng(0)
+    events = list(grammar.ANOMALOUS_EVENTS)
+    seen = set()
+    for n in range(65):
+        said = grammar._sentence(rng, events[n % 6], {}, set())
+        seen |= {*grammar.pairs(said), *grammar.pairs(said | {"event": grammar.EVERYDAY[said["event"]]})}
+    assert len(grammar.possible_pairs() - seen) > 20
+
+
+def test_a_seed_is_a_data_set():
+    assert synthesis.scenarios(20, 3) == synthesis.scenarios(20, 3) != synthesis.scenarios(20, 4)
+
+
+def test_hard_negatives_are_normal_and_have_no_event():
+    for anomaly, everyday in grammar.EVERYDAY.items():
+        scenario = synthesis.scenario_for(5, event=everyday, scene="street", **SMALL)
+        assert scenario.label == 0 and grammar.LABELS[anomaly] == 1
+        assert synthesis.render(scenario).events == ()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (dict(scene="shop", weather="rain"), "^a shop has a roof: weather rain and scene shop contradict$"),
+        (dict(scene="plaza", event="stop_close"), "^a stop close needs a street or car_park, got plaza$"),
+        (dict(scene="shop", distractor="swaying_tree"), "^no tree sways indoors"),
+        (dict(mood="sad"), "^mood='sad' is unknown; there is of the factors event, scene"),
+        (dict(weather="hail"), "^weather='hail' is unknown; there is clear, rain, snow, fog$"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(wrong, said):
+    with pytest.raises(ValueError, match=said):
+        synthesis.scenarios(4, 0, **wrong)
+
+
+def test_one_video_has_no_twin():
+    with pytest.raises(ValueError, match="both classes need a video, got n=1"):
+        synthesis.scenarios(1, 0)
+
+
+def test_a_prompt_tells_every_factor():
+    scenario = synthesis.scenarios(
+        2, 0, event="fall", weather="snow", distractor="insects", scene="street", lighting="dusk"
+    )[0]
+    text = synthesis.prompt(scenario)
+    for word in ("falls", "snow", "Insects", "street", "dusk", "seconds"):
+        assert word.lower() in text.lower()
+    assert len({synthesis.prompt(s) for s in synthesis.scenarios(60, 1)}) > 50
+
+
+# The picture
+
+
+@pytest.mark.parametrize("factor", ["rain", "snow", "fog", "insects", "lamp_flicker", "swaying_tree", "old_lens"])
+def test_weather_changes_the_picture_and_not_the_truth(factor):
+    name = next(n for n in ("weather", "distractor", "camera") if factor in grammar.FACTORS[n])
+    base = synthesis.scenario_for(3, event="walk", scene="plaza", **SMALL)
+    plain, changed = (synthesis.render(synthesis.replace(base, **how)) for how in ({}, {name: factor}))
+    assert np.array_equal(plain.masks, changed.masks)
+    assert np.abs(plain.frames.astype(int) - changed.frames).mean() > 0.2
+
+
+def test_a_mast_moves_picture_and_masks_together():
+    base = synthesis.scenario_for(3, event="walk", scene="plaza", **SMALL)
+    swaying = synthesis.render(synthesis.replace(base, camera="mast"))
+    still = synthesis.render(base)
+    moved = [n for n in range(len(still.masks)) if not np.array_equal(still.masks[n], swaying.masks[n])]
+    assert moved
+    shifts = [(down, right) for down in range(-2, 3) for right in range(-4, 5)]
+    for n in moved[:4]:
+        fits = [
+            np.array_equal(np.roll(still.masks[n], s, (0, 1))[8:-8, 8:-8], swaying.masks[n][8:-8, 8:-8])
+            and np.array_equal(np.roll(still.frames[n], s, (0, 1))[8:-8, 8:-8], swaying.frames[n][8:-8, 8:-8])
+            for s in shifts
+        ]
+        assert sum(fits) >= 1
+
+
+@pytest.mark.parametrize("event", ["fall", "greet", "left_package", "stop_close"])
+def test_masks_boxes_and_tracks_are_where_the_picture_differs_from_the_empty_scene(event, monkeypatch):
+    """Filmed without noise, shadow or clock, with and without actors: IoU of what differs and the masks at least .95."""
+    plain = {name: filming.replace(light, shadow=0.0, noise=0.0) for name, light in filming.LIGHTS.items()}
+    monkeypatch.setattr(filming, "LIGHTS", plain)
+    monkeypatch.setattr(filming._Clock, "stamp", lambda self, image, t: image)
+    scenario = synthesis.scenario_for(
+        11,
+        event=event,
+        scene="street",
+        lighting="overcast",
+        duration_s=3.0,
+        fps=4.0,
+        height=240,
+        width=320,
+        num_people=3,
+    )
+    place = filming.build(scenario)
+    cast = synthesis.stories.direct(scenario, place.layout)
+    empty = synthesis.stories.Cast()
+    with_all = [np.stack(part) for part in zip(*filming.shoot(scenario, cast), strict=True)]
+    without = np.stack([colours for colours, _ in filming.shoot(scenario, empty)])
+    differs = np.abs(with_all[0].astype(int) - without).max(-1)
+    masks = with_all[1] > 0
+    # half covered edge pixels differ too: an edge belongs to the mask where it is mostly the actor
+    clear = differs > 6
+    near = np.stack([_grown(mask) for mask in masks])
+    assert (clear & near).sum() / clear.sum() > 0.95  # hardly anything differs away from the masks
+    assert (clear & masks).sum() / masks.sum() > 0.95  # and nearly all of the masks differs
+    truth = synthesis.render(scenario)
+    for n, box in ((n, box) for ids, row in zip(with_all[1], truth.boxes, strict=True) for n, box in _found(ids, row)):
+        assert np.array_equal(n, box)
+
+
+def _grown(mask):
+    grown = mask.copy()
+    for axis in (0, 1):
+        grown |= np.roll(mask, 1, axis) | np.roll(mask, -1, axis)
+    return grown
+
+
+def _found(ids, boxes):
+    for number, box in enumerate(boxes, 1):
+        rows, columns = np.nonzero(ids == number)
+        if len(rows):
+            yield [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1], box
+
+
+def test_filmed_to_a_file_the_truth_is_the_one_in_memory(tmp_path):
+    scenario = synthesis.scenarios(2, 8, **SMALL)[0]
+    there, here = synthesis.render(scenario, tmp_path / "a.mp4"), synthesis.render(scenario)
+    assert video.probe(tmp_path / "a.mp4").num_frames == len(here.frames)
+    for name in ("boxes", "masks", "depth"):
+        assert np.array_equal(getattr(there, name), getattr(here, name), equal_nan=True)
+    assert (there.kinds, there.events, there.track_ids) == (here.kinds, here.events, here.track_ids)
+
+
+def test_who_is_nearer_hides_who_is_farther(few):
+    """Where two boxes overlap and both are seen, the shared pixels that belong to one of the two are mostly the nearer's."""
+    nearer = farther = 0
+    for truth in few.values():
+        for t, boxes in enumerate(truth.boxes):
+            seen = np.flatnonzero(~np.isnan(boxes[:, 0]))
+            for a in seen:
+                for b in seen:
+                    if truth.depth[t, a] < truth.depth[t, b] - 1.0:
+                        left, top = np.maximum(boxes[a, :2], boxes[b, :2]).astype(int)
+                        right, bottom = np.minimum(boxes[a, 2:], boxes[b, 2:]).astype(int)
+                        shared = truth.masks[t, top:bottom, left:right]
+                        nearer, farther = nearer + (shared == a + 1).sum(), farther + (shared == b + 1).sum()
+    assert nearer > farther
+
+
+# Other people's formats
+
+
+def test_coco_reads_back_masks_boxes_and_tracks(few, tmp_path):
+    exports.to_coco(few, tmp_path / "coco.json")
+    read = COCO(str(tmp_path / "coco.json"))
+    assert len(read.getImgIds()) == sum(len(truth.masks) for truth in few.values())
+    names = {video["id"]: video["name"] for video in read.dataset["videos"]}
+    for image in read.loadImgs(read.getImgIds()[::7]):
+        truth, found = few[names[image["video_id"]]], np.zeros((96, 128), bool)
+        for one in read.loadAnns(read.getAnnIds(imgIds=image["id"])):
+            mask = read.annToMask(one).astype(bool)
+            found |= mask
+            left, top, wide, tall = (int(edge) for edge in one["bbox"])
+            rows, columns = np.nonzero(mask)
+            assert [columns.min(), rows.min()] == [left, top] and [np.ptp(columns) + 1, np.ptp(rows) + 1] == [
+                wide,
+                tall,
+            ]
+            assert one["area"] == mask.sum() and 0 < one["visibility"] <= 1
+        assert np.array_equal(found, truth.masks[image["frame_index"]] > 0)
+    tracks = {(a["video_id"], a["track_id"]) for a in read.dataset["annotations"]}
+    assert len({track for _, track in tracks}) == len(tracks)  # a track is of one video
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_run_lengths_are_coco_s(seed):
+    mask = np.random.default_rng(seed).random((7, 9)) < (0.0, 0.3, 0.7, 1.0, 0.5)[seed]
+    packed = coco_mask.frPyObjects(exports.run_lengths(mask), 7, 9)
+    assert np.array_equal(coco_mask.decode(packed).astype(bool), mask)
+
+
+def test_mot_reads_back_in_motmetrics(few, tmp_path):
+    for name, truth in few.items():
+        exports.to_mot(truth, tmp_path / name / "gt.txt")
+        table = motmetrics.io.loadtxt(str(tmp_path / name / "gt.txt"), fmt="mot16")
+        assert len(table) == (~np.isnan(truth.boxes[..., 0])).sum()
+        own = exports.read_mot((tmp_path / name / "gt.txt").read_text(), len(truth.masks), truth.track_ids)
+        assert np.array_equal(own, truth.boxes, equal_nan=True)
+        for (frame, track), line in list(table.iterrows())[::11]:
+            box = truth.boxes[frame - 1, truth.track_ids.index(track)]
+            assert [line["X"], line["Y"], line["Width"], line["Height"]] == [*box[:2], *(box[2:] - box[:2])]
+
+
+def test_a_track_compared_with_itself_is_perfect(few):
+    truth = few["v0"]
+    table = motmetrics.MOTAccumulator(auto_id=True)
+    for boxes in truth.boxes:
+        seen = np.flatnonzero(~np.isnan(boxes[:, 0]))
+        corners = torch.from_numpy(boxes[seen])
+        apart = 1 - torchvision.ops.box_iou(corners, corners)
+        table.update(seen, seen, np.where(apart > 0.5, np.nan, apart))
+    scores = motmetrics.metrics.create().compute(table, metrics=["mota", "idf1", "num_switches"], name="own")
+    assert scores.loc["own"].tolist() == [1.0, 1.0, 0.0]
+
+
+def test_captions_and_questions_agree_with_the_truth(few):
+    for name, truth in few.items():
+        rows = exports.instructions(name, truth)
+        verdicts = {row["answer"] for row in rows if row["task"] == "judgement"}
+        assert len(verdicts) == 1 and ("No anomaly" in verdicts.pop()) == (not truth.events)
+        assert any(row["task"] == "analysis" for row in rows) == bool(truth.events)
+        spans = [row["span_s"] for row in rows if row["level"] == "clip"]
+        assert spans[0][0] == 0 and spans[-1][1] == truth.scenario.num_frames / truth.scenario.fps
+    tags = [row["Anomaly Tag"] for row in exports.questions(few)]
+    assert tags == ["Abnormal", "Normal"] * 3 and set(tags) <= set(smarthome_files.TAGS)
+    json.dumps(exports.to_coco(few))
+
+
+def test_nothing_to_export_is_said():
+    with pytest.raises(ValueError, match="^no videos to export$"):
+        exports.to_coco({})
+
+
+def test_every_everyday_twin_has_a_story():
+    assert set(synthesis.stories.STORIES) == set(grammar.LABELS) and set(stage.SCENES) == set(grammar.PLACES)

@@ -1,0 +1,227 @@
+"""A data set is a sentence made of factors: every pair of them should occur, and every anomaly has an everyday twin.
+
+- scene x lighting x weather x camera x crowd x event x distractor; what cannot be (rain in a shop, a crash on a plaza) is refused
+  in one line that names both
+- `scenarios` covers pairs greedily, not the whole product (thousands of videos) and not at random (which misses pairs for ever)
+- a hard negative looks like its anomaly for a moment: tying a shoe is no fall, two friends are no fight, a bag taken along is not
+  left
+- the same scenario is a drawing with its truth or a prompt for a text-to-video model: comparable by construction
+Source: Memories-S0's "scenario-driven generation" names the idea only; pairwise coverage as in software testing, factors ours.
+"""
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from vau_lib import stage
+
+NORMAL_EVENTS = ("walk", "loiter", "run")
+ANOMALOUS_EVENTS = ("fall", "fight", "intrusion", "left_package", "vandalism", "crash")
+EVERYDAY = {  # anomaly -> what it is mistaken for
+    "fall": "tie_shoe", "fight": "greet", "intrusion": "wait_at_gate", "left_package": "rest_bag",
+    "vandalism": "use_machine", "crash": "stop_close",
+}  # fmt: skip
+EVENTS = {name: int(name in ANOMALOUS_EVENTS) for name in NORMAL_EVENTS + ANOMALOUS_EVENTS}  # name -> label
+LABELS = EVENTS | dict.fromkeys(EVERYDAY.values(), 0)
+WEATHERS = ("clear", "rain", "snow", "fog")
+CAMERAS = ("wall", "mast", "old_lens")  # as built; swaying in the wind; soft and dark at the edges
+DISTRACTORS = ("none", "insects", "lamp_flicker", "swaying_tree")
+CROWDS = {"few": (2, 0), "some": (4, 2), "many": (7, 3)}  # people, vehicles
+FACTORS: dict[str, tuple[str, ...]] = {
+    "event": tuple(LABELS), "scene": stage.SCENES, "lighting": stage.LIGHTINGS, "weather": WEATHERS,
+    "camera": CAMERAS, "crowd": tuple(CROWDS), "distractor": DISTRACTORS,
+}  # fmt: skip
+ROADS = ("street", "car_park")  # scenes where two cars can meet
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One video in numbers; twins share `world_seed` (place, light, camera) and differ in `seed` (who does what)."""
+
+    scene: str
+    event: str
+    seed: int
+    world_seed: int
+    duration_s: float
+    fps: float
+    height: int
+    width: int
+    lighting: str
+    num_people: int
+    num_vehicles: int
+    weather: str = "clear"
+    camera: str = "wall"
+    distractor: str = "none"
+
+    def __post_init__(self):
+        for name in ("scene", "event", "lighting", "weather", "camera", "distractor"):
+            if getattr(self, name) not in FACTORS[name]:
+                raise ValueError(f"{name} must be one of {', '.join(FACTORS[name])}, got {getattr(self, name)!r}")
+        if self.height % 2 or self.width % 2 or min(self.height, self.width) < 32:
+            raise ValueError(f"height and width must be even and at least 32, got {self.height} x {self.width}")
+        if self.duration_s < 2 or self.fps <= 0:
+            raise ValueError(f"a video lasts 2 s or more at a positive rate, got {self.duration_s} s at {self.fps}")
+        if why := contradiction(vars(self)):
+            raise ValueError(why)
+
+    @property
+    def num_frames(self) -> int:
+        return round(self.duration_s * self.fps)
+
+    @property
+    def label(self) -> int:
+        """1 when the event is anomalous."""
+        return LABELS[self.event]
+
+    @property
+    def crowd(self) -> str:
+        """The factor that `num_people` came from, or the nearest."""
+        return min(CROWDS, key=lambda name: abs(CROWDS[name][0] - self.num_people))
+
+    @property
+    def factors(self) -> dict[str, str]:
+        """What the grammar says of it, {factor: value}."""
+        return {name: getattr(self, name) for name in FACTORS}
+
+
+def contradiction(chosen: dict) -> str:
+    """Return why factor values (some may be missing) cannot be in one video, "" where they can."""
+    scene, event, weather = (chosen.get(name) for name in ("scene", "event", "weather"))
+    if event in ("crash", "stop_close") and scene not in (None, *ROADS):
+        return f"a {event.replace('_', ' ')} needs a {' or '.join(ROADS)}, got {scene}"
+    if scene == "shop" and weather not in (None, "clear"):
+        return f"a shop has a roof: weather {weather} and scene shop contradict"
+    if scene == "shop" and chosen.get("distractor") == "swaying_tree":
+        return "no tree sways indoors: distractor swaying_tree and scene shop contradict"
+    return ""
+
+
+def pairs(chosen: dict[str, str]) -> Iterator[tuple]:
+    """Yield every pair of factor values in a scenario's factors, ((factor, value), (factor, value))."""
+    yield from itertools.combinations(((name, chosen[name]) for name in FACTORS if name in chosen), 2)
+
+
+def possible_pairs() -> set[tuple]:
+    """Return every pair of values of two factors that one video can hold."""
+    found = set()
+    for one, two in itertools.combinations(FACTORS, 2):
+        for value, other in itertools.product(FACTORS[one], FACTORS[two]):
+            if not contradiction({one: value, two: other}):
+                found.add(((one, value), (two, other)))
+    return found
+
+
+def scenarios(
+    n: int, seed: int = 0, *, duration_s: float = 6.0, fps: float = 10.0, height: int = 144, width: int = 192,
+    tries: int = 30, **fixed: str,
+) -> list[Scenario]:  # fmt: skip
+    """Return `n` scenarios, an anomaly and its everyday twin in turn, of one world and with the same factors but the event.
+
+    Each pair of videos takes, of `tries` random sentences, the one that brings most pairs of values not seen yet. `fixed` holds
+    factors at one value. ValueError for an unknown factor or value, a contradiction, and fewer than two videos.
+    """
+    if n < 2:
+        raise ValueError(f"both classes need a video, got n={n}")
+    for name, value in fixed.items():
+        if value not in FACTORS.get(name, ()):
+            known = ", ".join(FACTORS[name]) if name in FACTORS else f"of the factors {', '.join(FACTORS)}"
+            raise ValueError(f"{name}={value!r} is unknown; there is {known}")
+    if why := contradiction(fixed):
+        raise ValueError(why)
+    rng, missing, chosen = np.random.default_rng([seed, 21]), possible_pairs(), []
+    anomalies = [event for event in ANOMALOUS_EVENTS if event == fixed.get("event", event)]
+    rounds = itertools.cycle(anomalies or [next(a for a, e in EVERYDAY.items() if e == fixed["event"])])
+    while len(chosen) < n:
+        event = next(rounds)
+        sentences = [_sentence(rng, event, fixed, missing) for _ in range(tries)]
+        gain = {
+            (number, usual): len(missing & {*pairs(said), *pairs(said | {"event": usual})})
+            for number, said in enumerate(sentences)
+            for usual in (EVERYDAY[event], *NORMAL_EVENTS)
+        }
+        number, usual = max(gain, key=gain.get)  # of equals the everyday twin
+        best = sentences[number]
+        people, vehicles = CROWDS[best["crowd"]]
+        world_seed, first, second = (int(number) for number in rng.integers(2**31, size=3))
+        one = Scenario(
+            seed=first, world_seed=world_seed, duration_s=round(duration_s * rng.uniform(0.9, 1.1), 1), fps=fps,
+            height=height, width=width, num_people=people, num_vehicles=0 if best["scene"] == "shop" else vehicles,
+            **{name: value for name, value in best.items() if name != "crowd"},
+        )  # fmt: skip
+        chosen += [one, replace(one, event=usual, seed=second)]
+        missing -= {pair for scenario in chosen[-2:] for pair in pairs(scenario.factors)}
+    return chosen[:n]
+
+
+def _sentence(rng: np.random.Generator, event: str, fixed: dict[str, str], missing: set) -> dict[str, str]:
+    """Return factor values at random around a pair that is still missing, where there is one that fits."""
+    wanted = sorted(pair for pair in missing if all(name != "event" and name not in fixed for name, _ in pair))
+    own = sorted(pair for pair in missing if pair[0] == ("event", event) and pair[1][0] not in fixed)
+    for _ in range(50):
+        said = {name: fixed.get(name) or str(rng.choice(values)) for name, values in FACTORS.items()}
+        source = own or wanted
+        said |= dict(source[rng.integers(len(source))]) if source else {}
+        said |= {"event": event}
+        if not contradiction(said):
+            return said
+    while contradiction(said):
+        said = {name: fixed.get(name) or str(rng.choice(values)) for name, values in FACTORS.items()} | {"event": event}
+    return said
+
+
+def coverage(chosen: Iterable[Scenario]) -> tuple[pd.DataFrame, set[tuple]]:
+    """Return (table of factor, factor, possible, seen, share; the pairs still missing) of a list of scenarios."""
+    seen, possible = {pair for scenario in chosen for pair in pairs(scenario.factors)}, possible_pairs()
+    lines = []
+    for one, two in itertools.combinations(FACTORS, 2):
+        here = {pair for pair in possible if (pair[0][0], pair[1][0]) == (one, two)}
+        lines.append([one, two, len(here), len(here & seen), len(here & seen) / len(here)])
+    return pd.DataFrame(lines, columns=["factor", "other", "possible", "seen", "share"]), possible - seen
+
+
+SAID = {
+    "walk": "A person walks along.", "loiter": "A person waits in one place.", "run": "A person jogs past.",
+    "fall": "A person suddenly falls to the ground and stays down.",
+    "fight": "Two people start to push and punch each other.",
+    "intrusion": "A person climbs over the fence and sneaks into the closed area.",
+    "left_package": "A person puts a bag on the ground, walks away and does not come back.",
+    "vandalism": "A person smashes the machine with a bat.", "crash": "Two cars collide and stop, smoke rises.",
+    "tie_shoe": "A person kneels down, ties a shoe and walks on.", "greet": "Two people meet, wave, talk and part as friends.",
+    "wait_at_gate": "A person stands at the gate, makes a call and goes away again.",
+    "rest_bag": "A person puts a bag down, waits beside it, picks it up and leaves with it.",
+    "use_machine": "A person uses the machine, bends down to take something out and leaves.",
+    "stop_close": "Two cars stop close to each other, wait and drive on unharmed.",
+}  # fmt: skip
+PLACES = {"street": "a street", "car_park": "a car park", "shop": "a shop's sales floor", "plaza": "a paved square"}
+LIGHT = {
+    "day": "bright daylight with clear shadows", "overcast": "grey, even light", "dusk": "dusk, lamps are on",
+    "night": "night, monochrome infrared picture",
+}  # fmt: skip
+SKY = {"clear": "no rain", "rain": "steady rain", "snow": "snow is falling", "fog": "thick fog"}
+HUNG = {
+    "wall": "fixed on a wall, high, wide angle, no movement of the camera", "mast": "on a mast that sways a little in the wind",
+    "old_lens": "with an old, soft lens, dark at the edges",
+}  # fmt: skip
+BESIDE = {
+    "none": "", "insects": " Insects fly close to the lens.", "lamp_flicker": " A lamp flickers.",
+    "swaying_tree": " A tree sways in the wind.",
+}  # fmt: skip
+
+
+def prompt(scenario: Scenario) -> str:
+    """Return the scenario as a text for a text-to-video model: camera, place, light, weather, who, what happens, what not."""
+    others = {"few": "Hardly anybody else is there", "some": "A few other people pass", "many": "Many people pass"}
+    cars = f", and {scenario.num_vehicles} vehicles drive by" if scenario.num_vehicles else ""
+    return (
+        f"Footage of a security camera {HUNG[scenario.camera]}. {PLACES[scenario.scene].capitalize()}, {LIGHT[scenario.lighting]}, "
+        f"{SKY[scenario.weather]}.{BESIDE[scenario.distractor]} {SAID[scenario.event]} {others[scenario.crowd]}{cars}. "
+        f"One single shot of {scenario.duration_s:.0f} seconds, realistic, no cuts, no zoom, no text, no sound."
+    )
+
+
+def turns(names: Sequence[str], count: int, rng: np.random.Generator) -> list[str]:
+    """Return `count` names in shuffled rounds, so any stretch holds nearly all of them."""
+    return [str(name) for _ in range(-(-count // len(names))) for name in rng.permutation(names)]
