@@ -342,3 +342,16 @@ def test_8_bit_weights_take_about_a_quarter():
     small = compress.to_8bit(model)
     assert 0.25 <= compress.report(model, small)["bytes"] < 0.27
     assert (small(x) - model(x)).abs().max() < 0.02 * model(x).abs().max()
+
+
+def test_a_frozen_model_is_healed_whole_and_frozen_again():
+    """What a merged adapter leaves is frozen everywhere: healing trains all of it, and gives back what it was told."""
+    torch.manual_seed(0)
+    teacher = nn.Sequential(nn.Linear(6, 12), nn.GELU(), nn.Linear(12, 3)).requires_grad_(False).eval()
+    data = list(torch.randn(4, 16, 6))
+    student = nn.Sequential(nn.Linear(6, 12), nn.GELU(), nn.Linear(12, 3)).requires_grad_(False)
+    before = [part.clone() for part in student.parameters()]
+    losses = compress.heal(student, teacher, data, epochs=3)
+    assert losses[-1] < losses[0]
+    assert all(not torch.equal(a, b) for a, b in zip(before, student.parameters(), strict=True))
+    assert not any(part.requires_grad for part in student.parameters())

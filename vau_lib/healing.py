@@ -40,7 +40,9 @@ def heal(
     if lora_rank < 0:
         raise ValueError(f"lora_rank must be 0 or more, got {lora_rank}")
     batches, trained = surgery.batches_of(batches), {n: p.requires_grad for n, p in student.named_parameters()}
-    model = _adapted(student, lora_rank) if lora_rank else student
+    model = (
+        _adapted(student, lora_rank) if lora_rank else student.requires_grad_(True)
+    )  # frozen ones too, as after a merge
     with TemporaryDirectory() as scratch:
         engine = _Distiller(
             model=model,
