@@ -90,3 +90,32 @@ def frontier(
     axis.set(xlabel=xlabel or x.replace("_", " "), ylabel=ylabel or after, title=title, ylim=(None, 1.02))
     axis.legend(fontsize=9, title="hollow: cut, full: healed", title_fontsize=8)
     return figure
+
+
+def covered(table: pd.DataFrame, *, columns: Mapping[str, str], title: str = ""):
+    """Draw shares in [0, 1] of `columns` (name -> label) side by side, a row per `pair`; return the Figure."""
+    figure, axes = plots._subplots(1, len(columns), figsize=(9, 0.24 * len(table) + 0.9), sharey=True)
+    for axis, (name, label) in zip(np.atleast_1d(axes), columns.items(), strict=True):
+        full = table[name] >= 1
+        axis.barh(table["pair"], table[name], color=np.where(full, plots.NORMAL, plots.ANOMALOUS), height=0.7)
+        axis.set(xlim=(0, 1.02), title=f"{label}: {full.mean():.0%} complete")
+        axis.tick_params(axis="y", labelsize=8)
+        axis.invert_yaxis()
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=12)
+    return figure
+
+
+def tracks(frame: np.ndarray, boxes: np.ndarray, centres: np.ndarray, kinds: Sequence[str], *, title: str = ""):
+    """Draw boxes (N, 4) on a frame (H, W, 3) and where each actor's centre was, (T, N, 2), NaN where unseen; the Figure."""
+    tall, wide = frame.shape[:2]
+    figure, axis = plots._subplots(figsize=(7.5, 7.5 * tall / wide))
+    axis.imshow(frame)
+    axis.set_axis_off()
+    for number, (box, kind) in enumerate(zip(boxes, kinds, strict=True)):
+        colour = plots.SERIES[number % 5]
+        axis.plot(*centres[:, number].T, color=colour, lw=1.4, alpha=0.9)
+        if not np.isnan(box[0]):
+            axis.add_patch(plots.plt.Rectangle(box[:2] - 0.5, *(box[2:] - box[:2]), fill=False, ec=colour, lw=1.6))
+            axis.annotate(f"{number + 1} {kind}", box[:2], (0, 2), textcoords="offset points", fontsize=7, color=colour)
+    axis.set_title(title)
+    return figure
