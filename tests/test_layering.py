@@ -16,8 +16,20 @@ TIERS = {
     | {"smarthome_files", "smarthome_prompts", "smarthome_published"}
     | {"dialogue", "speakers", "closeups", "twins", "lora", "seeing"}
     | {"surgery", "lowrank", "heads", "healing"}
-    | {"synthesis", "exports", "filming", "weather", "grammar", "stories", "actors", "props", "stage"},
-    2: {"memtsm", "lshma", "ats", "vlm", "annotate", "smarthome", "compress", "tokens"},
+    | {
+        "synthesis",
+        "footage",
+        "veo",
+        "exports",
+        "filming",
+        "weather",
+        "grammar",
+        "stories",
+        "actors",
+        "props",
+        "stage",
+    },
+    2: {"memtsm", "lshma", "ats", "vlm", "annotate", "smarthome", "compress", "tokens", "generation"},
     3: {"watching", "explaining", "guarding", "cli", "twinning"},
 }
 WITHIN_TIER_1 = {("features", "weights"), ("training", "weights"), ("training", "metrics"), ("results", "metrics")}
@@ -38,24 +50,16 @@ WITHIN_TIER_1 |= {
 WITHIN_TIER_1 |= {("closeups", "synthesis"), ("twins", "closeups"), ("twins", "dialogue"), ("lora", "dialogue")}
 WITHIN_TIER_1 |= {("speakers", "dialogue"), ("seeing", "closeups"), ("seeing", "dialogue"), ("seeing", "lora")}
 WITHIN_TIER_1 |= {("heads", "surgery"), ("healing", "surgery")}
-DRAWING = [
-    "stage",
-    "props",
-    "actors",
-    "stories",
-    "grammar",
-    "weather",
-    "filming",
-    "exports",
-    "synthesis",
-]  # each may use those before it
+DRAWING = ["stage", "props", "actors", "stories", "grammar", "weather", "filming", "exports", "synthesis", "footage"]
+DRAWING += ["veo"]  # each may use those before it
 WITHIN_TIER_1 |= {(later, earlier) for n, later in enumerate(DRAWING) for earlier in DRAWING[:n]}
 DOORS = {
     "decord": {"video"}, "av": {"video"}, "kornia": {"features"}, "cv2": {"features"},
     "transformers": {"training", "towers", "dialogue", "twins", "lora", "seeing", "speakers", "vlm", "healing", "compress"},
     "tokenizers": {"twins"}, "peft": {"lora", "healing"}, "torchao": {"compress"},
     "sklearn": {"metrics", "peers"}, "matplotlib": {"plots"}, "seaborn": {"plots"}, "papermill": {"runs", "presets"},
-    "pycocoevalcap": {"text_metrics"}, "nltk": {"text_metrics"}, "ray": {"cluster"}, "typer": {"cli"}, "rich": {"cli"},
+    "pycocoevalcap": {"text_metrics"}, "nltk": {"text_metrics"}, "ray": {"cluster"},
+    "google": {"veo"}, "diffusers": {"generation"}, "typer": {"cli"}, "rich": {"cli"},
 }  # fmt: skip
 TIER_OF = {name: tier for tier, names in TIERS.items() for name in names}
 MODULES = sorted(path.stem for path in LIBRARY.glob("[a-z]*.py"))

@@ -147,7 +147,7 @@ def scenarios(
         people, vehicles = CROWDS[best["crowd"]]
         world_seed, first, second = (int(number) for number in rng.integers(2**31, size=3))
         one = Scenario(
-            seed=first, world_seed=world_seed, duration_s=round(duration_s * rng.uniform(0.9, 1.1), 1), fps=fps,
+            seed=first, world_seed=world_seed, duration_s=max(2.0, round(duration_s * rng.uniform(0.9, 1.1), 1)), fps=fps,
             height=height, width=width, num_people=people, num_vehicles=0 if best["scene"] == "shop" else vehicles,
             **{name: value for name, value in best.items() if name != "crowd"},
         )  # fmt: skip

@@ -1,0 +1,284 @@
+"""A scenario becomes a video in one of three ways: drawn with its truth, by a paid service, by an open model; one call.
+
+- only the drawn backend knows boxes, tracks, masks and event spans; what a text-to-video model returns is pixels, and stays so: no
+  truth is made up, detections on it are marked `pseudo`
+- `run` keeps a ledger: what was submitted is not paid twice, what is verified is not made again, a stopped run goes on
+- a video counts when its first and last frame can be decoded; refusals are results, not errors, and stand in the report
+- spending needs a confirmed sum; keys come from the environment, and are in no file, message or log
+Source: Memories-S0 names Veo and "scenario-driven generation"; interface and ledger are ours.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import linear_sum_assignment
+from tqdm import tqdm
+
+from vau_lib import records, store, synthesis, video
+from vau_lib import veo as service
+from vau_lib.footage import PIXELS, TRUTH, Clip, GenerationError, Generator, Memo, verified
+from vau_lib.grammar import Scenario
+
+VERDICTS = ("", "accept", "reject", "edit")
+OVERLAP = 0.3  # IoU from which a box may continue a track
+
+
+class _Procedural:
+    name, provides = "procedural", TRUTH
+
+    def price(self, scenario: Scenario) -> float:
+        return 0.0
+
+    def generate(self, scenario: Scenario, path: Path, *, seed: int, memo: Memo) -> Clip:
+        return Clip(path, self.name, events=synthesis.film(scenario, path), facts={"edition": synthesis.EDITION})
+
+
+def procedural() -> Generator:
+    """Return the drawn backend: offline, free, with truth beside each video (.npz). The scenario's own seeds decide."""
+    return _Procedural()
+
+
+class _Diffusers:
+    provides = PIXELS
+
+    def __init__(self, pipeline: Any, name: str, prompt: Callable[[Scenario], str], fps: float, options: dict):
+        self.pipeline, self.name, self.prompt, self.fps, self.options = pipeline, name, prompt, fps, options
+
+    def price(self, scenario: Scenario) -> float:
+        return 0.0
+
+    def generate(self, scenario: Scenario, path: Path, *, seed: int, memo: Memo) -> Clip:
+        import torch
+
+        generator = torch.Generator("cpu").manual_seed(seed)
+        try:
+            out = self.pipeline(prompt=self.prompt(scenario), generator=generator, output_type="np", **self.options)
+        except (RuntimeError, ValueError) as error:  # out of memory, sizes a model cannot take
+            raise GenerationError(f"{self.name}: {' '.join(str(error).split())[:200]}") from error
+        frames = np.asarray(out.frames[0])
+        frames = frames if frames.dtype == np.uint8 else np.clip(frames * 255, 0, 255).round().astype(np.uint8)
+        video.write_video(path, frames, fps=self.fps)
+        return Clip(path, self.name, facts={"prompt": self.prompt(scenario), "seed": seed, "frames": len(frames)})
+
+
+def diffusers(
+    model: Any, *, prompt: Callable[[Scenario], str] = synthesis.prompt, fps: float = 16.0, **options: Any
+) -> Generator:
+    """Return an open text-to-video backend: a hub name or folder for `diffusers`, or a pipeline already loaded.
+
+    `options` go to the pipeline's call (height, width, num_frames, guidance_scale, ...). ImportError in one line without diffusers.
+    """
+    name = model if isinstance(model, str) else type(model).__name__
+    if isinstance(model, str):
+        try:
+            from diffusers import DiffusionPipeline
+        except ImportError as error:
+            raise ImportError(
+                "open video models need the package diffusers: pip install 'vau-lib[generate]'"
+            ) from error
+        model = DiffusionPipeline.from_pretrained(model)
+    return _Diffusers(model, f"diffusers {name}", prompt, fps, options)
+
+
+def veo(*, price_per_second: float, **options: Any) -> Generator:
+    """Return the paid service Veo; `veo.Veo` lists its options (model, duration_s, ...). ValueError where no key is set."""
+    return service.Veo(price_per_second=price_per_second, **options)
+
+
+def run(
+    generator: Generator, scenarios: Sequence[Scenario], folder: str | Path, *, seed: int = 0,
+    confirm: float | Callable[[str], bool] | None = None, progress: bool = True,
+) -> pd.DataFrame:  # fmt: skip
+    """Make a video of each scenario under `folder`, and records.jsonl of the verified ones; return the report, a row each.
+
+    Columns: id, event, label, status (done, rejected, failed), detail, seconds. What ledger.jsonl calls done or rejected is
+    not made again; a failed one is tried again. Where it costs something, `confirm` must be the exact sum or a function that is
+    told it and says True. ValueError for no scenarios and an unconfirmed sum.
+    """
+    if not scenarios:
+        raise ValueError("no scenarios to make videos of")
+    folder = Path(folder)
+    jobs = {f"{seed}_{n:04d}_{s.scene}_{s.event}": s for n, s in enumerate(scenarios)}
+    ledger = _Ledger(folder / "ledger.jsonl")
+    left = [name for name in jobs if ledger.of(name).get("status") not in ("done", "rejected")]
+    _confirmed(generator, [jobs[name] for name in left if not ledger.of(name).get("operation")], confirm)
+    for name in tqdm(left, desc=generator.name, unit="video", disable=not progress):
+        started = time.perf_counter()
+        memo = Memo(ledger.of(name), lambda known, name=name: ledger.write(name, known))
+        path = folder / "videos" / f"{name}.mp4"
+        try:
+            made = generator.generate(jobs[name], path, seed=seed + 1000 * list(jobs).index(name), memo=memo)
+            if isinstance(made, Clip):
+                info = verified(path)
+                spans = [[span.start_s, span.end_s, span.label] for span in made.events]
+                memo.note(
+                    status="done", detail="", fps=info.fps, frames=info.num_frames, events=spans, facts=made.facts
+                )
+            else:
+                memo.note(status="rejected", detail="; ".join(made.reasons), facts=made.facts)
+        except GenerationError as error:
+            memo.note(status="failed", detail=str(error))
+        memo.note(seconds=round(time.perf_counter() - started, 2))
+    _write_records(folder, generator, jobs, ledger)
+    return report(folder, jobs)
+
+
+def cost(generator: Generator, scenarios: Sequence[Scenario]) -> float:
+    """Return what making these videos costs once each; a refused one is not charged, but tried again up to twice."""
+    return round(sum(generator.price(scenario) for scenario in scenarios), 2)
+
+
+def _confirmed(
+    generator: Generator, scenarios: Sequence[Scenario], confirm: float | Callable[[str], bool] | None
+) -> None:
+    total = cost(generator, scenarios)
+    if not total:
+        return
+    said = f"{len(scenarios)} videos by {generator.name} cost {total:.2f}"
+    agreed = (
+        confirm(f"{said}. Go on?") is True
+        if callable(confirm)
+        else confirm is not None and abs(confirm - total) < 0.005
+    )
+    if not agreed:
+        raise ValueError(f"{said}: pass confirm={total:.2f}, or a function that asks")
+
+
+class _Ledger:
+    """The last word on each job, in a file of lines that only grows until it is read again."""
+
+    def __init__(self, path: Path):
+        self.path, self.rows = path, {}
+        for line in path.read_text().splitlines() if path.is_file() else ():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue  # cut off by a stop: the line before it still counts
+            self.rows[row["id"]] = row
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def of(self, name: str) -> dict:
+        return {key: value for key, value in self.rows.get(name, {}).items() if key != "id"}
+
+    def write(self, name: str, facts: dict) -> None:
+        self.rows[name] = {"id": name, **facts}
+        with self.path.open("a") as file:
+            file.write(json.dumps(self.rows[name]) + "\n")
+            file.flush()
+
+
+def report(folder: str | Path, jobs: dict[str, Scenario]) -> pd.DataFrame:
+    """Return what became of each job of a folder, a row each."""
+    ledger = _Ledger(Path(folder) / "ledger.jsonl")
+    rows = [(name, s.event, s.label, ledger.of(name)) for name, s in jobs.items()]
+    return pd.DataFrame([
+        {"id": name, "event": event, "label": label, "status": row.get("status", "not made"), "detail": row.get("detail", ""),
+         "seconds": row.get("seconds")} for name, event, label, row in rows
+    ])  # fmt: skip
+
+
+def _write_records(folder: Path, generator: Generator, jobs: dict[str, Scenario], ledger: _Ledger) -> None:
+    made = []
+    for name, scenario in jobs.items():
+        row = ledger.of(name)
+        if row.get("status") == "done":
+            events = tuple(records.Span(*span) for span in row["events"])  # spans only where the backend knew them
+            made.append(records.VideoRecord(
+                id=name, path=f"videos/{name}.mp4", dataset=f"generated: {generator.name}", split="train", label=scenario.label,
+                classes=(scenario.event,) if scenario.label else (), events=events, fps=row["fps"], num_frames=row["frames"],
+                group=f"world-{scenario.world_seed}",
+            ))  # fmt: skip
+    if made:
+        records.write_records(folder / "records.jsonl", made)
+    store.write_made_by(
+        folder, backend=generator.name, provides=sorted(generator.provides), asked=len(jobs), verified=len(made)
+    )
+
+
+# Annotation of footage without truth, and a person's word on it
+
+Detected = tuple[np.ndarray, Sequence[str], np.ndarray]  # boxes (N, 4) x0 y0 x1 y1, labels, scores (N,)
+
+
+def annotate(
+    path: str | Path, detector: Callable[[np.ndarray], Sequence[Detected]],
+    tracker: Callable[[Sequence[Detected]], Sequence[np.ndarray]] | None = None, *, batch: int = 32,
+) -> dict:  # fmt: skip
+    """Return detections and tracks of a video by any detector, marked `source: pseudo`: they are guesses, not truth.
+
+    `detector(frames uint8 (n, H, W, 3))` gives one (boxes, labels, scores) per frame; `tracker` a track number per box and frame
+    (default: `by_overlap`).
+    """
+    info, found = video.probe(path), []
+    for start in range(0, info.num_frames, batch):
+        found += detector(video.read_frames(path, range(start, min(start + batch, info.num_frames))))
+    if len(found) != info.num_frames:
+        raise ValueError(f"the detector gave {len(found)} results for {info.num_frames} frames of {Path(path).name}")
+    ids = (tracker or by_overlap)(found)
+    frames = [
+        {"boxes": np.asarray(boxes).round(1).tolist(), "labels": list(labels), "scores": np.asarray(scores).round(3).tolist(),
+         "track_ids": np.asarray(tracks).tolist()} for (boxes, labels, scores), tracks in zip(found, ids, strict=True)
+    ]  # fmt: skip
+    return {"video": Path(path).name, "source": "pseudo", "frames": frames}
+
+
+def by_overlap(found: Sequence[Detected], *, least: float = OVERLAP) -> Iterator[np.ndarray]:
+    """Return track numbers (N,) per frame: boxes of one label continue the track they overlap most, at least by `least` (IoU)."""
+    last, ids, fresh, out = np.zeros((0, 4)), np.zeros(0, int), 1, []
+    names: list[str] = []
+    for boxes, labels, _ in found:
+        boxes, mine = np.asarray(boxes, float).reshape(-1, 4), np.zeros(len(labels), int)
+        if len(boxes) and len(last):
+            fits = _iou(boxes, last) * np.array([[label == name for name in names] for label in labels])
+            for one, other in zip(*linear_sum_assignment(-fits), strict=True):
+                if fits[one, other] >= least:
+                    mine[one] = ids[other]
+        for place in np.flatnonzero(mine == 0):
+            mine[place], fresh = fresh, fresh + 1
+        last, ids, names = boxes, mine, list(labels)
+        out.append(mine)
+    return out
+
+
+def _iou(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    low, high = np.maximum(one[:, None, :2], other[None, :, :2]), np.minimum(one[:, None, 2:], other[None, :, 2:])
+    shared = np.prod(np.clip(high - low, 0, None), -1)
+    sizes = [np.prod(boxes[:, 2:] - boxes[:, :2], -1) for boxes in (one, other)]
+    return shared / np.maximum(sizes[0][:, None] + sizes[1][None] - shared, 1e-9)
+
+
+def review_sheet(folder: str | Path) -> pd.DataFrame:
+    """Return the folder's review.csv (id, event, label, verdict, note), made where there is none; a person fills it in."""
+    folder = Path(folder)
+    if not (folder / "review.csv").is_file():
+        found = records.read_records(folder / "records.jsonl")
+        rows = [
+            {"id": r.id, "event": r.id.split("_", 2)[2], "label": r.label, "verdict": "", "note": ""} for r in found
+        ]
+        with store.replacing(folder / "review.csv") as temporary:
+            pd.DataFrame(rows).to_csv(temporary, index=False)
+    return pd.read_csv(folder / "review.csv", keep_default_na=False)
+
+
+def apply_review(folder: str | Path) -> tuple[list[records.VideoRecord], dict[str, int]]:
+    """Return the records a person did not reject, labels as edited, and how many had which verdict ("" is not reviewed).
+
+    ValueError for a verdict that is none of accept, reject, edit, and a label that is not 0 or 1.
+    """
+    sheet, kept = review_sheet(folder), []
+    words = {row["id"]: row for row in sheet.to_dict("records")}
+    if odd := [row["verdict"] for row in words.values() if row["verdict"] not in VERDICTS]:
+        raise ValueError(f"a verdict is accept, reject or edit, got {odd[0]!r}")
+    for record in records.read_records(Path(folder) / "records.jsonl"):
+        row = words.get(record.id, {"verdict": "", "label": record.label})
+        if int(row["label"]) not in (0, 1):
+            raise ValueError(f"{record.id}: a label is 0 or 1, got {row['label']!r}")
+        if row["verdict"] != "reject":
+            edited = row["verdict"] == "edit" and int(row["label"]) != record.label
+            kept.append(records.replace(record, label=int(row["label"]), events=(), classes=()) if edited else record)
+    return kept, sheet["verdict"].value_counts().to_dict()
