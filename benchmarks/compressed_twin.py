@@ -40,7 +40,7 @@ def cuts(model: nn.Module, data: list) -> dict[str, nn.Module]:
     found |= {f"factorise to {share:.0%}": compress.factorise(model, share, data) for share in (0.7, 0.5, 0.3)}
     found["drop a layer"] = compress.prune(model, 0, data, layers=1)
     found["prune heads 40%"] = compress.prune(model, 0, data, heads=0.4)
-    for ratio, share in ((0.3, 0.7), (0.5, 0.6), (0.6, 0.5), (0.7, 0.4)):
+    for ratio, share in ((0.3, 0.7), (0.5, 0.6), (0.6, 0.5), (0.65, 0.45), (0.7, 0.4)):
         found[f"prune {ratio:.0%}, factorise to {share:.0%}"] = compress.factorise(
             compress.prune(model, ratio, data), share, data
         )

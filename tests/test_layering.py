@@ -14,7 +14,7 @@ TIERS = {
     | {"keyclips", "lshma_state", "redundancy"}
     | {"text_metrics", "judging", "answers", "instruction_plots", "edge_plots"}
     | {"smarthome_files", "smarthome_prompts", "smarthome_published"}
-    | {"dialogue", "speakers", "closeups", "twins", "lora", "seeing"}
+    | {"dialogue", "speakers", "closeups", "twins", "lora", "seeing", "policy"}
     | {"surgery", "lowrank", "heads", "healing"}
     | {
         "synthesis",
@@ -29,7 +29,7 @@ TIERS = {
         "props",
         "stage",
     },
-    2: {"memtsm", "lshma", "ats", "vlm", "annotate", "smarthome", "compress", "tokens", "generation"},
+    2: {"memtsm", "lshma", "ats", "vlm", "annotate", "smarthome", "compress", "tokens", "generation", "ordering"},
     3: {"watching", "explaining", "guarding", "cli", "twinning"},
 }
 WITHIN_TIER_1 = {("features", "weights"), ("training", "weights"), ("training", "metrics"), ("results", "metrics")}
@@ -49,13 +49,14 @@ WITHIN_TIER_1 |= {
 }
 WITHIN_TIER_1 |= {("closeups", "synthesis"), ("twins", "closeups"), ("twins", "dialogue"), ("lora", "dialogue")}
 WITHIN_TIER_1 |= {("speakers", "dialogue"), ("seeing", "closeups"), ("seeing", "dialogue"), ("seeing", "lora")}
-WITHIN_TIER_1 |= {("heads", "surgery"), ("healing", "surgery")}
+WITHIN_TIER_1 |= {("policy", "dialogue"), ("heads", "surgery"), ("healing", "surgery")}
 DRAWING = ["stage", "props", "actors", "stories", "grammar", "weather", "filming", "exports", "synthesis", "footage"]
 DRAWING += ["veo"]  # each may use those before it
 WITHIN_TIER_1 |= {(later, earlier) for n, later in enumerate(DRAWING) for earlier in DRAWING[:n]}
 DOORS = {
     "decord": {"video"}, "av": {"video"}, "kornia": {"features"}, "cv2": {"features"},
-    "transformers": {"training", "towers", "dialogue", "twins", "lora", "seeing", "speakers", "vlm", "healing", "compress"},
+    "transformers": {"training", "towers", "dialogue", "twins", "lora", "seeing", "speakers", "vlm", "healing",
+                     "compress", "policy"},
     "tokenizers": {"twins"}, "peft": {"lora", "healing"}, "torchao": {"compress"},
     "sklearn": {"metrics", "peers"}, "matplotlib": {"plots"}, "seaborn": {"plots"}, "papermill": {"runs", "presets"},
     "pycocoevalcap": {"text_metrics"}, "nltk": {"text_metrics"}, "ray": {"cluster"},

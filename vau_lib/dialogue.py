@@ -20,6 +20,7 @@ from transformers.video_utils import VideoMetadata
 MAX_FRAMES = 32  # pictures in one prompt; the released system hands over 12
 FAMILIES = ("internvl", "qwen2_5_vl")
 PICTURE = "<image>"  # stands for one frame in a prompt, whatever the family calls it
+NEGATIVE = "no anomaly"  # how a judgement says that nothing is wrong, in any case
 IGNORED = -100  # label of a token that is given, not learned
 CLOCK_S = 1e-6  # times that differ by less are one
 
@@ -217,3 +218,9 @@ def to_model(speaker: Speaker, batch: dict[str, Tensor]) -> dict[str, Tensor]:
 def say(speaker: Speaker, ids: Tensor) -> list[str]:
     """Return token ids (B, N) as texts, without marks."""
     return [text.strip() for text in speaker.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+
+def judged(judgement: str) -> bool | None:
+    """Return whether a judgement says that something is anomalous; None where it says neither (babble, silence)."""
+    said = judgement.lower()
+    return False if NEGATIVE in said else True if "anomal" in said else None

@@ -20,7 +20,7 @@ from transformers import TextStreamer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from vau_lib import dialogue, video
-from vau_lib.dialogue import MAX_FRAMES, Speaker, collate, encode, frame_prompt
+from vau_lib.dialogue import MAX_FRAMES, Speaker, collate, encode, frame_prompt, judged
 from vau_lib.lora import LoraPlan, Samples, fit, load_adapter, lora, lora_targets, merge, trainable_share
 from vau_lib.speakers import REMOTE, load, save
 from vau_lib.twins import TinySizes, tiny
@@ -48,7 +48,6 @@ QUESTIONS = {  # one of the paper's ten of each kind
     "description": "Could you describe the anomaly events observed in the video?",
     "analysis": "Why do you judge this event to be anomalous?",
 }
-NEGATIVE = "no anomaly"  # how a judgement says that nothing is wrong, in any case
 NUM_FRAMES = 12  # of the released pipeline
 
 
@@ -275,12 +274,6 @@ def explain(
         scores=None if scores is None else tuple(float(score) for score in scores), questions=questions,
         prompt_tokens=sum(told), seconds=round(time.perf_counter() - started, 3),
     )  # fmt: skip
-
-
-def judged(judgement: str) -> bool | None:
-    """Return whether a judgement says that something is anomalous; None where it says neither (babble, silence)."""
-    said = judgement.lower()
-    return False if NEGATIVE in said else True if "anomal" in said else None
 
 
 def answers(speaker: Speaker, samples: Samples, *, batch_size: int = 16, max_new_tokens: int = 32) -> list[str]:

@@ -1,0 +1,133 @@
+"""Shuffling can be undone, cuts are at events and on even frames, and every reward is worth what it says."""
+
+import numpy as np
+import pytest
+
+from vau_lib import closeups, ordering, policy, records, vlm
+
+SMALL = vlm.TinySizes(width=32, vision_width=32, text_layers=1, vision_layers=1)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    root = tmp_path_factory.mktemp("world")
+    return root, closeups.make_dataset(root, num_videos=4, seed=3, splits={"train": 1.0})
+
+
+def record(events, num_frames=48, fps=4.0):
+    return records.VideoRecord(
+        id="r", path="r.mp4", dataset="d", split="train", label=1, classes=("fall",),
+        events=tuple(records.Span(*event, "fall") for event in events), fps=fps, num_frames=num_frames,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+@pytest.mark.parametrize("seed", range(4))
+def test_unshuffling_gives_the_events_back(count, seed):
+    events = [f"event {n}" for n in range(count)]
+    shuffled, order = ordering.shuffle(events, np.random.default_rng(seed))
+    assert sorted(shuffled) == events and ordering.unshuffle(shuffled, order) == events
+    assert ordering.order_reward(" ".join(map(str, order)), order) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("answer", "order", "worth"),
+    [
+        ("2 1", [2, 1], 1.0), (" 2, 1.", [2, 1], 1.0), ("2 > 1", [2, 1], 1.0), ("1 2", [2, 1], 0.0),
+        ("1 3 2", [1, 2, 3], 0.3 / 3), ("3 2 1", [1, 2, 3], 0.0), ("1 1 2", [1, 2, 3], 0.0), ("1 2", [1, 2, 3], 0.0),
+        ("first the second", [2, 1], 0.0), ("", [2, 1], 0.0), ("2 1 4 3", [2, 1, 3, 4], 0.3 * 4 / 6),
+    ],
+)  # fmt: skip
+def test_an_order_is_worth_its_right_pairs(answer, order, worth):
+    assert ordering.order_reward(answer, order) == pytest.approx(worth)
+
+
+def test_every_order_is_as_likely():
+    """Were the true order left out, two pieces would always be "2 1": it was, and a toy learned that."""
+    rng = np.random.default_rng(0)
+    found = [tuple(ordering.shuffle("abc", rng)[1]) for _ in range(600)]
+    assert len(set(found)) == 6 and min(map(found.count, set(found))) > 60
+
+
+def test_form_is_worth_a_little_and_only_form():
+    assert ordering.format_reward("1 2", 2) == ordering.FORM and ordering.format_reward("1 2 3", 2) == 0
+    assert ordering.PARTIAL + ordering.FORM < 1  # nothing wrong beats the exact order
+
+
+@pytest.mark.parametrize(
+    ("said", "truth", "worth"),
+    [
+        ((0, 4), (2, 6), 2 / 6),
+        ((0, 1), (2, 3), 0),
+        ((1, 3), (1, 3), 1),
+        (None, None, 1),
+        (None, (0, 1), 0),
+        ((0, 1), None, 0),
+    ],
+)
+def test_a_span_is_worth_its_overlap(said, truth, worth):
+    assert ordering.temporal_reward(said, truth) == pytest.approx(worth)
+
+
+def test_contrast_pays_only_where_order_helped_and_only_right_answers():
+    assert ordering.contrast([1, 0, 1], [1, 0, 0]) == [1.3, 0, 1.3]
+    assert ordering.contrast([1, 0], [1, 0]) == [1, 0]  # strictly better, not as good
+    assert ordering.contrast([0, 0], [0, 0]) == [0, 0]
+
+
+@pytest.mark.parametrize("events", [[(3.2, 7.9)], [(1.0, 2.0), (6.3, 8.0)], [(0.2, 11.9)], []])
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_cuts_are_on_even_frames_and_pieces_long_enough(events, count):
+    cuts = ordering.boundaries(record(events), count=count)
+    edges = [0, *cuts, 48]
+    assert len(cuts) == count - 1 and all(cut % 2 == 0 for cut in cuts) and min(np.diff(edges)) >= 2
+
+
+def test_cuts_stand_at_the_events():
+    assert ordering.boundaries(record([(3.0, 8.0)]), count=3) == [12, 32]
+    assert ordering.boundaries(record([(3.0, 8.0)]), count=2) == [12]
+
+
+def test_pieces_follow_each_other():
+    parts = ordering.pieces(record([(3.0, 8.0)]), count=3)
+    assert [len(part) for part in parts] == [2, 2, 2] and (np.diff(np.concatenate(parts)) > 0).all()
+    assert parts[0].max() < 12 <= parts[1].min() and parts[1].max() < 32 <= parts[2].min()
+
+
+def test_a_question_shows_the_pieces_in_the_shuffled_order(world):
+    root, found = world
+    rows = ordering.order_rows(found, counts=(2, 3))
+    assert len(rows) == 2 * sum(bool(r.events) for r in found)
+    for row in rows:
+        parts = np.split(row["frames"], row["pieces"])
+        ordered = ordering.unshuffle(parts, row["order"])
+        assert (np.diff(np.concatenate(ordered)) > 0).all()
+    speaker = vlm.tiny("internvl", sizes=SMALL)
+    turn = ordering.Turns(speaker, root)(rows[0], rows[0]["answer"])
+    text = speaker.tokenizer.decode(turn["input_ids"][0])
+    assert rows[0]["question"] in text and " at " not in text.split("In which order")[0].split("Frame1")[-1]  # no clock
+
+
+def test_supervision_then_reinforcement_run_end_to_end(world):
+    root, found = world
+    rows = ordering.order_rows(found) + [r for r in closeups.instructions(found) if r["task"] == "judgement"]
+    twin = vlm.tiny("internvl", sizes=SMALL)
+    speaker = twin.but(model=vlm.lora(twin.model, r=4, alpha=8, seed=0))
+    losses = ordering.start(speaker, rows, root, plan=vlm.LoraPlan(max_steps=2, batch_size=4, log_steps=1))
+    plan = policy.PolicyPlan(steps=2, questions=2, group=2, max_new_tokens=4)
+    curves, dealt = (ordering.train(speaker, rows, root, plan=plan, dealt=kind) for kind in (False, True))
+    assert len(losses) >= 2 and len(curves) == len(dealt) == 2
+    assert {"reward", "length", "kl", "entropy", "dead"} <= set(curves.columns)
+
+
+def test_bad_input_is_one_clear_line():
+    with pytest.raises(ValueError, match=r"^an order of 3 pieces was asked, the answer is 'who knows'$"):
+        ordering.parse_order("who knows", 3)
+    with pytest.raises(ValueError, match=r"^an order of 2 pieces holds 1 to 2 once each, got \[1, 1\]$"):
+        ordering.unshuffle(["a", "b"], [1, 1])
+    with pytest.raises(ValueError, match="^r: 6 frames cannot be cut into 3 pieces of 4 or more$"):
+        ordering.boundaries(record([], num_frames=6), count=3)
+    with pytest.raises(ValueError, match="the said span must end after it starts, got 3 to 2"):
+        ordering.temporal_reward((3, 2), (0, 1))
+    with pytest.raises(ValueError, match="^no order question among the rows$"):
+        ordering.train(None, [], ".")

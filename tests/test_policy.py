@@ -1,0 +1,206 @@
+"""Losses are TRL's on text, gradients reach the tower, dead groups teach nothing, a stopped run goes on, a bad reward is named."""
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from peft import get_peft_model_state_dict
+from transformers import Qwen2Config, Qwen2ForCausalLM
+from trl import GRPOConfig, GRPOTrainer
+
+from vau_lib import dialogue, policy, vlm
+from vau_lib.policy import PolicyPlan
+
+SMALL = vlm.TinySizes(width=32, vision_width=32, text_layers=1, vision_layers=1)
+PLAN = PolicyPlan(steps=3, questions=2, group=4, max_new_tokens=5, learning_rate=1e-2, warmup=1, save_every=1)
+
+
+def speaker_of(family):
+    twin = vlm.tiny(family, sizes=SMALL)
+    return twin.but(model=vlm.lora(twin.model, r=4, alpha=8, seed=0))
+
+
+@pytest.fixture(scope="module", params=dialogue.FAMILIES)
+def any_speaker(request):
+    return speaker_of(request.param)
+
+
+def turns_of(speaker):
+    rng = np.random.default_rng(0)
+    films = rng.integers(0, 255, (4, 3, 56, 56, 3), dtype=np.uint8)
+    asked = [dialogue.encode(speaker, film, f"What is it, {n}?") for n, film in enumerate(films)]
+    return lambda step, draw: [(asked[int(n)], int(n)) for n in draw.integers(4, size=PLAN.questions)]
+
+
+def length_reward(text, _):
+    return float(len(text))
+
+
+# The objective
+
+
+@pytest.mark.parametrize("by_deviation", [True, False])
+@pytest.mark.parametrize("beta", [0.0, 0.2])
+def test_the_loss_is_trl_s_on_text(by_deviation, beta, tmp_path, vlm_tokenizer):
+    """The same ids, advantages and log-probabilities through GRPOTrainer's own loss: grpo and dr_grpo."""
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=len(vlm_tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, max_position_embeddings=64, pad_token_id=vlm_tokenizer.pad_token_id,
+    )  # fmt: skip
+    model = Qwen2ForCausalLM(config).eval()
+    settings = GRPOConfig(
+        output_dir=str(tmp_path), loss_type="grpo" if by_deviation else "dr_grpo", epsilon=0.2, max_completion_length=6,
+        per_device_train_batch_size=4, num_generations=4, use_cpu=True, report_to="none", temperature=1.0, bf16=False,
+    )  # fmt: skip
+    engine = GRPOTrainer(
+        model=model, args=settings, reward_funcs=lambda **_: [0.0], processing_class=vlm_tokenizer,
+        train_dataset=Dataset.from_dict({"prompt": ["a"] * 4}),
+    )  # fmt: skip
+    engine.current_gradient_accumulation_steps, engine.beta = (
+        1,
+        beta,
+    )  # set late: its reference would be loaded from a hub
+    rng = torch.Generator().manual_seed(1)
+    prompt, said = (torch.randint(5, len(vlm_tokenizer), (4, n), generator=rng) for n in (7, 6))
+    counts = torch.arange(6)[None] < torch.tensor([6, 3, 5, 1])[:, None]
+    advantage = torch.tensor([0.7, -0.2, -0.9, 0.4])
+    with torch.no_grad():
+        whole = torch.cat([prompt, said], 1)
+        mask = torch.cat([torch.ones_like(prompt), counts.long()], 1)
+        scores = model(whole, attention_mask=mask).logits[:, 6:-1].log_softmax(-1)
+        now = scores.gather(2, said[..., None])[..., 0]
+    old, reference = (now + torch.randn(now.shape, generator=rng) * s for s in (0.3, 0.2))
+    given = {
+        "prompt_ids": prompt, "prompt_mask": torch.ones_like(prompt), "completion_ids": said, "completion_mask": counts.long(),
+        "advantages": advantage, "old_per_token_logps": old, "ref_per_token_logps": reference, "num_items_in_batch": counts.sum(),
+    }  # fmt: skip
+    theirs = engine._compute_loss(model, given)
+    plan = PolicyPlan(by_deviation=by_deviation, beta=beta, max_new_tokens=6, clip=0.2)
+    ours, _ = policy.objective(now, old, advantage, counts, plan=plan, reference=reference)
+    assert float(ours) == pytest.approx(float(theirs.detach()), abs=1e-6)
+
+
+@pytest.fixture(scope="module")
+def vlm_tokenizer():
+    return vlm.tiny("qwen2_5_vl", sizes=SMALL).tokenizer
+
+
+def test_advantages_are_trl_s():
+    rewards = torch.tensor([[1.0, 0.0, 0.5, 0.5], [2.0, 2.0, 2.0, 2.0]])
+    mean = policy.advantages(rewards, by_deviation=False)
+    assert mean.tolist() == [[0.5, -0.5, 0.0, 0.0], [0.0] * 4]
+    scaled = policy.advantages(rewards, by_deviation=True)
+    assert torch.allclose(scaled[0], mean[0] / (rewards[0].std() + 1e-4)) and not scaled[1].any()
+
+
+def test_log_probabilities_are_those_of_a_plain_forward(any_speaker):
+    """With pictures given as pixels and the whole text at once, one question at a time."""
+    speaker = any_speaker
+    given = turns_of(speaker)(0, np.random.default_rng(3))
+    batch = dialogue.collate(speaker, [turn for turn, _ in given], side="left")
+    torch.manual_seed(0)
+    seen = policy.see(speaker, batch)
+    said = policy.sample(speaker, batch, seen, PLAN, group=2)
+    found = policy.log_probabilities(speaker, batch, seen, said, temperature=1.0)
+    for row in range(len(said.ids)):
+        turn, count = given[row // 2][0], int(said.counts[row].sum())
+        whole = {**turn, "input_ids": torch.cat([turn["input_ids"], said.ids[row : row + 1, :count]], 1)}
+        whole["attention_mask"] = torch.ones_like(whole["input_ids"])
+        if "mm_token_type_ids" in whole:
+            extra = torch.zeros(1, count, dtype=whole["mm_token_type_ids"].dtype)
+            whole["mm_token_type_ids"] = torch.cat([turn["mm_token_type_ids"], extra], 1)
+        with torch.no_grad():
+            scores = speaker.model(**whole).logits[0, -count - 1 : -1].log_softmax(-1)
+        wanted = scores.gather(1, said.ids[row, :count, None])[:, 0]
+        assert torch.allclose(found[row, :count], wanted, atol=1e-4)
+
+
+# Learning
+
+
+def test_gradients_reach_the_vision_tower(any_speaker):
+    speaker = any_speaker
+    given = turns_of(speaker)(0, np.random.default_rng(0))
+    batch = dialogue.collate(speaker, [turn for turn, _ in given], side="left")
+    tower = [part for name, part in speaker.model.named_parameters() if "vision" in name or "visual" in name]
+    for part in tower:
+        part.requires_grad_(True)
+    seen = policy.see(speaker, batch, learn=True)
+    said = policy.sample(speaker, batch, [one.detach() for one in seen], PLAN, group=2)
+    policy.log_probabilities(speaker, batch, seen, said, temperature=1.0).sum().backward()
+    assert sum(float(part.grad.abs().sum()) for part in tower if part.grad is not None) > 0
+    for part in speaker.model.parameters():
+        part.grad = None
+    for part in tower:
+        part.requires_grad_(False)
+
+
+def test_a_group_that_is_all_alike_changes_nothing():
+    speaker = speaker_of("internvl")
+    before = {n: p.clone() for n, p in get_peft_model_state_dict(speaker.model).items()}
+    curves = policy.optimise(speaker, turns_of(speaker), lambda *_: 1.0, plan=PLAN)
+    assert (curves["dead"] == 1).all() and (curves["loss"] == 0).all()
+    assert all(torch.equal(before[n], p) for n, p in get_peft_model_state_dict(speaker.model).items())
+
+
+def test_one_step_makes_the_better_answers_likelier():
+    """A bandit of one question: the same draw, scored before and after one step; what beat its group gains on what did not."""
+    speaker = speaker_of("internvl")
+    asked = turns_of(speaker)(0, np.random.default_rng(0))[:1]
+    plan = PolicyPlan(steps=1, questions=1, group=16, max_new_tokens=3, learning_rate=1e-3, warmup=1)
+    batch = dialogue.collate(speaker, [asked[0][0]], side="left")
+    seen = policy.see(speaker, batch)
+    torch.manual_seed(plan.seed)
+    drawn = policy.sample(speaker, batch, seen, plan, group=plan.group)
+    rewards = torch.tensor([[float(len(text) % 3) for text in drawn.texts]])
+    better = policy.advantages(rewards, by_deviation=False)[0]
+    assert better.abs().max() > 0
+
+    def gained():
+        with torch.no_grad():
+            scores = policy.log_probabilities(speaker, batch, seen, drawn, temperature=1.0)
+        return float(((scores * drawn.counts).sum(1) * better).sum())
+
+    before = gained()
+    policy.optimise(speaker, lambda *_: asked, lambda text, _: float(len(text) % 3), plan=plan)
+    assert gained() > before
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(tmp_path):
+    whole, parts = speaker_of("qwen2_5_vl"), speaker_of("qwen2_5_vl")
+    straight = policy.optimise(whole, turns_of(whole), length_reward, plan=PLAN)
+    short = PolicyPlan(**{**vars(PLAN), "steps": 2})
+    policy.optimise(parts, turns_of(parts), length_reward, plan=short, folder=tmp_path)
+    again = speaker_of("qwen2_5_vl")
+    resumed = policy.optimise(again, turns_of(again), length_reward, plan=PLAN, folder=tmp_path)
+    assert resumed["reward"].tolist() == pytest.approx(straight["reward"].tolist())
+    ours, theirs = (get_peft_model_state_dict(s.model) for s in (again, whole))
+    assert all(torch.allclose(ours[n], theirs[n], atol=1e-6) for n in ours)
+
+
+def test_another_plan_s_checkpoint_is_refused(tmp_path):
+    speaker = speaker_of("internvl")
+    policy.optimise(speaker, turns_of(speaker), length_reward, plan=PLAN, folder=tmp_path)
+    with pytest.raises(ValueError, match="belongs to another plan"):
+        policy.optimise(
+            speaker, turns_of(speaker), length_reward, plan=PolicyPlan(**{**vars(PLAN), "group": 2}), folder=tmp_path
+        )
+
+
+def test_the_reference_is_the_model_without_its_adapter():
+    speaker = speaker_of("internvl")
+    plan = PolicyPlan(**{**vars(PLAN), "beta": 0.5, "steps": 6})
+    curves = policy.optimise(speaker, turns_of(speaker), length_reward, plan=plan)
+    assert curves["kl"].iloc[0] == pytest.approx(0, abs=1e-6) and curves["kl"].iloc[-1] > 0
+
+
+def test_bad_input_is_one_clear_line():
+    speaker = speaker_of("internvl")
+    with pytest.raises(ValueError, match=r"^the reward of the answer '.*' is nan: a reward must be a number$"):
+        policy.optimise(speaker, turns_of(speaker), lambda *_: float("nan"), plan=PLAN)
+    frozen = vlm.tiny("internvl", sizes=SMALL)
+    for part in frozen.model.parameters():
+        part.requires_grad_(False)
+    with pytest.raises(ValueError, match="nothing to train: every weight of tiny-internvl is frozen"):
+        policy.optimise(frozen, turns_of(frozen), length_reward, plan=PLAN)

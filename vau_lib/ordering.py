@@ -1,0 +1,240 @@
+"""Shuffle a video's events and ask for their order: who can put them back has understood what leads to what.
+
+- cuts are at event boundaries and on even frames, for two frames share a token in a video model and motion inside the pair
+  would give the order away; pieces keep their inner order, and no time is told with them
+- an order is worth 1 when exact, a part of the pairs in the right order otherwise, and nothing when it is no order at all
+- a judgement earns more where the film in order is judged better than the shuffled one, strictly
+- judgements stay among the questions, so that what was learned before is not forgotten
+Sources: Memories-S0 names "event-based temporal shuffling" and reinforcement, without formulas. Related: Video-R1 (T-GRPO), Visual
+Jigsaw (arXiv 2509.25190), Time-R1 (temporal IoU); rewards restated, ours where said.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import pandas as pd
+
+from vau_lib import policy, records, video
+from vau_lib.dialogue import Speaker, encode, judged
+from vau_lib.lora import LoraPlan, Samples, fit
+from vau_lib.policy import PolicyPlan
+
+PARTIAL = 0.3  # what all pairs in the right order but one are worth at most; below the exact order's 1
+FORM = 0.1  # for an answer that is an order at all
+CONTRAST = 0.3  # for a right judgement of a film that is judged better in order
+FRAMES = 6  # of one question
+QUESTION = "The film was cut into {count} pieces of {each} frames and shuffled. In which order did they happen?"
+SHUFFLED = "Was this film shuffled?"
+ORDER = re.compile(r"^\W*(\d+(?:[\s,>-]+\d+)*)\W*$")
+Event = TypeVar("Event")
+
+
+def shuffle(events: Sequence[Event], rng: np.random.Generator) -> tuple[list[Event], list[int]]:
+    """Return the events in an order drawn at random, and the order: `order[n]` is the place, from 1, of what happened as n-th.
+
+    Every order is as likely, the true one too: were it left out, two pieces would always be the wrong way round.
+    """
+    places = rng.permutation(len(events))
+    shuffled = [events[int(place)] for place in places]
+    return shuffled, [int(np.flatnonzero(places == n)[0]) + 1 for n in range(len(events))]
+
+
+def unshuffle(shuffled: Sequence[Event], order: Sequence[int]) -> list[Event]:
+    """Return the events as they happened; ValueError where `order` is no permutation of 1..n."""
+    if sorted(order) != list(range(1, len(shuffled) + 1)):
+        raise ValueError(f"an order of {len(shuffled)} pieces holds 1 to {len(shuffled)} once each, got {list(order)}")
+    return [shuffled[place - 1] for place in order]
+
+
+def parse_order(answer: str, count: int) -> list[int]:
+    """Return the order an answer gives, like "2 1 3"; ValueError in one line where it is none of `count` pieces."""
+    found = ORDER.match(answer.strip())
+    order = [int(part) for part in re.findall(r"\d+", found[1])] if found else []
+    if sorted(order) != list(range(1, count + 1)):
+        raise ValueError(f"an order of {count} pieces was asked, the answer is {answer[:60]!r}")
+    return order
+
+
+def order_reward(answer: str, order: Sequence[int]) -> float:
+    """Return 1 for the exact order, else PARTIAL times what Kendall's tau is above 0, and 0 for an answer that is no order."""
+    try:
+        said = parse_order(answer, len(order))
+    except ValueError:
+        return 0.0
+    if said == list(order):
+        return 1.0
+    places = [said.index(one) for one in order]
+    pairs = list(combinations(range(len(order)), 2))
+    tau = sum(1 if places[a] < places[b] else -1 for a, b in pairs) / len(pairs)
+    return PARTIAL * max(0.0, tau)
+
+
+def format_reward(answer: str, count: int) -> float:
+    """Return FORM for an answer that is an order of `count` pieces, and nothing else."""
+    try:
+        parse_order(answer, count)
+    except ValueError:
+        return 0.0
+    return FORM
+
+
+def temporal_reward(said: tuple[float, float] | None, truth: tuple[float, float] | None) -> float:
+    """Return the temporal IoU of two spans in seconds; 1 where both say that nothing happens, 0 where one does."""
+    if said is None or truth is None:
+        return float(said is None and truth is None)
+    for name, (start, end) in (("said", said), ("true", truth)):
+        if not end > start:
+            raise ValueError(f"the {name} span must end after it starts, got {start} to {end}")
+    shared = max(0.0, min(said[1], truth[1]) - max(said[0], truth[0]))
+    return shared / (max(said[1], truth[1]) - min(said[0], truth[0]))
+
+
+def judgement_reward(answer: str, truth: str) -> float:
+    """Return 1 for a judgement that agrees with the true one, 0 otherwise and where it says neither."""
+    return float(judged(answer) is judged(truth))
+
+
+def contrast(ordered: Sequence[float], shuffled: Sequence[float]) -> list[float]:
+    """Return the ordered answers' rewards, CONTRAST more for each right one where the group in order beats the shuffled, strictly.
+
+    Rewards are 1 for right answers; both groups are answers to the same question.
+    """
+    better = np.mean([value >= 1 for value in ordered]) > np.mean([value >= 1 for value in shuffled])
+    return [value + CONTRAST * (better and value >= 1) for value in ordered]
+
+
+# Pieces of a video
+
+
+def boundaries(record: records.VideoRecord, *, count: int, least: int = 4) -> list[int]:
+    """Return the frames a video is cut at, count - 1 of them, even, at event boundaries first, pieces of `least` frames or more.
+
+    Where events give fewer cuts the longest piece is halved. ValueError where the video is too short.
+    """
+    total = record.num_frames
+    if count < 2 or total < count * least:
+        raise ValueError(f"{record.id}: {total} frames cannot be cut into {count} pieces of {least} or more")
+    wanted = [round(t * record.fps) for span in record.events for t in (span.start_s, span.end_s)]
+    cuts: list[int] = []
+    for place in (2 * round(frame / 2) for frame in wanted):
+        edges = sorted([0, *cuts, total])
+        if len(cuts) < count - 1 and place not in edges and all(abs(place - edge) >= least for edge in edges):
+            cuts.append(place)
+    while len(cuts) < count - 1:
+        edges = sorted([0, *cuts, total])
+        start, end = max(zip(edges, edges[1:], strict=False), key=lambda pair: pair[1] - pair[0])
+        middle = 2 * round((start + end) / 4)
+        if min(middle - start, end - middle) < min(least, 2):
+            raise ValueError(f"{record.id}: {total} frames cannot be cut into {count} pieces on even frames")
+        cuts.append(middle)
+    return sorted(cuts)
+
+
+def pieces(record: records.VideoRecord, *, count: int, frames: int = FRAMES, least: int = 2) -> list[np.ndarray]:
+    """Return the places of frames / count frames of each piece, in order, from the middles of equal parts of it."""
+    edges = [0, *boundaries(record, count=count, least=least), record.num_frames]
+    each = frames // count
+    return [start + video.sample_index(end - start, each) for start, end in zip(edges, edges[1:], strict=False)]
+
+
+def order_rows(
+    found: Sequence[records.VideoRecord], *, counts: Sequence[int] = (2, 3), frames: int = FRAMES, seed: int = 0
+) -> list[dict]:
+    """Return one order question per video and number of pieces: instruction rows with the frames to show and the order.
+
+    Only videos with an event: without one nothing says what was first.
+    """
+    rows = []
+    for number, record in enumerate(record for record in found if record.events):
+        for count in counts:
+            shown, order = shuffle(
+                pieces(record, count=count, frames=frames), np.random.default_rng([seed, number, count])
+            )
+            rows.append({
+                "id": f"{record.id}_{count}", "level": "video", "task": "order", "video": record.path, "span_s": None,
+                "pieces": count,
+                "question": QUESTION.format(count=count, each=frames // count), "answer": " ".join(map(str, order)),
+                "order": order, "frames": np.concatenate(shown), "split": record.split, "event": record.events[0].label,
+            })  # fmt: skip
+    return rows
+
+
+class Turns:
+    """Order and judgement questions as turns without clocks; pictures of a video are decoded once and kept."""
+
+    def __init__(self, speaker: Speaker, root: str | Path, frames: int = FRAMES):
+        self.speaker, self.root, self.frames, self._kept = speaker, Path(root), frames, {}
+
+    def __call__(self, row: Mapping, answer: str | None = None) -> dict:
+        """Return a row as `encode` does, its frames in the order they are to be shown; `answer` adds labels."""
+        if row["video"] not in self._kept:
+            path = self.root / row["video"]
+            self._kept[row["video"]] = video.read_frames(path, range(video.probe(path).num_frames))
+        film = self._kept[row["video"]]
+        index = row["frames"] if "frames" in row else video.sample_index(len(film), self.frames)
+        return encode(self.speaker, film[index], row["question"], answer=answer)
+
+
+class Lessons(Samples):
+    """Rows of both tasks for supervised tuning, shown as they will be asked in reinforcement."""
+
+    def __init__(self, rows: Sequence[Mapping], root: str | Path, speaker: Speaker, *, frames: int = FRAMES):
+        super().__init__(rows, root, speaker, random=False, num_frames=frames)
+        self.shown = Turns(speaker, root, frames)
+
+    def turn(self, place: int, answer: str | None) -> dict:
+        return self.shown(self.rows[place], answer)
+
+
+def start(
+    speaker: Speaker, rows: Sequence[Mapping], root: str | Path, *, plan: LoraPlan, progress: bool = False
+) -> pd.DataFrame:
+    """Tune on order and judgement rows by supervision, in place, and stop early: reinforcement needs a start above chance."""
+    return fit(speaker, Lessons(rows, root, speaker), plan=plan, progress=progress)
+
+
+def rewarded(row: Mapping, answer: str) -> float:
+    """Return what an answer to a row is worth: order and form, or judgement."""
+    if row["task"] == "order":
+        return order_reward(answer, row["order"]) + format_reward(answer, len(row["order"]))
+    return judgement_reward(answer, row["answer"])
+
+
+def train(
+    speaker: Speaker, rows: Sequence[Mapping], root: str | Path, *, plan: PolicyPlan | None = None, judgements: float = 0.5,
+    dealt: bool = False, folder: Path | None = None, progress: bool = False,
+) -> pd.DataFrame:  # fmt: skip
+    """Reinforce on order rows and, in a share `judgements` of the questions, on judgement rows; return the curves.
+
+    `dealt` gives every question the truth of another of its task and number of pieces: what rises then is no understanding.
+    ValueError for rows without an order question.
+    """
+    plan = plan or PolicyPlan()
+    kinds = {
+        "order": [row for row in rows if row["task"] == "order"],
+        "judgement": [row for row in rows if row["task"] == "judgement"],
+    }
+    if not kinds["order"]:
+        raise ValueError("no order question among the rows")
+    truth = {id(row): row for part in kinds.values() for row in part}
+    if dealt:
+        rng = np.random.default_rng(plan.seed)
+        for key in {(row["task"], row.get("pieces")) for part in kinds.values() for row in part}:
+            same = [row for row in kinds[key[0]] if row.get("pieces") == key[1]]
+            truth |= {id(row): same[int(other)] for row, other in zip(same, rng.permutation(len(same)), strict=True)}
+    shown = Turns(speaker, root)
+
+    def questions(step: int, rng: np.random.Generator) -> list:
+        asked = [
+            "judgement" if kinds["judgement"] and rng.random() < judgements else "order" for _ in range(plan.questions)
+        ]
+        chosen = [kinds[kind][int(rng.integers(len(kinds[kind])))] for kind in asked]
+        return [(shown(row), truth[id(row)]) for row in chosen]
+
+    return policy.optimise(
+        speaker, questions, lambda text, row: rewarded(row, text), plan=plan, folder=folder, progress=progress
+    )
