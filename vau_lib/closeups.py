@@ -119,7 +119,9 @@ def event_of(record: VideoRecord) -> str:
     return record.id.split("_", 2)[2]
 
 
-def scenarios(num_videos: int, *, seed: int, events: Sequence[str] = EVENTS) -> list[synthesis.Scenario]:
+def scenarios(
+    num_videos: int, *, seed: int, events: Sequence[str] = EVENTS, fps: float = FPS
+) -> list[synthesis.Scenario]:
     """Return twins, anomalous then normal, of one world each; `events` in turn. ValueError for one not known here."""
     if unknown := [event for event in events if event not in LEADING]:
         raise ValueError(f"events must be of {', '.join(LEADING)}, got {unknown[0]!r}")
@@ -128,7 +130,7 @@ def scenarios(num_videos: int, *, seed: int, events: Sequence[str] = EVENTS) -> 
         rng, event = np.random.default_rng([seed, 11, pair]), events[pair % len(events)]
         world_seed, first, second = (int(number) for number in rng.integers(2**31, size=3))
         one = synthesis.scenario_for(
-            first, event=event, world_seed=world_seed, duration_s=DURATION_S, fps=FPS, height=FILM_SIDE,
+            first, event=event, world_seed=world_seed, duration_s=DURATION_S, fps=fps, height=FILM_SIDE,
             width=FILM_SIDE, num_people=2, num_vehicles=2 if event == "crash" else 0,
         )  # fmt: skip
         chosen += [one, replace(one, event=str(rng.choice(NORMAL)), seed=second)]
@@ -174,16 +176,15 @@ def _truth(scenario, masks: np.ndarray, events) -> np.ndarray:
 
 def make_dataset(
     root: str | Path, *, num_videos: int, seed: int = 0, events: Sequence[str] = EVENTS,
-    splits: dict[str, float] | None = None, engine: str = "serial", workers: int = 2,
+    splits: dict[str, float] | None = None, fps: float = FPS, engine: str = "serial", workers: int = 2,
 ) -> list[VideoRecord]:  # fmt: skip
     """Write videos/, truth/, records.jsonl and made_by.json under `root`; return the records. What is there is kept.
 
     Whole worlds go to a split, so twins are never parted; every event in turn within each. `splits` are shares of the worlds.
     """
     root, splits = Path(root), splits or {"train": 0.75, "val": 0.05, "test": 0.2}
-    facts = dict(
-        dataset="closeups", edition=EDITION, num_videos=num_videos, seed=seed, events=list(events), splits=splits
-    )
+    name = "closeups" if fps == FPS else f"closeups, {fps:g} frames per second"
+    facts = dict(dataset=name, edition=EDITION, num_videos=num_videos, seed=seed, events=list(events), splits=splits)
     try:
         store.check_made_by(root, **facts)
         return records.read_records(root / "records.jsonl")
@@ -192,7 +193,7 @@ def make_dataset(
     worlds = -(-num_videos // 2)
     edges = np.cumsum([round(share * worlds) for share in splits.values()])
     items = []
-    for number, scenario in enumerate(scenarios(num_videos, seed=seed, events=events)):
+    for number, scenario in enumerate(scenarios(num_videos, seed=seed, events=events, fps=fps)):
         split = list(splits)[min(int(np.searchsorted(edges, number // 2, side="right")), len(splits) - 1)]
         items.append((f"{seed}_{number:04d}_{scenario.event}", scenario, split))
     written = []

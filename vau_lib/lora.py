@@ -67,9 +67,12 @@ def lora_targets(model: nn.Module) -> list[str]:
     return [name for name, part in model.named_modules() if isinstance(part, nn.Linear) and pattern.fullmatch(name)]
 
 
-def lora(model: nn.Module, *, r: int = 64, alpha: int = 128, dropout: float = 0.05, seed: int = 0) -> PeftModel:
+def lora(
+    model: nn.Module, *, r: int = 64, alpha: int = 128, dropout: float = 0.05, tokens: Sequence[int] = (), seed: int = 0
+) -> PeftModel:  # fmt: skip
     """Return the model with trainable low-rank changes on `lora_targets`; all else is frozen. Its weights are shared.
 
+    `tokens` are ids whose own vectors learn too: words the model never said before have random ones, and LoRA leaves them.
     A fresh adapter changes nothing (B starts at 0). ValueError where there is no language model with such projections.
     """
     targets = lora_targets(model)
@@ -77,7 +80,10 @@ def lora(model: nn.Module, *, r: int = 64, alpha: int = 128, dropout: float = 0.
         raise ValueError(f"{type(model).__name__} has no language_model with projections {', '.join(PROJECTIONS)}")
     if r < 1 or alpha <= 0 or not 0 <= dropout < 1:
         raise ValueError(f"need r >= 1, alpha > 0 and dropout in [0, 1), got {r}, {alpha}, {dropout}")
-    config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, task_type="CAUSAL_LM")
+    config = LoraConfig(
+        r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, task_type="CAUSAL_LM",
+        trainable_token_indices=sorted(tokens) or None,
+    )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         with _quietly():
