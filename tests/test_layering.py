@@ -12,7 +12,7 @@ TIERS = {
     1: {"features", "towers", "dense", "released", "weights", "training", "trials"}
     | {"peers", "metrics", "streaming", "probing", "sampling", "results", "plots"}
     | {"keyclips", "lshma_state", "redundancy"}
-    | {"text_metrics", "judging", "answers", "instruction_plots", "edge_plots"}
+    | {"text_metrics", "judging", "answers", "instruction_plots", "edge_plots", "ordering_plots"}
     | {"smarthome_files", "smarthome_prompts", "smarthome_published"}
     | {"dialogue", "speakers", "closeups", "twins", "lora", "seeing", "policy"}
     | {"surgery", "lowrank", "heads", "healing"}
@@ -46,6 +46,7 @@ WITHIN_TIER_1 |= {
     ("judging", "metrics"),
     ("instruction_plots", "plots"),
     ("edge_plots", "plots"),
+    ("ordering_plots", "plots"),
 }
 WITHIN_TIER_1 |= {("closeups", "synthesis"), ("twins", "closeups"), ("twins", "dialogue"), ("lora", "dialogue")}
 WITHIN_TIER_1 |= {("speakers", "dialogue"), ("seeing", "closeups"), ("seeing", "dialogue"), ("seeing", "lora")}

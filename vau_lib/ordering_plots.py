@@ -1,0 +1,52 @@
+"""What reinforcement did: rewards by step, and what was right before and after."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from vau_lib import plots
+
+WIDE = 15  # steps of the moving mean
+
+
+def rewards(curves: pd.DataFrame, *, columns: Sequence[str] = ("reward", "length", "entropy", "dead"), title: str = ""):
+    """Draw curves of `policy.optimise` by step, a panel per column, a line per `who`: thin as it was, thick its moving mean."""
+    figure, axes = plots._subplots(1, len(columns), figsize=(3.3 * len(columns), 3.1))
+    who = curves["who"].unique() if "who" in curves else [""]
+    for axis, column in zip(np.atleast_1d(axes), columns, strict=True):
+        for colour, name in zip((plots.ANOMALOUS, plots.QUIET, *plots.SERIES[2:]), who, strict=False):
+            part = curves[curves["who"] == name] if name else curves
+            axis.plot(part["step"], part[column], color=colour, lw=0.6, alpha=0.4)
+            axis.plot(part["step"], part[column].rolling(WIDE, min_periods=1).mean(), color=colour, lw=2, label=name)
+        axis.set(xlabel="step", title={"dead": "groups all alike"}.get(column, column))
+    if len(who) > 1:
+        np.atleast_1d(axes)[0].legend(fontsize=8)
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=12)
+    return figure
+
+
+def before_after(table: pd.DataFrame, *, order: Sequence[str], guess: dict[str, float], title: str = ""):
+    """Draw accuracy (low, high) of each `asked`, a group of bars with one per value of `who` in `order`; `guess` is marked."""
+    figure, axis = plots._subplots(figsize=(10, 3.8))
+    asked, width = list(table["asked"].unique()), 0.8 / len(order)
+    for number, (name, colour) in enumerate(zip(order, (plots.QUIET, plots.ANOMALOUS, plots.NORMAL), strict=False)):
+        part = table[table["who"] == name].set_index("asked").loc[asked]
+        places = np.arange(len(asked)) + (number - (len(order) - 1) / 2) * width
+        edges = np.abs(part[["low", "high"]].to_numpy().T - part["accuracy"].to_numpy())
+        axis.bar(
+            places,
+            part["accuracy"],
+            width * 0.92,
+            yerr=edges,
+            color=colour,
+            label=name,
+            error_kw={"lw": 1, "ecolor": plots.INK},
+        )
+    for place, name in enumerate(asked):
+        if name in guess:
+            axis.plot([place - 0.42, place + 0.42], [guess[name]] * 2, color=plots.INK, ls="--", lw=1)
+    axis.set(xticks=range(len(asked)), ylim=(0, 1.05), ylabel="answers right", title=title)
+    axis.set_xticklabels([name.replace(", ", ",\n") for name in asked], fontsize=9)
+    axis.legend(fontsize=9, ncols=len(order), title="dashed: a guess", title_fontsize=8)
+    return figure
