@@ -14,7 +14,7 @@ TIERS = {
     | {"keyclips", "lshma_state", "redundancy"}
     | {"text_metrics", "judging", "answers", "instruction_plots", "edge_plots", "ordering_plots"}
     | {"smarthome_files", "smarthome_prompts", "smarthome_published"}
-    | {"dialogue", "speakers", "closeups", "twins", "lora", "seeing", "policy"}
+    | {"dialogue", "speakers", "closeups", "twins", "lora", "seeing", "policy", "supervised"}
     | {"surgery", "lowrank", "heads", "healing"}
     | {
         "synthesis",
@@ -50,15 +50,21 @@ WITHIN_TIER_1 |= {
 }
 WITHIN_TIER_1 |= {("closeups", "synthesis"), ("twins", "closeups"), ("twins", "dialogue"), ("lora", "dialogue")}
 WITHIN_TIER_1 |= {("speakers", "dialogue"), ("seeing", "closeups"), ("seeing", "dialogue"), ("seeing", "lora")}
-WITHIN_TIER_1 |= {("policy", "dialogue"), ("heads", "surgery"), ("healing", "surgery")}
+WITHIN_TIER_1 |= {
+    ("policy", "dialogue"),
+    ("supervised", "dialogue"),
+    ("supervised", "lora"),
+    ("heads", "surgery"),
+    ("healing", "surgery"),
+}
 DRAWING = ["stage", "props", "actors", "stories", "grammar", "weather", "filming", "exports", "synthesis", "footage"]
 DRAWING += ["veo"]  # each may use those before it
 WITHIN_TIER_1 |= {(later, earlier) for n, later in enumerate(DRAWING) for earlier in DRAWING[:n]}
 DOORS = {
     "decord": {"video"}, "av": {"video"}, "kornia": {"features"}, "cv2": {"features"},
     "transformers": {"training", "towers", "dialogue", "twins", "lora", "seeing", "speakers", "vlm", "healing",
-                     "compress", "policy"},
-    "tokenizers": {"twins"}, "peft": {"lora", "healing"}, "torchao": {"compress"},
+                     "compress", "policy", "supervised"},
+    "trl": {"supervised"}, "tokenizers": {"twins"}, "peft": {"lora", "healing"}, "torchao": {"compress"},
     "sklearn": {"metrics", "peers"}, "matplotlib": {"plots"}, "seaborn": {"plots"}, "papermill": {"runs", "presets"},
     "pycocoevalcap": {"text_metrics"}, "nltk": {"text_metrics"}, "ray": {"cluster"},
     "google": {"veo"}, "diffusers": {"generation"}, "typer": {"cli"}, "rich": {"cli"},
