@@ -21,7 +21,8 @@ from vau_lib import closeups, ordering, policy, presets, results, twinning, vlm
 
 SETS = {"train": (480, 0), "val": (160, 5001), "test": (160, 31001)}  # close-ups, seed
 START = vlm.LoraPlan(max_steps=38, learning_rate=3e-3, warmup_share=0.1, batch_size=16, log_steps=19, save_steps=10**9)
-PLAN = policy.PolicyPlan(steps=150, learning_rate=1e-3, temperature=0.5, max_new_tokens=20)
+PLAN = policy.PolicyPlan(steps=160, questions=12, learning_rate=2e-4, temperature=0.7, max_new_tokens=20)
+JUDGEMENTS = 0.35  # share of the questions
 
 
 class Exam:
@@ -81,7 +82,9 @@ def main() -> None:
     lines, curves = exam.lines("supervised start", speaker), []
     for who, dealt in (("rewarded", False), ("rewarded by dealt truths", True)):
         learner, begun = speaker.but(model=deepcopy(speaker.model)), (time.perf_counter(), time.process_time())
-        curve = ordering.train(learner, rows, folder / "train", plan=replace(PLAN, seed=1), dealt=dealt)
+        curve = ordering.train(
+            learner, rows, folder / "train", plan=replace(PLAN, seed=1), judgements=JUDGEMENTS, dealt=dealt
+        )
         print(f"{who}: {time.perf_counter() - begun[0]:.0f} s, {time.process_time() - begun[1]:.0f} CPU s", flush=True)
         lines += exam.lines(who, learner)
         curves.append(curve.assign(who=who))

@@ -1,7 +1,7 @@
 """What does a judgement cost that is made from a fifth of the tokens? With a toy, on SYNTHETIC close-ups. One run.
 
-- the speaker is the kept InternVL twin, LoRA-tuned here on twelve frames a question (192 picture tokens) of films with holes, cut by
-  our rule to a share drawn for every film, log-uniform in [.1, 1]. Peers are judged by the same weights, which favours ours
+- the speaker is the kept InternVL twin, LoRA-tuned here on twelve frames a question (192 picture tokens) of films with holes: cut
+  by our rule to a share drawn for every film, log-uniform in [.1, 1]. Peers are judged by the same weights, which favours ours
 - worlds of tuning, of validation (where frames, steps, rate and shares were chosen) and of the test are apart; intervals are over
   worlds, whose twins stay together
 - blind: black frames; shuffled: tuned on answers dealt at random. The random rule draws another lot for every film
