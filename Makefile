@@ -25,8 +25,9 @@ lab: $(READY)  ## JupyterLab on the notebooks
 lint: $(READY)  ## ruff on code and notebooks, and no outputs in committed notebooks
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/nbstripout --verify --keep-id notebooks/*.ipynb
 
-bench: $(READY)  ## speed as ratios within one run (but explanations.py, a study that films and tunes first)
-	for script in $(filter-out benchmarks/explanations.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
+STUDIES := $(addprefix benchmarks/,explanations.py token_accuracy.py compressed_twin.py ordering.py scenarios.py)
+bench: $(READY)  ## speed as ratios within one run (not the studies, which film and tune first: run those one by one)
+	for script in $(filter-out $(STUDIES),$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
 
 twin: $(READY)  ## teach the toy vision-language twins of notebook 09 anew, from nothing
 	OMP_NUM_THREADS=1 $(BIN)/python -m vau_lib.twinning
