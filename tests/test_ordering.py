@@ -1,5 +1,7 @@
 """Shuffling can be undone, cuts are at events and on even frames, and every reward is worth what it says."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -118,6 +120,32 @@ def test_supervision_then_reinforcement_run_end_to_end(world):
     curves, dealt = (ordering.train(speaker, rows, root, plan=plan, dealt=kind) for kind in (False, True))
     assert len(losses) >= 2 and len(curves) == len(dealt) == 2
     assert {"reward", "length", "kl", "entropy", "dead"} <= set(curves.columns)
+    rows = ordering.with_cuts(rows, found) + ordering.shuffled_rows(found)
+    against = ordering.train(speaker, rows, root, plan=replace(plan, questions=6), contrasted=True)
+    parts = {name for name in against if name.startswith("reward_")}
+    assert parts and parts <= {f"reward_{part}" for part in ("order", "form", "judgement", "shuffled")}
+
+
+def test_was_this_shuffled_is_asked_of_both(world):
+    _, found = world
+    rows = ordering.shuffled_rows(found)
+    assert len(rows) == 2 * sum(bool(r.events) for r in found)
+    for row in rows:
+        in_order = (np.diff(row["frames"]) > 0).all()
+        assert in_order == (row["answer"] == ordering.SAID[False])
+        assert ordering.paid(row, row["answer"]) == {"shuffled": 1.0}
+        assert ordering.paid(row, ordering.SAID[bool(in_order)])["shuffled"] == 0
+
+
+def test_dealt_truths_are_of_the_same_kind(world):
+    _, found = world
+    rows = ordering.order_rows(found) + ordering.shuffled_rows(found)
+    dealt = ordering._truths(rows, 0)
+    assert all((dealt[id(r)]["task"], dealt[id(r)]["pieces"]) == (r["task"], r["pieces"]) for r in rows)
+    assert (
+        sorted(map(id, dealt.values())) == sorted(map(id, rows))
+        and ordering._truths(rows, None)[id(rows[0])] is rows[0]
+    )
 
 
 def test_bad_input_is_one_clear_line():

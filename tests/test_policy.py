@@ -8,7 +8,7 @@ from peft import get_peft_model_state_dict
 from transformers import Qwen2Config, Qwen2ForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
-from vau_lib import dialogue, policy, vlm
+from vau_lib import dialogue, policy, tokens, vlm
 from vau_lib.policy import PolicyPlan
 
 SMALL = vlm.TinySizes(width=32, vision_width=32, text_layers=1, vision_layers=1)
@@ -116,6 +116,35 @@ def test_log_probabilities_are_those_of_a_plain_forward(any_speaker):
         assert torch.allclose(found[row, :count], wanted, atol=1e-4)
 
 
+@pytest.mark.parametrize("share", [1.0, 0.4])
+def test_a_share_of_the_tokens_is_enough_to_be_rewarded(any_speaker, share):
+    """Log-probabilities are those of the compressed model's own forward; with every token, those of the whole model."""
+    whole = any_speaker
+    small = whole.but(model=tokens.compressed(whole.model, share=share))
+    given = turns_of(whole)(0, np.random.default_rng(3))
+    batch = dialogue.collate(small, [turn for turn, _ in given], side="left")
+    torch.manual_seed(0)
+    seen = policy.see(small, batch)
+    said = policy.sample(small, batch, seen, PLAN, group=2)
+    found = policy.log_probabilities(small, batch, seen, said, temperature=1.0)
+    if share == 1:
+        same = policy.log_probabilities(whole, batch, policy.see(whole, batch), said, temperature=1.0)
+        assert ((found - same) * said.counts).abs().max() < 1e-4
+    for row in range(len(said.ids)):
+        turn, count = given[row // 2][0], int(said.counts[row].sum())
+        text = {**turn, "input_ids": torch.cat([turn["input_ids"], said.ids[row : row + 1, :count]], 1)}
+        text["attention_mask"] = torch.ones_like(text["input_ids"])
+        if "mm_token_type_ids" in text:
+            extra = torch.zeros(1, count, dtype=text["mm_token_type_ids"].dtype)
+            text["mm_token_type_ids"] = torch.cat([turn["mm_token_type_ids"], extra], 1)
+        with torch.no_grad():
+            scores = small.model(**text).logits[0, -count - 1 : -1].log_softmax(-1)
+        wanted = scores.gather(1, said.ids[row, :count, None])[:, 0]
+        assert torch.allclose(found[row, :count], wanted, atol=1e-4)
+    curves = policy.optimise(small, turns_of(small), length_reward, plan=PolicyPlan(**{**vars(PLAN), "beta": 0.1}))
+    assert len(curves) == PLAN.steps and np.isfinite(curves["reward"]).all()
+
+
 # Learning
 
 
@@ -177,6 +206,31 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(tmp_path):
     assert resumed["reward"].tolist() == pytest.approx(straight["reward"].tolist())
     ours, theirs = (get_peft_model_state_dict(s.model) for s in (again, whole))
     assert all(torch.allclose(ours[n], theirs[n], atol=1e-6) for n in ours)
+
+
+def test_parts_of_a_reward_are_logged_by_name():
+    speaker = speaker_of("internvl")
+    parts = policy.optimise(
+        speaker, turns_of(speaker), lambda text, n: {"a": 1.0, **({"b": 2.0} if n else {})}, plan=PLAN
+    )
+    assert (parts["reward_a"] == 1).all() and (parts["reward_b"].dropna() == 2).all()
+
+
+def test_a_rival_is_heard_before_anything_is_paid():
+    """Two of the three questions have one; the bonus decides, and what it says is what is learned from."""
+    speaker, heard = speaker_of("internvl"), []
+
+    def turns(step, rng):
+        asked = turns_of(speaker)(step, rng)
+        return [(*asked[0], asked[1][0]), asked[1], (*asked[0], asked[0][0])]
+
+    def bonus(own, rival):
+        heard.append((len(own), len(rival)))
+        return [9.0] * len(own)
+
+    curves = policy.optimise(speaker, turns, lambda *_: 0.0, plan=PLAN, bonus=bonus)
+    assert heard == [(PLAN.group, PLAN.group)] * 2 * PLAN.steps
+    assert curves["reward"].tolist() == pytest.approx([6.0] * PLAN.steps)
 
 
 def test_another_plan_s_checkpoint_is_refused(tmp_path):

@@ -29,6 +29,7 @@ CONTRAST = 0.3  # for a right judgement of a film that is judged better in order
 FRAMES = 6  # of one question
 QUESTION = "The film was cut into {count} pieces of {each} frames and shuffled. In which order did they happen?"
 SHUFFLED = "Was this film shuffled?"
+SAID = {True: "Yes, it was shuffled.", False: "No, it is in order."}
 ORDER = re.compile(r"^\W*(\d+(?:[\s,>-]+\d+)*)\W*$")
 Event = TypeVar("Event")
 
@@ -163,6 +164,31 @@ def order_rows(
     return rows
 
 
+def shuffled_rows(
+    found: Sequence[records.VideoRecord], *, count: int = 2, frames: int = FRAMES, seed: int = 0
+) -> list[dict]:
+    """Return "was this shuffled?" twice per video with an event: its pieces in order, and in another order."""
+    rows = []
+    for number, record in enumerate(record for record in found if record.events):
+        parts, rng = pieces(record, count=count, frames=frames), np.random.default_rng([seed, number, 5])
+        for was in (False, True):
+            rows.append({
+                "id": f"{record.id}_{'shuffled' if was else 'ordered'}", "level": "video", "task": "shuffled", "video": record.path,
+                "span_s": None, "pieces": count, "question": SHUFFLED, "answer": SAID[was], "split": record.split,
+                "frames": np.concatenate(disturbed(parts, rng) if was else parts), "event": record.events[0].label,
+            })  # fmt: skip
+    return rows
+
+
+def disturbed(parts: Sequence[Event], rng: np.random.Generator) -> list[Event]:
+    """Return two parts or more in an order drawn among all but the true one."""
+    if len(parts) < 2:
+        raise ValueError("one piece has one order only")
+    while (places := rng.permutation(len(parts))).tolist() == list(range(len(parts))):
+        pass
+    return [parts[int(place)] for place in places]
+
+
 class Turns:
     """Order and judgement questions as turns without clocks; pictures of a video are decoded once and kept."""
 
@@ -197,44 +223,71 @@ def start(
     return fit(speaker, Lessons(rows, root, speaker), plan=plan, progress=progress)
 
 
-def rewarded(row: Mapping, answer: str) -> float:
-    """Return what an answer to a row is worth: order and form, or judgement."""
+def paid(row: Mapping, answer: str) -> dict[str, float]:
+    """Return what an answer to a row is worth, in parts: order and form, or judgement, or shuffled."""
     if row["task"] == "order":
-        return order_reward(answer, row["order"]) + format_reward(answer, len(row["order"]))
-    return judgement_reward(answer, row["answer"])
+        return {"order": order_reward(answer, row["order"]), "form": format_reward(answer, len(row["order"]))}
+    if row["task"] == "shuffled":
+        return {"shuffled": float(answer.strip().lower()[:3] == row["answer"].strip().lower()[:3])}
+    return {"judgement": judgement_reward(answer, row["answer"])}
+
+
+def rewarded(row: Mapping, answer: str) -> float:
+    """Return the sum of `paid`."""
+    return sum(paid(row, answer).values())
 
 
 def train(
     speaker: Speaker, rows: Sequence[Mapping], root: str | Path, *, plan: PolicyPlan | None = None, judgements: float = 0.5,
-    dealt: bool = False, folder: Path | None = None, progress: bool = False,
+    dealt: bool = False, contrasted: bool = False, folder: Path | None = None, progress: bool = False,
 ) -> pd.DataFrame:  # fmt: skip
-    """Reinforce on order rows and, in a share `judgements` of the questions, on judgement rows; return the curves.
+    """Reinforce on order (and "shuffled") rows and, in a share `judgements` of the questions, on judgement rows; return the curves.
 
     `dealt` gives every question the truth of another of its task and number of pieces: what rises then is no understanding.
+    `contrasted` asks judgements of a shuffled film too, where a row has `cut` (the frames of its pieces), and pays `contrast`.
     ValueError for rows without an order question.
     """
     plan = plan or PolicyPlan()
-    kinds = {
-        "order": [row for row in rows if row["task"] == "order"],
-        "judgement": [row for row in rows if row["task"] == "judgement"],
-    }
-    if not kinds["order"]:
+    if not any(row["task"] == "order" for row in rows):
         raise ValueError("no order question among the rows")
-    truth = {id(row): row for part in kinds.values() for row in part}
-    if dealt:
-        rng = np.random.default_rng(plan.seed)
-        for key in {(row["task"], row.get("pieces")) for part in kinds.values() for row in part}:
-            same = [row for row in kinds[key[0]] if row.get("pieces") == key[1]]
-            truth |= {id(row): same[int(other)] for row, other in zip(same, rng.permutation(len(same)), strict=True)}
-    shown = Turns(speaker, root)
+    sides = [[row for row in rows if (row["task"] == "judgement") == judging] for judging in (False, True)]
+    truth, shown = _truths(rows, plan.seed if dealt else None), Turns(speaker, root)
 
     def questions(step: int, rng: np.random.Generator) -> list:
-        asked = [
-            "judgement" if kinds["judgement"] and rng.random() < judgements else "order" for _ in range(plan.questions)
-        ]
-        chosen = [kinds[kind][int(rng.integers(len(kinds[kind])))] for kind in asked]
-        return [(shown(row), truth[id(row)]) for row in chosen]
+        asked = []
+        for _ in range(plan.questions):
+            side = sides[int(bool(sides[1]) and rng.random() < judgements)]
+            row = side[int(rng.integers(len(side)))]
+            rival = ()
+            if contrasted and row["task"] == "judgement" and row.get("cut") is not None:
+                rival = (shown({**row, "frames": np.concatenate(disturbed(row["cut"], rng))}),)
+            asked.append((shown(row), truth[id(row)], *rival))
+        return asked
 
     return policy.optimise(
-        speaker, questions, lambda text, row: rewarded(row, text), plan=plan, folder=folder, progress=progress
-    )
+        speaker, questions, lambda text, row: paid(row, text), plan=plan, bonus=contrast if contrasted else None,
+        folder=folder, progress=progress,
+    )  # fmt: skip
+
+
+def _truths(rows: Sequence[Mapping], seed: int | None) -> dict[int, Mapping]:
+    """Return {id(row): the row that holds its truth}: itself, or with a seed another of its task and number of pieces."""
+    truth = {id(row): row for row in rows}
+    if seed is None:
+        return truth
+    rng = np.random.default_rng(seed)
+    for key in dict.fromkeys((row["task"], row.get("pieces")) for row in rows):
+        same = [row for row in rows if (row["task"], row.get("pieces")) == key]
+        truth |= {id(row): same[int(other)] for row, other in zip(same, rng.permutation(len(same)), strict=True)}
+    return truth
+
+
+def with_cuts(
+    rows: Sequence[Mapping], found: Sequence[records.VideoRecord], *, count: int = 2, frames: int = FRAMES
+) -> list[dict]:
+    """Return judgement rows with `cut`, the frames of the pieces, where the video holds an event: its order may matter there."""
+    known = {record.path: record for record in found if record.events}
+    return [
+        {**row, "cut": pieces(known[row["video"]], count=count, frames=frames)} if row["video"] in known else dict(row)
+        for row in rows
+    ]

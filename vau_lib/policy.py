@@ -4,6 +4,8 @@ Why a loop of our own: TRL 1.16's GRPO trainer trains blind on video. It generat
 pass has no video argument, so loss and KL are of raw placeholder embeddings, without any error (seen on transformers 5.23). Here
 pictures go through the tower once per question, and the same features serve both; losses equal TRL's on text (a test).
 - groups whose rewards are all alike teach nothing and are left out; a reward that is no number stops training and is named
+- a reward may come in named parts: form is learned before sense, and one sum would take the first for the second
+- a question may come with a rival, the same film spoilt: answers to both are compared before anything is paid (T-GRPO's idea)
 - KL is against the model with its adapter switched off; one inner step, so old log-probabilities are the sampled ones
 - checkpoints hold adapter, optimiser, step and random states: a stopped run goes on as if it had not stopped
 Sources: DeepSeekMath (GRPO), arXiv 2402.03300, Eq. 3 and 4; Dr. GRPO, arXiv 2503.20783, section 3.2.
@@ -11,7 +13,7 @@ Sources: DeepSeekMath (GRPO), arXiv 2402.03300, Eq. 3 and 4; Dr. GRPO, arXiv 250
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -90,42 +92,73 @@ def objective(
     }
 
 
-def see(speaker: Speaker, batch: dict[str, Tensor], *, learn: bool = False) -> tuple[Tensor, ...]:
-    """Return the picture tokens of a batch, one entry per picture; with `learn` gradients reach the tower."""
+Seen = (
+    tuple[Tensor, ...] | dict[str, Tensor]
+)  # picture tokens, or prompts with the kept ones in them (tokens.compressed)
+
+
+def see(speaker: Speaker, batch: dict[str, Tensor], *, learn: bool = False) -> Seen:
+    """Return the picture tokens of a batch, one entry per picture; with `learn` gradients reach the tower.
+
+    Of a model that reads a share of them (`tokens.compressed`): the shortened prompts, embedded and with their positions.
+    """
     with torch.set_grad_enabled(learn):
         inputs, core = dialogue.to_model(speaker, batch), speaker.model
+        if hasattr(core, "prune"):  # a `tokens.Compressed`, of a layer above this one
+            return core.prune(**{name: value for name, value in inputs.items() if name != "labels"})[0]
         if speaker.family == "internvl":
             return tuple(core.get_image_features(pixel_values=inputs["pixel_values"]).pooler_output)
         return tuple(core.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"]).pooler_output)
 
 
-def sample(
-    speaker: Speaker, batch: dict[str, Tensor], seen: Sequence[Tensor], plan: PolicyPlan, *, group: int
-) -> Sampled:
+def sample(speaker: Speaker, batch: dict[str, Tensor], seen: Seen, plan: PolicyPlan, *, group: int) -> Sampled:
     """Return `group` answers to each question of a left-padded batch, drawn at the plan's temperature."""
     marks = {getattr(speaker.processor, name, None) for name in ("image_token_id", "video_token_id")} - {None}
-    inputs = {
-        name: value
-        for name, value in dialogue.to_model(speaker, batch).items()
-        if name not in ("pixel_values", "labels")
-    }
+    model, inputs = speaker.model, seen
+    if isinstance(seen, dict):
+        model = speaker.model.model  # what is shortened already goes to the model itself
+    else:
+        inputs = {k: v for k, v in dialogue.to_model(speaker, batch).items() if k not in ("pixel_values", "labels")}
+        inputs["mm_encoder_outputs"] = _outputs(speaker, seen)
     with torch.no_grad():
-        out = speaker.model.generate(
-            **inputs, mm_encoder_outputs=_outputs(speaker, seen, 1), do_sample=True,
-            temperature=plan.temperature, top_k=0, top_p=1.0,
+        out = model.generate(
+            **inputs, do_sample=True, temperature=plan.temperature, top_k=0, top_p=1.0,
             num_return_sequences=group, max_new_tokens=plan.max_new_tokens, suppress_tokens=sorted(marks),
         )  # fmt: skip
-    ids = out[:, batch["input_ids"].shape[1] :]
+    ids = out[:, inputs["input_ids"].shape[1] :]
     ended = (ids == speaker.tokenizer.eos_token_id).int()
     counts = (ended.cumsum(1) - ended) == 0  # up to the end mark, and it too
     return Sampled(ids, counts, dialogue.say(speaker, torch.where(counts, ids, speaker.tokenizer.pad_token_id)))
 
 
 def log_probabilities(
-    speaker: Speaker, batch: dict[str, Tensor], seen: Sequence[Tensor], said: Sampled, *, temperature: float
+    speaker: Speaker, batch: dict[str, Tensor], seen: Seen, said: Sampled, *, temperature: float
 ) -> Tensor:
     """Return the log-probability of every token of the answers, (B * G, N), given the questions and their pictures."""
-    group = len(said.ids) // len(batch["input_ids"])
+    keep, group = said.ids.shape[1] + 1, len(said.ids) // len(batch["input_ids"])
+    if isinstance(seen, dict):
+        logits = speaker.model.model(**_longer(speaker, seen, said, group), logits_to_keep=keep).logits
+    else:
+        logits = speaker.model(**_whole(speaker, batch, seen, said, group), logits_to_keep=keep).logits
+    scores = (logits[:, -keep:-1].float() / temperature).log_softmax(-1)
+    return scores.gather(2, said.ids[..., None])[..., 0]
+
+
+def _longer(speaker: Speaker, short: dict[str, Tensor], said: Sampled, group: int) -> dict[str, Tensor]:
+    """Return shortened prompts, each `group` times, with their answers: embeddings, mask and positions that go on by one."""
+    many = short["inputs_embeds"].repeat_interleave(group, 0)
+    answers = speaker.model.get_input_embeddings()(said.ids)
+    mask = torch.cat([short["attention_mask"].repeat_interleave(group, 0), said.counts.long()], 1)
+    places = short["position_ids"].repeat_interleave(group, -2)
+    after = places[..., -1:] + torch.arange(1, said.ids.shape[1] + 1, device=places.device)
+    return {
+        "inputs_embeds": torch.cat([many, answers.to(many.dtype)], 1), "attention_mask": mask,
+        "position_ids": torch.cat([places, after], -1),
+    }  # fmt: skip
+
+
+def _whole(speaker: Speaker, batch: dict[str, Tensor], seen: tuple[Tensor, ...], said: Sampled, group: int) -> dict:
+    """Return whole prompts, each `group` times, with their answers and what was seen."""
     prompt = {
         name: value.repeat_interleave(group, 0)
         for name, value in batch.items()
@@ -146,38 +179,29 @@ def log_probabilities(
     many = [
         one for row in range(len(batch["input_ids"])) for _ in range(group) for one in seen[row * per : (row + 1) * per]
     ]
-    keep = said.ids.shape[1] + 1
-    logits = speaker.model(
-        **dialogue.to_model(speaker, inputs), mm_encoder_outputs=_outputs(speaker, many, 1), logits_to_keep=keep
-    ).logits
-    scores = (logits[:, -keep:-1].float() / temperature).log_softmax(-1)
-    return scores.gather(2, said.ids[..., None])[..., 0]
+    return {**dialogue.to_model(speaker, inputs), "mm_encoder_outputs": _outputs(speaker, many)}
 
 
-def _outputs(speaker: Speaker, seen: Sequence[Tensor], times: int) -> dict:
+def _outputs(speaker: Speaker, seen: Sequence[Tensor]) -> dict:
     """Return picture tokens as the family's forward takes them; a fresh object per call, for generate changes it."""
-    tokens = tuple(seen) * times
-    return {
-        "image": BaseModelOutputWithPooling(
-            pooler_output=torch.stack(tokens) if speaker.family == "internvl" else tokens
-        )
-    }
+    tokens = torch.stack(tuple(seen)) if speaker.family == "internvl" else tuple(seen)
+    return {"image": BaseModelOutputWithPooling(pooler_output=tokens)}
 
 
-Turns = Callable[
-    [int, np.random.Generator], list[tuple[dict[str, Tensor], object]]
-]  # step -> [(turn, what its reward needs)]
-Reward = Callable[[str, object], float]
+Turns = Callable[[int, np.random.Generator], list[tuple]]  # step -> [(turn, what its reward needs[, a rival turn])]
+Reward = Callable[[str, object], float | Mapping[str, float]]
+Bonus = Callable[[list[float], list[float]], list[float]]  # (group's rewards, rival's) -> the group's
 
 
 def optimise(
-    speaker: Speaker, turns: Turns, reward: Reward, *, plan: PolicyPlan, folder: Path | None = None, learn_tower: bool = False,
-    progress: bool = False,
+    speaker: Speaker, turns: Turns, reward: Reward, *, plan: PolicyPlan, bonus: Bonus | None = None, folder: Path | None = None,
+    learn_tower: bool = False, progress: bool = False,
 ) -> pd.DataFrame:  # fmt: skip
     """Train what of the speaker's model is not frozen, in place; return a row per step: reward, length, entropy, kl, dead, loss.
 
-    `turns(step, rng)` gives a step's questions, each with what `reward(text, needs)` must know. With `folder` a stopped run
-    goes on.
+    `turns(step, rng)` gives a step's questions, each with what `reward(text, needs)` must know; named parts of a reward are
+    logged as reward_NAME. A question with a rival has its group's rewards passed through `bonus(rewards, rival's rewards)`.
+    With `folder` a stopped run goes on.
     ValueError when a reward is no number (it is named), or nothing can be trained.
     """
     trained = [part for part in speaker.model.parameters() if part.requires_grad]
@@ -194,27 +218,58 @@ def optimise(
             part["lr"] = plan.learning_rate * min(1.0, (step + 1) / max(1, plan.warmup))
         given = turns(step, np.random.default_rng([plan.seed, step]))
         rows.append(
-            {"step": step} | _one_step(speaker, given, reward, plan, optimiser, trained, learn_tower=learn_tower)
+            {"step": step} | _one_step(speaker, given, reward, bonus, plan, optimiser, trained, learn_tower=learn_tower)
         )
         if folder and ((step + 1) % plan.save_every == 0 or step + 1 == plan.steps):
             _save(folder, plan, trained, optimiser, rows)
     return pd.DataFrame(rows)
 
 
-def _one_step(speaker, given, reward: Reward, plan: PolicyPlan, optimiser, trained, *, learn_tower: bool) -> dict:
-    batch = dialogue.collate(
-        speaker, [{k: v for k, v in turn.items() if k != "labels"} for turn, _ in given], side="left"
-    )
+def _asked(speaker: Speaker, turns: Sequence[dict]) -> dict[str, Tensor]:
+    return dialogue.collate(speaker, [{k: v for k, v in turn.items() if k != "labels"} for turn in turns], side="left")
+
+
+def _worth(speaker: Speaker, said: Sampled, needs: Sequence, reward: Reward, group: int) -> list[dict[str, float]]:
+    """Return the named parts of every answer's reward."""
+    paid = [reward(text, needs[n // group]) for n, text in enumerate(said.texts)]
+    paid = [dict(value) if isinstance(value, Mapping) else {"": value} for value in paid]
+    return [{k: _number(v, text) for k, v in value.items()} for value, text in zip(paid, said.texts, strict=True)]
+
+
+def _compared(speaker, given, values: list[float], reward: Reward, bonus: Bonus, plan: PolicyPlan) -> list[float]:
+    """Return rewards after the bonus, where a question has a rival; what is said to rivals teaches nothing by itself."""
+    places = [n for n, item in enumerate(given) if len(item) > 2]
+    if not places:
+        return values
+    batch = _asked(speaker, [given[n][2] for n in places])
+    said = sample(speaker, batch, see(speaker, batch), plan, group=plan.group)
+    rival = [sum(parts.values()) for parts in _worth(speaker, said, [given[n][1] for n in places], reward, plan.group)]
+    values = list(values)
+    for number, place in enumerate(places):
+        own, other = (slice(n * plan.group, (n + 1) * plan.group) for n in (place, number))
+        values[own] = bonus(values[own], rival[other])
+    return values
+
+
+def _one_step(
+    speaker, given, reward: Reward, bonus, plan: PolicyPlan, optimiser, trained, *, learn_tower: bool
+) -> dict:
+    batch = _asked(speaker, [item[0] for item in given])
     seen = see(speaker, batch, learn=learn_tower)
-    still = [one.detach() for one in seen]
+    still = {k: v.detach() for k, v in seen.items()} if isinstance(seen, dict) else tuple(one.detach() for one in seen)
     said = sample(speaker, batch, still, plan, group=plan.group)
-    values = [_number(reward(text, given[n // plan.group][1]), text) for n, text in enumerate(said.texts)]
+    parts = _worth(speaker, said, [item[1] for item in given], reward, plan.group)
+    values = [sum(one.values()) for one in parts]
+    if bonus is not None:
+        values = _compared(speaker, given, values, reward, bonus, plan)
     rewards = torch.tensor(values).view(-1, plan.group)
     better = advantages(rewards, by_deviation=plan.by_deviation).flatten().to(said.ids.device)
     alive = better.abs() > 1e-9
     facts = {"reward": float(rewards.mean()), "deviation": float(rewards.std(1).mean()),
              "length": float(said.counts.sum(1).float().mean()),
              "dead": float((rewards.std(1) < 1e-9).float().mean())}  # fmt: skip
+    facts |= {f"reward_{name}": float(np.mean([one[name] for one in parts if name in one]))
+              for name in sorted({name for one in parts for name in one} - {""})}  # fmt: skip
     if not alive.any():
         return facts | {"loss": 0.0, "kl": 0.0, "clipped": 0.0, "entropy": math.nan}
     now = log_probabilities(speaker, batch, seen, said, temperature=plan.temperature)
