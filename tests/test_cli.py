@@ -8,7 +8,7 @@ import pytest
 from tiny_project import make_project, write_notebook, write_params
 from typer.testing import CliRunner
 
-from vau_lib import cli, runs
+from vau_lib import cli, records, runs
 
 
 @pytest.fixture
@@ -91,3 +91,16 @@ def test_doctor_says_what_is_missing_and_goes_on(project, monkeypatch):
     assert said.exit_code == 0
     assert "no: StoreError: no weights xfeat/xfeat_bnfolded.pt" in said.stdout
     assert "no: FileNotFoundError" in said.stdout and "8 of 8 frames" in said.stdout and "cores" in said.stdout
+
+
+def test_generate_draws_scenarios_of_held_factors_into_three_splits(project):
+    words = ["generate", "data/generated", "--number", "12", "-p", "weather=snow", "--workers", "1"]
+    again = [CliRunner().invoke(cli.app, words) for _ in range(2)]
+    for result in again:
+        assert result.exit_code == 0, result.output
+        assert "data/generated: 12 done; 6 anomalous; " in result.output
+    found = records.read_records(project / "data/generated/records.jsonl")
+    assert {r.split for r in found} == {"train", "val", "test"} and not records.leaks(found)
+    assert all(len({r.label for r in found if r.split == split}) == 2 for split in ("train", "val", "test"))
+    wrong = CliRunner().invoke(cli.app, ["generate", "data/other", "-p", "weather=hail"])
+    assert wrong.exit_code == 1 and "weather='hail' is unknown" in wrong.output

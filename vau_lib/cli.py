@@ -159,6 +159,35 @@ def rows(
     typer.echo(f"{target}: {len(counts):,} videos, {sum(counts.values()):,} rows")
 
 
+@app.command()
+def generate(
+    folder: Annotated[Path, typer.Argument(help="where videos, ledger and records.jsonl go, like data/generated")],
+    number: Annotated[int, typer.Option(help="videos, an anomaly and its everyday twin in turn")] = 200,
+    seed: Annotated[int, typer.Option(help="of the sentences")] = 0,
+    backend: Annotated[str, typer.Option(help="procedural, veo, or a diffusers model's name or folder")] = "procedural",
+    fixed: Annotated[list[str] | None, typer.Option("-p", metavar="FACTOR=VALUE", help="hold a factor")] = None,
+    price: Annotated[float, typer.Option(help="of a second, where it costs something; look it up")] = 0.0,
+    confirm: Annotated[float | None, typer.Option(help="the exact sum, instead of being asked")] = None,
+    workers: Annotated[int, typer.Option(help="processes that draw")] = 2,
+) -> None:
+    """Make videos of scenarios in which every pair of factors occurs; goes on where it was stopped."""
+    from vau_lib import generation, synthesis
+
+    held = dict(item.split("=", 1) if "=" in item else (item, "") for item in fixed or [])
+    chosen = synthesis.scenarios(number, seed, **held)
+    makers = {"procedural": generation.procedural, "veo": lambda: generation.veo(price_per_second=price)}
+    maker = makers.get(backend, lambda: generation.diffusers(backend))()
+    made = generation.run(
+        maker, chosen, runs.project_path(str(folder)), seed=seed, confirm=typer.confirm if confirm is None else confirm,
+        splits={"train": 0.6, "val": 0.2, "test": 0.2}, workers=workers,
+    )  # fmt: skip
+    missing = synthesis.coverage(chosen)[1]
+    said = ", ".join(f"{count} {status}" for status, count in made["status"].value_counts().items())
+    typer.echo(f"{folder}: {said}; {int(made['label'].sum())} anomalous; {len(missing)} pairs of factors never occur")
+    for row in made[made["status"] != "done"].itertuples():
+        typer.echo(f"  {row.id}: {row.status}: {row.detail}")
+
+
 @app.command("list")
 def list_() -> None:
     """Show which notebooks each preset runs, and how far it is."""

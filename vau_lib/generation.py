@@ -10,7 +10,7 @@ Source: Memories-S0 names Veo and "scenario-driven generation"; interface and le
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,13 @@ import pandas as pd
 from scipy.optimize import linear_sum_assignment
 from tqdm import tqdm
 
-from vau_lib import records, store, synthesis, video
+from vau_lib import cluster, records, store, synthesis, video
 from vau_lib import veo as service
 from vau_lib.footage import PIXELS, TRUTH, Clip, GenerationError, Generator, Memo, verified
 from vau_lib.grammar import Scenario
 
 VERDICTS = ("", "accept", "reject", "edit")
+ALL_TRAIN = {"train": 1.0}
 OVERLAP = 0.3  # IoU from which a box may continue a track
 
 
@@ -92,13 +93,15 @@ def veo(*, price_per_second: float, **options: Any) -> Generator:
 
 def run(
     generator: Generator, scenarios: Sequence[Scenario], folder: str | Path, *, seed: int = 0,
-    confirm: float | Callable[[str], bool] | None = None, progress: bool = True,
+    confirm: float | Callable[[str], bool] | None = None, splits: Mapping[str, float] = ALL_TRAIN, workers: int = 1,
+    progress: bool = True,
 ) -> pd.DataFrame:  # fmt: skip
     """Make a video of each scenario under `folder`, and records.jsonl of the verified ones; return the report, a row each.
 
     Columns: id, event, label, status (done, rejected, failed), detail, seconds. What ledger.jsonl calls done or rejected is
     not made again; a failed one is tried again. Where it costs something, `confirm` must be the exact sum or a function that is
-    told it and says True. ValueError for no scenarios and an unconfirmed sum.
+    told it and says True. `splits` {name: share} deals whole worlds; `workers` processes draw, where the backend draws.
+    ValueError for no scenarios and an unconfirmed sum.
     """
     if not scenarios:
         raise ValueError("no scenarios to make videos of")
@@ -107,6 +110,9 @@ def run(
     ledger = _Ledger(folder / "ledger.jsonl")
     left = [name for name in jobs if ledger.of(name).get("status") not in ("done", "rejected")]
     _confirmed(generator, [jobs[name] for name in left if not ledger.of(name).get("operation")], confirm)
+    if workers > 1 and isinstance(generator, _Procedural):  # films found below are kept, their errors come up there
+        work = [(jobs[name], folder / "videos" / f"{name}.mp4") for name in left]
+        list(cluster.map_videos(_draw, work, engine="processes", workers=workers, desc="drawing"))
     for name in tqdm(left, desc=generator.name, unit="video", disable=not progress):
         started = time.perf_counter()
         memo = Memo(ledger.of(name), lambda known, name=name: ledger.write(name, known))
@@ -124,8 +130,12 @@ def run(
         except GenerationError as error:
             memo.note(status="failed", detail=str(error))
         memo.note(seconds=round(time.perf_counter() - started, 2))
-    _write_records(folder, generator, jobs, ledger)
+    _write_records(folder, generator, jobs, ledger, splits)
     return report(folder, jobs)
+
+
+def _draw(item: tuple[Scenario, Path]) -> None:
+    synthesis.film(*item)
 
 
 def cost(generator: Generator, scenarios: Sequence[Scenario]) -> float:
@@ -182,16 +192,19 @@ def report(folder: str | Path, jobs: dict[str, Scenario]) -> pd.DataFrame:
     ])  # fmt: skip
 
 
-def _write_records(folder: Path, generator: Generator, jobs: dict[str, Scenario], ledger: _Ledger) -> None:
+def _write_records(folder: Path, generator: Generator, jobs: dict[str, Scenario], ledger: _Ledger, splits) -> None:
+    worlds = list(dict.fromkeys(scenario.world_seed for scenario in jobs.values()))
+    ends = np.cumsum(list(splits.values())) / sum(splits.values()) * len(worlds)
+    side = {world: list(splits)[int(np.searchsorted(ends, place + 0.5))] for place, world in enumerate(worlds)}
     made = []
     for name, scenario in jobs.items():
         row = ledger.of(name)
         if row.get("status") == "done":
             events = tuple(records.Span(*span) for span in row["events"])  # spans only where the backend knew them
             made.append(records.VideoRecord(
-                id=name, path=f"videos/{name}.mp4", dataset=f"generated: {generator.name}", split="train", label=scenario.label,
-                classes=(scenario.event,) if scenario.label else (), events=events, fps=row["fps"], num_frames=row["frames"],
-                group=f"world-{scenario.world_seed}",
+                id=name, path=f"videos/{name}.mp4", dataset=f"generated: {generator.name}", split=side[scenario.world_seed],
+                label=scenario.label, classes=(scenario.event,) if scenario.label else (), events=events, fps=row["fps"],
+                num_frames=row["frames"], group=f"world-{scenario.world_seed}",
             ))  # fmt: skip
     if made:
         records.write_records(folder / "records.jsonl", made)

@@ -8,18 +8,32 @@ import pandas as pd
 from vau_lib import plots
 
 WIDE = 15  # steps of the moving mean
+COLOURS = {
+    "supervised start": plots.QUIET, "rewarded": plots.ANOMALOUS, "rewarded, against the shuffled film": plots.SERIES[2],
+    "rewarded by dealt truths": plots.NORMAL,
+}  # fmt: skip
+TITLES = {
+    "dead": "groups all alike", "length": "length (tokens)", "reward_order": "reward: order", "reward_form": "reward: form",
+    "reward_judgement": "reward: judgement", "reward_shuffled": "reward: shuffled?",
+}  # fmt: skip
+SHOWN = ("reward_order", "reward_form", "reward_judgement", "length", "dead")
 
 
-def rewards(curves: pd.DataFrame, *, columns: Sequence[str] = ("reward", "length", "entropy", "dead"), title: str = ""):
-    """Draw curves of `policy.optimise` by step, a panel per column, a line per `who`: thin as it was, thick its moving mean."""
+def rewards(curves: pd.DataFrame, *, columns: Sequence[str] = SHOWN, title: str = ""):
+    """Draw curves of `policy.optimise` by step, a panel per column, a line per `who`: thin as it was, thick its moving mean.
+
+    Columns that are not there are left out.
+    """
+    columns = [column for column in columns if column in curves]
     figure, axes = plots._subplots(1, len(columns), figsize=(3.3 * len(columns), 3.1))
     who = curves["who"].unique() if "who" in curves else [""]
     for axis, column in zip(np.atleast_1d(axes), columns, strict=True):
-        for colour, name in zip((plots.ANOMALOUS, plots.QUIET, *plots.SERIES[2:]), who, strict=False):
+        for name in who:
+            colour = COLOURS.get(name, plots.ANOMALOUS)
             part = curves[curves["who"] == name] if name else curves
             axis.plot(part["step"], part[column], color=colour, lw=0.6, alpha=0.4)
             axis.plot(part["step"], part[column].rolling(WIDE, min_periods=1).mean(), color=colour, lw=2, label=name)
-        axis.set(xlabel="step", title={"dead": "groups all alike"}.get(column, column))
+        axis.set(xlabel="step", title=TITLES.get(column, column))
     if len(who) > 1:
         np.atleast_1d(axes)[0].legend(fontsize=8)
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=12)
@@ -30,7 +44,7 @@ def before_after(table: pd.DataFrame, *, order: Sequence[str], guess: dict[str, 
     """Draw accuracy (low, high) of each `asked`, a group of bars with one per value of `who` in `order`; `guess` is marked."""
     figure, axis = plots._subplots(figsize=(10, 3.8))
     asked, width = list(table["asked"].unique()), 0.8 / len(order)
-    for number, (name, colour) in enumerate(zip(order, (plots.QUIET, plots.ANOMALOUS, plots.NORMAL), strict=False)):
+    for number, name in enumerate(order):
         part = table[table["who"] == name].set_index("asked").loc[asked]
         places = np.arange(len(asked)) + (number - (len(order) - 1) / 2) * width
         edges = np.abs(part[["low", "high"]].to_numpy().T - part["accuracy"].to_numpy())
@@ -39,7 +53,7 @@ def before_after(table: pd.DataFrame, *, order: Sequence[str], guess: dict[str, 
             part["accuracy"],
             width * 0.92,
             yerr=edges,
-            color=colour,
+            color=COLOURS.get(name, plots.INK),
             label=name,
             error_kw={"lw": 1, "ecolor": plots.INK},
         )
