@@ -1,7 +1,9 @@
 """`vau` answers at once, and says what is wrong in one line."""
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -61,6 +63,7 @@ def test_debug_shows_the_traceback(project, monkeypatch):
 def test_list_table_and_dry_run_answer_without_torch(project):
     script = """
 import sys
+from pathlib import Path
 from vau_lib.cli import app
 for words in (["list"], ["table"], ["run", "tiny", "--dry-run"]):
     app(words, standalone_mode=False)
@@ -104,3 +107,30 @@ def test_generate_draws_scenarios_of_held_factors_into_three_splits(project):
     assert all(len({r.label for r in found if r.split == split}) == 2 for split in ("train", "val", "test"))
     wrong = CliRunner().invoke(cli.app, ["generate", "data/other", "-p", "weather=hail"])
     assert wrong.exit_code == 1 and "weather='hail' is unknown" in wrong.output
+
+
+def test_tune_and_guard_by_what_it_left(project, tmp_path):
+    twin = str(Path(cli.__file__).parents[1] / "data/twins/qwen2_5_vl")
+    assert CliRunner().invoke(cli.app, ["generate", "data/generated", "--number", "4", "--workers", "1"]).exit_code == 0
+    rows = [json.loads(line) for line in (project / "data/generated/instructions.jsonl").read_text().splitlines()]
+    assert {row["task"] for row in rows} == {"caption", "judgement", "description", "analysis"}
+    words = ["tune", "data/generated/instructions.jsonl", "--model", twin, "--out", "data/tuned", "--rank", "4"]
+    small = ["--share", "0.3", "--frames", "4", "--steps", "2", "--batch", "2"]
+    done = CliRunner().invoke(cli.app, [*words, *small])
+    assert done.exit_code == 0 and "rows of 1 files, loss" in done.output, done.output
+    asked = [
+        "guard",
+        "data/generated/videos",
+        "--model",
+        twin,
+        "--adapter",
+        "data/tuned",
+        "--frames",
+        "4",
+        "--tokens",
+        "4",
+    ]
+    said = CliRunner().invoke(cli.app, [*asked, "--batch", "4"])
+    assert said.exit_code == 0 and "tuned: data/tuned" in said.output, said.output
+    wrong = CliRunner().invoke(cli.app, [*words, "--root", "a", "--root", "b"])
+    assert wrong.exit_code == 1 and "1 files and 2 folders of videos" in wrong.output

@@ -1,9 +1,12 @@
 """TRL's trainer learns from rows shown as videos, whole or with holes, and leaves an adapter that loads."""
 
+import json
+from dataclasses import replace
+
 import pytest
 import torch
 
-from vau_lib import closeups, supervised, tokens, vlm
+from vau_lib import closeups, redundancy, supervised, tokens, vlm
 
 SMALL = vlm.TinySizes(width=32, vision_width=32, text_layers=1, vision_layers=1)
 PLAN = vlm.LoraPlan(max_steps=5, batch_size=4, log_steps=1, learning_rate=1e-2)
@@ -42,3 +45,67 @@ def test_nothing_to_train_is_said(lessons):
         part.requires_grad_(False)
     with pytest.raises(ValueError, match="^nothing to train: every weight of tiny-internvl is frozen$"):
         supervised.tune(twin, vlm.Samples(rows, root, twin), plan=PLAN)
+
+
+def _stops_after(count):
+    """Return a `__getitem__` that is interrupted after so many items, and the list of what it gave."""
+    asked, given = [], vlm.Samples.__getitem__
+
+    def item(self, place):
+        if len(asked) == count:
+            raise KeyboardInterrupt
+        asked.append(place)
+        return given(self, place)
+
+    return item, asked
+
+
+@pytest.mark.parametrize("holes", [False, True])
+def test_a_stopped_run_goes_on_where_it_was(lessons, tmp_path, holes):
+    root, rows = lessons
+    cut = (lambda model: tokens.compressed(model, share=0.5)) if holes else None
+
+    def learn(folder, *stops):
+        for steps in stops:
+            twin = vlm.tiny("qwen2_5_vl", sizes=SMALL)
+            speaker = twin.but(model=vlm.lora(twin.model, r=4, alpha=8, dropout=0.0, seed=0))
+            samples, plan = vlm.Samples(rows, root, speaker, num_frames=4), replace(PLAN, max_steps=6, save_steps=3)
+            item, asked = _stops_after(steps * plan.batch_size)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(vlm.Samples, "__getitem__", item)
+                if steps == plan.max_steps:
+                    losses = supervised.tune(speaker, samples, plan=plan, folder=folder, cut=cut)
+                    continue
+                with pytest.raises(KeyboardInterrupt):
+                    supervised.tune(speaker, samples, plan=plan, folder=folder, cut=cut)
+        adapted = vlm.load_adapter(vlm.tiny("qwen2_5_vl", sizes=SMALL).model, folder)
+        return losses["loss"].tolist(), adapted.state_dict(), len(asked)
+
+    once, twice = learn(tmp_path / "once", 6), learn(tmp_path / "twice", 4, 6)
+    assert once[0] == pytest.approx(twice[0], abs=1e-5)
+    assert (once[2], twice[2]) == (20, 10), "what was learned before the last checkpoint is not shown again"
+    assert all(torch.allclose(value, twice[1][name], atol=1e-6) for name, value in once[1].items())
+
+
+def test_rows_of_several_files_keep_their_own_folders(lessons, tmp_path):
+    root, rows = lessons
+    film = rows[0]["video"]
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps({**row, "video": film}) for row in rows[:3]))
+    (tmp_path / film).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / film).write_bytes((root / film).read_bytes())
+    found = supervised.read_rows({tmp_path / "one.jsonl": root, tmp_path / "two.jsonl": tmp_path})
+    assert [row["video"] for row in found] == [str(root / film)] * 3 + [str(tmp_path / film)] * 3
+    with pytest.raises(ValueError, match=r"one.jsonl: none of 3 rows is of split 'val'"):
+        supervised.read_rows({tmp_path / "one.jsonl": root}, split="val")
+    with pytest.raises(ValueError, match="one.jsonl: 1 videos are not under .*nowhere"):
+        supervised.read_rows({tmp_path / "one.jsonl": tmp_path / "nowhere"})
+    (tmp_path / "broken.jsonl").write_text("[1]\n")
+    with pytest.raises(ValueError, match="broken.jsonl holds a line that is no instruction row"):
+        supervised.read_rows({tmp_path / "broken.jsonl": root})
+
+
+def test_films_are_cut_to_shares_drawn_between_two():
+    film, rule = torch.randn(8, 4, 4, 3), redundancy.drawn(0.25, seed=1)
+    shares = [rule(film, share=1.0).float().mean().item() for _ in range(40)]
+    assert min(shares) >= 0.24 and max(shares) > 0.6 and len(set(shares)) > 20

@@ -119,6 +119,7 @@ def watch(
 def guard(
     source: Annotated[Path, typer.Argument(help="a video, a folder of videos, or a records.jsonl")],
     model: Annotated[str, typer.Option(help="folder or hub name of InternVL or Qwen2.5-VL")] = SPOKEN,
+    adapter: Annotated[Path | None, typer.Option(help="what `vau tune` left")] = None,
     out: Annotated[
         Path | None, typer.Option(help="append a JSON line per video; those it holds are not asked again")
     ] = None,
@@ -132,6 +133,9 @@ def guard(
 
     place = runs.project_path(model)
     speaker = vlm.load(place if place.is_dir() else model)
+    if adapter is not None:
+        merged = vlm.merge(speaker.model, runs.project_path(str(adapter)))
+        speaker = speaker.but(model=merged, kind=f"{speaker.kind}, tuned: {adapter}")
     watch = guarding.Watch(num_frames=frames, share=share, max_new_tokens=tokens, batch_size=batch)
     stream = (lambda text: typer.echo(text, nl=False)) if batch == 1 else None
     said = guarding.guard(
@@ -186,6 +190,49 @@ def generate(
     typer.echo(f"{folder}: {said}; {int(made['label'].sum())} anomalous; {len(missing)} pairs of factors never occur")
     for row in made[made["status"] != "done"].itertuples():
         typer.echo(f"  {row.id}: {row.status}: {row.detail}")
+
+
+@app.command()
+def tune(
+    files: Annotated[list[Path], typer.Argument(help="instruction rows, like data/generated/instructions.jsonl")],
+    out: Annotated[Path, typer.Option(help="where checkpoints and the adapter go, like data/models/vlm/security")],
+    roots: Annotated[
+        list[Path] | None, typer.Option("--root", help="folder of each file's videos; its own folder if not given")
+    ] = None,
+    model: Annotated[str, typer.Option(help="folder or hub name of InternVL or Qwen2.5-VL")] = SPOKEN,
+    share: Annotated[float, typer.Option(help="films show a share of their tokens, drawn from here to 1")] = 1.0,
+    frames: Annotated[int, typer.Option(help="frames a row shows")] = 16,
+    steps: Annotated[int, typer.Option(help="steps; -1 is one pass over the rows")] = -1,
+    rate: Annotated[float, typer.Option(help="learning rate")] = 4e-5,
+    batch: Annotated[int, typer.Option(help="rows a step")] = 4,
+    rank: Annotated[int, typer.Option(help="of the adapter")] = 64,
+    seed: Annotated[int, typer.Option(help="of frames, adapter, shares")] = 0,
+) -> None:
+    """Tune a language model on instruction rows by LoRA and TRL; goes on where it was stopped."""
+    from vau_lib import redundancy, supervised, tokens, vlm  # torch, only here
+
+    if roots and len(roots) != len(files):
+        raise ValueError(f"{len(files)} files and {len(roots)} folders of videos: give --root once per file, or never")
+    places = dict(zip(files, roots or [file.parent for file in files], strict=True))
+    rows = supervised.read_rows({runs.project_path(str(f)): runs.project_path(str(r)) for f, r in places.items()})
+    place = runs.project_path(model)
+    speaker = vlm.load(place if place.is_dir() else model)
+    speaker = speaker.but(model=vlm.lora(speaker.model, r=rank, alpha=2 * rank, seed=seed))
+    plan = vlm.LoraPlan(
+        max_steps=steps,
+        learning_rate=rate,
+        batch_size=batch,
+        seed=seed,
+        save_steps=50,
+        log_steps=max(1, min(10, steps)),
+    )
+    cut = lambda inner: tokens.compressed(inner, share=1.0, rule=redundancy.drawn(share, seed=seed))  # noqa: E731
+    found = supervised.tune(
+        speaker, vlm.Samples(rows, "/", speaker, num_frames=frames, seed=seed), plan=plan, folder=runs.project_path(str(out)),
+        cut=cut if share < 1 else None, progress=True,
+    )  # fmt: skip
+    first, last = found["loss"].iloc[[0, -1]]
+    typer.echo(f"{out}: {len(rows):,} rows of {len(files)} files, loss {first:.2f} to {last:.2f}; by {speaker.label}")
 
 
 @app.command("list")

@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ import pandas as pd
 from scipy.optimize import linear_sum_assignment
 from tqdm import tqdm
 
-from vau_lib import cluster, records, store, synthesis, video
+from vau_lib import cluster, exports, records, store, synthesis, video
 from vau_lib import veo as service
 from vau_lib.footage import PIXELS, TRUTH, Clip, GenerationError, Generator, Memo, verified
 from vau_lib.grammar import Scenario
@@ -97,6 +98,8 @@ def run(
     progress: bool = True,
 ) -> pd.DataFrame:  # fmt: skip
     """Make a video of each scenario under `folder`, and records.jsonl of the verified ones; return the report, a row each.
+
+    Where the backend knows what happens when, instructions.jsonl too: rows to tune a language model on.
 
     Columns: id, event, label, status (done, rejected, failed), detail, seconds. What ledger.jsonl calls done or rejected is
     not made again; a failed one is tried again. Where it costs something, `confirm` must be the exact sum or a function that is
@@ -196,7 +199,7 @@ def _write_records(folder: Path, generator: Generator, jobs: dict[str, Scenario]
     worlds = list(dict.fromkeys(scenario.world_seed for scenario in jobs.values()))
     ends = np.cumsum(list(splits.values())) / sum(splits.values()) * len(worlds)
     side = {world: list(splits)[int(np.searchsorted(ends, place + 0.5))] for place, world in enumerate(worlds)}
-    made = []
+    made, rows = [], []
     for name, scenario in jobs.items():
         row = ledger.of(name)
         if row.get("status") == "done":
@@ -206,8 +209,14 @@ def _write_records(folder: Path, generator: Generator, jobs: dict[str, Scenario]
                 label=scenario.label, classes=(scenario.event,) if scenario.label else (), events=events, fps=row["fps"],
                 num_frames=row["frames"], group=f"world-{scenario.world_seed}",
             ))  # fmt: skip
+            if "events" in generator.provides:
+                known = SimpleNamespace(scenario=scenario, events=events)
+                rows += exports.instructions(name, known, video=made[-1].path, split=made[-1].split)
     if made:
         records.write_records(folder / "records.jsonl", made)
+    if rows:
+        with store.replacing(folder / "instructions.jsonl") as temporary:
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     store.write_made_by(
         folder, backend=generator.name, provides=sorted(generator.provides), asked=len(jobs), verified=len(made)
     )

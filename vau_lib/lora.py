@@ -222,7 +222,7 @@ def _checked(row: Mapping) -> Mapping:
     return row
 
 
-class _Epochs(TrainerCallback):
+class Epochs(TrainerCallback):
     """Tells the data which epoch it is, so that other frames are drawn, the same ones when a stopped run goes on."""
 
     def __init__(self, data):
@@ -262,7 +262,7 @@ def fit(
             train_dataset=train,
             eval_dataset=val,
             data_collator=partial(collate, speaker),
-            callbacks=[_Epochs(train)],
+            callbacks=[Epochs(train)],
         )
         engine.remove_callback(PrinterCallback)
         engine.train(resume_from_checkpoint=get_last_checkpoint(str(out)) if out.is_dir() else None)

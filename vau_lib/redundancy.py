@@ -209,6 +209,14 @@ def random_tokens(features: Array, *, share: float, seed: int = 0) -> Array:
     return _like(_largest(lot, budget(shape, share)), features)
 
 
+def drawn(least: float, *, seed: int = 0) -> Callable[..., Array]:
+    """Return a rule for tuning: `keep_mask` at a share drawn anew for every film, log-uniform in [least, share]."""
+    rng = np.random.default_rng(seed)
+    return lambda features, *, share: keep_mask(
+        features, share=float(np.exp(rng.uniform(np.log(least), np.log(share))))
+    )
+
+
 def uniform_frames(features: Array, *, share: float) -> Array:
     """Keep whole temporal patches at equal distances, the first among them, as many as fit the share (at least one)."""
     shape = _tokens(features).shape[:3]
