@@ -3,7 +3,8 @@
 - the kept InternVL twin, LoRA: supervised on order (two pieces) and judgement questions, stopped early so that something is left to
   learn; from there rewarded (GRPO), rewarded against the shuffled film too (T-GRPO's idea), and, as a control, by truths dealt out
 - sampled at temperature .3: a toy's probabilities are flat, at 1 it babbles and is paid for form only (measured, see the diary)
-- worlds of training, of validation (where steps and rates were chosen) and of the test are apart; intervals are over questions
+- worlds of training, of validation (where steps and rates were chosen) and of the test are apart; three seeds of reinforcement from
+  one start; intervals are over videos, of the mean of the seeds
 - three pieces are asked too: nobody taught them, and the toy has no way to say "3"
     python benchmarks/ordering.py [test]      without "test" it speaks of the validation worlds
 """
@@ -14,9 +15,9 @@ from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import binomtest
 
 from vau_lib import closeups, ordering, policy, presets, results, twinning, vlm
 
@@ -24,6 +25,7 @@ SETS = {"train": (480, 0), "val": (160, 5001), "test": (160, 51001)}  # close-up
 START = vlm.LoraPlan(max_steps=36, learning_rate=3e-3, warmup_share=0.1, batch_size=16, log_steps=19, save_steps=10**9)
 PLAN = policy.PolicyPlan(steps=120, questions=16, learning_rate=3e-4, temperature=0.3, max_new_tokens=16)
 JUDGEMENTS = 0.25  # share of the questions
+SEEDS = (1, 2, 3)  # of reinforcement
 WAYS = {
     "rewarded": {},
     "rewarded, against the shuffled film": {"contrasted": True},
@@ -46,23 +48,32 @@ class Exam:
             said += vlm.generate(speaker, turns, max_new_tokens=length, tell=None)
         return said
 
-    def lines(self, who: str, speaker: vlm.Speaker) -> list[dict]:
-        """Return accuracy by number of pieces, by event, and of judgement, a row each."""
-        said = self.ask(speaker, self.order, 8)
-        right = [ordering.order_reward(a, r["order"]) == 1 for a, r in zip(said, self.order, strict=True)]
-        table = pd.DataFrame(self.order).assign(right=right)
-        judged = self.ask(speaker, self.judgement, 24)
-        told = [ordering.judgement_reward(a, r["answer"]) == 1 for a, r in zip(judged, self.judgement, strict=True)]
-        parts = {f"order, {count} pieces": part["right"] for count, part in table.groupby("pieces")}
-        two = table[table["pieces"] == 2]
-        parts |= {f"order, 2 pieces, {event}": part["right"] for event, part in two.groupby("event")}
-        parts["judgement"] = pd.Series(told)
-        return [{"who": who, "asked": name} | _rate(right) for name, right in parts.items()]
+    def sit(self, speaker: vlm.Speaker) -> pd.DataFrame:
+        """Return a row per question and part of the exam it counts for: asked, video, right."""
+        said, judged = self.ask(speaker, self.order, 8), self.ask(speaker, self.judgement, 24)
+        rows = []
+        for row, answer in zip(self.order, said, strict=True):
+            name, right = f"order, {row['pieces']} pieces", ordering.order_reward(answer, row["order"]) == 1
+            rows.append((name, row["video"], right))
+            if row["pieces"] == 2:
+                rows.append((f"{name}, {row['event']}", row["video"], right))
+        for row, answer in zip(self.judgement, judged, strict=True):
+            rows.append(("judgement", row["video"], ordering.judgement_reward(answer, row["answer"]) == 1))
+        return pd.DataFrame(rows, columns=["asked", "video", "right"])
 
 
-def _rate(right: pd.Series) -> dict:
-    interval = binomtest(int(right.sum()), len(right)).proportion_ci(0.95, "wilson")
-    return {"accuracy": right.mean(), "low": interval.low, "high": interval.high, "questions": len(right)}
+def lines(who: str, sat: list[pd.DataFrame]) -> list[dict]:
+    """Return accuracy over seeds by part of the exam, with an interval over videos, a row each."""
+    found = []
+    for asked, part in pd.concat(dict(enumerate(sat)), names=["seed"]).groupby("asked"):
+        each, seeds = part.groupby("video")["right"].mean().to_numpy(), part.groupby("seed")["right"].mean()
+        drawn = each[np.random.default_rng(0).integers(0, len(each), (4000, len(each)))].mean(1)
+        low, high = np.quantile(drawn, (0.025, 0.975))
+        found.append({
+            "who": who, "asked": asked, "accuracy": part["right"].mean(), "low": low, "high": high, "seeds": len(sat),
+            "worst_seed": seeds.min(), "best_seed": seeds.max(), "questions": len(part) // len(sat), "videos": len(each),
+        })  # fmt: skip
+    return found
 
 
 def rows_of(found: list) -> list[dict]:
@@ -86,17 +97,23 @@ def main() -> None:
     begun = time.process_time()
     ordering.start(speaker, rows, folder / "train", plan=START)
     print(f"supervised start: {time.process_time() - begun:.0f} CPU s")
-    lines, curves = exam.lines("supervised start", speaker), []
+    rated, curves = lines("supervised start", [exam.sit(speaker)]), []
     for who, how in WAYS.items():
-        learner, begun = speaker.but(model=deepcopy(speaker.model)), (time.perf_counter(), time.process_time())
-        curve = ordering.train(
-            learner, rows, folder / "train", plan=replace(PLAN, seed=1), judgements=JUDGEMENTS, **how
-        )
-        print(f"{who}: {time.perf_counter() - begun[0]:.0f} s, {time.process_time() - begun[1]:.0f} CPU s", flush=True)
-        lines += exam.lines(who, learner)
-        curves.append(curve.assign(who=who))
-    table = pd.DataFrame(lines)
+        sat = []
+        for seed in SEEDS:
+            learner, begun = speaker.but(model=deepcopy(speaker.model)), (time.perf_counter(), time.process_time())
+            plan = replace(PLAN, seed=seed)
+            curve = ordering.train(learner, rows, folder / "train", plan=plan, judgements=JUDGEMENTS, **how)
+            print(
+                f"{who}, seed {seed}: {time.perf_counter() - begun[0]:.0f} s, {time.process_time() - begun[1]:.0f} CPU s",
+                flush=True,
+            )
+            sat.append(exam.sit(learner))
+            curves.append(curve.assign(who=who, seed=seed))
+        rated += lines(who, sat)
+    table = pd.DataFrame(rated)
     print(table.pivot(index="asked", columns="who", values="accuracy").round(3).to_string())
+    print(table[table["seeds"] > 1].round(3).to_string(index=False))
     if part == "test":
         place = project / "data" / "results" / "curves"
         results.write_curve(place / "ordering.csv", table.assign(speaker=speaker.label).round(4))

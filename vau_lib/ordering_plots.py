@@ -22,7 +22,7 @@ SHOWN = ("reward_order", "reward_form", "reward_judgement", "length", "dead")
 def rewards(curves: pd.DataFrame, *, columns: Sequence[str] = SHOWN, title: str = ""):
     """Draw curves of `policy.optimise` by step, a panel per column, a line per `who`: thin as it was, thick its moving mean.
 
-    Columns that are not there are left out.
+    Where there are several of a column `seed`, each is thin and the thick line is of their mean. Columns not there are left out.
     """
     columns = [column for column in columns if column in curves]
     figure, axes = plots._subplots(1, len(columns), figsize=(3.3 * len(columns), 3.1))
@@ -31,8 +31,9 @@ def rewards(curves: pd.DataFrame, *, columns: Sequence[str] = SHOWN, title: str 
         for name in who:
             colour = COLOURS.get(name, plots.ANOMALOUS)
             part = curves[curves["who"] == name] if name else curves
-            axis.plot(part["step"], part[column], color=colour, lw=0.6, alpha=0.4)
-            axis.plot(part["step"], part[column].rolling(WIDE, min_periods=1).mean(), color=colour, lw=2, label=name)
+            wide = part.pivot_table(index="step", columns=part.get("seed", part["step"] * 0), values=column)
+            axis.plot(wide.index, wide, color=colour, lw=0.6, alpha=0.4 / wide.shape[1] ** 0.5)
+            axis.plot(wide.index, wide.mean(axis=1).rolling(WIDE, min_periods=1).mean(), color=colour, lw=2, label=name)
         axis.set(xlabel="step", title=TITLES.get(column, column))
     if len(who) > 1:
         np.atleast_1d(axes)[0].legend(fontsize=8)

@@ -6,6 +6,7 @@ told apart by colour-blind readers: blue normal, vermilion anomalous, amber the 
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -291,21 +292,20 @@ def bars(
     places = np.arange(len(table))[::-1]
     axis.barh(places, table[x], color=colours, height=0.7)
     if low and high:
-        errors = np.array([table[x] - table[low], table[high] - table[x]]).clip(0)
-        axis.errorbar(table[x], places, xerr=errors, fmt="none", ecolor=INK, elinewidth=1.1, capsize=2)
-    reach = table[high].fillna(table[x]) if high else table[x]
+        middle, half = (table[low] + table[high]) / 2, (table[high] - table[low]) / 2  # need not hold the value
+        axis.errorbar(middle, places, xerr=half, fmt="none", ecolor=INK, elinewidth=1.1, capsize=2)
+    reach = table[[x, high]].max(axis=1) if high else table[x]
     for place, value, end in zip(places, table[x], reach, strict=True):
         written = f"{value:.3f}" if value < 10 else f"{value:,.0f}"
         axis.annotate(written, (end, place), (5, 0), textcoords="offset points", va="center", fontsize=9)
     if chance is not None:
         axis.axvline(chance, color=QUIET, ls="--", lw=1)
         axis.text(chance, len(table) - 0.45, f" {guess}", fontsize=8, color=QUIET, va="bottom")
-    axis.set(yticks=places, yticklabels=table[y], xlabel=unit or x.replace("_", " ").replace("auc", "AUC"), title=title)
-    if log:
-        axis.set_xscale("log")
-        axis.set_xlim(table[x].min() / 3, reach.max() * 4)
-    else:
-        axis.set_xlim(0, max(reach.max() * 1.12, chance or 0))
+    axis.set(yticks=places, xlabel=unit or x.replace("_", " ").replace("auc", "AUC"))
+    axis.set_yticklabels([fill(str(name), 46) for name in table[y]], linespacing=0.9)
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=12)
+    ends = (table[x].min() / 3, reach.max() * 4) if log else (0, max(reach.max() * 1.12, chance or 0))
+    axis.set(xscale="log" if log else "linear", xlim=ends)
     return figure
 
 

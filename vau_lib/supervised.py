@@ -33,7 +33,9 @@ def read_rows(files: Mapping[Path, Path], *, split: str = "train") -> list[dict]
     for file, root in files.items():
         try:
             found = [json.loads(line) for line in Path(file).read_text(encoding="utf-8").splitlines() if line.strip()]
-            kept = [{**row, "video": str(Path(root) / row["video"])} for row in found if row["split"] == split]
+            kept = [
+                {**row, "video": str((Path(root) / row["video"]).resolve())} for row in found if row["split"] == split
+            ]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{file} holds a line that is no instruction row: {error!r}") from error
         if not kept:
