@@ -1,5 +1,6 @@
 """Shuffling can be undone, cuts are at events and on even frames, and every reward is worth what it says."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -71,6 +72,39 @@ def test_a_span_is_worth_its_overlap(said, truth, worth):
     assert ordering.temporal_reward(said, truth) == pytest.approx(worth)
 
 
+@pytest.mark.parametrize(
+    ("answer", "span"),
+    [
+        ("From 1.5s to 3s.", (1.5, 3)),
+        ("between 2 and 4 seconds", (2, 4)),
+        ("0.5-0.9", (0.5, 0.9)),
+        (ordering.NEVER, None),
+    ],
+)
+def test_seconds_are_read_from_an_answer(answer, span):
+    assert ordering.parse_span(answer) == span
+    assert ordering.span_reward(answer, span) == 1
+
+
+@pytest.mark.parametrize("answer", ["From 3s to 1s.", "an anomaly exists", "", "at 4s"])
+def test_an_answer_without_seconds_earns_nothing(answer):
+    with pytest.raises(ValueError, match="^an answer must name seconds that rise or deny an anomaly, it is "):
+        ordering.parse_span(answer)
+    assert ordering.span_reward(answer, (1, 3)) == ordering.span_reward(answer, None) == 0
+
+
+def test_when_it_happens_is_asked_with_clocks_and_paid_by_overlap(world):
+    root, found = world
+    rows = ordering.when_rows(found)
+    assert len(rows) == len(found)
+    for row, one in zip(rows, found, strict=True):
+        assert ordering.paid(row, row["answer"])["when"] > 0.9  # the answer is rounded
+        assert ordering.paid(row, ordering.NEVER)["when"] == (not one.events)
+    speaker = vlm.tiny("internvl", sizes=SMALL)
+    text = speaker.tokenizer.decode(ordering.Turns(speaker, root)(rows[0])["input_ids"][0])
+    assert re.search(r"Frame1 at \d+\.\ds", text)
+
+
 def test_contrast_pays_only_where_order_helped_and_only_right_answers():
     assert ordering.contrast([1, 0, 1], [1, 0, 0]) == [1.3, 0, 1.3]
     assert ordering.contrast([1, 0], [1, 0]) == [1, 0]  # strictly better, not as good
@@ -120,10 +154,10 @@ def test_supervision_then_reinforcement_run_end_to_end(world):
     curves, dealt = (ordering.train(speaker, rows, root, plan=plan, dealt=kind) for kind in (False, True))
     assert len(losses) >= 2 and len(curves) == len(dealt) == 2
     assert {"reward", "length", "kl", "entropy", "dead"} <= set(curves.columns)
-    rows = ordering.with_cuts(rows, found) + ordering.shuffled_rows(found)
-    against = ordering.train(speaker, rows, root, plan=replace(plan, questions=6), contrasted=True)
+    rows = ordering.with_cuts(rows, found) + ordering.shuffled_rows(found) + ordering.when_rows(found)
+    against = ordering.train(speaker, rows, root, plan=replace(plan, questions=10), contrasted=True)
     parts = {name for name in against if name.startswith("reward_")}
-    assert parts and parts <= {f"reward_{part}" for part in ("order", "form", "judgement", "shuffled")}
+    assert parts and parts <= {f"reward_{part}" for part in ("order", "form", "judgement", "shuffled", "when")}
 
 
 def test_was_this_shuffled_is_asked_of_both(world):

@@ -30,6 +30,9 @@ FRAMES = 6  # of one question
 QUESTION = "The film was cut into {count} pieces of {each} frames and shuffled. In which order did they happen?"
 SHUFFLED = "Was this film shuffled?"
 SAID = {True: "Yes, it was shuffled.", False: "No, it is in order."}
+NEVER = "No anomaly exists in the video."
+WHEN = "From when to when does an anomaly happen?"
+BETWEEN = re.compile(r"(\d+(?:\.\d+)?)\s*s?(?:econds)?\s*(?:to|-|–|and|until)\s*(\d+(?:\.\d+)?)")
 ORDER = re.compile(r"^\W*(\d+(?:[\s,>-]+\d+)*)\W*$")
 Event = TypeVar("Event")
 
@@ -92,6 +95,24 @@ def temporal_reward(said: tuple[float, float] | None, truth: tuple[float, float]
             raise ValueError(f"the {name} span must end after it starts, got {start} to {end}")
     shared = max(0.0, min(said[1], truth[1]) - max(said[0], truth[0]))
     return shared / (max(said[1], truth[1]) - min(said[0], truth[0]))
+
+
+def parse_span(answer: str) -> tuple[float, float] | None:
+    """Return the seconds an answer names, like "From 1.5 s to 3 s."; None where it denies. ValueError where it does neither."""
+    found = BETWEEN.search(answer)
+    if found and float(found[2]) > float(found[1]):
+        return float(found[1]), float(found[2])
+    if judged(answer) is False:
+        return None
+    raise ValueError(f"an answer must name seconds that rise or deny an anomaly, it is {answer[:60]!r}")
+
+
+def span_reward(answer: str, truth: tuple[float, float] | None) -> float:
+    """Return `temporal_reward` of what an answer names, and 0 where it names nothing."""
+    try:
+        return temporal_reward(parse_span(answer), truth)
+    except ValueError:
+        return 0.0
 
 
 def judgement_reward(answer: str, truth: str) -> float:
@@ -180,6 +201,18 @@ def shuffled_rows(
     return rows
 
 
+def when_rows(found: Sequence[records.VideoRecord]) -> list[dict]:
+    """Return "when does it happen?" once per video; the answer names the seconds of its first event, or denies."""
+    rows = []
+    for record in found:
+        span = (record.events[0].start_s, record.events[0].end_s) if record.events else None
+        rows.append({
+            "id": f"{record.id}_when", "level": "video", "task": "when", "video": record.path, "span_s": None, "truth_s": span,
+            "question": WHEN, "answer": f"From {span[0]:.1f}s to {span[1]:.1f}s." if span else NEVER, "split": record.split,
+        })  # fmt: skip
+    return rows
+
+
 def disturbed(parts: Sequence[Event], rng: np.random.Generator) -> list[Event]:
     """Return two parts or more in an order drawn among all but the true one."""
     if len(parts) < 2:
@@ -190,7 +223,7 @@ def disturbed(parts: Sequence[Event], rng: np.random.Generator) -> list[Event]:
 
 
 class Turns:
-    """Order and judgement questions as turns without clocks; pictures of a video are decoded once and kept."""
+    """Questions as turns, without clocks unless they ask when; pictures of a video are decoded once and kept."""
 
     def __init__(self, speaker: Speaker, root: str | Path, frames: int = FRAMES):
         self.speaker, self.root, self.frames, self._kept = speaker, Path(root), frames, {}
@@ -202,7 +235,8 @@ class Turns:
             self._kept[row["video"]] = video.read_frames(path, range(video.probe(path).num_frames))
         film = self._kept[row["video"]]
         index = row["frames"] if "frames" in row else video.sample_index(len(film), self.frames)
-        return encode(self.speaker, film[index], row["question"], answer=answer)
+        times = video.frame_times(self.root / row["video"])[index].tolist() if row["task"] == "when" else None
+        return encode(self.speaker, film[index], row["question"], times_s=times, answer=answer)
 
 
 class Lessons(Samples):
@@ -224,11 +258,13 @@ def start(
 
 
 def paid(row: Mapping, answer: str) -> dict[str, float]:
-    """Return what an answer to a row is worth, in parts: order and form, or judgement, or shuffled."""
+    """Return what an answer to a row is worth, in parts: order and form, or judgement, or shuffled, or when."""
     if row["task"] == "order":
         return {"order": order_reward(answer, row["order"]), "form": format_reward(answer, len(row["order"]))}
     if row["task"] == "shuffled":
         return {"shuffled": float(answer.strip().lower()[:3] == row["answer"].strip().lower()[:3])}
+    if row["task"] == "when":
+        return {"when": span_reward(answer, row["truth_s"])}
     return {"judgement": judgement_reward(answer, row["answer"])}
 
 
@@ -241,7 +277,7 @@ def train(
     speaker: Speaker, rows: Sequence[Mapping], root: str | Path, *, plan: PolicyPlan | None = None, judgements: float = 0.5,
     dealt: bool = False, contrasted: bool = False, folder: Path | None = None, progress: bool = False,
 ) -> pd.DataFrame:  # fmt: skip
-    """Reinforce on order (and "shuffled") rows and, in a share `judgements` of the questions, on judgement rows; return the curves.
+    """Reinforce on all rows, and on judgement rows in a share `judgements` of the questions; return the curves.
 
     `dealt` gives every question the truth of another of its task and number of pieces: what rises then is no understanding.
     `contrasted` asks judgements of a shuffled film too, where a row has `cut` (the frames of its pieces), and pays `contrast`.

@@ -49,19 +49,14 @@ def before_after(table: pd.DataFrame, *, order: Sequence[str], guess: dict[str, 
         part = table[table["who"] == name].set_index("asked").loc[asked]
         places = np.arange(len(asked)) + (number - (len(order) - 1) / 2) * width
         edges = np.abs(part[["low", "high"]].to_numpy().T - part["accuracy"].to_numpy())
-        axis.bar(
-            places,
-            part["accuracy"],
-            width * 0.92,
-            yerr=edges,
-            color=COLOURS.get(name, plots.INK),
-            label=name,
-            error_kw={"lw": 1, "ecolor": plots.INK},
-        )
+        axis.bar(places, part["accuracy"], width * 0.92, yerr=edges, color=COLOURS.get(name, plots.INK), label=name,
+                 error_kw={"lw": 1, "ecolor": plots.INK})  # fmt: skip
     for place, name in enumerate(asked):
         if name in guess:
             axis.plot([place - 0.42, place + 0.42], [guess[name]] * 2, color=plots.INK, ls="--", lw=1)
-    axis.set(xticks=range(len(asked)), ylim=(0, 1.05), ylabel="answers right", title=title)
+    axis.set(xticks=range(len(asked)), ylim=(0, 1.05), ylabel="answers right")
     axis.set_xticklabels([name.replace(", ", ",\n") for name in asked], fontsize=9)
-    axis.legend(fontsize=9, ncols=len(order), title="dashed: a guess", title_fontsize=8)
+    axis.legend(fontsize=9, ncols=len(order), loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
+    axis.text(1, 1.03, "dashed: a guess", transform=axis.transAxes, fontsize=8, ha="right", color=plots.QUIET)
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=12)
     return figure
