@@ -14,7 +14,7 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 demo: $(READY)  ## the whole course on a synthetic world: notebooks executed into data/runs/demo
-	$(BIN)/vau run demo
+	$(BIN)/vau run demo --workers 2
 
 test: $(READY)  ## all tests; with VAU_REAL_DATA set, on real videos too
 	$(BIN)/pytest

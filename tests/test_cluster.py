@@ -27,6 +27,23 @@ def test_an_unknown_engine_is_refused():
         list(cluster.map_videos(halve, [2], engine="threads"))
 
 
+def test_nothing_begins_before_what_it_needs_and_nothing_after_an_error(tmp_path):
+    needs = {"a": set(), "b": {"a", "elsewhere"}, "c": {"b"}, "d": {"a"}}
+    done = [key for key, _ in cluster.in_order(halve, dict.fromkeys("abcd", 2), needs, workers=2)]
+    assert (
+        sorted(done) == list("abcd")
+        and done.index("a") < done.index("b") < done.index("c")
+        and done.index("a") < done.index("d")
+    )
+    failing = dict(cluster.in_order(halve, {"a": 2, "b": 3, "c": 2}, needs, workers=2))
+    assert failing == {"a": None, "b": "3 is odd"}
+
+
+def test_what_waits_for_each_other_is_said():
+    with pytest.raises(ValueError, match="^these wait for each other: a, b$"):
+        list(cluster.in_order(halve, {"a": 2, "b": 2}, {"a": {"b"}, "b": {"a"}}))
+
+
 @pytest.mark.slow
 def test_ray_gives_the_same_answers():
     pytest.importorskip("ray", reason='needs the extra: pip install -e ".[cluster]"')

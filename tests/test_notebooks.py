@@ -72,9 +72,13 @@ def test_parameters_are_flat_typed_and_explained(path):
 def test_the_smoke_preset_runs_and_its_table_has_the_numbers(tmp_path):
     """The whole course on a world of seconds, through the command a user types."""
     vau = Path(sys.executable).with_name("vau")
-    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [vau, "run", "smoke", "--fresh"], capture_output=True, text=True, env=environment, cwd=tmp_path
+        [vau, "run", "smoke", "--fresh", "--workers", "2"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr[-1500:]
     for path in NOTEBOOKS:

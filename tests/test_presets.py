@@ -136,3 +136,13 @@ def test_a_path_may_start_with_a_variable_and_says_which_one_is_missing(project,
         runs.project_path("$VAU_REAL_DATA/ucsd_ped2")
     with pytest.raises(RunError, match="a path is empty"):
         runs.project_path("")
+
+
+def test_a_notebook_needs_what_is_told_and_what_that_needs_or_all_before_it(project):
+    assert presets.needs("03") == {"01_first", "02_second"} and presets.needs("01") == set()
+    needs = project / "params" / "needs.yaml"
+    needs.write_text('"02": []\n"03": ["02"]\n')
+    assert presets.needs("03") == {"02_second"} and presets.needs("02") == set()
+    needs.write_text('"01": ["02"]\n')
+    with pytest.raises(RunError, match="^params/needs.yaml: 01 cannot need 02, which runs after it$"):
+        presets.needs("01")

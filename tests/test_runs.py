@@ -105,6 +105,26 @@ def test_other_parameters_or_code_run_again_with_all_that_follows(resumed, monke
         source.write_text(before)
 
 
+def test_what_does_not_need_a_changed_notebook_stays_done(resumed):
+    folder, _ = resumed
+    needs = folder / "params" / "needs.yaml"
+    try:
+        needs.write_text('"02": []\n')
+        assert reasons("tiny", overrides={"rate": 0.1}) == ["its parameters changed", "", "01 runs before it"]
+    finally:
+        needs.unlink()
+
+
+@pytest.mark.slow
+def test_notebooks_run_side_by_side_and_an_error_stops_what_needs_it(project, capsys):
+    (project / "params" / "needs.yaml").write_text('"02": []\n"03": ["02"]\n')
+    with pytest.raises(RunError, match=r"^02_second stopped at In \[4\] "):
+        runs.run("tiny", overrides={"broken": True}, workers=2)
+    assert [runs.state("tiny", name) for name in ("01_first", "02_second", "03_third")] == ["done", "failed", "to run"]
+    assert [step.why[:7] for step in runs.run("tiny", workers=2)] == ["", "stopped", "02 runs"]
+    assert list(runs.table("tiny")["failed"]) == ["", "", ""]
+
+
 def test_a_choice_or_fresh_always_runs(resumed):
     assert reasons("tiny", ["2"]) == ["asked for"] and reasons("tiny", fresh=True) == ["fresh"] * 3
 

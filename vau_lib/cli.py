@@ -64,6 +64,7 @@ def run_(
     parameters: Given = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="show what would run, and with what")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="run again what is done")] = False,
+    workers: Annotated[int, typer.Option(help="notebooks at once, where none needs another")] = 1,
 ) -> None:
     """Execute a preset's notebooks into data/runs/PRESET/, going on where the last run stopped."""
     overrides = presets.parse_values(parameters or [])
@@ -73,7 +74,7 @@ def run_(
         for key, value in step.parameters.items() if dry_run else ():
             typer.echo(f"    {key} = {value!r}")
     if not dry_run:
-        runs.run(preset, notebooks or (), overrides, fresh=fresh)
+        runs.run(preset, notebooks or (), overrides, fresh=fresh, workers=workers)
         typer.echo(f"{presets.shown(runs.copies(preset))}: {sum(bool(step.why) for step in steps)} executed")
 
 

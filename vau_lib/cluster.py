@@ -6,8 +6,8 @@
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, as_completed, wait
 from multiprocessing import get_context
 
 from tqdm.auto import tqdm
@@ -68,3 +68,25 @@ def _ray(fn, items, workers):
     while waiting:
         (done,), _ = ray.wait(list(waiting))
         yield waiting.pop(done), *ray.get(done)
+
+
+def in_order(fn: Callable, items: Mapping, needs: Mapping, *, workers: int = 2) -> Iterator[tuple[object, str | None]]:
+    """Run {key: item} in processes, each once all of `needs[key]` are done; yield (key, error line or None) as they finish.
+
+    Keys in `needs` that are no items count as done. After an error nothing new begins; what runs is waited for. ValueError where
+    items wait for each other.
+    """
+    left, running, failed = dict(items), {}, False
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        while left or running:
+            ready = [key for key in left if not (set(needs[key]) & (left.keys() | set(running.values())))]
+            for key in ready[: 0 if failed else workers - len(running)]:
+                running[pool.submit(_attempt, fn, left.pop(key))] = key
+            if not running:
+                if failed:
+                    return
+                raise ValueError(f"these wait for each other: {', '.join(map(str, left))}")
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                error = future.result()[1]
+                failed = failed or error is not None
+                yield running.pop(future), error

@@ -109,6 +109,18 @@ def members(preset: str, selection: Iterable[str | int] = ()) -> list[str]:
     return [name for name in notebooks() if name in chosen]
 
 
+def needs(notebook: str | int) -> set[str]:
+    """Return the notebooks whose work one reads, and theirs: from params/needs.yaml, all earlier ones where it is not named."""
+    told, name = _read_yaml(project() / "params" / "needs.yaml"), full_name(notebook)
+    listed = told.get(name[:2])
+    if listed is None:
+        return {other for other in notebooks() if other < name}
+    direct = {full_name(item) for item in listed}
+    if wrong := sorted(other for other in direct if other >= name):
+        raise RunError(f"params/needs.yaml: {name[:2]} cannot need {wrong[0][:2]}, which runs after it")
+    return direct.union(*(needs(other) for other in direct))
+
+
 def full_name(notebook: str | int) -> str:
     """Return the full name of a notebook given by number (3, "3", "03") or name; RunError lists what there is."""
     wanted = str(notebook).removesuffix(".ipynb").zfill(2)

@@ -1,7 +1,7 @@
 """A number counts when it can be run again: preset → parameters → executed notebook → row.
 
 - the executed copy is the record: parameters, figures, metrics, commit and timings in one file, no side-car
-- order is dependency: a notebook is done when its copy finished with the same code and parameters, after the one before
+- a notebook is done when its copy finished with the same code and parameters, after those it needs (params/needs.yaml)
 - a copy is finished by the stamp put on it after its last cell; papermill's own marks say "completed" after Ctrl-C too
 - notebooks run as in JupyterLab: kernel python3, working directory notebooks/, the caller's environment. MPLBACKEND is
   left out, since a foreign backend loses inline figures; how many threads to use is each notebook's own parameter
@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from tqdm.auto import tqdm
 
 from vau_lib import cluster, presets, store
 from vau_lib.presets import KERNEL, Parameter, RunError, declared, load_preset, notebooks, project, project_path
@@ -56,22 +58,25 @@ def plan(
     """Return the steps of a run in order, each with its parameters and why it has to run; executes nothing.
 
     Chosen notebooks always run. Otherwise a notebook is done when its copy finished with the same code and parameters
-    and no earlier notebook runs, or ran, after it. RunError for any parameter that will not do.
+    and no notebook it needs runs, or ran, after it. RunError for any parameter that will not do.
     """
     selection, overrides = list(selection), overrides or {}
     names = presets.members(preset, selection)
     presets.check_names(overrides, {key: None for name in names for key in declared(name)}, "-p")
     reason = "asked for" if selection else "fresh" if fresh else ""
-    steps, latest = [], None
+    steps, ended = [], {}
     for name in names:
         own = {key: value for key, value in overrides.items() if key in declared(name)}
         presets.check(own, declared(name), "-p")
         parameters = load_preset(preset, name) | own
-        output = copies(preset) / f"{name}.ipynb"
-        why, ended = (reason, None) if reason else _why(output, name, parameters, latest)
+        output, needed = copies(preset) / f"{name}.ipynb", presets.needs(name)
+        before = next((step.notebook for step in steps if step.why and step.notebook in needed), None)
+        why = reason or (f"{before[:2]} runs before it" if before else "")
+        if not why:
+            why, ended[name] = _why(
+                output, name, parameters, max((ended[n] for n in needed & ended.keys()), default=None)
+            )
         steps.append(Step(preset, name, parameters, output, why))
-        reason = reason or (f"{name[:2]} runs before it" if why else "")
-        latest = ended or latest
     return steps
 
 
@@ -81,17 +86,42 @@ def run(
     overrides: Mapping | None = None,
     dry_run: bool = False,
     fresh: bool = False,
+    workers: int = 1,
 ) -> list[Step]:
     """Execute a preset's notebooks in order into data/runs/<preset>/, resuming where the last run stopped.
 
     Returns the plan, with `dry_run` only that. RunError names the notebook and cell that failed; its executed copy
-    stays and later notebooks do not run. Ctrl-C leaves the copy too.
+    stays and later notebooks do not run. Ctrl-C leaves the copy too. `workers` of them run at once where none needs another.
     """
     steps = plan(preset, selection, overrides, fresh)
-    for step in steps:
-        if step.why and not dry_run:
+    waiting = {} if dry_run else {step.notebook: step for step in steps if step.why}
+    if workers < 2:
+        for step in waiting.values():
             execute(step)
+        return steps
+    failed = []
+    with tqdm(total=len(waiting), unit="notebook", desc=preset) as bar, _fewer_threads(workers):
+        for name, error in cluster.in_order(
+            _execute_quietly, waiting, {n: presets.needs(n) for n in waiting}, workers=workers
+        ):
+            bar.update()
+            tqdm.write(f"{name}: {error or 'done'}")
+            failed += [error] if error else []
+    if failed:
+        raise RunError(failed[0])
     return steps
+
+
+@contextmanager
+def _fewer_threads(workers: int) -> Iterator[None]:
+    """Share the cores among kernels that run at once, unless the caller has said how many threads there are."""
+    told = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = told or str(max(1, (os.cpu_count() or 1) // workers))
+    try:
+        yield
+    finally:
+        if told is None:
+            del os.environ["OMP_NUM_THREADS"]
 
 
 def sweep(
