@@ -63,7 +63,6 @@ def test_debug_shows_the_traceback(project, monkeypatch):
 def test_list_table_and_dry_run_answer_without_torch(project):
     script = """
 import sys
-from pathlib import Path
 from vau_lib.cli import app
 for words in (["list"], ["table"], ["run", "tiny", "--dry-run"]):
     app(words, standalone_mode=False)
@@ -97,16 +96,25 @@ def test_doctor_says_what_is_missing_and_goes_on(project, monkeypatch):
 
 
 def test_generate_draws_scenarios_of_held_factors_into_three_splits(project):
-    words = ["generate", "data/generated", "--number", "12", "-p", "weather=snow", "--workers", "1"]
+    words = ["generate", "data/generated", "--number", "24", "-p", "weather=snow", "--workers", "2"]
     again = [CliRunner().invoke(cli.app, words) for _ in range(2)]
     for result in again:
         assert result.exit_code == 0, result.output
-        assert "data/generated: 12 done; 6 anomalous; " in result.output
+        assert "data/generated: 24 done; 12 anomalous; " in result.output
     found = records.read_records(project / "data/generated/records.jsonl")
     assert {r.split for r in found} == {"train", "val", "test"} and not records.leaks(found)
     assert all(len({r.label for r in found if r.split == split}) == 2 for split in ("train", "val", "test"))
-    wrong = CliRunner().invoke(cli.app, ["generate", "data/other", "-p", "weather=hail"])
-    assert wrong.exit_code == 1 and "weather='hail' is unknown" in wrong.output
+    before = {r.id: r.split for r in found}
+    assert vau("generate", "data/generated", "--number", "2", "-p", "weather=rain").exit_code == 0
+    other = records.read_records(project / "data/generated/records.jsonl")
+    assert not before.keys() & {r.id for r in other}, "another scenario is another video"
+    for more, said in (
+        (["-p", "weather=hail"], "weather='hail' is unknown"),
+        (["-p", "fps=5"], "no factor 'fps'; there are event, "),
+        (["--backend", "veo"], "veo costs money: give --price"),
+    ):
+        wrong = vau("generate", "data/other", *more)
+        assert wrong.exit_code == 1 and said in wrong.output and "Traceback" not in wrong.output
 
 
 def test_tune_and_guard_by_what_it_left(project, tmp_path):

@@ -79,6 +79,7 @@ def test_a_span_is_worth_its_overlap(said, truth, worth):
         ("between 2 and 4 seconds", (2, 4)),
         ("0.5-0.9", (0.5, 0.9)),
         (ordering.NEVER, None),
+        ("No anomaly exists between 1 and 3 seconds.", None),
     ],
 )
 def test_seconds_are_read_from_an_answer(answer, span):
@@ -100,6 +101,7 @@ def test_when_it_happens_is_asked_with_clocks_and_paid_by_overlap(world):
     for row, one in zip(rows, found, strict=True):
         assert ordering.paid(row, row["answer"])["when"] > 0.9  # the answer is rounded
         assert ordering.paid(row, ordering.NEVER)["when"] == (not one.events)
+    assert ordering.when_rows([record([])]) == [], "an anomaly whose seconds nobody knows is no question"
     speaker = vlm.tiny("internvl", sizes=SMALL)
     text = speaker.tokenizer.decode(ordering.Turns(speaker, root)(rows[0])["input_ids"][0])
     assert re.search(r"Frame1 at \d+\.\ds", text)
@@ -169,6 +171,9 @@ def test_was_this_shuffled_is_asked_of_both(world):
         assert in_order == (row["answer"] == ordering.SAID[False])
         assert ordering.paid(row, row["answer"]) == {"shuffled": 1.0}
         assert ordering.paid(row, ordering.SAID[bool(in_order)])["shuffled"] == 0
+        assert [ordering.paid(row, said)["shuffled"] for said in ("no", "No.", "yes", "Yes!", "")] == [
+            in_order, in_order, not in_order, not in_order, False,
+        ]  # fmt: skip
 
 
 def test_dealt_truths_are_of_the_same_kind(world):

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vau_lib import closeups, redundancy, supervised, tokens, vlm
+from vau_lib import closeups, lora, redundancy, store, supervised, tokens, vlm
 
 SMALL = vlm.TinySizes(width=32, vision_width=32, text_layers=1, vision_layers=1)
 PLAN = vlm.LoraPlan(max_steps=5, batch_size=4, log_steps=1, learning_rate=1e-2)
@@ -87,6 +87,32 @@ def test_a_stopped_run_goes_on_where_it_was(lessons, tmp_path, holes):
     assert all(torch.allclose(value, twice[1][name], atol=1e-6) for name, value in once[1].items())
 
 
+def test_a_finished_run_is_loaded_and_another_one_refused(lessons, tmp_path):
+    root, rows = lessons
+
+    def learn(part=rows, plan=PLAN, **facts):
+        twin = vlm.tiny("internvl", sizes=SMALL)
+        speaker = twin.but(model=vlm.lora(twin.model, r=4, alpha=8, dropout=0.0, seed=0))
+        samples = vlm.Samples(part, root, speaker, num_frames=4)
+        losses = supervised.tune(speaker, samples, plan=plan, folder=tmp_path, facts=facts)
+        return losses, speaker.model.state_dict()
+
+    first, again = learn(share=1), learn(share=1)
+    assert first[0].equals(again[0]) and all(torch.equal(value, again[1][name]) for name, value in first[1].items())
+    for other in ({"part": rows[:3]}, {"plan": replace(PLAN, learning_rate=1e-3)}, {"share": 0.5}):
+        with pytest.raises(store.StoreError, match=" was made with "):
+            learn(**{"share": 1} | other)
+
+
+def test_a_checkpoint_cut_short_is_passed_over(lessons, tmp_path):
+    for step, whole in ((3, True), (12, True), (20, False)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if whole:
+            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+    assert lora.last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-12")
+    assert lora.last_checkpoint(tmp_path / "none") is lora.last_checkpoint(None) is None
+
+
 def test_rows_of_several_files_keep_their_own_folders(lessons, tmp_path):
     root, rows = lessons
     film = rows[0]["video"]
@@ -100,12 +126,16 @@ def test_rows_of_several_files_keep_their_own_folders(lessons, tmp_path):
         supervised.read_rows({tmp_path / "one.jsonl": root}, split="val")
     with pytest.raises(ValueError, match="one.jsonl: 1 videos are not under .*nowhere"):
         supervised.read_rows({tmp_path / "one.jsonl": tmp_path / "nowhere"})
+    (tmp_path / "out.jsonl").write_text(json.dumps({**rows[0], "video": "../away.mp4"}) + "\n")
+    with pytest.raises(ValueError, match="out.jsonl line 1 is no instruction row: .*leaves its root"):
+        supervised.read_rows({tmp_path / "out.jsonl": root})
     (tmp_path / "broken.jsonl").write_text("[1]\n")
-    with pytest.raises(ValueError, match="broken.jsonl holds a line that is no instruction row"):
+    with pytest.raises(ValueError, match="broken.jsonl line 1 is no instruction row: "):
         supervised.read_rows({tmp_path / "broken.jsonl": root})
 
 
 def test_films_are_cut_to_shares_drawn_between_two():
-    film, rule = torch.randn(8, 4, 4, 3), redundancy.drawn(0.25, seed=1)
+    torch.manual_seed(1)
+    film, rule = torch.randn(8, 4, 4, 3), redundancy.drawn(0.25)
     shares = [rule(film, share=1.0).float().mean().item() for _ in range(40)]
     assert min(shares) >= 0.24 and max(shares) > 0.6 and len(set(shares)) > 20

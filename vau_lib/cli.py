@@ -35,7 +35,11 @@ class OneLine(typer.core.TyperGroup):
     def invoke(self, ctx: typer.Context) -> object:
         try:
             return super().invoke(ctx)
-        except (ValueError, OSError) as error:  # RunError, StoreError, VideoError, RecordError; a full disk
+        except (
+            ValueError,
+            OSError,
+            ImportError,
+        ) as error:  # RunError, StoreError, VideoError; a full disk, a missing extra
             if ctx.params.get("debug"):
                 raise
             typer.echo(f"vau: {presets.one_line(error, limit=600)}", err=True)
@@ -171,14 +175,18 @@ def generate(
     seed: Annotated[int, typer.Option(help="of the sentences")] = 0,
     backend: Annotated[str, typer.Option(help="procedural, veo, or a diffusers model's name or folder")] = "procedural",
     fixed: Annotated[list[str] | None, typer.Option("-p", metavar="FACTOR=VALUE", help="hold a factor")] = None,
-    price: Annotated[float, typer.Option(help="of a second, where it costs something; look it up")] = 0.0,
+    price: Annotated[float | None, typer.Option(help="of a second, where it costs something; look it up")] = None,
     confirm: Annotated[float | None, typer.Option(help="the exact sum, instead of being asked")] = None,
     workers: Annotated[int, typer.Option(help="processes that draw")] = 2,
 ) -> None:
     """Make videos of scenarios in which every pair of factors occurs; goes on where it was stopped."""
-    from vau_lib import generation, synthesis
+    from vau_lib import generation, grammar, synthesis
 
     held = dict(item.split("=", 1) if "=" in item else (item, "") for item in fixed or [])
+    if wrong := sorted(held.keys() - grammar.FACTORS.keys()):
+        raise ValueError(f"no factor {wrong[0]!r}; there are {', '.join(grammar.FACTORS)}")
+    if backend == "veo" and not price:
+        raise ValueError("veo costs money: give --price, what a second costs now")
     chosen = synthesis.scenarios(number, seed, **held)
     makers = {"procedural": generation.procedural, "veo": lambda: generation.veo(price_per_second=price)}
     maker = makers.get(backend, lambda: generation.diffusers(backend))()
@@ -212,6 +220,8 @@ def tune(
     """Tune a language model on instruction rows by LoRA and TRL; goes on where it was stopped."""
     from vau_lib import redundancy, supervised, tokens, vlm  # torch, only here
 
+    if not 0 < share <= 1:
+        raise ValueError(f"--share must be above 0 and at most 1, got {share}")
     if roots and len(roots) != len(files):
         raise ValueError(f"{len(files)} files and {len(roots)} folders of videos: give --root once per file, or never")
     places = dict(zip(files, roots or [file.parent for file in files], strict=True))
@@ -227,10 +237,10 @@ def tune(
         save_steps=50,
         log_steps=max(1, min(10, steps)),
     )
-    cut = lambda inner: tokens.compressed(inner, share=1.0, rule=redundancy.drawn(share, seed=seed))  # noqa: E731
+    cut = lambda inner: tokens.compressed(inner, share=1.0, rule=redundancy.drawn(share))  # noqa: E731
     found = supervised.tune(
         speaker, vlm.Samples(rows, "/", speaker, num_frames=frames, seed=seed), plan=plan, folder=runs.project_path(str(out)),
-        cut=cut if share < 1 else None, progress=True,
+        cut=cut if share < 1 else None, facts={"share": share, "rank": rank, "frames": frames}, progress=True,
     )  # fmt: skip
     first, last = found["loss"].iloc[[0, -1]]
     typer.echo(f"{out}: {len(rows):,} rows of {len(files)} files, loss {first:.2f} to {last:.2f}; by {speaker.label}")

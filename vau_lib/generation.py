@@ -8,9 +8,11 @@
 Source: Memories-S0 names Veo and "scenario-driven generation"; interface and ledger are ours.
 """
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -103,19 +105,21 @@ def run(
 
     Columns: id, event, label, status (done, rejected, failed), detail, seconds. What ledger.jsonl calls done or rejected is
     not made again; a failed one is tried again. Where it costs something, `confirm` must be the exact sum or a function that is
-    told it and says True. `splits` {name: share} deals whole worlds; `workers` processes draw, where the backend draws.
-    ValueError for no scenarios and an unconfirmed sum.
+    told it and says True. `splits` {name: share} draws a side for each world, by its seed alone; `workers` processes
+    draw, where the backend draws. ValueError for no scenarios and an unconfirmed sum.
     """
     if not scenarios:
         raise ValueError("no scenarios to make videos of")
     folder = Path(folder)
-    jobs = {f"{seed}_{n:04d}_{s.scene}_{s.event}": s for n, s in enumerate(scenarios)}
+    jobs = {f"{seed}_{n:04d}_{s.scene}_{s.event}_{_mark(generator, s)}": s for n, s in enumerate(scenarios)}
     ledger = _Ledger(folder / "ledger.jsonl")
     left = [name for name in jobs if ledger.of(name).get("status") not in ("done", "rejected")]
     _confirmed(generator, [jobs[name] for name in left if not ledger.of(name).get("operation")], confirm)
+    spent: dict[str, float] = {}
     if workers > 1 and isinstance(generator, _Procedural):  # films found below are kept, their errors come up there
         work = [(jobs[name], folder / "videos" / f"{name}.mp4") for name in left]
-        list(cluster.map_videos(_draw, work, engine="processes", workers=workers, desc="drawing"))
+        drawn = cluster.map_videos(_draw, work, engine="processes", workers=workers, desc="drawing")
+        spent = {path.stem: seconds or 0.0 for (_, path), seconds, _ in drawn}
     for name in tqdm(left, desc=generator.name, unit="video", disable=not progress):
         started = time.perf_counter()
         memo = Memo(ledger.of(name), lambda known, name=name: ledger.write(name, known))
@@ -132,13 +136,20 @@ def run(
                 memo.note(status="rejected", detail="; ".join(made.reasons), facts=made.facts)
         except GenerationError as error:
             memo.note(status="failed", detail=str(error))
-        memo.note(seconds=round(time.perf_counter() - started, 2))
+        memo.note(seconds=round(spent.get(name, 0.0) + time.perf_counter() - started, 2))
     _write_records(folder, generator, jobs, ledger, splits)
     return report(folder, jobs)
 
 
-def _draw(item: tuple[Scenario, Path]) -> None:
+def _mark(generator: Generator, scenario: Scenario) -> str:
+    """Return what tells a job from others of its place: another scenario or backend is another video."""
+    return hashlib.sha256(repr((generator.name, asdict(scenario))).encode()).hexdigest()[:6]
+
+
+def _draw(item: tuple[Scenario, Path]) -> float:
+    begun = time.perf_counter()
     synthesis.film(*item)
+    return time.perf_counter() - begun
 
 
 def cost(generator: Generator, scenarios: Sequence[Scenario]) -> float:
@@ -196,9 +207,9 @@ def report(folder: str | Path, jobs: dict[str, Scenario]) -> pd.DataFrame:
 
 
 def _write_records(folder: Path, generator: Generator, jobs: dict[str, Scenario], ledger: _Ledger, splits) -> None:
-    worlds = list(dict.fromkeys(scenario.world_seed for scenario in jobs.values()))
-    ends = np.cumsum(list(splits.values())) / sum(splits.values()) * len(worlds)
-    side = {world: list(splits)[int(np.searchsorted(ends, place + 0.5))] for place, world in enumerate(worlds)}
+    names, shares = list(splits), np.array(list(splits.values())) / sum(splits.values())
+    worlds = {scenario.world_seed for scenario in jobs.values()}
+    side = {world: names[np.random.default_rng([world, 13]).choice(len(names), p=shares)] for world in worlds}
     made, rows = [], []
     for name, scenario in jobs.items():
         row = ledger.of(name)

@@ -68,6 +68,9 @@ def guard(
     if watch.batch_size < 1:
         raise ValueError(f"batch_size must be 1 or more, got {watch.batch_size}")
     done = {row["id"]: row for row in _kept(out)}
+    if strangers := {(row["model"], row["share"]) for row in done.values()} - {(speaker.label, watch.share)}:
+        said = "; ".join(f"{model}, share {share}" for model, share in sorted(strangers))
+        raise store.StoreError(f"{out} holds answers of {said}; these would be of {speaker.label}, share {watch.share}")
     left = [(name, path) for name, path in found if name not in done]
     with tqdm(total=len(left), desc="watching", unit="video", disable=not progress) as bar:
         for start in range(0, len(left), watch.batch_size):

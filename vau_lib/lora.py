@@ -24,7 +24,6 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 
 from vau_lib import store, video
 from vau_lib.dialogue import Speaker, collate, encode
@@ -232,6 +231,12 @@ class Epochs(TrainerCallback):
         self.data.epoch = int(state.epoch or 0)
 
 
+def last_checkpoint(folder: Path | None) -> str | None:
+    """Return the newest whole checkpoint of a folder; one that a kill cut short has no trainer_state.json yet."""
+    whole = Path(folder).glob("checkpoint-*/trainer_state.json") if folder else ()
+    return str(max((path.parent for path in whole), key=lambda p: int(p.name.split("-")[1]), default="")) or None
+
+
 def fit(
     speaker: Speaker,
     train: torch.utils.data.Dataset,
@@ -265,7 +270,7 @@ def fit(
             callbacks=[Epochs(train)],
         )
         engine.remove_callback(PrinterCallback)
-        engine.train(resume_from_checkpoint=get_last_checkpoint(str(out)) if out.is_dir() else None)
+        engine.train(resume_from_checkpoint=last_checkpoint(folder))
         if folder is not None:
             engine.save_model(str(out))
         speaker.model.eval()

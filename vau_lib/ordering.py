@@ -99,11 +99,11 @@ def temporal_reward(said: tuple[float, float] | None, truth: tuple[float, float]
 
 def parse_span(answer: str) -> tuple[float, float] | None:
     """Return the seconds an answer names, like "From 1.5 s to 3 s."; None where it denies. ValueError where it does neither."""
+    if judged(answer) is False:
+        return None
     found = BETWEEN.search(answer)
     if found and float(found[2]) > float(found[1]):
         return float(found[1]), float(found[2])
-    if judged(answer) is False:
-        return None
     raise ValueError(f"an answer must name seconds that rise or deny an anomaly, it is {answer[:60]!r}")
 
 
@@ -202,9 +202,12 @@ def shuffled_rows(
 
 
 def when_rows(found: Sequence[records.VideoRecord]) -> list[dict]:
-    """Return "when does it happen?" once per video; the answer names the seconds of its first event, or denies."""
+    """Return "when does it happen?" once per video; the answer names the seconds of its first event, or denies.
+
+    Anomalous videos whose event spans nobody knows are left out.
+    """
     rows = []
-    for record in found:
+    for record in (record for record in found if record.events or not record.label):
         span = (record.events[0].start_s, record.events[0].end_s) if record.events else None
         rows.append({
             "id": f"{record.id}_when", "level": "video", "task": "when", "video": record.path, "span_s": None, "truth_s": span,
@@ -262,7 +265,8 @@ def paid(row: Mapping, answer: str) -> dict[str, float]:
     if row["task"] == "order":
         return {"order": order_reward(answer, row["order"]), "form": format_reward(answer, len(row["order"]))}
     if row["task"] == "shuffled":
-        return {"shuffled": float(answer.strip().lower()[:3] == row["answer"].strip().lower()[:3])}
+        said, true = (re.findall(r"\w+", text.lower())[:1] for text in (answer, row["answer"]))
+        return {"shuffled": float(said == true)}
     if row["task"] == "when":
         return {"when": span_reward(answer, row["truth_s"])}
     return {"judgement": judgement_reward(answer, row["answer"])}

@@ -112,7 +112,7 @@ def members(preset: str, selection: Iterable[str | int] = ()) -> list[str]:
 def needs(notebook: str | int) -> set[str]:
     """Return the notebooks whose work one reads, and theirs: from params/needs.yaml, all earlier ones where it is not named."""
     told, name = _read_yaml(project() / "params" / "needs.yaml"), full_name(notebook)
-    listed = told.get(name[:2])
+    listed = {full_name(key): value for key, value in told.items()}.get(name)
     if listed is None:
         return {other for other in notebooks() if other < name}
     direct = {full_name(item) for item in listed}

@@ -80,11 +80,18 @@ def frame_labels(record: VideoRecord, num_frames: int | None = None) -> np.ndarr
 
 def locate(record: VideoRecord, root: str | Path) -> Path:
     """Return the video's place under `root`; RecordError when its path leaves the root (`..`, absolute, a link out)."""
-    root = Path(root).resolve()
-    path = PurePosixPath(record.path)
+    try:
+        return inside(record.path, root)
+    except RecordError as error:
+        raise RecordError(f"{record.id}: {error}") from None
+
+
+def inside(path: str, root: str | Path) -> Path:
+    """Return a path's place under `root`; RecordError when it leaves the root (`..`, absolute, a link out)."""
+    root, path = Path(root).resolve(), PurePosixPath(path)
     place = (root / path).resolve()
     if path.is_absolute() or not place.is_relative_to(root):
-        raise RecordError(f"{record.id}: path {record.path!r} leaves its root {root.name}/")
+        raise RecordError(f"path {str(path)!r} leaves its root {root.name}/")
     return root / path
 
 

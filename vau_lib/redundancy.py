@@ -209,12 +209,9 @@ def random_tokens(features: Array, *, share: float, seed: int = 0) -> Array:
     return _like(_largest(lot, budget(shape, share)), features)
 
 
-def drawn(least: float, *, seed: int = 0) -> Callable[..., Array]:
-    """Return a rule for tuning: `keep_mask` at a share drawn anew for every film, log-uniform in [least, share]."""
-    rng = np.random.default_rng(seed)
-    return lambda features, *, share: keep_mask(
-        features, share=float(np.exp(rng.uniform(np.log(least), np.log(share))))
-    )
+def drawn(least: float) -> Callable[..., Array]:
+    """Return a rule for tuning: `keep_mask` at a share drawn by torch for every film, log-uniform in [least, share]."""
+    return lambda features, *, share: keep_mask(features, share=least * (share / least) ** float(torch.rand(())))
 
 
 def uniform_frames(features: Array, *, share: float) -> Array:

@@ -7,8 +7,10 @@
 Source: TRL 1.16, SFTTrainer; EVS (arXiv 2510.14624) tunes on random shares too.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,11 +19,11 @@ import torch
 from datasets import Dataset
 from torch import nn
 from transformers import PrinterCallback
-from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
+from vau_lib import records, store
 from vau_lib.dialogue import Speaker, collate
-from vau_lib.lora import Epochs, LoraPlan, curve, trainable_share
+from vau_lib.lora import Epochs, LoraPlan, curve, last_checkpoint, trainable_share
 
 
 def read_rows(files: Mapping[Path, Path], *, split: str = "train") -> list[dict]:
@@ -31,15 +33,16 @@ def read_rows(files: Mapping[Path, Path], *, split: str = "train") -> list[dict]
     """
     rows = []
     for file, root in files.items():
-        try:
-            found = [json.loads(line) for line in Path(file).read_text(encoding="utf-8").splitlines() if line.strip()]
-            kept = [
-                {**row, "video": str((Path(root) / row["video"]).resolve())} for row in found if row["split"] == split
-            ]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{file} holds a line that is no instruction row: {error!r}") from error
+        kept, lines = [], Path(file).read_text(encoding="utf-8").splitlines()
+        for number, line in enumerate(lines, start=1):
+            try:
+                row = json.loads(line)
+                if row["split"] == split:
+                    kept.append({**row, "video": str(records.inside(row["video"], root).resolve())})
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"{file} line {number} is no instruction row: {error!r}") from error
         if not kept:
-            raise ValueError(f"{file}: none of {len(found)} rows is of split {split!r}")
+            raise ValueError(f"{file}: none of {len(lines)} rows is of split {split!r}")
         missing = sorted({row["video"] for row in kept if not Path(row["video"]).is_file()})
         if missing:
             raise ValueError(f"{file}: {len(missing)} videos are not under {root}, the first is {missing[0]}")
@@ -67,12 +70,13 @@ class _Tuner(SFTTrainer):
 
 def tune(
     speaker: Speaker, samples: torch.utils.data.Dataset, *, plan: LoraPlan, folder: Path | None = None,
-    cut: Callable[[nn.Module], nn.Module] | None = None, progress: bool = False,
+    cut: Callable[[nn.Module], nn.Module] | None = None, facts: Mapping | None = None, progress: bool = False,
 ) -> pd.DataFrame:  # fmt: skip
     """Train what of the speaker's model is not frozen on turns of `encode` with labels, in place; return step, loss.
 
     `cut(model)` wraps the model for training only, such as `tokens.compressed`. With `folder` checkpoints and at the end the
-    adapter are there, and a stopped run goes on. ValueError when every weight is frozen or there is nothing to learn from.
+    adapter are there, and a stopped run goes on; StoreError where that folder's run was of other rows, model, plan or `facts`.
+    ValueError when every weight is frozen or there is nothing to learn from.
     """
     if not trainable_share(speaker.model)[0]:
         raise ValueError(f"nothing to train: every weight of {speaker.name} is frozen")
@@ -82,6 +86,8 @@ def tune(
     def show(rows: Sequence[dict]) -> dict:
         return collate(speaker, [samples[int(row["place"])] for row in rows])
 
+    if folder is not None:
+        _claimed(folder, speaker, samples, plan, facts or {})
     with TemporaryDirectory() as scratch:
         settings = _arguments(str(folder or scratch), plan, progress, kept=folder is not None)
         places = Dataset.from_dict({"place": list(range(len(samples)))})
@@ -90,12 +96,29 @@ def tune(
             callbacks=[Epochs(samples)],
         )  # fmt: skip
         engine.remove_callback(PrinterCallback)
-        engine.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder and folder.is_dir() else None)
-        found = curve(engine.state.log_history)
+        last = last_checkpoint(folder)
+        state = json.loads((Path(last) / "trainer_state.json").read_text()) if last else {}
+        if state and state["global_step"] >= state["max_steps"]:  # finished; Trainer would take one step more
+            engine._load_from_checkpoint(last)
+        else:
+            engine.train(resume_from_checkpoint=last)
+            state = {"log_history": engine.state.log_history}
+        found = curve(state["log_history"])
     speaker.model.eval()
     if folder is not None:
         speaker.model.save_pretrained(str(folder))
     return found
+
+
+def _claimed(folder: Path, speaker: Speaker, samples, plan: LoraPlan, facts: Mapping) -> None:
+    """Write down what a folder's run is of, or check it against what was written there."""
+    told = {name: value for name, value in asdict(plan).items() if name not in ("save_steps", "log_steps")}
+    told |= {"model": speaker.name, "trained": trainable_share(speaker.model)[0], **facts}
+    told["rows"] = hashlib.sha256(json.dumps(getattr(samples, "rows", len(samples)), default=str).encode()).hexdigest()
+    if (folder / "made_by.json").is_file():
+        store.check_made_by(folder, **told)
+    else:
+        store.write_made_by(folder, **told)
 
 
 def _arguments(folder: str, plan: LoraPlan, progress: bool, *, kept: bool) -> SFTConfig:
