@@ -196,13 +196,15 @@ def test_one_step_makes_the_better_answers_likelier():
     assert gained() > before
 
 
-def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(tmp_path):
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(tmp_path, beta):
+    plan = PolicyPlan(**{**vars(PLAN), "beta": beta})
     whole, parts = speaker_of("qwen2_5_vl"), speaker_of("qwen2_5_vl")
-    straight = policy.optimise(whole, turns_of(whole), length_reward, plan=PLAN)
-    short = PolicyPlan(**{**vars(PLAN), "steps": 2})
+    straight = policy.optimise(whole, turns_of(whole), length_reward, plan=plan)
+    short = PolicyPlan(**{**vars(plan), "steps": 2})
     policy.optimise(parts, turns_of(parts), length_reward, plan=short, folder=tmp_path)
-    again = speaker_of("qwen2_5_vl")
-    resumed = policy.optimise(again, turns_of(again), length_reward, plan=PLAN, folder=tmp_path)
+    again = parts if beta else speaker_of("qwen2_5_vl")  # the start is in the checkpoint, whatever is passed in
+    resumed = policy.optimise(again, turns_of(again), length_reward, plan=plan, folder=tmp_path)
     assert resumed["reward"].tolist() == pytest.approx(straight["reward"].tolist())
     ours, theirs = (get_peft_model_state_dict(s.model) for s in (again, whole))
     assert all(torch.allclose(ours[n], theirs[n], atol=1e-6) for n in ours)
@@ -242,11 +244,15 @@ def test_another_plan_s_checkpoint_is_refused(tmp_path):
         )
 
 
-def test_the_reference_is_the_model_without_its_adapter():
+def test_the_reference_is_what_it_started_from():
     speaker = speaker_of("internvl")
+    tuned = PolicyPlan(**{**vars(PLAN), "steps": 4})
+    policy.optimise(speaker, turns_of(speaker), length_reward, plan=tuned)  # an adapter that changes something already
+    before = [part.detach().clone() for part in speaker.model.parameters()]
     plan = PolicyPlan(**{**vars(PLAN), "beta": 0.5, "steps": 6})
     curves = policy.optimise(speaker, turns_of(speaker), length_reward, plan=plan)
     assert curves["kl"].iloc[0] == pytest.approx(0, abs=1e-6) and curves["kl"].iloc[-1] > 0
+    assert any(not torch.equal(a, b) for a, b in zip(before, speaker.model.parameters(), strict=True))
 
 
 def test_bad_input_is_one_clear_line():

@@ -13,18 +13,20 @@ COLOURS = {
     "rewarded by dealt truths": plots.NORMAL,
 }  # fmt: skip
 TITLES = {
-    "dead": "groups all alike", "length": "length (tokens)", "reward_order": "reward: order", "reward_form": "reward: form",
+    "dead": "groups all alike", "kl": "KL to the start", "length": "length (tokens)",
+    "reward_order": "reward: order", "reward_form": "reward: form",
     "reward_judgement": "reward: judgement", "reward_shuffled": "reward: shuffled?",
 }  # fmt: skip
-SHOWN = ("reward_order", "reward_form", "reward_judgement", "length", "dead")
+SHOWN = ("reward_order", "reward_form", "reward_judgement", "kl", "length", "dead")
 
 
 def rewards(curves: pd.DataFrame, *, columns: Sequence[str] = SHOWN, title: str = ""):
     """Draw curves of `policy.optimise` by step, a panel per column, a line per `who`: thin as it was, thick its moving mean.
 
-    Where there are several of a column `seed`, each is thin and the thick line is of their mean. Columns not there are left out.
+    Where there are several of a column `seed`, each is thin and the thick line is of their mean. Columns that are
+    missing or 0 are left out.
     """
-    columns = [column for column in columns if column in curves]
+    columns = [column for column in columns if column in curves and curves[column].any()]
     figure, axes = plots._subplots(1, len(columns), figsize=(3.3 * len(columns), 3.1))
     who = curves["who"].unique() if "who" in curves else [""]
     for axis, column in zip(np.atleast_1d(axes), columns, strict=True):

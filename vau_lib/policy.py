@@ -6,14 +6,16 @@ pictures go through the tower once per question, and the same features serve bot
 - groups whose rewards are all alike teach nothing and are left out; a reward that is no number stops training and is named
 - a reward may come in named parts: form is learned before sense, and one sum would take the first for the second
 - a question may come with a rival, the same film spoilt: answers to both are compared before anything is paid (T-GRPO's idea)
-- KL is against the model with its adapter switched off; one inner step, so old log-probabilities are the sampled ones
+- KL is against the weights it started from, a tuned adapter among them; one inner step, so old log-probabilities are the
+  sampled ones
 - checkpoints hold adapter, optimiser, step and random states: a stopped run goes on as if it had not stopped
 Sources: DeepSeekMath (GRPO), arXiv 2402.03300, Eq. 3 and 4; Dr. GRPO, arXiv 2503.20783, section 3.2.
 """
 
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -208,7 +210,7 @@ def optimise(
     if not trained:
         raise ValueError(f"nothing to train: every weight of {speaker.name} is frozen")
     optimiser = torch.optim.AdamW(trained, lr=plan.learning_rate, weight_decay=0.0)
-    rows, first = _resumed(folder, plan, trained, optimiser)
+    rows, first, started = _resumed(folder, plan, trained, optimiser)
     if not rows:
         torch.manual_seed(plan.seed)
         random.seed(plan.seed)
@@ -218,10 +220,11 @@ def optimise(
             part["lr"] = plan.learning_rate * min(1.0, (step + 1) / max(1, plan.warmup))
         given = turns(step, np.random.default_rng([plan.seed, step]))
         rows.append(
-            {"step": step} | _one_step(speaker, given, reward, bonus, plan, optimiser, trained, learn_tower=learn_tower)
+            {"step": step}
+            | _one_step(speaker, given, reward, bonus, plan, optimiser, trained, started, learn_tower=learn_tower)
         )
         if folder and ((step + 1) % plan.save_every == 0 or step + 1 == plan.steps):
-            _save(folder, plan, trained, optimiser, rows)
+            _save(folder, plan, trained, started, optimiser, rows)
     return pd.DataFrame(rows)
 
 
@@ -252,7 +255,7 @@ def _compared(speaker, given, values: list[float], reward: Reward, bonus: Bonus,
 
 
 def _one_step(
-    speaker, given, reward: Reward, bonus, plan: PolicyPlan, optimiser, trained, *, learn_tower: bool
+    speaker, given, reward: Reward, bonus, plan: PolicyPlan, optimiser, trained, started, *, learn_tower: bool
 ) -> dict:
     batch = _asked(speaker, [item[0] for item in given])
     seen = see(speaker, batch, learn=learn_tower)
@@ -275,7 +278,7 @@ def _one_step(
     now = log_probabilities(speaker, batch, seen, said, temperature=plan.temperature)
     reference = None
     if plan.beta:
-        with torch.no_grad(), speaker.model.disable_adapter():
+        with torch.no_grad(), _as(trained, started):
             reference = log_probabilities(speaker, batch, still, said, temperature=plan.temperature)
     loss, more = objective(now, now.detach(), better, said.counts, plan=plan, reference=reference)
     optimiser.zero_grad()
@@ -288,23 +291,37 @@ def _one_step(
     return facts | {"loss": float(loss.detach()), "entropy": surprise} | more
 
 
+@contextmanager
+def _as(trained: list[Tensor], started: list[Tensor]) -> Iterator[None]:
+    """Lend the trained weights other values."""
+    own = [part.data for part in trained]
+    for part, value in zip(trained, started, strict=True):
+        part.data = value
+    try:
+        yield
+    finally:
+        for part, value in zip(trained, own, strict=True):
+            part.data = value
+
+
 def _number(value: float, text: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"the reward of the answer {text[:80]!r} is {value}: a reward must be a number")
     return float(value)
 
 
-def _save(folder: Path, plan: PolicyPlan, trained: list, optimiser, rows: list[dict]) -> None:
+def _save(folder: Path, plan: PolicyPlan, trained: list, started: list, optimiser, rows: list[dict]) -> None:
     state = {"plan": asdict(plan), "weights": [part.detach().cpu() for part in trained], "optimiser": optimiser.state_dict(),
-             "rows": rows, "random": torch.get_rng_state()}  # fmt: skip
+             "started": started, "rows": rows, "random": torch.get_rng_state()}  # fmt: skip
     with store.replacing(Path(folder) / "policy.pt") as temporary:
         torch.save(state, temporary)
 
 
-def _resumed(folder: Path | None, plan: PolicyPlan, trained: list, optimiser) -> tuple[list[dict], int]:
+def _resumed(folder: Path | None, plan: PolicyPlan, trained: list, optimiser) -> tuple[list[dict], int, list[Tensor]]:
+    """Return what a stopped run left: its rows, the next step, the weights it started from (kept only where KL needs them)."""
     path = folder and Path(folder) / "policy.pt"
     if not path or not path.is_file():
-        return [], 0
+        return [], 0, [part.detach().clone() for part in trained] if plan.beta else []
     state = torch.load(path, weights_only=True)
     known = {name: value for name, value in state["plan"].items() if name not in ("steps", "save_every")}
     if known != {name: value for name, value in asdict(plan).items() if name in known}:
@@ -314,4 +331,5 @@ def _resumed(folder: Path | None, plan: PolicyPlan, trained: list, optimiser) ->
             part.copy_(kept)
     optimiser.load_state_dict(state["optimiser"])
     torch.set_rng_state(state["random"])
-    return state["rows"], state["rows"][-1]["step"] + 1
+    started = [kept.to(part.device) for kept, part in zip(state["started"], trained, strict=bool(plan.beta))]
+    return state["rows"], state["rows"][-1]["step"] + 1, started
