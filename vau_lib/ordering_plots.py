@@ -36,6 +36,8 @@ def rewards(curves: pd.DataFrame, *, columns: Sequence[str] = SHOWN, title: str 
             wide = part.pivot_table(index="step", columns=part.get("seed", part["step"] * 0), values=column)
             axis.plot(wide.index, wide, color=colour, lw=0.6, alpha=0.4 / wide.shape[1] ** 0.5)
             axis.plot(wide.index, wide.mean(axis=1).rolling(WIDE, min_periods=1).mean(), color=colour, lw=2, label=name)
+        if column == "kl":  # one step of babble would hide the rest
+            axis.set_ylim(0, 1.5 * max(line.get_ydata().max() for line in axis.lines if line.get_lw() > 1))
         axis.set(xlabel="step", title=TITLES.get(column, column))
     if len(who) > 1:
         np.atleast_1d(axes)[0].legend(fontsize=8)
