@@ -128,7 +128,7 @@ def test_tune_and_guard_by_what_it_left(project, tmp_path):
     assert done.exit_code == 0 and "rows of 1 files, loss" in done.output, done.output
     asked = [
         "guard",
-        "data/generated/videos",
+        str(project / "data/generated/videos"),
         "--model",
         twin,
         "--adapter",
