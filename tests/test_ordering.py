@@ -180,6 +180,7 @@ def test_dealt_truths_are_of_the_same_kind(world):
     _, found = world
     rows = ordering.order_rows(found) + ordering.shuffled_rows(found)
     dealt = ordering._truths(rows, 0)
+    assert any(dealt[id(row)] is not row for row in rows), "the control deals something"
     assert all((dealt[id(r)]["task"], dealt[id(r)]["pieces"]) == (r["task"], r["pieces"]) for r in rows)
     assert (
         sorted(map(id, dealt.values())) == sorted(map(id, rows))

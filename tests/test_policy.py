@@ -215,7 +215,20 @@ def test_parts_of_a_reward_are_logged_by_name():
     parts = policy.optimise(
         speaker, turns_of(speaker), lambda text, n: {"a": 1.0, **({"b": 2.0} if n else {})}, plan=PLAN
     )
-    assert (parts["reward_a"] == 1).all() and (parts["reward_b"].dropna() == 2).all()
+    assert (
+        (parts["reward_a"] == 1).all() and (parts["reward_b"].dropna() == 2).all() and parts["reward_b"].notna().any()
+    )
+
+
+@pytest.mark.parametrize("worth", [0.1, 0.4, 1.3])
+def test_groups_alike_are_dead_whatever_they_are_paid(worth):
+    speaker = speaker_of("internvl")
+    before = [part.detach().clone() for part in speaker.model.parameters()]
+    curves = policy.optimise(
+        speaker, turns_of(speaker), lambda *_: worth, plan=PolicyPlan(**{**vars(PLAN), "group": 8})
+    )
+    assert (curves["dead"] == 1).all() and (curves["loss"] == 0).all()
+    assert all(torch.equal(a, b) for a, b in zip(before, speaker.model.parameters(), strict=True))
 
 
 def test_a_rival_is_heard_before_anything_is_paid():

@@ -225,7 +225,9 @@ def _write_records(folder: Path, generator: Generator, jobs: dict[str, Scenario]
                 rows += exports.instructions(name, known, video=made[-1].path, split=made[-1].split)
     if made:
         records.write_records(folder / "records.jsonl", made)
-    if rows:
+    if not rows:
+        (folder / "instructions.jsonl").unlink(missing_ok=True)  # of an earlier run
+    else:
         with store.replacing(folder / "instructions.jsonl") as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     store.write_made_by(
@@ -291,7 +293,8 @@ def review_sheet(folder: str | Path) -> pd.DataFrame:
     if not (folder / "review.csv").is_file():
         found = records.read_records(folder / "records.jsonl")
         rows = [
-            {"id": r.id, "event": r.id.split("_", 2)[2], "label": r.label, "verdict": "", "note": ""} for r in found
+            {"id": r.id, "event": r.id.split("_", 2)[2].rsplit("_", 1)[0], "label": r.label, "verdict": "", "note": ""}
+            for r in found
         ]
         with store.replacing(folder / "review.csv") as temporary:
             pd.DataFrame(rows).to_csv(temporary, index=False)

@@ -33,6 +33,8 @@ def rewards(curves: pd.DataFrame, *, columns: Sequence[str] = SHOWN, title: str 
         for name in who:
             colour = COLOURS.get(name, plots.ANOMALOUS)
             part = curves[curves["who"] == name] if name else curves
+            if part[column].isna().all():
+                continue
             wide = part.pivot_table(index="step", columns=part.get("seed", part["step"] * 0), values=column)
             axis.plot(wide.index, wide, color=colour, lw=0.6, alpha=0.4 / wide.shape[1] ** 0.5)
             axis.plot(wide.index, wide.mean(axis=1).rolling(WIDE, min_periods=1).mean(), color=colour, lw=2, label=name)

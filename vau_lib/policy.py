@@ -265,9 +265,9 @@ def _one_step(
     values = [sum(one.values()) for one in parts]
     if bonus is not None:
         values = _compared(speaker, given, values, reward, bonus, plan)
-    rewards = torch.tensor(values).view(-1, plan.group)
-    better = advantages(rewards, by_deviation=plan.by_deviation).flatten().to(said.ids.device)
-    alive = better.abs() > 1e-9
+    rewards = torch.tensor(values, dtype=torch.float64).view(-1, plan.group)  # alike is alike: no rounding
+    better = advantages(rewards, by_deviation=plan.by_deviation).flatten()
+    alive, better = better.abs() > 1e-9, better.float().to(said.ids.device)
     facts = {"reward": float(rewards.mean()), "deviation": float(rewards.std(1).mean()),
              "length": float(said.counts.sum(1).float().mean()),
              "dead": float((rewards.std(1) < 1e-9).float().mean())}  # fmt: skip

@@ -111,11 +111,11 @@ def tune(
 
 
 def _claimed(folder: Path, speaker: Speaker, samples, plan: LoraPlan, facts: Mapping) -> None:
-    """Write down what a folder's run is of, or check it against what was written there."""
+    """Write down what a folder's run is of; where it holds a checkpoint already, check that it is of the same."""
     told = {name: value for name, value in asdict(plan).items() if name not in ("save_steps", "log_steps")}
     told |= {"model": speaker.name, "trained": trainable_share(speaker.model)[0], **facts}
     told["rows"] = hashlib.sha256(json.dumps(getattr(samples, "rows", len(samples)), default=str).encode()).hexdigest()
-    if (folder / "made_by.json").is_file():
+    if last_checkpoint(folder):
         store.check_made_by(folder, **told)
     else:
         store.write_made_by(folder, **told)
