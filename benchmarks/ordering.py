@@ -6,7 +6,7 @@
 - worlds of training, of validation (where steps and rates were chosen) and of the test are apart; three seeds of reinforcement from
   one start; intervals are over videos, of the mean of the seeds
 - three pieces are asked too. "two": nobody taught them, and the toy cannot say "3". "three": supervision asks both, longer, and the
-  digits' own vectors learn; what it says of three is mostly no order then, and reinforcement finds out the rest
+  digits' own vectors learn; what it says of three is mostly no order then; reward teaches it to give one, and so do dealt truths
     python benchmarks/ordering.py two|three [test]      without "test" it speaks of the validation worlds
 """
 

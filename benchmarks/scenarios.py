@@ -1,4 +1,5 @@
 """How long do 200 scenarios take to film, are all pairs of factors there, and does anything cheap give the anomalies away? One run.
+And is there anything to see: a forest on how the true boxes move (an oracle: nobody has them), by the same folds.
 
 SYNTHETIC, 192 x 144, 10 frames a second, about 6 s each; anomalies and everyday twins in turn, a world for each pair.
     python benchmarks/scenarios.py [NUMBER]
@@ -13,6 +14,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
+from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
@@ -30,10 +32,26 @@ def nuisances(path: Path) -> list[float]:
     return [float(gray.mean()), path.stat().st_size, len(gray), float(np.abs(np.diff(gray, axis=0)).mean())]
 
 
-def filmed(item: tuple[str, synthesis.Scenario], *, root: Path) -> list[float]:
+def motion(truth: synthesis.Truth) -> list[float]:
+    """Return extremes, mean, spread and quantiles of how boxes move, change shape and come near each other, in box heights."""
+    boxes, fps = truth.boxes, truth.scenario.fps
+    centres, sides = (boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]
+    height, shape = np.nanmean(sides[..., 1]), sides[..., 0] / sides[..., 1]
+    speed = np.linalg.norm(np.diff(centres, axis=0), axis=-1) * fps / height
+    apart = (
+        np.linalg.norm(centres[:, :, None] - centres[:, None], axis=-1)[:, *np.triu_indices(boxes.shape[1], 1)] / height
+    )
+    told = [float(boxes.shape[1])]
+    for x in (speed, np.abs(np.diff(speed, axis=0)), shape, np.diff(shape, axis=0), apart):
+        known = x[~np.isnan(x)] if np.isfinite(x).any() else np.zeros(1)
+        told += [known.mean(), known.std(), *np.quantile(known, (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1))]
+    return told
+
+
+def filmed(item: tuple[str, synthesis.Scenario], *, root: Path) -> tuple[list[float], list[float]]:
     name, scenario = item
-    synthesis.render(scenario, root / f"{name}.mp4")
-    return nuisances(root / f"{name}.mp4")
+    truth = synthesis.render(scenario, root / f"{name}.mp4")
+    return nuisances(root / f"{name}.mp4"), motion(truth)
 
 
 def main() -> None:
@@ -53,14 +71,15 @@ def main() -> None:
         seconds = time.perf_counter() - started
     used = sum(getattr(resource.getrusage(resource.RUSAGE_CHILDREN), name) for name in ("ru_utime", "ru_stime"))
     print(f"filmed, with truth, and measured in {seconds:.0f} s by two processes ({used:.0f} CPU seconds)")
-    x = pd.DataFrame([measured[name] for name, _ in items], columns=NUISANCES)
+    x = pd.DataFrame([measured[name][0] for name, _ in items], columns=NUISANCES)
     y, worlds = np.array([s.label for s in chosen]), np.array([s.world_seed for s in chosen])
     lines = []
     for names in ([name] for name in NUISANCES):
         auc = metrics.video_auc(dict(enumerate(x[names[0]])), dict(enumerate(y)))
         lines.append([names[0], max(auc, 1 - auc)])
     model = make_pipeline(StandardScaler(), LogisticRegression())
-    said = cross_val_predict(model, x, y, cv=GroupKFold(5), groups=worlds, method="predict_proba")[:, 1]
+    by_world = dict(cv=GroupKFold(5), groups=worlds, method="predict_proba")
+    said = cross_val_predict(model, x, y, **by_world)[:, 1]
     lines.append(
         [
             "all four, logistic regression, 5 folds by world",
@@ -69,6 +88,9 @@ def main() -> None:
     )
     found = pd.DataFrame(lines, columns=["nuisance", "video_auc"]).assign(videos=count, missing_pairs=len(missing))
     print(found.round(3).to_string(index=False))
+    tracks = np.array([measured[name][1] for name, _ in items])
+    seen = cross_val_predict(RandomForestClassifier(500, random_state=0), tracks, y, **by_world)[:, 1]
+    print(f"a forest on true tracks: video AUC {metrics.video_auc(dict(enumerate(seen)), dict(enumerate(y))):.3f}")
     if count >= 200:
         results.write_curve(project() / "data" / "results" / "curves" / "scenario_nuisances.csv", found.round(4))
         results.write_curve(project() / "data" / "results" / "curves" / "scenario_coverage.csv", table.round(4))

@@ -126,19 +126,11 @@ def test_tune_and_guard_by_what_it_left(project, tmp_path):
     small = ["--share", "0.3", "--frames", "4", "--steps", "2", "--batch", "2"]
     done = CliRunner().invoke(cli.app, [*words, *small])
     assert done.exit_code == 0 and "rows of 1 files, loss" in done.output, done.output
-    asked = [
-        "guard",
-        str(project / "data/generated/videos"),
-        "--model",
-        twin,
-        "--adapter",
-        "data/tuned",
-        "--frames",
-        "4",
-        "--tokens",
-        "4",
-    ]
-    said = CliRunner().invoke(cli.app, [*asked, "--batch", "4"])
+    guard = ["guard", str(project / "data/generated/videos"), "--model", twin, "--out", str(tmp_path / "said.jsonl")]
+    guard += ["--frames", "4", "--tokens", "4", "--batch", "4"]
+    said = vau(*guard, "--adapter", "data/tuned")
     assert said.exit_code == 0 and "tuned: data/tuned" in said.output, said.output
+    untuned = vau(*guard)
+    assert untuned.exit_code == 1 and "said.jsonl holds answers of " in untuned.output, "another model's answers"
     wrong = CliRunner().invoke(cli.app, [*words, "--root", "a", "--root", "b"])
     assert wrong.exit_code == 1 and "1 files and 2 folders of videos" in wrong.output

@@ -254,9 +254,22 @@ def test_two_boxes_that_cross_keep_their_labels():
     assert all(frame.tolist() == [1, 2] for frame in ids)
 
 
+def test_rows_of_an_earlier_run_do_not_stay(tmp_path):
+    class Blind(type(generation.procedural())):
+        name, provides = "blind", frozenset({"pixels"})
+
+    chosen = synthesis.scenarios(2, 5, **FEW)
+    generation.run(generation.procedural(), chosen, tmp_path, progress=False)
+    assert (tmp_path / "instructions.jsonl").is_file()
+    generation.run(Blind(), chosen, tmp_path, progress=False)
+    assert not (tmp_path / "instructions.jsonl").exists(), "nobody knows when what happens in these"
+
+
 def test_a_review_is_read_back(tmp_path):
-    generation.run(generation.procedural(), synthesis.scenarios(4, 5, **FEW), tmp_path, progress=False)
+    chosen = synthesis.scenarios(4, 5, **FEW)
+    generation.run(generation.procedural(), chosen, tmp_path, progress=False)
     sheet = generation.review_sheet(tmp_path)
+    assert sheet["event"].tolist() == [scenario.event for scenario in chosen]
     assert sheet["verdict"].tolist() == [""] * 4
     sheet.loc[0, "verdict"] = "reject"
     sheet.loc[1, ["verdict", "label"]] = "edit", 1

@@ -143,6 +143,14 @@ def test_a_notebook_needs_what_is_told_and_what_that_needs_or_all_before_it(proj
     needs = project / "params" / "needs.yaml"
     needs.write_text('"02": []\n"03": ["02"]\n')
     assert presets.needs("03") == {"02_second"} and presets.needs("02") == set()
+    for text, said in (
+        ("17: []", "no notebook 17; there are 01_first"),
+        ('"03": "02"', "03 must hold a list"),
+        ('"03": [9]', "no notebook 09"),
+    ):
+        needs.write_text(text)
+        with pytest.raises(RunError, match=f"^params/needs.yaml: {said}"):
+            presets.needs("03")
     needs.write_text('"01": ["02"]\n')
     with pytest.raises(RunError, match="^params/needs.yaml: 01 cannot need 02, which runs after it$"):
         presets.needs("01")

@@ -218,7 +218,9 @@ def test_code_of_the_weights_runs_only_when_allowed(tmp_path, monkeypatch):
         {"weigh.weight": torch.ones(1, 1), "weigh.bias": torch.ones(1)}, place / "model.safetensors", {"format": "pt"}
     )
     vlm.tiny("internvl", sizes=SMALL).tokenizer.save_pretrained(place)
-    with pytest.raises(ValueError, match="trust_remote_code=True"):
+    with pytest.raises(
+        ValueError, match="remote runs code of its own; it is run only where the argument trust_remote_code"
+    ):
         vlm.load(place, local_only=True)
     assert not ran.exists()
     speaker = vlm.load(place, local_only=True, trust_remote_code=True)

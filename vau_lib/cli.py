@@ -10,6 +10,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -35,11 +36,7 @@ class OneLine(typer.core.TyperGroup):
     def invoke(self, ctx: typer.Context) -> object:
         try:
             return super().invoke(ctx)
-        except (
-            ValueError,
-            OSError,
-            ImportError,
-        ) as error:  # RunError, StoreError, VideoError; a full disk, a missing extra
+        except (ValueError, OSError, ImportError) as error:  # RunError, StoreError; a full disk, a missing extra
             if ctx.params.get("debug"):
                 raise
             typer.echo(f"vau: {presets.one_line(error, limit=600)}", err=True)
@@ -136,8 +133,7 @@ def guard(
     """Ask a security model about videos: what happens, and is it an anomaly?"""
     from vau_lib import guarding, vlm  # torch, only here
 
-    place = runs.project_path(model)
-    speaker = vlm.load(place if place.is_dir() else model)
+    speaker = vlm.load(_place(model))
     if adapter is not None:
         merged = vlm.merge(speaker.model, runs.project_path(str(adapter)))
         speaker = speaker.but(model=merged, kind=f"{speaker.kind}, tuned: {adapter}")
@@ -182,7 +178,7 @@ def generate(
     """Make videos of scenarios in which every pair of factors occurs; goes on where it was stopped."""
     from vau_lib import generation, grammar, synthesis
 
-    held = dict(item.split("=", 1) if "=" in item else (item, "") for item in fixed or [])
+    held = presets.parse_values(fixed or [])
     if wrong := sorted(held.keys() - grammar.FACTORS.keys()):
         raise ValueError(f"no factor {wrong[0]!r}; there are {', '.join(grammar.FACTORS)}")
     if backend == "veo" and not price:
@@ -226,21 +222,15 @@ def tune(
         raise ValueError(f"{len(files)} files and {len(roots)} folders of videos: give --root once per file, or never")
     places = dict(zip(files, roots or [file.parent for file in files], strict=True))
     rows = supervised.read_rows({runs.project_path(str(f)): runs.project_path(str(r)) for f, r in places.items()})
-    place = runs.project_path(model)
-    speaker = vlm.load(place if place.is_dir() else model)
+    speaker = vlm.load(_place(model))
     speaker = speaker.but(model=vlm.lora(speaker.model, r=rank, alpha=2 * rank, seed=seed))
     plan = vlm.LoraPlan(
-        max_steps=steps,
-        learning_rate=rate,
-        batch_size=batch,
-        seed=seed,
-        save_steps=50,
-        log_steps=max(1, min(10, steps)),
-    )
-    cut = lambda inner: tokens.compressed(inner, share=1.0, rule=redundancy.drawn(share))  # noqa: E731
+        max_steps=steps, learning_rate=rate, batch_size=batch, seed=seed, save_steps=50, log_steps=max(1, min(10, steps))
+    )  # fmt: skip
+    cut = partial(tokens.compressed, share=1.0, rule=redundancy.drawn(share)) if share < 1 else None
     found = supervised.tune(
         speaker, vlm.Samples(rows, "/", speaker, num_frames=frames, seed=seed), plan=plan, folder=runs.project_path(str(out)),
-        cut=cut if share < 1 else None, facts={"share": share, "rank": rank, "frames": frames}, progress=True,
+        cut=cut, facts={"share": share, "rank": rank, "frames": frames}, progress=True,
     )  # fmt: skip
     first, last = found["loss"].iloc[[0, -1]]
     typer.echo(f"{out}: {len(rows):,} rows of {len(files)} files, loss {first:.2f} to {last:.2f}; by {speaker.label}")
@@ -291,6 +281,12 @@ def doctor() -> None:
             found = f"no: {type(error).__name__}: {presets.one_line(error)}"
         shown.add_row(what, found)
     _console().print(shown)
+
+
+def _place(model: str) -> Path | str:
+    """Return a model's folder in the project, or what was given: a name on the hub."""
+    place = runs.project_path(model)
+    return place if place.is_dir() else model
 
 
 def _looks() -> Iterator[tuple[str, Callable[[], object]]]:

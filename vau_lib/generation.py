@@ -136,7 +136,7 @@ def run(
                 memo.note(status="rejected", detail="; ".join(made.reasons), facts=made.facts)
         except GenerationError as error:
             memo.note(status="failed", detail=str(error))
-        memo.note(seconds=round(spent.get(name, 0.0) + time.perf_counter() - started, 2))
+        memo.note(event=jobs[name].event, seconds=round(spent.get(name, 0.0) + time.perf_counter() - started, 2))
     _write_records(folder, generator, jobs, ledger, splits)
     return report(folder, jobs)
 
@@ -292,8 +292,9 @@ def review_sheet(folder: str | Path) -> pd.DataFrame:
     folder = Path(folder)
     if not (folder / "review.csv").is_file():
         found = records.read_records(folder / "records.jsonl")
+        ledger = _Ledger(folder / "ledger.jsonl")
         rows = [
-            {"id": r.id, "event": r.id.split("_", 2)[2].rsplit("_", 1)[0], "label": r.label, "verdict": "", "note": ""}
+            {"id": r.id, "event": ledger.of(r.id).get("event", ""), "label": r.label, "verdict": "", "note": ""}
             for r in found
         ]
         with store.replacing(folder / "review.csv") as temporary:

@@ -312,7 +312,7 @@ def _number(value: float, text: str) -> float:
 
 def _save(folder: Path, plan: PolicyPlan, trained: list, started: list, optimiser, rows: list[dict]) -> None:
     state = {"plan": asdict(plan), "weights": [part.detach().cpu() for part in trained], "optimiser": optimiser.state_dict(),
-             "started": started, "rows": rows, "random": torch.get_rng_state()}  # fmt: skip
+             "started": [part.cpu() for part in started], "rows": rows, "random": torch.get_rng_state()}  # fmt: skip
     with store.replacing(Path(folder) / "policy.pt") as temporary:
         torch.save(state, temporary)
 

@@ -111,11 +111,18 @@ def members(preset: str, selection: Iterable[str | int] = ()) -> list[str]:
 
 def needs(notebook: str | int) -> set[str]:
     """Return the notebooks whose work one reads, and theirs: from params/needs.yaml, all earlier ones where it is not named."""
-    told, name = _read_yaml(project() / "params" / "needs.yaml"), full_name(notebook)
-    listed = {full_name(key): value for key, value in told.items()}.get(name)
+    name, listed = full_name(notebook), None
+    try:
+        for key, value in _read_yaml(project() / "params" / "needs.yaml").items():
+            if not isinstance(value, list):
+                raise RunError(f'{key} must hold a list like ["02"], got {value!r}')
+            if full_name(key) == name:
+                listed = value
+        direct = {full_name(item) for item in listed or ()}
+    except RunError as error:
+        raise RunError(f"params/needs.yaml: {error}") from error
     if listed is None:
         return {other for other in notebooks() if other < name}
-    direct = {full_name(item) for item in listed}
     if wrong := sorted(other for other in direct if other >= name):
         raise RunError(f"params/needs.yaml: {name[:2]} cannot need {wrong[0][:2]}, which runs after it")
     return direct.union(*(needs(other) for other in direct))

@@ -23,6 +23,7 @@ from transformers.utils import is_bitsandbytes_available, is_flash_attn_2_availa
 from vau_lib import dialogue, store
 from vau_lib.dialogue import Speaker
 
+OWN_CODE = "{} runs code of its own; it is run only where the argument trust_remote_code says so"
 REMOTE = {"internvl_chat": "InternVL2"}  # model types that have no native class: their own code must run
 
 
@@ -34,28 +35,28 @@ def load(
     attention: str = "auto",
     bits: int | None = None,
     trust_remote_code: bool = False,
+    revision: str | None = None,
     local_only: bool = False,
 ) -> Speaker:
     """Return a model from a folder or the hub, ready to speak.
 
     `dtype` "auto" is bfloat16 on an accelerator, float32 on the CPU; `device` "auto" spreads over what there is;
     `attention` "auto" is FlashAttention where it is installed and runs, else torch's own (SDPA). `bits` 4 or 8 needs
-    bitsandbytes. `trust_remote_code` runs code that comes with the weights (InternVL2-2B, HolmesVAU-2B need it).
+    bitsandbytes. `trust_remote_code` runs code that comes with the weights (InternVL2-2B, HolmesVAU-2B need it); read
+    it first, and name the commit you read as `revision`, for a hub's newest may be another tomorrow.
     StoreError in one line where weights are missing or of another family; ValueError for what cannot be had here.
     """
-    config = _config(name_or_path, trust_remote_code, local_only)
+    asked = dict(trust_remote_code=trust_remote_code, revision=revision, local_files_only=local_only)
+    config = _config(name_or_path, asked)
     family = config.model_type
     if family in REMOTE and not trust_remote_code:
-        raise ValueError(
-            f"{name_or_path} ({REMOTE[family]}) runs code of its own: pass trust_remote_code=True to allow it"
-        )
+        raise ValueError(OWN_CODE.format(name_or_path))
     if family not in (*dialogue.FAMILIES, *REMOTE):
         raise store.StoreError(f"{name_or_path} is a {family}, need one of {', '.join((*dialogue.FAMILIES, *REMOTE))}")
     options = _options(dtype, device, attention, bits)
     if family in REMOTE:
         options.pop("attn_implementation")  # their code chooses for itself, and refuses what it does not know
     kind = AutoModel if family in REMOTE else AutoModelForImageTextToText
-    asked = dict(trust_remote_code=trust_remote_code, local_files_only=local_only)
     try:
         model = kind.from_pretrained(name_or_path, **options, **asked).eval()
         reader = AutoTokenizer if family in REMOTE else AutoProcessor  # their code prepares pictures itself
@@ -67,7 +68,7 @@ def load(
     return Speaker(model, processor, family, facts.get("name", Path(name_or_path).name), facts.get("kind", ""))
 
 
-def _config(name_or_path, trust_remote_code, local_only):
+def _config(name_or_path, asked: dict):
     path = Path(name_or_path)
     looks_like_a_place = path.is_absolute() or str(name_or_path).startswith(".") or path.is_dir()
     if looks_like_a_place and not (path / "config.json").is_file():
@@ -75,13 +76,11 @@ def _config(name_or_path, trust_remote_code, local_only):
             f"no model at {name_or_path}: a folder with config.json, weights and processor files is needed"
         )
     try:
-        return AutoConfig.from_pretrained(
-            name_or_path, trust_remote_code=trust_remote_code, local_files_only=local_only
-        )
+        return AutoConfig.from_pretrained(name_or_path, **asked)
     except ValueError as error:
         kind = store.read_json(path / "config.json").get("model_type") if path.is_dir() else None
         if kind in REMOTE or "trust_remote_code" in str(error):
-            raise ValueError(f"{name_or_path} runs code of its own: pass trust_remote_code=True to allow it") from error
+            raise ValueError(OWN_CODE.format(name_or_path)) from error
         raise store.StoreError(f"{name_or_path} has no readable config.json: {_line(error)}") from error
     except OSError as error:
         raise store.StoreError(f"no model {name_or_path} here or on the hub: {_line(error)}") from error
