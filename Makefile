@@ -30,7 +30,7 @@ bench: $(READY)  ## speed as ratios within one run (not the studies, which film 
 	for script in $(filter-out $(STUDIES),$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
 
 twin: $(READY)  ## teach the toy vision-language twins of notebook 09 anew, from nothing
-	OMP_NUM_THREADS=1 $(BIN)/python -m vau_lib.twinning
+	OMP_NUM_THREADS=1 $(BIN)/python -m vau_lib.toy.benchmark
 
 figures: $(READY)  ## paper figures from data/results/*.csv
 	$(BIN)/vau run demo 13

@@ -21,7 +21,11 @@ import pandas as pd
 import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from vau_lib import ats, metrics, sampling, store, streaming, video
+from vau_lib.data import video
+from vau_lib.detectors import anomaly_scorer, frame_sampling
+from vau_lib.evaluation import metrics, online_metrics
+from vau_lib.features import frame_features
+from vau_lib.workspace import artifacts
 
 COUNTS = (8, 12, 16, 32)
 
@@ -30,7 +34,7 @@ class Peak:
     """Measure seconds, and by how much resident memory rose at most, of what runs inside."""
 
     def __enter__(self) -> "Peak":
-        self.before, self.most, self.running = streaming.resident_bytes(), 0, True
+        self.before, self.most, self.running = online_metrics.resident_bytes(), 0, True
         self.watcher = threading.Thread(target=self._watch)
         self.started = time.perf_counter()
         self.watcher.start()
@@ -38,7 +42,7 @@ class Peak:
 
     def _watch(self) -> None:
         while self.running:
-            self.most = max(self.most, streaming.resident_bytes())
+            self.most = max(self.most, online_metrics.resident_bytes())
             time.sleep(0.002)
 
     def __exit__(self, *_: object) -> None:
@@ -54,24 +58,26 @@ def frames(count: int) -> Iterator[np.ndarray]:
         yield np.roll(still, place, axis=1)
 
 
-def tower(width: int = 64) -> ats.Tower:
+def tower(width: int = 64) -> frame_features.FrameEncoder:
     """A small CLIP tower with RANDOM weights, 196 patches."""
     sizes = {"hidden_size": width, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-    return ats.Tower(CLIPVisionModel(CLIPVisionConfig(image_size=224, patch_size=16, **sizes)), side=224)
+    return frame_features.FrameEncoder(
+        CLIPVisionModel(CLIPVisionConfig(image_size=224, patch_size=16, **sizes)), side=224
+    )
 
 
 def look(scratch: Path) -> None:
     print("\nLooking at a video, one frame in 16 (random tower, 320 x 240 noise)")
     encoder = tower()
-    ats.Glances(_film(scratch, 200), encoder).features()  # warm-up
+    frame_features.FrameFeatures(_film(scratch, 200), encoder).features()  # warm-up
     for count in (800, 6400):
         film = _film(scratch, count)
         video.frame_times(film)
         for name, tokens in (("tokens kept", scratch / "tokens"), ("encoded again", None)):
             with Peak() as peak:
-                glances = ats.Glances(film, encoder, tokens_file=tokens)
+                glances = frame_features.FrameFeatures(film, encoder, tokens_file=tokens)
                 glances.features()
-                glances.tokens(ats.uniform_sample(len(glances), 12))
+                glances.tokens(frame_sampling.uniform_sample(len(glances), 12))
             size = tokens.stat().st_size / 2**20 if tokens else 0
             print(
                 f"  {count:5} frames, {name:13}: {len(glances):3} glances, {glances.seen:3} vision calls, "
@@ -86,7 +92,7 @@ def _film(scratch: Path, count: int) -> Path:
     return path
 
 
-def full_attention(self: ats.Attention, x: torch.Tensor) -> torch.Tensor:
+def full_attention(self: anomaly_scorer.Attention, x: torch.Tensor) -> torch.Tensor:
     """Attend with whole matrices, as the reference does: the same numbers, (T, T) memory."""
     parts = self.ask(self.norm(x)).chunk(4, dim=-1)
     query, key, value, nearby = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
@@ -99,15 +105,15 @@ def full_attention(self: ats.Attention, x: torch.Tensor) -> torch.Tensor:
 
 def score() -> None:
     print("\nScorer at the paper's size, 6,492,929 parameters, one thread")
-    scorer, ours = ats.AnomalyScorer().eval(), ats.Attention.forward
+    scorer, ours = anomaly_scorer.AnomalyScorer().eval(), anomaly_scorer.Attention.forward
     for rows in (200, 2000, 6750):
         x, found = torch.randn(1, rows, 1024), {}
         for name, way in (("ours", ours), ("whole matrices", full_attention)):
-            ats.Attention.forward = way
+            anomaly_scorer.Attention.forward = way
             with torch.inference_mode(), Peak() as peak:
                 found[name] = scorer(x)
             print(f"  {rows:5} rows, {name:14}: {peak.seconds:6.2f} s, resident +{peak.mb:6.0f} MB")
-        ats.Attention.forward = ours
+        anomaly_scorer.Attention.forward = ours
         print(f"        largest difference {(found['ours'] - found['whole matrices']).abs().max():.1e}")
 
 
@@ -117,8 +123,8 @@ def choose() -> None:
         scores = np.random.default_rng(0).random(rows) ** 4
         ways = {
             "cumsum alone": lambda s: np.cumsum(s + 0.1),
-            "released": lambda s: ats.density_aware_sample(s, 12, released=True),
-            "intended": lambda s: ats.density_aware_sample(s, 12),
+            "released": lambda s: frame_sampling.density_aware_sample(s, 12, released=True),
+            "intended": lambda s: frame_sampling.density_aware_sample(s, 12),
         }
         times = {name: [] for name in ways}
         for _ in range(200):
@@ -131,28 +137,28 @@ def choose() -> None:
 
 def annotations(folder: Path) -> None:
     """Compare the samplers on the real events of HIVAU-70k's 128 anomalous UCF-Crime test videos."""
-    raw = store.read_json(folder / "annotations" / "hivau70k" / "ucf_database_test.json")
+    raw = artifacts.read_json(folder / "annotations" / "hivau70k" / "ucf_database_test.json")
     raw = {name: row for name, row in raw.items() if row["label"]}
     stored = np.load(folder / "predictions" / "ucf_sultani_style_scores_32seg.npz")
     of = dict(zip(stored["video"].tolist(), stored["scores"], strict=True))
     events = {n: [(start * r["fps"] / 16, end * r["fps"] / 16) for start, end in r["events"]] for n, r in raw.items()}
     scores = {n: metrics.expand_evenly(of[n], r["n_frames"])[::16] for n, r in raw.items()}
-    compare("real scores of a Sultani-style model", sampling.study(scores, events, COUNTS))
+    compare("real scores of a Sultani-style model", frame_sampling.study(scores, events, COUNTS))
     place = {n: np.arange(len(values)) for n, values in scores.items()}
     inside = {n: np.any([(place[n] >= a) & (place[n] < b) for a, b in events[n]], axis=0) for n in events}
     for auc in (0.6, 0.7, 0.8, 0.9, 0.97):
         tables = []
         for seed in range(20):
             rng = np.random.default_rng(seed)
-            drawn = {n: sampling.noisy_oracle(inside[n], auc, rng) for n in events}
-            tables.append(sampling.study(drawn, events, COUNTS))
+            drawn = {n: frame_sampling.noisy_oracle(inside[n], auc, rng) for n in events}
+            tables.append(frame_sampling.study(drawn, events, COUNTS))
         compare(f"noisy oracle of AUC {auc}, 20 draws", pd.concat(tables))
 
 
 def compare(name: str, table: pd.DataFrame) -> None:
     print(f"\n128 real videos, {name}: uniform, top-k, released, intended; intended - released with 95 % over videos")
     for count, part in table.groupby("num_frames"):
-        means = sampling.summary(part).set_index("sampler")
+        means = frame_sampling.summary(part).set_index("sampler")
         for column in ("hit_rate", "coverage", "event_recall", "duplicates"):
             value = (part[column] * part["events"] if column == "event_recall" else part[column]).rename("value")
             each = (

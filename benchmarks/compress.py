@@ -16,7 +16,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from vau_lib import compress
+from vau_lib.compression import distillation, pruning
 
 ROUNDS = 50
 
@@ -34,7 +34,7 @@ def latency_ms(model: nn.Module, x: torch.Tensor) -> float:
 
 def bytes_on_disk(model: nn.Module) -> int:
     with tempfile.TemporaryDirectory() as folder:
-        compress.save(model, folder)
+        pruning.save(model, folder)
         return sum(file.stat().st_size for file in Path(folder).iterdir())
 
 
@@ -62,17 +62,17 @@ def frontier() -> None:
     print(f"digits, whole: accuracy {accuracy(model):.3f}")
     for strength in (0.2, 0.4, 0.6, 0.8):
         ways = {
-            f"prune {strength}": compress.prune(model, strength, batches),
-            f"factorise {1 - strength:.1f}": compress.factorise(model, 1 - strength, batches),
-            f"both {strength / 2:.1f}": compress.factorise(
-                compress.prune(model, strength / 2, batches), 1 - strength / 2, batches
+            f"prune {strength}": pruning.prune(model, strength, batches),
+            f"factorise {1 - strength:.1f}": pruning.factorise(model, 1 - strength, batches),
+            f"both {strength / 2:.1f}": pruning.factorise(
+                pruning.prune(model, strength / 2, batches), 1 - strength / 2, batches
             ),
         }
         for name, one in ways.items():
-            size, cut = compress.report(model, one)["parameters"], accuracy(one)
+            size, cut = pruning.report(model, one)["parameters"], accuracy(one)
             adapted = copy.deepcopy(one)
-            compress.heal(one, model, batches, epochs=5)
-            compress.heal(adapted, model, batches, epochs=5, lora_rank=4)
+            distillation.distil(one, model, batches, epochs=5)
+            distillation.distil(adapted, model, batches, epochs=5, lora_rank=4)
             print(f"{name:14} x{size:.3f}  cut {cut:.3f}  healed {accuracy(one):.3f}  by LoRA {accuracy(adapted):.3f}")
 
 
@@ -83,14 +83,14 @@ def main() -> None:
     model = nn.Sequential(*[layer for block in parts for layer in block]).eval()
     data = list(torch.randn(4, 128, 256))
     small = {
-        "pruned 50 %": compress.prune(model, 0.5, data),
-        "factorised 50 %": compress.factorise(model, 0.5, data),
-        "both, 70 % each": compress.factorise(compress.prune(model, 0.3, data), 0.7, data),
+        "pruned 50 %": pruning.prune(model, 0.5, data),
+        "factorised 50 %": pruning.factorise(model, 0.5, data),
+        "both, 70 % each": pruning.factorise(pruning.prune(model, 0.3, data), 0.7, data),
     }
     whole = bytes_on_disk(model), latency_ms(model, data[0])
     for name, one in small.items():
         disk, slow = bytes_on_disk(one) / whole[0], latency_ms(one, data[0]) / whole[1]
-        found = compress.report(model, one)
+        found = pruning.report(model, one)
         print(
             f"{name:16} parameters x{found['parameters']:.3f}  disk x{disk:.3f}  latency x{slow:.3f}  (random weights)"
         )

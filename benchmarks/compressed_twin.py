@@ -18,41 +18,46 @@ import pandas as pd
 import torch
 from torch import nn
 
-from vau_lib import closeups, compress, dialogue, presets, results, twinning, vlm
+from vau_lib.compression import distillation, pruning
+from vau_lib.evaluation import result_tables
+from vau_lib.toy import benchmark as toy_benchmark
+from vau_lib.toy import dataset as toy_dataset
+from vau_lib.vlm import chat, finetuning, instruction_data, models
+from vau_lib.workspace import presets
 
 SETS = {"train": (480, 0), "val": (160, 5001), "test": (240, 21001)}  # close-ups, seed
 CALIBRATION, HEALING, BATCH, EPOCHS, RATE = 4, 30, 16, 8, 2e-3  # batches, batches, rows, passes, learning rate
 ROUNDS = 9
 
 
-def batches_of(speaker: vlm.Speaker, root: Path, rows: list[dict], count: int) -> list[dict]:
+def batches_of(speaker: models.VLM, root: Path, rows: list[dict], count: int) -> list[dict]:
     """Return `count` batches of training questions with their answers, without labels."""
-    data = vlm.Samples(rows, root, speaker, num_frames=twinning.FRAMES, seed=1)
+    data = instruction_data.InstructionSamples(rows, root, speaker, num_frames=toy_benchmark.FRAMES, seed=1)
     order = np.random.default_rng(0).permutation(len(data))[: count * BATCH].reshape(-1, BATCH)
-    found = [dialogue.collate(speaker, [data[int(n)] for n in part]) for part in order]
+    found = [chat.collate(speaker, [data[int(n)] for n in part]) for part in order]
     return [{name: value for name, value in batch.items() if name != "labels"} for batch in found]
 
 
 def cuts(model: nn.Module, data: list) -> dict[str, nn.Module]:
     """Return the model cut by each method alone and together, name -> model."""
     found = {"whole": model}
-    found |= {f"prune channels {ratio:.0%}": compress.prune(model, ratio, data) for ratio in (0.3, 0.6, 0.9)}
-    found |= {f"factorise to {share:.0%}": compress.factorise(model, share, data) for share in (0.7, 0.5, 0.3)}
-    found["drop a layer"] = compress.prune(model, 0, data, layers=1)
-    found["prune heads 40%"] = compress.prune(model, 0, data, heads=0.4)
+    found |= {f"prune channels {ratio:.0%}": pruning.prune(model, ratio, data) for ratio in (0.3, 0.6, 0.9)}
+    found |= {f"factorise to {share:.0%}": pruning.factorise(model, share, data) for share in (0.7, 0.5, 0.3)}
+    found["drop a layer"] = pruning.prune(model, 0, data, layers=1)
+    found["prune heads 40%"] = pruning.prune(model, 0, data, heads=0.4)
     for ratio, share in ((0.3, 0.7), (0.5, 0.6), (0.6, 0.5), (0.65, 0.45), (0.7, 0.4)):
-        found[f"prune {ratio:.0%}, factorise to {share:.0%}"] = compress.factorise(
-            compress.prune(model, ratio, data), share, data
+        found[f"prune {ratio:.0%}, factorise to {share:.0%}"] = pruning.factorise(
+            pruning.prune(model, ratio, data), share, data
         )
     return found
 
 
 @torch.inference_mode()
-def latency(models: list[nn.Module], batch: dict) -> list[float]:
+def latency(tiny_models: list[nn.Module], batch: dict) -> list[float]:
     """Return each model's median seconds of a pre-fill, rounds interleaved, a warm-up left out."""
-    taken = [[] for _ in models]
+    taken = [[] for _ in tiny_models]
     for _ in range(ROUNDS + 1):
-        for times, one in zip(taken, models, strict=True):
+        for times, one in zip(taken, tiny_models, strict=True):
             started = time.perf_counter()
             one(**batch)
             times.append(time.perf_counter() - started)
@@ -61,19 +66,19 @@ def latency(models: list[nn.Module], batch: dict) -> list[float]:
 
 def on_disk(model: nn.Module) -> int:
     with tempfile.TemporaryDirectory() as folder:
-        compress.save(model, folder)
+        pruning.save(model, folder)
         return (Path(folder) / "model.safetensors").stat().st_size
 
 
 def reloaded(model: nn.Module, batch: dict) -> float:
     """Return the largest difference of a logit after a fresh process has loaded the saved model."""
     with tempfile.TemporaryDirectory() as folder:
-        compress.save(model, folder)
+        pruning.save(model, folder)
         with torch.inference_mode():
             torch.save((batch, model(**batch).logits), Path(folder) / "said.pt")
         code = (
-            "import sys, torch; from vau_lib import compress; f = sys.argv[1]; batch, said = torch.load(f + '/said.pt');"
-            "torch.set_grad_enabled(False); print(float((compress.load(f)(**batch).logits - said).abs().max()))"
+            "import sys, torch; from vau_lib.compression import pruning; f = sys.argv[1]; batch, said = torch.load(f + '/said.pt');"
+            "torch.set_grad_enabled(False); print(float((pruning.load(f)(**batch).logits - said).abs().max()))"
         )
         done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=True)
         return float(done.stdout.split()[-1])
@@ -84,14 +89,14 @@ def main() -> None:
     project, part = presets.project(), "test" if "test" in sys.argv else "val"
     folder, found = project / "data" / "synthetic" / "token_accuracy", {}
     for name, (count, seed) in SETS.items():
-        found[name] = closeups.make_dataset(
+        found[name] = toy_dataset.make_dataset(
             folder / name, num_videos=count, seed=seed, splits={name: 1.0}, engine="processes"
         )
-    rows = closeups.instructions(found["train"])
-    asked = [row for row in closeups.instructions(found[part]) if row["task"] == "judgement"]
-    twin = twinning.taught(project / "data" / "twins" / "internvl")
-    tuned, _ = twinning.tune(twin, folder / "train", rows)
-    whole = tuned.but(model=vlm.merge(tuned.model).eval())
+    rows = toy_dataset.instructions(found["train"])
+    asked = [row for row in toy_dataset.instructions(found[part]) if row["task"] == "judgement"]
+    twin = toy_benchmark.taught(project / "data" / "toy_models" / "internvl")
+    tuned, _ = toy_benchmark.tune_judgement(twin, folder / "train", rows)
+    whole = tuned.but(model=finetuning.merge(tuned.model).eval())
     embedded = whole.model.get_input_embeddings().weight.numel()
     everything = sum(part.numel() for part in whole.model.parameters())
     print(f"{whole.label}: {everything:,} parameters, {embedded / everything:.0%} of them word vectors")
@@ -99,15 +104,15 @@ def main() -> None:
     healing = batches_of(whole, folder / "train", rows, HEALING)
 
     def accuracy(model: nn.Module) -> dict:
-        return twinning.judge(whole.but(model=model), folder / part, asked)[0]
+        return toy_benchmark.judge(whole.but(model=model), folder / part, asked)[0]
 
     small, lines = cuts(whole.model, calibration), []
     seconds = dict(zip(small, latency(list(small.values()), calibration[0]), strict=True))
     for name, one in small.items():
-        sizes, cut = compress.report(whole.model, one), accuracy(one)
+        sizes, cut = pruning.report(whole.model, one), accuracy(one)
         healed = cut
         if name != "whole":
-            compress.heal(one, whole.model, healing, epochs=EPOCHS, learning_rate=RATE)
+            distillation.distil(one, whole.model, healing, epochs=EPOCHS, learning_rate=RATE)
             healed = accuracy(one)
         kept = healed["judgement"] / lines[0]["healed"] if lines else 1.0
         cost = dict(parameters=sizes["parameters"], bytes=sizes["bytes"], disk=on_disk(one) / on_disk(whole.model))
@@ -119,7 +124,7 @@ def main() -> None:
         print(f"  {name:32}", "  ".join(f"{key} {value:.3g}" for key, value in (cost | right).items()), flush=True)
     table = pd.DataFrame(lines).assign(speaker=whole.label, videos=len(asked))
     if part == "test":
-        results.write_curve(project / "data" / "results" / "curves" / "compressed_twin.csv", table.round(4))
+        result_tables.write_curve(project / "data" / "results" / "curves" / "compressed_twin.csv", table.round(4))
 
 
 if __name__ == "__main__":

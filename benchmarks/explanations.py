@@ -19,7 +19,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vau_lib import ats, closeups, explaining, metrics, presets, records, twinning, video, vlm
+from vau_lib import explain
+from vau_lib.data import answer_parsing, records, video
+from vau_lib.detectors import anomaly_scorer, frame_sampling
+from vau_lib.evaluation import metrics
+from vau_lib.features import frame_features
+from vau_lib.toy import benchmark as toy_benchmark
+from vau_lib.toy import dataset as toy_dataset
+from vau_lib.vlm import finetuning, inference, instruction_data, models
+from vau_lib.workspace import presets
 
 PARTS, FRAMES, STRIDE = 15, 6, 2  # close-ups in a long video; frames in a prompt; frames from a glance to the next
 HELD_OUT = int(sys.argv[1]) if len(sys.argv) > 1 else 7001
@@ -27,10 +35,10 @@ SETS = {"tuning": (480, 0), "scorer": (160, 5001), f"held_out_{HELD_OUT}": (160,
 JOINED = 240  # rows of long videos the scorer learns from, a quarter of them to choose the epoch by
 SCORER = dict(hidden=32, heads=2, head_width=8, slots=16)
 TAUS = (0.1, 0.03, 0.01, 0.003)  # the paper's first
-PLAN = ats.recipe(epochs=20, learning_rate=2e-3, batch_size=16)
+PLAN = anomaly_scorer.recipe(epochs=20, learning_rate=2e-3, batch_size=16)
 LONG_WORLDS = 150  # tuning worlds whose long videos the speaker is tuned on with
 OWN_TAU = 0.01  # then; with rate and steps chosen on 60 other tuning worlds (.842; .808 at tau .1; .775 at rate 1e-3)
-TUNING_ON = vlm.LoraPlan(
+TUNING_ON = finetuning.LoraPlan(
     max_steps=200, learning_rate=3e-3, warmup_share=0.1, batch_size=16, log_steps=20, save_steps=10**9
 )
 
@@ -44,11 +52,13 @@ def parts_of(found: list, place: int, anomalous: bool, rng: np.random.Generator)
     return [*others[:place], one, *others[place:]]
 
 
-def closeup_rows(eye: explaining.Eye, root: Path, found: list) -> dict[str, np.ndarray]:
-    return {record.id: ats.Glances(root / record.path, eye, stride=STRIDE).features() for record in found}
+def closeup_rows(eye: explain.VisionTower, root: Path, found: list) -> dict[str, np.ndarray]:
+    return {
+        record.id: frame_features.FrameFeatures(root / record.path, eye, stride=STRIDE).features() for record in found
+    }
 
 
-def train_scorer(eye: explaining.Eye, root: Path, found: list) -> tuple[ats.Trained, float, float]:
+def train_scorer(eye: explain.VisionTower, root: Path, found: list) -> tuple[anomaly_scorer.Trained, float, float]:
     """Train on joined rows, the event anywhere; return scorer, frame AUC and best tau on the videos that chose the epoch.
 
     A row is made from its frame alone, so rows joined are the rows of joined films.
@@ -62,14 +72,14 @@ def train_scorer(eye: explaining.Eye, root: Path, found: list) -> tuple[ats.Trai
         name, side = str(number), number % 4 == 3
         chosen = parts_of(sides[side], int(rng.integers(PARTS)), bool(number // 4 % 2), rng)
         features[name] = np.concatenate([rows[record.id] for record in chosen])
-        truth = [ats.frame_targets(r, len(rows[r.id]), stride=STRIDE) for r in chosen]
+        truth = [anomaly_scorer.frame_targets(r, len(rows[r.id]), stride=STRIDE) for r in chosen]
         targets[name] = np.concatenate(truth)
         val |= {name} if side else set()
-    config = ats.ScorerConfig(width=features["0"].shape[1], **SCORER)
-    trained = ats.train(features, targets, val, config=config, plan=PLAN, steps=len(features["0"]))
+    config = anomaly_scorer.ScorerConfig(width=features["0"].shape[1], **SCORER)
+    trained = anomaly_scorer.train(features, targets, val, config=config, plan=PLAN, steps=len(features["0"]))
     scores = {name: trained.score(features[name]) for name in val}
     hits = {
-        tau: np.mean([targets[n][ats.density_aware_sample(scores[n], FRAMES, tau=tau)].mean() for n in val])
+        tau: np.mean([targets[n][frame_sampling.density_aware_sample(scores[n], FRAMES, tau=tau)].mean() for n in val])
         for tau in TAUS
     }
     return trained, metrics.frame_auc(scores, {name: targets[name] for name in val}), max(hits, key=hits.get)
@@ -82,7 +92,7 @@ def join(root: Path, found: list) -> list[dict]:
         normal = [record for record in found if not record.label and record.group != world]
         others = [normal[n] for n in rng.permutation(len(normal))[: PARTS - 1]]
         place = int(rng.integers(PARTS // 4, PARTS - PARTS // 4))
-        question = str(rng.choice(closeups.QUESTIONS["judgement"]))
+        question = str(rng.choice(toy_dataset.QUESTIONS["judgement"]))
         for one in (record for record in found if record.group == world):
             path = Path("long") / f"{one.id}.mp4"
             if not (root / path).exists():
@@ -91,15 +101,15 @@ def join(root: Path, found: list) -> list[dict]:
                 video.write_video(root / path, np.concatenate(frames), fps=one.fps, crf=12)
             before = place * one.num_frames
             event = np.flatnonzero(records.frame_labels(one)) + before
-            answer = closeups.answer("judgement", closeups.event_of(one))
+            answer = toy_dataset.answer("judgement", toy_dataset.event_of(one))
             rows.append(dict(id=one.id, level="video", task="judgement", video=str(path), span_s=None, question=question,
                              answer=answer, world=world, event=event))  # fmt: skip
     return rows
 
 
-def by_scores(eye: explaining.Eye, root: Path, score, tau: float, row: dict) -> np.ndarray:
-    glances = ats.Glances(root / row["video"], eye, stride=STRIDE)
-    return ats.choose_frames(score(glances.features()), glances.num_frames, FRAMES, stride=STRIDE, tau=tau)
+def by_scores(eye: explain.VisionTower, root: Path, score, tau: float, row: dict) -> np.ndarray:
+    glances = frame_features.FrameFeatures(root / row["video"], eye, stride=STRIDE)
+    return frame_sampling.choose_frames(score(glances.features()), glances.num_frames, FRAMES, stride=STRIDE, tau=tau)
 
 
 def evenly(root: Path, row: dict) -> np.ndarray:
@@ -111,11 +121,16 @@ def true_span(root: Path, row: dict) -> np.ndarray:
     return event[video.sample_index(len(event), FRAMES)] if len(event) else evenly(root, row)
 
 
-def tune_on(speaker: vlm.Speaker, root: Path, rows: list[dict], choose) -> vlm.Speaker:
+def tune_on(speaker: models.VLM, root: Path, rows: list[dict], choose) -> models.VLM:
     """Return a copy of the speaker, its adapter trained further on long videos shown as `choose(row)` says."""
     picks = {row["id"]: choose(row) for row in rows}
     fresh = speaker.but(model=deepcopy(speaker.model))
-    vlm.fit(fresh, vlm.Samples(rows, root, fresh, picks=lambda row: picks[row["id"]]), plan=TUNING_ON, progress=False)
+    finetuning.fit(
+        fresh,
+        instruction_data.InstructionSamples(rows, root, fresh, picks=lambda row: picks[row["id"]]),
+        plan=TUNING_ON,
+        progress=False,
+    )
     return fresh
 
 
@@ -134,27 +149,29 @@ def main() -> None:
     found = {}
     for name, (count, seed) in SETS.items():
         split = {"test" if name.startswith("held_out") else "train": 1.0}
-        found[name] = closeups.make_dataset(root / name, num_videos=count, seed=seed, splits=split, engine="processes")
-    twin = twinning.taught(project / "data" / "twins" / "internvl")
-    rows = closeups.instructions(found["tuning"])
-    tuned, _ = twinning.tune(twin, root / "tuning", rows, folder=root / "adapter")
+        found[name] = toy_dataset.make_dataset(
+            root / name, num_videos=count, seed=seed, splits=split, engine="processes"
+        )
+    twin = toy_benchmark.taught(project / "data" / "toy_models" / "internvl")
+    rows = toy_dataset.instructions(found["tuning"])
+    tuned, _ = toy_benchmark.tune_judgement(twin, root / "tuning", rows, folder=root / "adapter")
     held = root / f"held_out_{HELD_OUT}"
-    short = [row for row in closeups.instructions(found[held.name]) if row["task"] == "judgement"]
-    accuracy, _ = twinning.judge(tuned, held, short, frames=FRAMES)
+    short = [row for row in toy_dataset.instructions(found[held.name]) if row["task"] == "judgement"]
+    accuracy, _ = toy_benchmark.judge(tuned, held, short, frames=FRAMES)
     print(f"{tuned.label}: judgement on {len(short)} short held-out close-ups {accuracy['judgement']:.3f}")
 
     ways = {"uniform": partial(evenly, held)}
-    chance = explaining.random_scorer(twin.model.config.vision_config.hidden_size).score
-    ways["ATS, RANDOM weights"] = partial(by_scores, explaining.Eye(twin), held, chance, TAUS[0])
-    for rows_of, describe in (("class token", None), ("picture tokens", explaining.mean_and_most)):
-        eye = explaining.Eye(twin, describe=describe)
+    chance = explain.random_scorer(twin.model.config.vision_config.hidden_size).score
+    ways["ATS, RANDOM weights"] = partial(by_scores, explain.VisionTower(twin), held, chance, TAUS[0])
+    for rows_of, describe in (("class token", None), ("picture tokens", explain.mean_and_max_tokens)):
+        eye = explain.VisionTower(twin, describe=describe)
         trained, known, tau = train_scorer(eye, root / "scorer", found["scorer"])
         if describe:
             facts = dict(
                 rows="mean and largest picture token of the kept InternVL twin", tau=tau, val_frame_auc=round(known, 4)
             )
-            ats.save_trained(
-                project / "data" / "twins" / "scorer", trained, kind="toy, trained on drawn close-ups", **facts
+            anomaly_scorer.save_trained(
+                project / "data" / "toy_models" / "scorer", trained, kind="toy, trained on drawn close-ups", **facts
             )
         print(f"scorer of {rows_of}: frame AUC {known:.3f}, best tau {tau}, on joined rows that chose its epoch")
         for each in dict.fromkeys((TAUS[0], tau)):
@@ -180,11 +197,18 @@ def report(held: Path, asked: list[dict], ways: dict) -> None:
     print(f"\n{len(asked)} long videos of {len(set(worlds))} worlds, half with an event; {FRAMES} frames shown")
     for name, (speaker, choose) in ways.items():
         picks = {row["id"]: choose(row) for row in asked}
-        data = vlm.Samples(asked, held, speaker, picks=lambda row, picks=picks: picks[row["id"]], answers=False)
-        said = vlm.answers(speaker, data)
-        right[name] = np.array([vlm.judged(a) == vlm.judged(r["answer"]) for a, r in zip(said, asked, strict=True)])
+        data = instruction_data.InstructionSamples(
+            asked, held, speaker, picks=lambda row, picks=picks: picks[row["id"]], answers=False
+        )
+        said = inference.answers(speaker, data)
+        right[name] = np.array(
+            [
+                answer_parsing.judgement_of(a) == answer_parsing.judgement_of(r["answer"])
+                for a, r in zip(said, asked, strict=True)
+            ]
+        )
         hits = [np.isin(picks[row["id"]], row["event"]).mean() for row in asked if len(row["event"])]
-        total = vlm.judgement_accuracy(said, asked)
+        total = inference.judgement_accuracy(said, asked)
         print(
             f"  {name:31} accuracy {total['judgement']:.3f} [{total['low']:.3f}, {total['high']:.3f}], named {total['name']:.3f}; "
             f"event found {right[name][anomalous].mean():.3f}, no false alarm {right[name][~anomalous].mean():.3f}; "

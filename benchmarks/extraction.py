@@ -17,9 +17,13 @@ import torch
 import torch.nn.functional as F
 from kornia.feature import XFeat
 
-from vau_lib import features, records, store, synthesis, training, video
+from vau_lib.data import records, video
+from vau_lib.detectors import training
+from vau_lib.features import extraction, xfeat
+from vau_lib.synthetic import dataset as synthetic_dataset
+from vau_lib.workspace import artifacts
 
-SNIPPET, BATCH, SIDE, ROUNDS = features.SNIPPET_FRAMES, 16, 224, 3
+SNIPPET, BATCH, SIDE, ROUNDS = records.SNIPPET_FRAMES, 16, 224, 3
 
 
 def stock_rows(net, path: Path) -> np.ndarray:
@@ -46,10 +50,10 @@ def weights() -> Path | str:
     """Return real weights when there are any, else the word random (speed is the same)."""
     if real := os.environ.get("VAU_REAL_DATA"):
         os.environ.setdefault("VAU_WEIGHTS", str(Path(real) / "weights"))
-    for name in (features.XFEAT_FILE, "xfeat/xfeat_bnfolded.pt"):
+    for name in (xfeat.XFEAT_FILE, "xfeat/xfeat_bnfolded.pt"):
         try:
-            return store.find_weights(name)
-        except store.StoreError:
+            return artifacts.find_weights(name)
+        except artifacts.StoreError:
             continue
     return "random"
 
@@ -61,8 +65,8 @@ def videos(scratch: Path) -> list[Path]:
     real = Path(os.environ.get("VAU_REAL_DATA", "")) / "videos" / "ucf_crime" / "Robbery102_x264.mp4"
     if real.is_file():
         return [real]
-    scenario = synthesis.scenario_for(0, event="fight", duration_s=20.0)
-    video.write_video(scratch / "synthetic.mp4", synthesis.render(scenario).frames, fps=scenario.fps)
+    scenario = synthetic_dataset.scenario_for(0, event="fight", duration_s=20.0)
+    video.write_video(scratch / "synthetic.mp4", synthetic_dataset.render(scenario).frames, fps=scenario.fps)
     return [scratch / "synthetic.mp4"]
 
 
@@ -70,7 +74,7 @@ def main() -> None:
     torch.set_num_threads(1)
     found = weights()
     stock = XFeat().eval()
-    encoder, exact = features.XFeatEncoder(found), features.XFeatEncoder(found, bfloat16=False)
+    encoder, exact = xfeat.XFeatEncoder(found), xfeat.XFeatEncoder(found, bfloat16=False)
     stock.net.load_state_dict(encoder.net.state_dict())
     kind = "RANDOM weights" if found == "random" else Path(found).name
     print(f"XFeat rows, {kind}; torch {torch.__version__}, bfloat16 here: {encoder.bfloat16}")
@@ -105,10 +109,10 @@ def compare(path: Path, net, encoder, exact) -> None:
 def scale(path: Path, found: Path | str, folder: Path) -> None:
     """Compare one process with two on eight copies of the video."""
     copies = [records.VideoRecord(f"copy{n}", path.name, "bench", "train", 0) for n in range(8)]
-    recipe = features.Recipe("xfeat", SNIPPET, (("weights", str(found)),))
+    recipe = extraction.Recipe("xfeat", SNIPPET, (("weights", str(found)),))
     seconds = {}
     for engine in ("serial", "processes"):
-        done = features.extract(copies, path.parent, folder / engine, recipe, engine=engine, workers=2)
+        done = extraction.extract(copies, path.parent, folder / engine, recipe, engine=engine, workers=2)
         seconds[engine] = done.seconds
     print(f"\neight videos: two processes x{seconds['serial'] / seconds['processes']:.2f} over one (start-up included)")
 

@@ -11,7 +11,7 @@ import time
 import numpy as np
 import torch
 
-from vau_lib import memtsm, training
+from vau_lib.detectors import memtsm, training
 
 STEAD_FAST = {"parameters": 17_441, "mflop": 53.0}
 ROUNDS = 200

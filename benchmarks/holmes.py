@@ -5,7 +5,7 @@
 - the chosen frames' tokens reused, against encoded again as released: frames through the tower, seconds of the stage encode,
   and whether the answers are the same
 - resident memory, short and eight times as long
-The model is the kept TOY of data/twins/internvl; the scorer is of the published layout on its width, RANDOM unless
+The model is the kept TOY of data/toy_models/internvl; the scorer is of the published layout on its width, RANDOM unless
 data/models/holmes_scorer holds a trained one. Videos: videos/demo of VAU_REAL_DATA where set, else a SYNTHETIC film.
     python benchmarks/holmes.py
 """
@@ -19,7 +19,12 @@ import numpy as np
 import torch
 from ats import Peak, frames  # the script beside this one
 
-from vau_lib import ats, explaining, presets, twinning, video, vlm
+from vau_lib import explain
+from vau_lib.data import video
+from vau_lib.detectors import anomaly_scorer
+from vau_lib.toy import benchmark as toy_benchmark
+from vau_lib.vlm import inference, models
+from vau_lib.workspace import presets
 
 STAGES = ("look", "score", "sample", "encode", "prompt", "generate")
 ROUNDS, NEW_TOKENS = 3, 32
@@ -40,18 +45,18 @@ def film(scratch: Path, count: int) -> Path:
     return path
 
 
-def scorer_of(width: int) -> explaining.Scorer:
+def scorer_of(width: int) -> explain.Scorer:
     folder = presets.project() / "data" / "models" / "holmes_scorer"
     if folder.is_dir():
-        return explaining.trained_scorer(ats.load_trained(folder), f"scorer of {folder.name}")
-    return explaining.random_scorer(width)
+        return explain.trained_scorer(anomaly_scorer.load_trained(folder), f"scorer of {folder.name}")
+    return explain.random_scorer(width)
 
 
 def timed(
-    path: Path, speaker: vlm.Speaker, scorer: explaining.Scorer, *, reuse: bool
-) -> tuple[explaining.Explained, dict]:
+    path: Path, speaker: models.VLM, scorer: explain.Scorer, *, reuse: bool
+) -> tuple[explain.ExplainedVideo, dict]:
     """Explain a video; return it with seconds by stage, generating apart from the rest of "ask"."""
-    generate, spent = vlm.generate, []
+    generate, spent = inference.generate, []
 
     def watched(*given, **how):
         started = time.perf_counter()
@@ -60,15 +65,15 @@ def timed(
         finally:
             spent.append(time.perf_counter() - started)
 
-    vlm.generate = watched
+    inference.generate = watched
     try:
-        found = explaining.explain_video(path, speaker, scorer, reuse=reuse, max_new_tokens=NEW_TOKENS)
+        found = explain.explain_video(path, speaker, scorer, reuse=reuse, max_new_tokens=NEW_TOKENS)
     finally:
-        vlm.generate = generate
+        inference.generate = generate
     return found, found.seconds | {"prompt": found.seconds["ask"] - sum(spent), "generate": sum(spent)}
 
 
-def stages(speaker: vlm.Speaker, scorer: explaining.Scorer, found: dict[str, Path]) -> None:
+def stages(speaker: models.VLM, scorer: explain.Scorer, found: dict[str, Path]) -> None:
     print(f"\nSeconds by stage, median of {ROUNDS} interleaved rounds, share of the whole in brackets")
     for name, path in found.items():
         runs = {True: [], False: []}
@@ -93,15 +98,15 @@ def stages(speaker: vlm.Speaker, scorer: explaining.Scorer, found: dict[str, Pat
         )
 
 
-def memory(speaker: vlm.Speaker, scorer: explaining.Scorer, scratch: Path) -> None:
+def memory(speaker: models.VLM, scorer: explain.Scorer, scratch: Path) -> None:
     print("\nResident memory above what is held before (320 x 240 noise, tokens in a scratch file)")
-    explaining.explain_video(film(scratch, 200), speaker, scorer, max_new_tokens=NEW_TOKENS)  # warm-up
+    explain.explain_video(film(scratch, 200), speaker, scorer, max_new_tokens=NEW_TOKENS)  # warm-up
     risen = {}
     for count in (800, 6400):
         path = film(scratch, count)
         video.frame_times(path)
         with Peak() as peak:
-            found = explaining.explain_video(path, speaker, scorer, max_new_tokens=NEW_TOKENS)
+            found = explain.explain_video(path, speaker, scorer, max_new_tokens=NEW_TOKENS)
         risen[count] = peak.mb
         print(f"  {count:5} frames: {found.vision_frames:3} frames seen, +{peak.mb:5.1f} MB, {peak.seconds:5.2f} s")
     print(
@@ -111,9 +116,9 @@ def memory(speaker: vlm.Speaker, scorer: explaining.Scorer, scratch: Path) -> No
 
 def main() -> None:
     torch.set_num_threads(1)
-    speaker = twinning.taught(presets.project() / "data" / "twins" / "internvl")
+    speaker = toy_benchmark.taught(presets.project() / "data" / "toy_models" / "internvl")
     scorer = scorer_of(speaker.model.config.vision_config.hidden_size)
-    print(f"{speaker.label}; {scorer.label}; {vlm.NUM_FRAMES} frames, {torch.get_num_threads()} thread")
+    print(f"{speaker.label}; {scorer.label}; {inference.NUM_FRAMES} frames, {torch.get_num_threads()} thread")
     with TemporaryDirectory() as scratch:
         stages(speaker, scorer, films(Path(scratch)))
         memory(speaker, scorer, Path(scratch))

@@ -20,11 +20,15 @@ import numpy as np
 import pandas as pd
 import torch
 
-from vau_lib import closeups, ordering, policy, presets, results, twinning, vlm
+from vau_lib.evaluation import result_tables
+from vau_lib.toy import benchmark as toy_benchmark
+from vau_lib.toy import dataset as toy_dataset
+from vau_lib.vlm import event_order, finetuning, grpo, inference, models
+from vau_lib.workspace import presets
 
 SETS = {"train": (480, 0), "val": (160, 5001)}  # close-ups, seed
-START = vlm.LoraPlan(learning_rate=3e-3, warmup_share=0.1, batch_size=16, log_steps=19, save_steps=10**9)
-PLAN = policy.PolicyPlan(steps=120, questions=16, learning_rate=3e-4, temperature=0.3, max_new_tokens=16)
+START = finetuning.LoraPlan(learning_rate=3e-3, warmup_share=0.1, batch_size=16, log_steps=19, save_steps=10**9)
+PLAN = grpo.GRPOPlan(steps=120, questions=16, learning_rate=3e-4, temperature=0.3, max_new_tokens=16)
 JUDGEMENTS = 0.25  # share of the questions
 
 
@@ -34,7 +38,7 @@ class Study:
 
     counts: tuple[int, ...]
     start_steps: int
-    plan: policy.PolicyPlan
+    plan: grpo.GRPOPlan
     digits: bool
     test_seed: int
 
@@ -56,27 +60,27 @@ class Exam:
 
     def __init__(self, root: Path, found: list):
         self.root = root
-        self.order = [row for seed in (1, 2) for row in ordering.order_rows(found, seed=seed)]
-        self.judgement = [row for row in closeups.instructions(found) if row["task"] == "judgement"]
+        self.order = [row for seed in (1, 2) for row in event_order.order_rows(found, seed=seed)]
+        self.judgement = [row for row in toy_dataset.instructions(found) if row["task"] == "judgement"]
 
-    def ask(self, speaker: vlm.Speaker, rows: list[dict], length: int) -> list[str]:
-        shown, said = ordering.Turns(speaker, self.root), []
+    def ask(self, speaker: models.VLM, rows: list[dict], length: int) -> list[str]:
+        shown, said = event_order.OrderPrompts(speaker, self.root), []
         for start in range(0, len(rows), 16):
             turns = [shown(row) for row in rows[start : start + 16]]
-            said += vlm.generate(speaker, turns, max_new_tokens=length, tell=None)
+            said += inference.generate(speaker, turns, max_new_tokens=length, tell=None)
         return said
 
-    def sit(self, speaker: vlm.Speaker) -> pd.DataFrame:
+    def sit(self, speaker: models.VLM) -> pd.DataFrame:
         """Return a row per question and part of the exam it counts for: asked, video, right."""
         said, judged = self.ask(speaker, self.order, 8), self.ask(speaker, self.judgement, 24)
         rows = []
         for row, answer in zip(self.order, said, strict=True):
-            name, right = f"order, {row['pieces']} pieces", ordering.order_reward(answer, row["order"]) == 1
+            name, right = f"order, {row['pieces']} pieces", event_order.order_reward(answer, row["order"]) == 1
             rows.append((name, row["video"], right))
             if row["pieces"] == 2:
                 rows.append((f"{name}, {row['event']}", row["video"], right))
         for row, answer in zip(self.judgement, judged, strict=True):
-            rows.append(("judgement", row["video"], ordering.judgement_reward(answer, row["answer"]) == 1))
+            rows.append(("judgement", row["video"], event_order.judgement_reward(answer, row["answer"]) == 1))
         return pd.DataFrame(rows, columns=["asked", "video", "right"])
 
 
@@ -96,16 +100,16 @@ def lines(who: str, sat: list[pd.DataFrame]) -> list[dict]:
 
 def rows_of(found: list, counts: tuple[int, ...]) -> list[dict]:
     """Return training questions, order ones twice with other cuts."""
-    order = [row for seed in (0, 3) for row in ordering.order_rows(found, counts=counts, seed=seed)]
-    judgement = [row for row in closeups.instructions(found) if row["task"] == "judgement"]
-    return order + ordering.with_cuts(judgement, found)
+    order = [row for seed in (0, 3) for row in event_order.order_rows(found, counts=counts, seed=seed)]
+    judgement = [row for row in toy_dataset.instructions(found) if row["task"] == "judgement"]
+    return order + event_order.with_cuts(judgement, found)
 
 
-def learner_of(project: Path, study: Study) -> vlm.Speaker:
+def learner_of(project: Path, study: Study) -> models.VLM:
     """Return the kept twin with a fresh adapter, and the digits' vectors free where a study needs to say new ones."""
-    twin = twinning.taught(project / "data" / "twins" / "internvl")
+    twin = toy_benchmark.taught(project / "data" / "toy_models" / "internvl")
     digits = twin.tokenizer.convert_tokens_to_ids(["1", "2", "3"]) if study.digits else ()
-    return twin.but(model=vlm.lora(twin.model, tokens=digits, seed=0), kind=f"{twin.kind}, LoRA")
+    return twin.but(model=finetuning.lora(twin.model, tokens=digits, seed=0), kind=f"{twin.kind}, LoRA")
 
 
 def main() -> None:
@@ -116,13 +120,13 @@ def main() -> None:
     for side, (count, seed) in (SETS | {"test": (160, study.test_seed)}).items():
         place = folder / (side if side != "test" else f"ordering_test_{seed}")
         if side in ("train", part):
-            found[side] = closeups.make_dataset(
+            found[side] = toy_dataset.make_dataset(
                 place, num_videos=count, seed=seed, splits={side: 1.0}, engine="processes"
             )
             exam = Exam(place, found[side])
     rows, speaker = rows_of(found["train"], study.counts), learner_of(project, study)
     begun = time.process_time()
-    ordering.start(speaker, rows, folder / "train", plan=replace(START, max_steps=study.start_steps))
+    event_order.supervised_start(speaker, rows, folder / "train", plan=replace(START, max_steps=study.start_steps))
     print(f"supervised start: {time.process_time() - begun:.0f} CPU s")
     rated, curves = lines("supervised start", [exam.sit(speaker)]), []
     for who, how in WAYS.items():
@@ -132,7 +136,7 @@ def main() -> None:
         for seed in SEEDS:
             learner, begun = speaker.but(model=deepcopy(speaker.model)), (time.perf_counter(), time.process_time())
             plan = replace(study.plan, seed=seed)
-            curve = ordering.train(learner, rows, folder / "train", plan=plan, judgements=JUDGEMENTS, **how)
+            curve = event_order.train(learner, rows, folder / "train", plan=plan, judgements=JUDGEMENTS, **how)
             print(
                 f"{who}, seed {seed}: {time.perf_counter() - begun[0]:.0f} s, {time.process_time() - begun[1]:.0f} CPU s",
                 flush=True,
@@ -145,8 +149,8 @@ def main() -> None:
     print(table[table["seeds"] > 1].round(3).to_string(index=False))
     if part == "test":
         place, end = project / "data" / "results" / "curves", "" if name == "two" else f"_{name}"
-        results.write_curve(place / f"ordering{end}.csv", table.assign(speaker=speaker.label).round(4))
-        results.write_curve(place / f"ordering{end}_reward.csv", pd.concat(curves).round(4))
+        result_tables.write_curve(place / f"ordering{end}.csv", table.assign(speaker=speaker.label).round(4))
+        result_tables.write_curve(place / f"ordering{end}_reward.csv", pd.concat(curves).round(4))
 
 
 if __name__ == "__main__":

@@ -20,8 +20,12 @@ from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from vau_lib import cluster, metrics, results, synthesis, video
-from vau_lib.presets import project
+from vau_lib.data import video
+from vau_lib.evaluation import metrics, result_tables
+from vau_lib.synthetic import dataset as synthetic_dataset
+from vau_lib.synthetic import scenarios
+from vau_lib.workspace import parallel
+from vau_lib.workspace.presets import project
 
 NUISANCES = ("brightness", "file size", "length", "total motion")
 
@@ -32,7 +36,7 @@ def nuisances(path: Path) -> list[float]:
     return [float(gray.mean()), path.stat().st_size, len(gray), float(np.abs(np.diff(gray, axis=0)).mean())]
 
 
-def motion(truth: synthesis.Truth) -> list[float]:
+def motion(truth: synthetic_dataset.Truth) -> list[float]:
     """Return extremes, mean, spread and quantiles of how boxes move, change shape and come near each other, in box heights."""
     boxes, fps = truth.boxes, truth.scenario.fps
     centres, sides = (boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]
@@ -48,23 +52,23 @@ def motion(truth: synthesis.Truth) -> list[float]:
     return told
 
 
-def filmed(item: tuple[str, synthesis.Scenario], *, root: Path) -> tuple[list[float], list[float]]:
+def filmed(item: tuple[str, scenarios.Scenario], *, root: Path) -> tuple[list[float], list[float]]:
     name, scenario = item
-    truth = synthesis.render(scenario, root / f"{name}.mp4")
+    truth = synthetic_dataset.render(scenario, root / f"{name}.mp4")
     return nuisances(root / f"{name}.mp4"), motion(truth)
 
 
 def main() -> None:
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 200
-    chosen = synthesis.scenarios(count, 0)
-    table, missing = synthesis.coverage(chosen)
+    chosen = scenarios.covering_scenarios(count, 0)
+    table, missing = scenarios.coverage(chosen)
     pairs = f"{table['seen'].sum()} of {table['possible'].sum()} pairs of factors"
     print(f"{count} scenarios, {sum(s.label for s in chosen)} anomalous; {pairs}")
     items = [(f"{n:04d}_{s.scene}_{s.event}", s) for n, s in enumerate(chosen)]
     with TemporaryDirectory() as scratch:
         started, measured = time.perf_counter(), {}
         work = partial(filmed, root=Path(scratch))
-        for item, numbers, error in cluster.map_videos(work, items, engine="processes", workers=2, desc="filming"):
+        for item, numbers, error in parallel.map_videos(work, items, engine="processes", workers=2, desc="filming"):
             if error:
                 raise SystemExit(f"{item[0]}: {error}")
             measured[item[0]] = numbers
@@ -92,8 +96,8 @@ def main() -> None:
     seen = cross_val_predict(RandomForestClassifier(500, random_state=0), tracks, y, **by_world)[:, 1]
     print(f"a forest on true tracks: video AUC {metrics.video_auc(dict(enumerate(seen)), dict(enumerate(y))):.3f}")
     if count >= 200:
-        results.write_curve(project() / "data" / "results" / "curves" / "scenario_nuisances.csv", found.round(4))
-        results.write_curve(project() / "data" / "results" / "curves" / "scenario_coverage.csv", table.round(4))
+        result_tables.write_curve(project() / "data" / "results" / "curves" / "scenario_nuisances.csv", found.round(4))
+        result_tables.write_curve(project() / "data" / "results" / "curves" / "scenario_coverage.csv", table.round(4))
 
 
 if __name__ == "__main__":

@@ -18,21 +18,29 @@ import numpy as np
 import pandas as pd
 import torch
 
-from vau_lib import closeups, presets, records, results, store, tokens, twinning, vlm
+from vau_lib.compression import token_pruning, token_selection
+from vau_lib.data import answer_parsing, records
+from vau_lib.evaluation import result_tables
+from vau_lib.toy import benchmark as toy_benchmark
+from vau_lib.toy import dataset as toy_dataset
+from vau_lib.vlm import finetuning, instruction_data, models
+from vau_lib.workspace import artifacts, presets
 
 FRAMES, FPS = 12, 2.0  # all of a close-up's
 SETS = {"train": (480, 0), "val": (160, 5001), "test": (240, 41001)}  # close-ups, seed
 SHARES = (0.5, 0.3, 0.2, 0.1)
-PLAN = vlm.LoraPlan(max_steps=700, learning_rate=3e-3, warmup_share=0.1, batch_size=16, log_steps=20, save_steps=10**9)
+PLAN = finetuning.LoraPlan(
+    max_steps=700, learning_rate=3e-3, warmup_share=0.1, batch_size=16, log_steps=20, save_steps=10**9
+)
 LEAST = 0.1  # share of the tokens a film shows in tuning, at least
-OURS = next(iter(tokens.RULES))
-PEERS = [name for name in tokens.RULES if name not in (OURS, "keep all")]
+OURS = next(iter(token_selection.RULES))
+PEERS = [name for name in token_selection.RULES if name not in (OURS, "keep all")]
 TUNED_ON = {"our holes": [OURS]}
 
 
 def lots(name: str, rng: np.random.Generator):
     """Return a rule of that name; the random one with another lot at every call."""
-    rule = tokens.RULES[name]
+    rule = token_selection.RULES[name]
     if name != "random":
         return rule
     return lambda features, *, share: rule(features, share=share, seed=int(rng.integers(2**31)))
@@ -47,28 +55,28 @@ def drawn(names: list[str], rng: np.random.Generator):
 
 
 def tune(
-    twin: vlm.Speaker, root: Path, rows: list[dict], folder: Path, names: list[str], *, steps: int = PLAN.max_steps
-) -> vlm.Speaker:
+    twin: models.VLM, root: Path, rows: list[dict], folder: Path, names: list[str], *, steps: int = PLAN.max_steps
+) -> models.VLM:
     """Return the twin with an adapter trained on rows, films cut by rules of `names` (none: whole); kept in `folder`."""
     facts = dict(frames=FRAMES, fps=FPS, steps=steps, rate=PLAN.learning_rate, rules=names, rows=len(rows))
     try:
-        store.check_made_by(folder, **facts)
-        return twin.but(model=vlm.load_adapter(twin.model, folder), kind=f"{twin.kind}, LoRA")
-    except store.StoreError:
+        artifacts.check_made_by(folder, **facts)
+        return twin.but(model=finetuning.load_adapter(twin.model, folder), kind=f"{twin.kind}, LoRA")
+    except artifacts.StoreError:
         pass
-    tuned = twin.but(model=vlm.lora(twin.model, seed=PLAN.seed), kind=f"{twin.kind}, LoRA")
+    tuned = twin.but(model=finetuning.lora(twin.model, seed=PLAN.seed), kind=f"{twin.kind}, LoRA")
     seen = tuned
     if names:
         rule = drawn(names, np.random.default_rng(PLAN.seed))
-        seen = tuned.but(model=tokens.compressed(tuned.model, share=1.0, rule=rule))
-    curve = vlm.fit(
+        seen = tuned.but(model=token_pruning.compressed(tuned.model, share=1.0, rule=rule))
+    curve = finetuning.fit(
         seen,
-        vlm.Samples(rows, root, tuned, num_frames=FRAMES, seed=PLAN.seed),
+        instruction_data.InstructionSamples(rows, root, tuned, num_frames=FRAMES, seed=PLAN.seed),
         plan=replace(PLAN, max_steps=steps),
         progress=False,
     )
     tuned.model.eval().save_pretrained(folder)
-    store.write_made_by(folder, **facts, loss=float(curve["loss"].iloc[-1]))
+    artifacts.write_made_by(folder, **facts, loss=float(curve["loss"].iloc[-1]))
     return tuned
 
 
@@ -77,19 +85,24 @@ class Judge:
 
     def __init__(self, root: Path, found: list[records.VideoRecord]):
         self.root, self.lines = root, []
-        self.rows = [row for row in closeups.instructions(found) if row["task"] == "judgement"]
+        self.rows = [row for row in toy_dataset.instructions(found) if row["task"] == "judgement"]
         group = {record.path: record.group for record in found}
         self.worlds = np.array([group[row["video"]] for row in self.rows])
 
-    def right(self, speaker: vlm.Speaker, **how) -> np.ndarray:
+    def right(self, speaker: models.VLM, **how) -> np.ndarray:
         """Return which judgements are right, bool (rows,)."""
-        _, said = twinning.judge(speaker, self.root, self.rows, frames=FRAMES, **how)
-        return np.array([vlm.judged(a) == vlm.judged(row["answer"]) for a, row in zip(said, self.rows, strict=True)])
+        _, said = toy_benchmark.judge(speaker, self.root, self.rows, frames=FRAMES, **how)
+        return np.array(
+            [
+                answer_parsing.judgement_of(a) == answer_parsing.judgement_of(row["answer"])
+                for a, row in zip(said, self.rows, strict=True)
+            ]
+        )
 
-    def cut(self, speaker: vlm.Speaker, rule: str, share: float) -> np.ndarray:
+    def cut(self, speaker: models.VLM, rule: str, share: float) -> np.ndarray:
         """Return which judgements are right from a share of the tokens."""
         chosen = lots(rule, np.random.default_rng(0))
-        return self.right(speaker.but(model=tokens.compressed(speaker.model, share=share, rule=chosen)))
+        return self.right(speaker.but(model=token_pruning.compressed(speaker.model, share=share, rule=chosen)))
 
     def over_worlds(self, values: np.ndarray) -> tuple[float, float, float]:
         """Return a mean and its 95 % interval over worlds."""
@@ -115,9 +128,9 @@ def main() -> None:
     places = {"train": folder / "train", "val": folder / "val", "test": folder / "token_test"}
     for name, (count, seed) in SETS.items():
         films = dict(num_videos=count, seed=seed, splits={name: 1.0}, fps=FPS, engine="processes")
-        found[name] = closeups.make_dataset(places[name], **films)
-    rows, judge = closeups.instructions(found["train"]), Judge(places[part], found[part])
-    taught = partial(twinning.taught, project / "data" / "twins" / "internvl")
+        found[name] = toy_dataset.make_dataset(places[name], **films)
+    rows, judge = toy_dataset.instructions(found["train"]), Judge(places[part], found[part])
+    taught = partial(toy_benchmark.taught, project / "data" / "toy_models" / "internvl")
     print(f"{len(judge.rows)} {part} close-ups, {FRAMES} frames, judgement right:")
     for name, rules in TUNED_ON.items():
         speaker = tune(taught(), folder / "train", rows, kept / name.replace(" ", "_"), rules)
@@ -128,11 +141,11 @@ def main() -> None:
                 judge.enter(name, rule, share, judge.cut(speaker, rule, share), whole)
         judge.enter(name, "blind", 1.0, judge.right(speaker, blind=True), whole)
     if part == "test":
-        dealt = twinning.shuffled(rows, seed=0)
+        dealt = toy_benchmark.shuffled(rows, seed=0)
         noise = tune(taught(), folder / "train", dealt, kept / "shuffled", TUNED_ON["our holes"], steps=150)
         judge.enter("shuffled answers", OURS, 0.2, judge.cut(noise, OURS, 0.2), whole)
         table = pd.DataFrame(judge.lines).assign(speaker=speaker.label)
-        results.write_curve(project / "data" / "results" / "curves" / "token_accuracy.csv", table.round(4))
+        result_tables.write_curve(project / "data" / "results" / "curves" / "token_accuracy.csv", table.round(4))
 
 
 if __name__ == "__main__":

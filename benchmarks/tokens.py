@@ -17,7 +17,10 @@ import torch
 from scipy.ndimage import gaussian_filter
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from vau_lib import redundancy, synthesis, tokens, video
+from vau_lib.compression import token_pruning, token_selection
+from vau_lib.data import video
+from vau_lib.synthetic import dataset as synthetic_dataset
+from vau_lib.synthetic import scenarios
 
 FOREGROUND = 0.1  # a token is foreground when this share of its pixels is
 SEEDS = range(900, 912)
@@ -29,10 +32,12 @@ VIDEO, START, END = 500, 501, 502
 def drawn() -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield frames and truth of a fixed camera's 64 frames, a normal or anomalous event each, few people."""
     for number, seed in enumerate(SEEDS):
-        event = tuple(synthesis.EVENTS)[number % len(synthesis.EVENTS)]
-        scenario = synthesis.scenario_for(seed, event=event, duration_s=8.0, fps=8.0, num_people=3, num_vehicles=1)
-        film = synthesis.render(scenario)
-        yield redundancy.disturbed(film.frames, np.random.default_rng(seed)), film.masks
+        event = tuple(scenarios.EVENTS)[number % len(scenarios.EVENTS)]
+        scenario = synthetic_dataset.scenario_for(
+            seed, event=event, duration_s=8.0, fps=8.0, num_people=3, num_vehicles=1
+        )
+        film = synthetic_dataset.render(scenario)
+        yield token_selection.disturbed(film.frames, np.random.default_rng(seed)), film.masks
 
 
 def sprites(seed: int, frames: int = 64, height: int = 224, width: int = 336) -> tuple[np.ndarray, np.ndarray]:
@@ -67,7 +72,7 @@ def rooms(count: int = 12) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield sprites in bad weather: noise, flicker, a swaying corner; about a tenth of the tokens are foreground."""
     for seed in range(count):
         film, masks = sprites(seed)
-        yield redundancy.disturbed(film, np.random.default_rng(seed)), masks
+        yield token_selection.disturbed(film, np.random.default_rng(seed)), masks
 
 
 def ped2(root: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -84,14 +89,14 @@ def measured(
     """Return per video its truth (T, H, W) and, per rule, the masks at each share."""
     found = []
     for frames, masks in films:
-        truth, plain = redundancy.covered(masks) >= FOREGROUND, redundancy.patches(frames)
-        kept = {name: [rule(plain, share=share) for share in shares] for name, rule in redundancy.RULES.items()}
-        raw = redundancy.patches(frames, grain=1)
-        kept["EVS, raw pixels"] = [redundancy.evs(raw, share=share) for share in shares]
+        truth, plain = token_selection.covered(masks) >= FOREGROUND, token_selection.patches(frames)
+        kept = {name: [rule(plain, share=share) for share in shares] for name, rule in token_selection.RULES.items()}
+        raw = token_selection.patches(frames, grain=1)
+        kept["EVS, raw pixels"] = [token_selection.evs(raw, share=share) for share in shares]
         ideal = truth[..., None].astype(np.float32)
         ideal[0] = 2  # the first frame, then the truth: what no rule can beat
         order = np.argsort(-ideal.ravel(), kind="stable")
-        counts = [redundancy.budget(truth.shape, share) for share in shares]
+        counts = [token_selection.budget(truth.shape, share) for share in shares]
         kept["truth known"] = [np.isin(np.arange(truth.size), order[:n]).reshape(truth.shape) for n in counts]
         found.append((truth, kept))
     return found
@@ -151,7 +156,7 @@ def speed() -> None:
     for early in (False, True):
         for share in (1.0, 0.5, 0.3, 0.1):
             name = "cut before the tower" if early else "cut after the tower"
-            runs[name, share] = tokens.compressed(model, share=share, before_tower=early)
+            runs[name, share] = token_pruning.compressed(model, share=share, before_tower=early)
     taken: dict = {key: [] for key in runs}
     for _ in range(ROUNDS + 1):
         for key, one in runs.items():

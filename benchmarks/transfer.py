@@ -22,7 +22,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from vau_lib import cluster, datasets, features, memtsm, peers, presets, records, results, store, synthesis, training
+from vau_lib.data import datasets, records
+from vau_lib.detectors import baselines, memtsm, preprocessing, training
+from vau_lib.evaluation import result_tables
+from vau_lib.features import extraction
+from vau_lib.synthetic import dataset as synthetic_dataset
+from vau_lib.synthetic import scenarios
+from vau_lib.workspace import artifacts, parallel, presets
 
 FPS, SNIPPET, SEEDS, SHARES = 25.0, 2, (0, 1, 2), {"train": 0.7, "val": 0.15, "test": 0.15}
 SETTINGS = {"seed": 0, "resamples": 1000}
@@ -31,11 +37,11 @@ ANOMALIES = ("all anomalies", "fights")  # what counts as an anomaly among the d
 
 def film(root: Path, count: int) -> list[records.VideoRecord]:
     """Return records of drawn scenarios, an anomaly and its everyday twin of one world beside each other in one split."""
-    chosen = synthesis.scenarios(count, 77, duration_s=5.0, fps=FPS)
+    chosen = scenarios.covering_scenarios(count, 77, duration_s=5.0, fps=FPS)
     turn = np.random.default_rng(77).permutation(count // 2)  # the grammar's list is not in random order
     items = [(f"{n:04d}_{s.scene}_{s.event}", s) for n, s in enumerate(chosen)]
     found = []
-    for (name, s), spans, error in cluster.map_videos(
+    for (name, s), spans, error in parallel.map_videos(
         partial(_film, root=root), items, engine="processes", workers=2, desc="filming"
     ):
         if error:
@@ -49,8 +55,8 @@ def film(root: Path, count: int) -> list[records.VideoRecord]:
     return sorted(found, key=lambda r: r.id)
 
 
-def _film(item: tuple[str, synthesis.Scenario], *, root: Path) -> tuple:
-    return synthesis.film(item[1], root / f"{item[0]}.mp4")
+def _film(item: tuple[str, scenarios.Scenario], *, root: Path) -> tuple:
+    return synthetic_dataset.film(item[1], root / f"{item[0]}.mp4")
 
 
 class RowModel:
@@ -60,18 +66,18 @@ class RowModel:
         x, y = [], []
         for r in found:
             inside = records.frame_labels(r)[::SNIPPET] if r.classes[0] in kinds else np.zeros(len(rows[r.id]))
-            x.append(training.change(rows[r.id]))
+            x.append(preprocessing.temporal_difference(rows[r.id]))
             y.append(inside[: len(rows[r.id])])
         self.model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=2000, class_weight="balanced"))
         self.model.fit(np.concatenate(x), np.concatenate(y))
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
-        return self.model.predict_proba(training.change(rows))[:, 1]
+        return self.model.predict_proba(preprocessing.temporal_difference(rows))[:, 1]
 
 
-def learned(rows: dict, found: list, test: dict, aim: str) -> list[results.Method]:
+def learned(rows: dict, found: list, test: dict, aim: str) -> list[result_tables.Method]:
     """Return what was learned on drawings, scoring the videos of `test`, {key: (T, D)}."""
-    kinds = synthesis.ANOMALOUS_EVENTS if aim == "all anomalies" else ("fight",)
+    kinds = scenarios.ANOMALOUS_EVENTS if aim == "all anomalies" else ("fight",)
     known = [r for r in found if r.split != "test"]
     labels = {r.id: int(r.classes[0] in kinds) for r in known}
     val = {r.id for r in known if r.split == "val"}
@@ -79,8 +85,8 @@ def learned(rows: dict, found: list, test: dict, aim: str) -> list[results.Metho
     lengths = {name: len(x) for name, x in test.items()}
     found_by_rows = RowModel(rows, known, kinds)
     out = [
-        results.per_video(f"logistic regression on videos, {said}", "peer", peers.logistic_on_change(seen, labels, test), lengths),
-        results.per_row(f"logistic regression on rows, {said}", "peer", {n: found_by_rows(x) for n, x in test.items()}),
+        result_tables.per_video(f"logistic regression on videos, {said}", "peer", baselines.logistic_on_difference(seen, labels, test), lengths),
+        result_tables.per_row(f"logistic regression on rows, {said}", "peer", {n: found_by_rows(x) for n, x in test.items()}),
     ]  # fmt: skip
     for title, kind in (("MemTSM as intended, on change (ours)", "ours"), ("MemTSM, shuffled labels", "sanity")):
         runs = []
@@ -92,7 +98,7 @@ def learned(rows: dict, found: list, test: dict, aim: str) -> list[results.Metho
             plan = training.Plan(epochs=20, learning_rate=1e-4, seed=seed)
             model = memtsm.train(seen, truth, val, config=config, plan=plan)
             runs.append({name: model.score(x) for name, x in test.items()})
-        out.append(results.Method(f"{title}, {said}", kind, runs))
+        out.append(result_tables.Method(f"{title}, {said}", kind, runs))
     return out
 
 
@@ -103,12 +109,12 @@ def main() -> None:
     count, real = int(sys.argv[1]) if len(sys.argv) > 1 else 400, Path(os.environ["VAU_REAL_DATA"])
     project = presets.project()
     root, rows_of = project / "data" / "synthetic" / "transfer", project / "data" / "features" / "transfer"
-    recipe = features.Recipe("xfeat", SNIPPET, (("weights", str(real / "weights/xfeat/xfeat_bnfolded.pt")),))
+    recipe = extraction.Recipe("xfeat", SNIPPET, (("weights", str(real / "weights/xfeat/xfeat_bnfolded.pt")),))
 
     def described(name: str, found: list, place: Path) -> dict[str, np.ndarray]:
-        done = features.extract(found, place, rows_of / name, recipe, engine="processes", workers=2)
+        done = extraction.extract(found, place, rows_of / name, recipe, engine="processes", workers=2)
         print(f"{name}: {done.encoded} encoded, {done.kept} kept, skipped {list(done.skipped)}", flush=True)
-        return features.load(rows_of / name, found)
+        return extraction.load(rows_of / name, found)
 
     drawn = film(root, count)
     rows = described("drawings", drawn, root)
@@ -126,23 +132,29 @@ def main() -> None:
     for name, (found, held) in homes.items():
         test = {r.id: held[r.id] for r in found}
         methods = [
-            results.Method(m.name, m.kind, [{n: run[name, n] for n in test} for run in m.runs]) for m in everywhere
+            result_tables.Method(m.name, m.kind, [{n: run[name, n] for n in test} for run in m.runs])
+            for m in everywhere
         ]
         methods += [
-            results.per_row("change of XFeat rows, not trained", "peer", {n: peers.difference(x) for n, x in test.items()}),
-            results.per_row("a constant", "sanity", {n: np.zeros(len(x)) for n, x in test.items()}),
+            result_tables.per_row("change of XFeat rows, not trained", "peer", {n: baselines.difference(x) for n, x in test.items()}),
+            result_tables.per_row("a constant", "sanity", {n: np.zeros(len(x)) for n, x in test.items()}),
         ]  # fmt: skip
         if name == "ped2":
-            cloud = {n: peers.cloud_distance(training.change(normal), training.change(x)) for n, x in test.items()}
-            methods.append(results.per_row("distance from normal cloud, change, learned on Ped2", "peer", cloud))
+            cloud = {
+                n: baselines.cloud_distance(
+                    preprocessing.temporal_difference(normal), preprocessing.temporal_difference(x)
+                )
+                for n, x in test.items()
+            }
+            methods.append(result_tables.per_row("distance from normal cloud, change, learned on Ped2", "peer", cloud))
             truth = {r.id: records.frame_labels(r) for r in found}
-            lines = [results.frame_row(m, truth, SNIPPET, **SETTINGS) for m in methods]
+            lines = [result_tables.frame_row(m, truth, SNIPPET, **SETTINGS) for m in methods]
         else:
             labels, folds = {r.id: r.label for r in found}, dict.fromkeys(test, 0)
             if name == "fights":
                 folds = {r.id: k for k in range(4) for r in _clips(real, k) if r.split == "test"}
             lines = [
-                results.video_row(m, labels, folds, **SETTINGS)
+                result_tables.video_row(m, labels, folds, **SETTINGS)
                 for m in methods
                 if name == "fights" or "(fights)" not in m.name
             ]
@@ -150,12 +162,12 @@ def main() -> None:
         if name == "drawings":  # what learned fights only is asked for fights only
             fought = {r.id: int(r.classes[0] == "fight") for r in found}
             asked = [m for m in methods if ANOMALIES[0] not in m.name]
-            lines = [results.video_row(m, fought, folds, **SETTINGS) for m in asked]
+            lines = [result_tables.video_row(m, fought, folds, **SETTINGS) for m in asked]
             note = f"XFeat, {len(test)} videos, {sum(fought.values())} fights"
             part = pd.concat([part, pd.DataFrame(lines).assign(dataset="transfer to drawn fights", rows=note)])
         table.append(pd.concat([part, at_home(project, name)], ignore_index=True))
         print(part.iloc[:, :8].round(3).to_string(index=False), flush=True)
-    with store.replacing(project / "data" / "results" / "transfer.csv") as temporary:
+    with artifacts.replacing(project / "data" / "results" / "transfer.csv") as temporary:
         pd.concat(table, ignore_index=True).round(4).to_csv(temporary, index=False)
 
 

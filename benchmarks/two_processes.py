@@ -20,11 +20,13 @@ PROCESSES = 2
 
 def train(steps: int, processes: int) -> None:
     """Tune a random twin for some steps on two made-up videos; print what rank 0 knows."""
-    from vau_lib import video, vlm
+    from vau_lib.data import video
+    from vau_lib.toy import tiny_vlm
+    from vau_lib.vlm import finetuning, instruction_data
 
     torch.set_num_threads(1)
-    twin = vlm.tiny("internvl")
-    tuned = twin.but(model=vlm.lora(twin.model))
+    twin = tiny_vlm.tiny("internvl")
+    tuned = twin.but(model=finetuning.lora(twin.model))
     with TemporaryDirectory() as place:
         rows = []
         for number in range(16):
@@ -32,10 +34,10 @@ def train(steps: int, processes: int) -> None:
             video.write_video(Path(place) / f"{number}.mp4", frames, fps=4)
             rows.append(dict(id=number, level="event", task="judgement", video=f"{number}.mp4", question="Anything odd?",
                              answer="No anomaly exists in the video."))  # fmt: skip
-        data = vlm.Samples(rows, place, tuned, num_frames=6)
-        plan = vlm.LoraPlan(max_steps=steps, learning_rate=1e-3, batch_size=16 // processes, log_steps=1)
+        data = instruction_data.InstructionSamples(rows, place, tuned, num_frames=6)
+        plan = finetuning.LoraPlan(max_steps=steps, learning_rate=1e-3, batch_size=16 // processes, log_steps=1)
         started = time.perf_counter()
-        vlm.fit(tuned, data, plan=plan, progress=False, expect_processes=processes)
+        finetuning.fit(tuned, data, plan=plan, progress=False, expect_processes=processes)
         seconds = time.perf_counter() - started
     mine = torch.cat([p.detach().flatten() for p in tuned.model.parameters() if p.requires_grad])
     same = True

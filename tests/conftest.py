@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from vau_lib import video
+from vau_lib.data import video
 
 BESIDE = Path(__file__).parents[2] / "shared" / "data"  # where a checkout for CI finds it
 

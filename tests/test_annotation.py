@@ -10,8 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from vau_lib import annotate, answers, hivau, prompt_pools, synthesis
-from vau_lib.records import RecordError, Span, VideoRecord
+from vau_lib.data import annotation, answer_parsing, hivau
+from vau_lib.data.records import RecordError, Span, VideoRecord
+from vau_lib.synthetic import captions
+from vau_lib.synthetic import dataset as synthetic_dataset
+from vau_lib.vlm import clients
 
 ANOMALOUS = VideoRecord("v", "videos/v.mp4", "toy", "train", 1, ("fall",), (Span(2.0, 8.0, "fall"),), 10.0, 100)
 NORMAL = VideoRecord("n", "videos/n.mp4", "toy", "train", 0, fps=10.0, num_frames=100)
@@ -23,47 +26,47 @@ def rng(seed=0):
 
 
 def rows_of(record=ANOMALOUS, summary=SUMMARY, **options):
-    events = annotate.decouple(record, clip_s=3.0, rng=rng())
+    events = annotation.decouple(record, clip_s=3.0, rng=rng())
     writers = {
         "caption": lambda asked: f"{asked.span.start_s:g} to {asked.span.end_s:g}",
         "summarise": lambda asked: summary,
     }
-    return annotate.annotate(record, events, rng=rng(), origin="test", **writers | options)
+    return annotation.annotate(record, events, rng=rng(), origin="test", **writers | options)
 
 
 def test_clips_tile_their_event():
-    (event,) = annotate.decouple(ANOMALOUS, clip_s=2.5, rng=rng())
+    (event,) = annotation.decouple(ANOMALOUS, clip_s=2.5, rng=rng())
     assert [(c.start_s, c.end_s) for c in event.clips] == [(2.0, 5.0), (5.0, 8.0)] and event.label == "fall"
 
 
 def test_given_boundaries_are_cut_to_the_event():
-    (event,) = annotate.decouple(ANOMALOUS, boundaries=[Span(0, 3), Span(4, 5), Span(7, 9.5), Span(9, 10)], rng=rng())
+    (event,) = annotation.decouple(ANOMALOUS, boundaries=[Span(0, 3), Span(4, 5), Span(7, 9.5), Span(9, 10)], rng=rng())
     assert [(c.start_s, c.end_s) for c in event.clips] == [(2.0, 3), (4, 5), (7, 8.0)]
 
 
 def test_a_normal_video_gets_stretches_without_a_label():
-    events = annotate.decouple(NORMAL, rng=rng(), normal_events=3)
+    events = annotation.decouple(NORMAL, rng=rng(), normal_events=3)
     assert len(events) == 3 and not any(event.label for event in events)
     assert all(0 <= event.span.start_s < event.span.end_s <= 10 for event in events)
     with pytest.raises(RecordError, match="nobody says when"):
-        annotate.decouple(replace(ANOMALOUS, events=()), rng=rng())
+        annotation.decouple(replace(ANOMALOUS, events=()), rng=rng())
 
 
 def test_a_summary_is_cut_in_three():
-    assert annotate.parse_summary(SUMMARY) == {
+    assert annotation.parse_summary(SUMMARY) == {
         "judgement": "An anomaly exists, a fall.", "description": "One person falls", "analysis": "That it hurts.",
     }  # fmt: skip
-    assert annotate.parse_summary("No anomaly exists. A man walks.") == {
+    assert annotation.parse_summary("No anomaly exists. A man walks.") == {
         "judgement": "No anomaly exists.", "description": "A man walks.",
     }  # fmt: skip
     with pytest.raises(ValueError, match="needs a judgement and a description, got 'Yes.'"):
-        annotate.parse_summary("Yes.")
+        annotation.parse_summary("Yes.")
 
 
 def test_the_released_texts_lost_capitals_and_semicolons():
     text = "An anomaly exists. A man falls; he lies. The basis for judging the anomaly is a T-shirt."
-    assert annotate.parse_summary(text)["analysis"] == "A T-shirt."
-    released = annotate.parse_summary(text, released=True)
+    assert annotation.parse_summary(text)["analysis"] == "A T-shirt."
+    released = annotation.parse_summary(text, released=True)
     assert (released["description"], released["analysis"]) == ("A man falls. he lies", "A t-shirt.")
 
 
@@ -73,7 +76,7 @@ def test_the_rule_cuts_the_released_summaries_as_they_were_cut(real_data):
     pairs = [(v.summary, v.part) for v in videos]
     pairs += [(s.text, part) for v in videos for s, part in zip(v.segments, v.parts, strict=True)]
     agree = {
-        switch: sum(annotate.parse_summary(text, released=switch) == part for text, part in pairs)
+        switch: sum(annotation.parse_summary(text, released=switch) == part for text, part in pairs)
         for switch in (True, False)
     }
     assert len(pairs) == 588 and agree[True] == 582  # six have a basis that does not call itself so
@@ -87,7 +90,7 @@ def test_every_text_becomes_a_question_with_its_seconds():
     }  # fmt: skip
     assert [r.id for r in rows][:3] == ["v_E0C0_caption", "v_E0C1_caption", "v_E0_judgement"]
     assert (rows[1].span.start_s, rows[1].span.end_s, rows[1].answer) == (5.0, 8.0, "5 to 8")
-    assert rows[-1].span.end_s == 10.0 and all(r.question in prompt_pools.POOLS[r.task] for r in rows)
+    assert rows[-1].span.end_s == 10.0 and all(r.question in annotation.PROMPT_POOLS[r.task] for r in rows)
 
 
 def test_summaries_are_made_from_what_lies_below():
@@ -98,22 +101,22 @@ def test_summaries_are_made_from_what_lies_below():
 
 
 def test_the_pools_have_the_papers_sizes_and_no_question_twice():
-    assert {task: len(set(pool)) for task, pool in prompt_pools.POOLS.items()} == {
+    assert {task: len(set(pool)) for task, pool in annotation.PROMPT_POOLS.items()} == {
         "caption": 24, "judgement": 10, "description": 10, "analysis": 10,
     }  # fmt: skip
 
 
 @pytest.mark.real
 def test_the_released_pools_can_be_used_and_are_not_ours(real_data):
-    pools = prompt_pools.read(real_data / "annotations/hivau70k/prompt_pools_and_engine_prompts.json")
-    assert [len(pools[task]) for task in prompt_pools.POOLS] == [24, 10, 10, 10]
-    assert not any(set(pools[task]) & set(prompt_pools.POOLS[task]) for task in pools)
+    pools = annotation.read_prompt_pools(real_data / "annotations/hivau70k/prompt_pools_and_engine_prompts.json")
+    assert [len(pools[task]) for task in annotation.PROMPT_POOLS] == [24, 10, 10, 10]
+    assert not any(set(pools[task]) & set(annotation.PROMPT_POOLS[task]) for task in pools)
 
 
 def test_pools_that_lack_a_task_are_refused(tmp_path):
     (tmp_path / "p.json").write_text('{"caption": []}')
     with pytest.raises(RecordError, match="p.json: caption must be a list"):
-        prompt_pools.read(tmp_path / "p.json")
+        annotation.read_prompt_pools(tmp_path / "p.json")
 
 
 def test_a_stopped_run_goes_on_and_one_bad_answer_ends_its_video_only(tmp_path):
@@ -123,31 +126,31 @@ def test_a_stopped_run_goes_on_and_one_bad_answer_ends_its_video_only(tmp_path):
         done.append(record.id)
         return rows_of(record, summary="Yes." if record.id == "n" else SUMMARY)
 
-    failed = annotate.run([ANOMALOUS, NORMAL], tmp_path, work, seed=1)
+    failed = annotation.run([ANOMALOUS, NORMAL], tmp_path, work, seed=1)
     assert list(failed) == ["n"] and "n, event 0: a summary needs" in failed["n"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["v.json"]
-    annotate.run([ANOMALOUS, NORMAL], tmp_path, work, seed=1)
-    annotate.run([ANOMALOUS], tmp_path, work, seed=2)
+    annotation.run([ANOMALOUS, NORMAL], tmp_path, work, seed=1)
+    annotation.run([ANOMALOUS], tmp_path, work, seed=2)
     assert done == ["v", "n", "n", "v"]  # what is there and made alike is kept
-    assert annotate.collect(tmp_path, [ANOMALOUS, NORMAL]) == rows_of()
+    assert annotation.collect(tmp_path, [ANOMALOUS, NORMAL]) == rows_of()
 
 
 def test_what_a_person_should_look_at_is_flagged():
     rows = rows_of(summary="No anomaly exists. A man walks.")
-    assert annotate.flags(rows, [ANOMALOUS]) == {"v_judgement": "judged normal, labelled otherwise"}
+    assert annotation.flags(rows, [ANOMALOUS]) == {"v_judgement": "judged normal, labelled otherwise"}
     assert (
         "without a reason"
-        in annotate.flags(rows_of(summary="An anomaly exists. A man."), [ANOMALOUS])["v_E0_judgement"]
+        in annotation.flags(rows_of(summary="An anomaly exists. A man."), [ANOMALOUS])["v_E0_judgement"]
     )
 
 
 def test_only_what_a_person_decided_is_exported(tmp_path):
     rows = rows_of()
-    table = annotate.review_table(rows, {rows[0].id: "look"})
+    table = annotation.review_table(rows, {rows[0].id: "look"})
     table["decision"] = ["edit", "drop", *["accept"] * (len(rows) - 2)]
     table.loc[0, "edited_answer"] = "A person falls,\nsays the guard."
-    annotate.write_review(tmp_path / "review.csv", table)
-    kept, tally = annotate.apply_review(rows, tmp_path / "review.csv")
+    annotation.write_review(tmp_path / "review.csv", table)
+    kept, tally = annotation.apply_review(rows, tmp_path / "review.csv")
     assert tally == {"edit": 1, "drop": 1, "accept": len(rows) - 2}
     assert kept[0].answer == "A person falls,\nsays the guard." and kept[0].origin == "test, edited"
     assert kept[1:] == rows[2:] and kept[0].span == rows[0].span
@@ -159,49 +162,49 @@ def test_only_what_a_person_decided_is_exported(tmp_path):
      ({"id": "zzz"}, "'zzz', which is no row")],
 )  # fmt: skip
 def test_a_review_that_does_not_fit_is_refused(change, said):
-    table = annotate.review_table(rows_of())
+    table = annotation.review_table(rows_of())
     table["decision"] = "accept"
     for column, value in change.items():
         table.loc[0, column] = value
     with pytest.raises(ValueError, match=said):
-        annotate.apply_review(rows_of(), table)
+        annotation.apply_review(rows_of(), table)
     with pytest.raises(ValueError, match="no column decision"):
-        annotate.apply_review(rows_of(), pd.DataFrame({"id": [], "edited_answer": []}))
+        annotation.apply_review(rows_of(), pd.DataFrame({"id": [], "edited_answer": []}))
 
 
 def test_undecided_rows_may_be_taken_by_name():
     rows = rows_of()
-    assert annotate.apply_review(rows, annotate.review_table(rows), undecided="accept")[0] == rows
-    assert annotate.apply_review(rows, annotate.review_table(rows), undecided="drop")[0] == []
+    assert annotation.apply_review(rows, annotation.review_table(rows), undecided="accept")[0] == rows
+    assert annotation.apply_review(rows, annotation.review_table(rows), undecided="drop")[0] == []
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     root = tmp_path_factory.mktemp("world")
-    found = synthesis.make_dataset(root, num_videos=6, seed=3, duration_s=3.0, height=48, width=64, fps=8.0)
+    found = synthetic_dataset.make_dataset(root, num_videos=6, seed=3, duration_s=3.0, height=48, width=64, fps=8.0)
     return root, found
 
 
 def test_templates_speak_the_truth_of_the_drawn_world(world):
     root, found = world
     for record in found:
-        writer = annotate.Templates(root, rng())
-        events = annotate.decouple(record, clip_s=1.5, rng=rng())
-        rows = annotate.annotate(
+        writer = captions.CaptionTemplates(root, rng())
+        events = annotation.decouple(record, clip_s=1.5, rng=rng())
+        rows = annotation.annotate(
             record, events, caption=writer.caption, summarise=writer.summarise, rng=rng(), origin=writer.origin
         )
-        assert all(hivau.says_anomaly(r.answer) == bool(record.label) for r in rows if r.task == "judgement")
-        assert not annotate.flags(rows, [record])
+        assert all(answer_parsing.says_anomaly(r.answer) == bool(record.label) for r in rows if r.task == "judgement")
+        assert not annotation.flags(rows, [record])
         told = " ".join(r.answer for r in rows)
-        assert any(annotate.Templates.DOES[kind] in told for kind in record.classes) == bool(record.label)
+        assert any(captions.CaptionTemplates.DOES[kind] in told for kind in record.classes) == bool(record.label)
         if not record.label:
-            assert not any(text in told for text in annotate.Templates.DOES.values())
+            assert not any(text in told for text in captions.CaptionTemplates.DOES.values())
 
 
 def test_a_captioner_sees_the_seconds_it_is_asked_about(world):
     root, found = world
-    asked = annotate.Asked(found[0], "clip", Span(0.0, 1.0), "", (), "")
-    assert annotate.see(asked, root, num_frames=4).shape == (4, 48, 64, 3)
+    asked = annotation.Asked(found[0], "clip", Span(0.0, 1.0), "", (), "")
+    assert annotation.sample_clip_frames(asked, root, num_frames=4).shape == (4, 48, 64, 3)
 
 
 @pytest.fixture
@@ -240,7 +243,7 @@ def service(monkeypatch):
 
 
 def endpoint(url, pauses, **options):
-    return answers.Endpoint(url, "toy-model", key_env="TOY_KEY", sleep=pauses.append, **{"timeout_s": 5.0} | options)
+    return clients.Endpoint(url, "toy-model", key_env="TOY_KEY", sleep=pauses.append, **{"timeout_s": 5.0} | options)
 
 
 def test_a_service_is_asked_with_pictures_and_key(service, monkeypatch):
@@ -266,7 +269,7 @@ def test_a_service_that_stays_away_ends_in_one_line(service, monkeypatch):
     url, plan, seen = service
     monkeypatch.setenv("TOY_KEY", "secret-123")
     plan[:] = [(500, "", {})] * 2
-    with pytest.raises(answers.AnswerError, match=r"^toy-model at 127.0.0.1: HTTP 500 .* \(2 tries\)$") as caught:
+    with pytest.raises(clients.AnswerError, match=r"^toy-model at 127.0.0.1: HTTP 500 .* \(2 tries\)$") as caught:
         endpoint(url, [], tries=2)("What?")
     assert "secret" not in str(caught.value)
 
@@ -274,7 +277,7 @@ def test_a_service_that_stays_away_ends_in_one_line(service, monkeypatch):
 def test_a_refused_request_is_not_repeated(service):
     url, plan, seen = service
     plan[:] = [(401, "", {})]
-    with pytest.raises(answers.AnswerError, match="HTTP 401"):
+    with pytest.raises(clients.AnswerError, match="HTTP 401"):
         endpoint(url, [])("What?")
     assert len(seen) == 1
 
@@ -282,7 +285,7 @@ def test_a_refused_request_is_not_repeated(service):
 def test_a_slow_service_times_out(service):
     url, plan, _ = service
     plan[:] = ["hang"]
-    with pytest.raises(answers.AnswerError, match="(?i)time.*out"):
+    with pytest.raises(clients.AnswerError, match="(?i)time.*out"):
         endpoint(url, [], tries=1, timeout_s=0.2)("What?")
 
 
@@ -290,7 +293,7 @@ def test_a_redirect_is_not_followed(service, monkeypatch):
     url, plan, seen = service
     monkeypatch.setenv("TOY_KEY", "secret-123")
     plan[:] = [(302, "", {"Location": f"{url}/elsewhere"})]
-    with pytest.raises(answers.AnswerError, match="HTTP 302"):
+    with pytest.raises(clients.AnswerError, match="HTTP 302"):
         endpoint(url, [])("What?")
     assert len(seen) == 1
 
@@ -298,15 +301,15 @@ def test_a_redirect_is_not_followed(service, monkeypatch):
 def test_an_answer_without_text_is_refused(service):
     url, plan, _ = service
     plan[:] = ["   "]
-    with pytest.raises(answers.AnswerError, match="holds no text"):
+    with pytest.raises(clients.AnswerError, match="holds no text"):
         endpoint(url, [])("What?")
 
 
 def test_a_key_never_travels_in_the_clear(monkeypatch):
     monkeypatch.setenv("TOY_KEY", "secret-123")
-    with pytest.raises(answers.AnswerError, match="over https only"):
+    with pytest.raises(clients.AnswerError, match="over https only"):
         endpoint("http://example.invalid/v1", [])("What?")
-    with pytest.raises(answers.AnswerError, match="base_url"):
+    with pytest.raises(clients.AnswerError, match="base_url"):
         endpoint("ftp://example.invalid", [])
 
 
@@ -315,5 +318,5 @@ def test_a_pipeline_is_asked_as_it_wants_to_be():
         content = (text or chat)[0]["content"]
         return [{"generated_text": f" {len(content)} parts" if text else f"to {content}"}]
 
-    ask = answers.from_pipeline(pipe, max_new_tokens=5)
+    ask = clients.from_pipeline(pipe, max_new_tokens=5)
     assert ask("hello") == "to hello" and ask("hello", [np.zeros((8, 8, 3), np.uint8)] * 2) == "3 parts"

@@ -7,9 +7,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from vau_lib import ats, metrics, records, sampling, store, streaming, training
+from vau_lib.data import records
+from vau_lib.detectors import anomaly_scorer, frame_sampling, training
+from vau_lib.evaluation import metrics
+from vau_lib.synthetic import feature_streams
+from vau_lib.workspace import artifacts
 
-TINY = ats.ScorerConfig(width=12, hidden=16, heads=2, head_width=4, slots=6)
+TINY = anomaly_scorer.ScorerConfig(width=12, hidden=16, heads=2, head_width=4, slots=6)
 LAYER = {
     "0.norm.weight": (512,), "0.norm.bias": (512,), "0.fn.to_qkv.weight": (2048, 512), "0.fn.to_out.0.weight": (512, 1024),
     "0.fn.to_out.0.bias": (512,), "1.norm.weight": (512,), "1.norm.bias": (512,), "1.fn.net.0.weight": (512, 512),
@@ -35,9 +39,9 @@ def released() -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture
-def scorer() -> ats.AnomalyScorer:
+def scorer() -> anomaly_scorer.AnomalyScorer:
     torch.manual_seed(0)
-    return ats.AnomalyScorer(TINY)
+    return anomaly_scorer.AnomalyScorer(TINY)
 
 
 @pytest.fixture
@@ -80,12 +84,15 @@ def by_hand(w: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
 
 
 def test_it_has_the_published_size():
-    assert sum(p.numel() for p in ats.AnomalyScorer().parameters()) == 6_492_929
+    assert sum(p.numel() for p in anomaly_scorer.AnomalyScorer().parameters()) == 6_492_929
 
 
 def test_released_names_load_strictly_and_compute_what_the_paper_s_code_does(released):
     assert len(released) == 34
-    scorer, x = ats.load_released(released), torch.randn(2, 150, 1024, generator=torch.Generator().manual_seed(2))
+    scorer, x = (
+        anomaly_scorer.load_released(released),
+        torch.randn(2, 150, 1024, generator=torch.Generator().manual_seed(2)),
+    )
     with torch.inference_mode():
         found = scorer(x)
     assert not scorer.training and found.std() > 0.01
@@ -94,13 +101,13 @@ def test_released_names_load_strictly_and_compute_what_the_paper_s_code_does(rel
 
 def test_ur_dmu_s_own_names_load_too(released):
     theirs = {name.replace("self_attn.", "selfatt."): value for name, value in released.items()}
-    assert torch.equal(ats.load_released(theirs).mean.weight, released["encoder_mu.0.weight"])
+    assert torch.equal(anomaly_scorer.load_released(theirs).mean.weight, released["encoder_mu.0.weight"])
 
 
 def test_a_file_of_them_loads(released, tmp_path):
     torch.save(released, tmp_path / "anomaly_scorer.pth")
     assert torch.equal(
-        ats.load_released(tmp_path / "anomaly_scorer.pth").normal.slots, released["Nmemory.memory_block"]
+        anomaly_scorer.load_released(tmp_path / "anomaly_scorer.pth").normal.slots, released["Nmemory.memory_block"]
     )
 
 
@@ -113,14 +120,14 @@ def test_what_does_not_fit_is_refused(released, change):
         weights["encoder_var.1.bias"] = torch.zeros(1)
     else:
         weights["Amemory.memory_block"] = torch.zeros(50, 512)
-    with pytest.raises(store.StoreError, match="the state dict does not fit AnomalyScorer") as error:
-        ats.load_released(weights)
+    with pytest.raises(artifacts.StoreError, match="the state dict does not fit AnomalyScorer") as error:
+        anomaly_scorer.load_released(weights)
     assert "\n" not in str(error.value)
 
 
 def test_a_pickle_is_refused(real_data_pickle):
-    with pytest.raises(store.StoreError, match="is refused"):
-        ats.load_released(real_data_pickle)
+    with pytest.raises(artifacts.StoreError, match="is refused"):
+        anomaly_scorer.load_released(real_data_pickle)
 
 
 @pytest.fixture
@@ -131,7 +138,7 @@ def real_data_pickle(tmp_path):
 
 def test_nearness_is_divided_by_columns_as_released():
     """Row sums .82 .95 1.02 at the start of twelve rows, as measured on the released code (its specification, 1.2)."""
-    sums = ats.near(torch.ones(1, 1, 12, 1))[0, 0, :, 0]
+    sums = anomaly_scorer.near(torch.ones(1, 1, 12, 1))[0, 0, :, 0]
     torch.testing.assert_close(sums[:3], torch.tensor([0.82, 0.95, 1.02]), atol=0.005, rtol=0)
 
 
@@ -140,7 +147,7 @@ def test_nearness_in_blocks_is_the_whole_matrix(count):
     values = torch.randn(2, 3, count, 5, generator=torch.Generator().manual_seed(count))
     place = torch.arange(count)
     matrix = torch.exp(-(place[:, None] - place).abs() / math.e)
-    torch.testing.assert_close(ats.near(values), matrix / matrix.sum(-1) @ values)
+    torch.testing.assert_close(anomaly_scorer.near(values), matrix / matrix.sum(-1) @ values)
 
 
 # Behaviour
@@ -153,7 +160,7 @@ def test_scores_lie_between_0_and_1_one_per_row(scorer, rows):
 
 @pytest.mark.parametrize("width", [1, 128, 512])
 def test_any_width_and_any_length(width):
-    scorer = ats.AnomalyScorer(ats.ScorerConfig(width=width, hidden=16, heads=2, head_width=4))
+    scorer = anomaly_scorer.AnomalyScorer(anomaly_scorer.ScorerConfig(width=width, hidden=16, heads=2, head_width=4))
     assert [scorer(torch.zeros(1, count, width)).shape for count in (1, 2, 130)] == [(1, 1), (1, 2), (1, 130)]
 
 
@@ -162,7 +169,9 @@ def test_inference_never_drops_not_even_in_training_mode(scorer, rows):
 
 
 def test_the_released_quirk_is_random_even_in_eval_mode(rows):
-    scorer = ats.AnomalyScorer(ats.ScorerConfig(**{**vars(TINY), "dropout_at_inference": True})).eval()
+    scorer = anomaly_scorer.AnomalyScorer(
+        anomaly_scorer.ScorerConfig(**{**vars(TINY), "dropout_at_inference": True})
+    ).eval()
     assert not torch.equal(scorer(rows), scorer(rows))
 
 
@@ -200,11 +209,11 @@ def test_nan_rows_are_refused(scorer, rows):
 # Loss
 
 
-def output_of(**changed) -> ats.ScorerOutput:
+def output_of(**changed) -> anomaly_scorer.ScorerOutput:
     """One normal video, then one anomalous, two rows each, all quantities plain; fields can be replaced."""
     half, zero = torch.full((2, 2), 0.5), torch.zeros(2, 2, 3)
     plain = dict(scores=half, noisy_scores=half, rows=zero + 1, abnormal=half, normal=half)
-    return ats.ScorerOutput(
+    return anomaly_scorer.ScorerOutput(
         **(plain | dict(abnormal_answer=zero, normal_answer=zero, mean=zero, log_variance=zero) | changed)
     )
 
@@ -214,7 +223,7 @@ TARGETS = torch.tensor([[0, 0], [0, 1]])
 
 def test_every_part_of_the_loss_by_hand():
     """All chances .5: each cross-entropy ln 2; equal directions: the triplet's margin 1; answers of length 0: distance 100."""
-    found = ats.scorer_loss(output_of(), TARGETS)
+    found = anomaly_scorer.scorer_loss(output_of(), TARGETS)
     crossed = ["bag", "frames", "abnormal_recalled", "abnormal_unknown", "normal_recalled", "normal_unknown"]
     assert {name: float(found[name]) for name in crossed} == pytest.approx(dict.fromkeys(crossed, math.log(2)))
     assert [float(found[name]) for name in ("triplet", "distance", "kl")] == pytest.approx([1, 100, 0])
@@ -223,38 +232,38 @@ def test_every_part_of_the_loss_by_hand():
 
 def test_kl_is_summed_over_rows():
     """mean 1, log variance 0: half a nat per entry, two rows."""
-    assert float(ats.scorer_loss(output_of(mean=torch.ones(2, 2, 3)), TARGETS)["kl"]) == pytest.approx(1.0)
+    assert float(anomaly_scorer.scorer_loss(output_of(mean=torch.ones(2, 2, 3)), TARGETS)["kl"]) == pytest.approx(1.0)
 
 
 def test_frames_are_judged_row_by_row():
     scores = torch.tensor([[0.1, 0.1], [0.2, 0.8]])
-    found = ats.scorer_loss(output_of(scores=scores, noisy_scores=scores), TARGETS)
+    found = anomaly_scorer.scorer_loss(output_of(scores=scores, noisy_scores=scores), TARGETS)
     assert float(found["frames"]) == pytest.approx(-(2 * math.log(0.9) + 2 * math.log(0.8)) / 4)
 
 
 def test_normal_videos_are_seen_with_their_uncertainty_anomalous_ones_without():
     scores = output_of(noisy_scores=torch.full((2, 2), 0.9))
     expected = -(2 * math.log(0.1) + 2 * math.log(0.5)) / 4
-    assert float(ats.scorer_loss(scores, TARGETS)["frames"]) == pytest.approx(expected)
+    assert float(anomaly_scorer.scorer_loss(scores, TARGETS)["frames"]) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("kind", "zero"), [(0, "abnormal_recalled"), (1, "normal_recalled")])
 def test_a_batch_of_one_kind_has_no_parts_of_the_other(kind, zero):
-    found = ats.scorer_loss(output_of(), torch.full((2, 2), kind))
+    found = anomaly_scorer.scorer_loss(output_of(), torch.full((2, 2), kind))
     assert found[zero] == found["triplet"] == found["distance"] == 0 and found["total"] > 0
 
 
 def test_gradients_reach_every_parameter(scorer, rows):
     targets = torch.zeros(4, 20)
     targets[2:, 5:9] = 1
-    ats.scorer_loss(scorer.train().learn(rows), targets)["total"].backward()
+    anomaly_scorer.scorer_loss(scorer.train().learn(rows), targets)["total"].backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in scorer.parameters())
 
 
 def test_targets_that_are_no_labels_are_refused():
     for targets in (torch.full((2, 2), 0.5), torch.zeros(2, 3)):
         with pytest.raises(ValueError, match=r"targets must be 0 or 1, \(2, 2\)"):
-            ats.scorer_loss(output_of(), targets)
+            anomaly_scorer.scorer_loss(output_of(), targets)
 
 
 # Targets
@@ -268,42 +277,42 @@ def record(label: int) -> records.VideoRecord:
 
 def test_a_glance_is_positive_inside_an_event():
     """Frames 32 to 64 at 16 a glance: glances 2 and 3 of 7."""
-    assert ats.frame_targets(record(1), 7).tolist() == [0, 0, 1, 1, 0, 0, 0]
+    assert anomaly_scorer.frame_targets(record(1), 7).tolist() == [0, 0, 1, 1, 0, 0, 0]
 
 
 def test_events_of_a_normal_video_are_never_positive():
-    assert not ats.frame_targets(record(0), 7).any()
+    assert not anomaly_scorer.frame_targets(record(0), 7).any()
 
 
 def test_more_rows_than_the_video_has_are_refused():
     with pytest.raises(records.RecordError, match="v: 8 rows at stride 16 for 100 frames"):
-        ats.frame_targets(record(1), 8)
+        anomaly_scorer.frame_targets(record(1), 8)
 
 
 def test_parts_of_a_training_video_keep_a_short_event():
     targets = np.zeros(1000)
     targets[501] = 1
-    assert np.flatnonzero(ats._parts(targets, 200)).tolist() == [100]
+    assert np.flatnonzero(anomaly_scorer._parts(targets, 200)).tolist() == [100]
 
 
 # End to end, on synthetic streams
 
 
-def world(count: int, rows: int, events: int, seed: int) -> list[streaming.LongStream]:
+def world(count: int, rows: int, events: int, seed: int) -> list[records.LongStream]:
     """Cameras of a calm synthetic world, made by `streaming`."""
     rng = np.random.default_rng(seed)
     calm = {"width": 32, "camera": 0.5, "drift": 0.5, "offset": 5.0}
-    return streaming.drifting_world(count, prefix=f"{seed}", rows=rows, events=events, rng=rng, **calm)
+    return feature_streams.drifting_world(count, prefix=f"{seed}", rows=rows, events=events, rng=rng, **calm)
 
 
 @pytest.fixture(scope="module")
-def trained() -> ats.Trained:
+def trained() -> anomaly_scorer.Trained:
     known = world(24, 100, 1, 1) + world(24, 100, 0, 2)
     val = world(8, 100, 1, 3) + world(8, 100, 0, 4)
-    config = ats.ScorerConfig(width=32, hidden=32, heads=2, head_width=8, slots=16)
-    plan = ats.recipe(epochs=8, learning_rate=3e-3, batch_size=8)
+    config = anomaly_scorer.ScorerConfig(width=32, hidden=32, heads=2, head_width=8, slots=16)
+    plan = anomaly_scorer.recipe(epochs=8, learning_rate=3e-3, batch_size=8)
     features, targets = ({s.id: getattr(s, part) for s in known + val} for part in ("rows", "labels"))
-    return ats.train(features, targets, {s.id for s in val}, config=config, plan=plan, steps=100)
+    return anomaly_scorer.train(features, targets, {s.id for s in val}, config=config, plan=plan, steps=100)
 
 
 def test_validation_chooses_and_the_curves_say_so(trained):
@@ -314,35 +323,42 @@ def test_a_trained_scorer_puts_twice_as_many_frames_into_events_as_uniform(train
     """N = 12 on long synthetic streams of 1,500 rows, four events each."""
     streams = world(8, 1500, 4, 5)
     scores, events = {s.id: trained.score(s.rows) for s in streams}, {s.id: s.events for s in streams}
-    hits = sampling.summary(sampling.study(scores, events, [12])).set_index("sampler")["hit_rate"]
+    hits = frame_sampling.summary(frame_sampling.study(scores, events, [12])).set_index("sampler")["hit_rate"]
     assert hits["intended"] >= 2 * max(hits["uniform"], 0.03)
 
 
 def test_a_trained_scorer_is_saved_and_loaded(trained, tmp_path):
-    ats.save_trained(tmp_path, trained, facts="a test")
-    again, x = ats.load_trained(tmp_path), world(1, 300, 1, 6)[0].rows
+    anomaly_scorer.save_trained(tmp_path, trained, facts="a test")
+    again, x = anomaly_scorer.load_trained(tmp_path), world(1, 300, 1, 6)[0].rows
     assert np.array_equal(again.score(x), trained.score(x)) and not again.model.training
-    assert store.check_made_by(tmp_path, facts="a test")
+    assert artifacts.check_made_by(tmp_path, facts="a test")
 
 
 def test_a_folder_of_another_model_is_refused(tmp_path):
-    store.write_json(tmp_path / "config.json", {"sizes": {"slots": 3, "depth": 1}, "prepare": {}})
-    with pytest.raises(store.StoreError, match="is not of an anomaly scorer"):
-        ats.load_trained(tmp_path)
+    artifacts.write_json(tmp_path / "config.json", {"sizes": {"slots": 3, "depth": 1}, "prepare": {}})
+    with pytest.raises(artifacts.StoreError, match="is not of an anomaly scorer"):
+        anomaly_scorer.load_trained(tmp_path)
 
 
 def test_training_needs_a_target_for_every_row():
     with pytest.raises(ValueError, match="video a: 5 rows for 4 targets"):
-        ats.train({"a": np.zeros((5, 3))}, {"a": np.zeros(4)}, [], config=TINY, plan=ats.recipe())
+        anomaly_scorer.train({"a": np.zeros((5, 3))}, {"a": np.zeros(4)}, [], config=TINY, plan=anomaly_scorer.recipe())
 
 
 def test_the_same_seed_trains_the_same_scorer():
     streams = world(6, 40, 1, 7) + world(6, 40, 0, 8)
     features, targets = ({s.id: getattr(s, part) for s in streams} for part in ("rows", "labels"))
-    config = ats.ScorerConfig(width=32, hidden=16, heads=2, head_width=4, slots=8)
+    config = anomaly_scorer.ScorerConfig(width=32, hidden=16, heads=2, head_width=4, slots=8)
     val = {streams[0].id, streams[-1].id}
     runs = [
-        ats.train(features, targets, val, config=config, plan=ats.recipe(epochs=1, batch_size=4, seed=seed), steps=40)
+        anomaly_scorer.train(
+            features,
+            targets,
+            val,
+            config=config,
+            plan=anomaly_scorer.recipe(epochs=1, batch_size=4, seed=seed),
+            steps=40,
+        )
         for seed in (0, 0, 1)
     ]
     first, same, other = (run.score(streams[1].rows) for run in runs)
@@ -351,14 +367,17 @@ def test_the_same_seed_trains_the_same_scorer():
 
 def test_coarse_to_fine_with_a_scorer_looks_at_less_than_half(trained):
     (stream,) = world(1, 1500, 4, 9)
-    scores, looked = ats.coarse_to_fine(lambda index: trained.score(stream.rows[index]), len(stream.rows))
+    scores, looked = frame_sampling.coarse_to_fine(lambda index: trained.score(stream.rows[index]), len(stream.rows))
     assert looked.mean() < 0.5 and scores.shape == (1500,) and 0 <= scores.min() and scores.max() <= 1
-    inside = [sampling.judge(ats.density_aware_sample(scores, 12), stream.events)["hit_rate"] for _ in range(1)]
+    inside = [
+        frame_sampling.judge(frame_sampling.density_aware_sample(scores, 12), stream.events)["hit_rate"]
+        for _ in range(1)
+    ]
     assert inside[0] > stream.labels.mean()
 
 
 def test_the_recipe_is_the_published_one():
-    plan = ats.recipe(epochs=3)
+    plan = anomaly_scorer.recipe(epochs=3)
     assert (plan.learning_rate, plan.weight_decay, plan.batch_size) == (1e-4, 5e-5, 128)
     assert isinstance(plan, training.Plan) and plan.epochs == 3 and plan.balanced
 
@@ -371,10 +390,17 @@ def test_real_fights_can_be_learned_from_video_labels_alone(real_data):
     known, held_out = np.flatnonzero(fold != 0), np.flatnonzero(fold == 0)
     val = {str(place) for place in known if group[place] % 5 == 0}
     features, targets = {str(k): x[k] for k in known}, {str(k): np.full(32, int(y[k])) for k in known}
-    plan = ats.recipe(epochs=8, learning_rate=1e-3, batch_size=16)
-    config = ats.ScorerConfig(width=128, hidden=32, heads=4, head_width=16)
-    scorer = ats.train(
-        features, targets, val, config=config, plan=plan, steps=32, motion=True, parts=ats.PARTS | {"frames": 0.0}
+    plan = anomaly_scorer.recipe(epochs=8, learning_rate=1e-3, batch_size=16)
+    config = anomaly_scorer.ScorerConfig(width=128, hidden=32, heads=4, head_width=16)
+    scorer = anomaly_scorer.train(
+        features,
+        targets,
+        val,
+        config=config,
+        plan=plan,
+        steps=32,
+        motion=True,
+        parts=anomaly_scorer.PARTS | {"frames": 0.0},
     )
     scores = {str(k): scorer.score(x[k]) for k in held_out}
     assert metrics.video_auc(scores, {str(k): int(y[k]) for k in held_out}) > 0.7

@@ -10,7 +10,9 @@ import pytest
 from tiny_project import make_project, write_notebook, write_params
 from typer.testing import CliRunner
 
-from vau_lib import cli, records, runs
+from vau_lib import cli
+from vau_lib.data import records
+from vau_lib.workspace import notebook_runs, presets
 
 
 @pytest.fixture
@@ -55,9 +57,9 @@ def test_a_mistake_is_one_line_and_exit_code_1(project, words, message):
 
 
 def test_debug_shows_the_traceback(project, monkeypatch):
-    assert isinstance(vau("--debug", "run", "tyni").exception, runs.RunError)
+    assert isinstance(vau("--debug", "run", "tyni").exception, presets.RunError)
     monkeypatch.setenv("VAU_DEBUG", "1")
-    assert isinstance(vau("run", "tyni").exception, runs.RunError)
+    assert isinstance(vau("run", "tyni").exception, presets.RunError)
 
 
 def test_list_table_and_dry_run_answer_without_torch(project):
@@ -73,12 +75,12 @@ assert not {"torch", "decord", "sklearn", "matplotlib"} & set(sys.modules)
 
 
 def test_a_sweep_leaves_a_row_per_point_and_a_failed_point_does_not_stop_it(project):
-    code = "assert count != 4, 'four'\nruns.record(n=count)"
-    write_notebook(project, "03_third", "count: int = 3", "from vau_lib import runs", code)
+    code = "assert count != 4, 'four'\nnotebook_runs.record(n=count)"
+    write_notebook(project, "03_third", "count: int = 3", "from vau_lib.workspace import notebook_runs", code)
     said = vau("sweep", "demo", "3", "count=4,3")
     assert said.exit_code == 1 and said.stdout.endswith("1 of 2 points in data/runs/demo\n")
     assert "vau: 03_third stopped at In [4] `assert count != 4, 'four'`: AssertionError: four" in said.stderr
-    rows = runs.table("demo")
+    rows = notebook_runs.table("demo")
     assert list(rows["count"]) == [3, 4] and rows["n"][0] == 3 and rows["failed"][1].startswith("In [4]")
     assert "03_third" in vau("table").stdout and "AssertionError: four" in vau("table").stdout
     assert vau("table", "--csv", str(project / "rows.csv")).exit_code == 0
@@ -118,7 +120,7 @@ def test_generate_draws_scenarios_of_held_factors_into_three_splits(project):
 
 
 def test_tune_and_guard_by_what_it_left(project, tmp_path):
-    twin = str(Path(cli.__file__).parents[1] / "data/twins/qwen2_5_vl")
+    twin = str(Path(cli.__file__).parents[1] / "data/toy_models/qwen2_5_vl")
     assert CliRunner().invoke(cli.app, ["generate", "data/generated", "--number", "4", "--workers", "1"]).exit_code == 0
     rows = [json.loads(line) for line in (project / "data/generated/instructions.jsonl").read_text().splitlines()]
     assert {row["task"] for row in rows} == {"caption", "judgement", "description", "analysis"}

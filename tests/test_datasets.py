@@ -11,8 +11,8 @@ import pytest
 from conftest import moving_square
 from PIL import Image
 
-from vau_lib import datasets, records, video
-from vau_lib.records import RecordError, VideoRecord
+from vau_lib.data import datasets, records, video
+from vau_lib.data.records import RecordError, VideoRecord
 
 COUNTED = """Arson/Arson022_x264.mp4 8640 Arson 3500 4000 -1 -1
 Vandalism/Vandalism017_x264.mp4 900 Vandalism 270 330 780 940

@@ -6,15 +6,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from vau_lib import closeups, ordering, policy, records, vlm
+from vau_lib.data import answer_parsing, records
+from vau_lib.toy import dataset as toy_dataset
+from vau_lib.toy import tiny_vlm
+from vau_lib.vlm import event_order, finetuning, grpo
 
-SMALL = vlm.TinySizes(width=32, vision_width=32, text_layers=1, vision_layers=1)
+SMALL = tiny_vlm.TinySizes(width=32, vision_width=32, text_layers=1, vision_layers=1)
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     root = tmp_path_factory.mktemp("world")
-    return root, closeups.make_dataset(root, num_videos=4, seed=3, splits={"train": 1.0})
+    return root, toy_dataset.make_dataset(root, num_videos=4, seed=3, splits={"train": 1.0})
 
 
 def record(events, num_frames=48, fps=4.0):
@@ -28,9 +31,9 @@ def record(events, num_frames=48, fps=4.0):
 @pytest.mark.parametrize("seed", range(4))
 def test_unshuffling_gives_the_events_back(count, seed):
     events = [f"event {n}" for n in range(count)]
-    shuffled, order = ordering.shuffle(events, np.random.default_rng(seed))
-    assert sorted(shuffled) == events and ordering.unshuffle(shuffled, order) == events
-    assert ordering.order_reward(" ".join(map(str, order)), order) == 1.0
+    shuffled, order = event_order.shuffle(events, np.random.default_rng(seed))
+    assert sorted(shuffled) == events and event_order.unshuffle(shuffled, order) == events
+    assert event_order.order_reward(" ".join(map(str, order)), order) == 1.0
 
 
 @pytest.mark.parametrize(
@@ -42,19 +45,19 @@ def test_unshuffling_gives_the_events_back(count, seed):
     ],
 )  # fmt: skip
 def test_an_order_is_worth_its_right_pairs(answer, order, worth):
-    assert ordering.order_reward(answer, order) == pytest.approx(worth)
+    assert event_order.order_reward(answer, order) == pytest.approx(worth)
 
 
 def test_every_order_is_as_likely():
     """Were the true order left out, two pieces would always be "2 1": it was, and a toy learned that."""
     rng = np.random.default_rng(0)
-    found = [tuple(ordering.shuffle("abc", rng)[1]) for _ in range(600)]
+    found = [tuple(event_order.shuffle("abc", rng)[1]) for _ in range(600)]
     assert len(set(found)) == 6 and min(map(found.count, set(found))) > 60
 
 
 def test_form_is_worth_a_little_and_only_form():
-    assert ordering.format_reward("1 2", 2) == ordering.FORM and ordering.format_reward("1 2 3", 2) == 0
-    assert ordering.PARTIAL + ordering.FORM < 1  # nothing wrong beats the exact order
+    assert event_order.format_reward("1 2", 2) == event_order.FORM and event_order.format_reward("1 2 3", 2) == 0
+    assert event_order.PARTIAL + event_order.FORM < 1  # nothing wrong beats the exact order
 
 
 @pytest.mark.parametrize(
@@ -69,7 +72,7 @@ def test_form_is_worth_a_little_and_only_form():
     ],
 )
 def test_a_span_is_worth_its_overlap(said, truth, worth):
-    assert ordering.temporal_reward(said, truth) == pytest.approx(worth)
+    assert event_order.temporal_reward(said, truth) == pytest.approx(worth)
 
 
 @pytest.mark.parametrize(
@@ -78,124 +81,126 @@ def test_a_span_is_worth_its_overlap(said, truth, worth):
         ("From 1.5s to 3s.", (1.5, 3)),
         ("between 2 and 4 seconds", (2, 4)),
         ("0.5-0.9", (0.5, 0.9)),
-        (ordering.NEVER, None),
+        (event_order.NEVER, None),
         ("No anomaly exists between 1 and 3 seconds.", None),
     ],
 )
 def test_seconds_are_read_from_an_answer(answer, span):
-    assert ordering.parse_span(answer) == span
-    assert ordering.span_reward(answer, span) == 1
+    assert answer_parsing.parse_span(answer) == span
+    assert event_order.span_reward(answer, span) == 1
 
 
 @pytest.mark.parametrize("answer", ["From 3s to 1s.", "an anomaly exists", "", "at 4s"])
 def test_an_answer_without_seconds_earns_nothing(answer):
     with pytest.raises(ValueError, match="^an answer must name seconds that rise or deny an anomaly, it is "):
-        ordering.parse_span(answer)
-    assert ordering.span_reward(answer, (1, 3)) == ordering.span_reward(answer, None) == 0
+        answer_parsing.parse_span(answer)
+    assert event_order.span_reward(answer, (1, 3)) == event_order.span_reward(answer, None) == 0
 
 
 def test_when_it_happens_is_asked_with_clocks_and_paid_by_overlap(world):
     root, found = world
-    rows = ordering.when_rows(found)
+    rows = event_order.when_rows(found)
     assert len(rows) == len(found)
     for row, one in zip(rows, found, strict=True):
-        assert ordering.paid(row, row["answer"])["when"] > 0.9  # the answer is rounded
-        assert ordering.paid(row, ordering.NEVER)["when"] == (not one.events)
-    assert ordering.when_rows([record([])]) == [], "an anomaly whose seconds nobody knows is no question"
-    speaker = vlm.tiny("internvl", sizes=SMALL)
-    text = speaker.tokenizer.decode(ordering.Turns(speaker, root)(rows[0])["input_ids"][0])
+        assert event_order.reward_parts(row, row["answer"])["when"] > 0.9  # the answer is rounded
+        assert event_order.reward_parts(row, event_order.NEVER)["when"] == (not one.events)
+    assert event_order.when_rows([record([])]) == [], "an anomaly whose seconds nobody knows is no question"
+    speaker = tiny_vlm.tiny("internvl", sizes=SMALL)
+    text = speaker.tokenizer.decode(event_order.OrderPrompts(speaker, root)(rows[0])["input_ids"][0])
     assert re.search(r"Frame1 at \d+\.\ds", text)
 
 
 def test_contrast_pays_only_where_order_helped_and_only_right_answers():
-    assert ordering.contrast([1, 0, 1], [1, 0, 0]) == [1.3, 0, 1.3]
-    assert ordering.contrast([1, 0], [1, 0]) == [1, 0]  # strictly better, not as good
-    assert ordering.contrast([0, 0], [0, 0]) == [0, 0]
+    assert event_order.contrast([1, 0, 1], [1, 0, 0]) == [1.3, 0, 1.3]
+    assert event_order.contrast([1, 0], [1, 0]) == [1, 0]  # strictly better, not as good
+    assert event_order.contrast([0, 0], [0, 0]) == [0, 0]
 
 
 @pytest.mark.parametrize("events", [[(3.2, 7.9)], [(1.0, 2.0), (6.3, 8.0)], [(0.2, 11.9)], []])
 @pytest.mark.parametrize("count", [2, 3, 4])
 def test_cuts_are_on_even_frames_and_pieces_long_enough(events, count):
-    cuts = ordering.boundaries(record(events), count=count)
+    cuts = event_order.boundaries(record(events), count=count)
     edges = [0, *cuts, 48]
     assert len(cuts) == count - 1 and all(cut % 2 == 0 for cut in cuts) and min(np.diff(edges)) >= 2
 
 
 def test_cuts_stand_at_the_events():
-    assert ordering.boundaries(record([(3.0, 8.0)]), count=3) == [12, 32]
-    assert ordering.boundaries(record([(3.0, 8.0)]), count=2) == [12]
+    assert event_order.boundaries(record([(3.0, 8.0)]), count=3) == [12, 32]
+    assert event_order.boundaries(record([(3.0, 8.0)]), count=2) == [12]
 
 
 def test_pieces_follow_each_other():
-    parts = ordering.pieces(record([(3.0, 8.0)]), count=3)
+    parts = event_order.pieces(record([(3.0, 8.0)]), count=3)
     assert [len(part) for part in parts] == [2, 2, 2] and (np.diff(np.concatenate(parts)) > 0).all()
     assert parts[0].max() < 12 <= parts[1].min() and parts[1].max() < 32 <= parts[2].min()
 
 
 def test_a_question_shows_the_pieces_in_the_shuffled_order(world):
     root, found = world
-    rows = ordering.order_rows(found, counts=(2, 3))
+    rows = event_order.order_rows(found, counts=(2, 3))
     assert len(rows) == 2 * sum(bool(r.events) for r in found)
     for row in rows:
         parts = np.split(row["frames"], row["pieces"])
-        ordered = ordering.unshuffle(parts, row["order"])
+        ordered = event_order.unshuffle(parts, row["order"])
         assert (np.diff(np.concatenate(ordered)) > 0).all()
-    speaker = vlm.tiny("internvl", sizes=SMALL)
-    turn = ordering.Turns(speaker, root)(rows[0], rows[0]["answer"])
+    speaker = tiny_vlm.tiny("internvl", sizes=SMALL)
+    turn = event_order.OrderPrompts(speaker, root)(rows[0], rows[0]["answer"])
     text = speaker.tokenizer.decode(turn["input_ids"][0])
     assert rows[0]["question"] in text and " at " not in text.split("In which order")[0].split("Frame1")[-1]  # no clock
 
 
 def test_supervision_then_reinforcement_run_end_to_end(world):
     root, found = world
-    rows = ordering.order_rows(found) + [r for r in closeups.instructions(found) if r["task"] == "judgement"]
-    twin = vlm.tiny("internvl", sizes=SMALL)
-    speaker = twin.but(model=vlm.lora(twin.model, r=4, alpha=8, seed=0))
-    losses = ordering.start(speaker, rows, root, plan=vlm.LoraPlan(max_steps=2, batch_size=4, log_steps=1))
-    plan = policy.PolicyPlan(steps=2, questions=2, group=2, max_new_tokens=4)
-    curves, dealt = (ordering.train(speaker, rows, root, plan=plan, dealt=kind) for kind in (False, True))
+    rows = event_order.order_rows(found) + [r for r in toy_dataset.instructions(found) if r["task"] == "judgement"]
+    twin = tiny_vlm.tiny("internvl", sizes=SMALL)
+    speaker = twin.but(model=finetuning.lora(twin.model, r=4, alpha=8, seed=0))
+    losses = event_order.supervised_start(
+        speaker, rows, root, plan=finetuning.LoraPlan(max_steps=2, batch_size=4, log_steps=1)
+    )
+    plan = grpo.GRPOPlan(steps=2, questions=2, group=2, max_new_tokens=4)
+    curves, dealt = (event_order.train(speaker, rows, root, plan=plan, dealt=kind) for kind in (False, True))
     assert len(losses) >= 2 and len(curves) == len(dealt) == 2
     assert {"reward", "length", "kl", "entropy", "dead"} <= set(curves.columns)
-    rows = ordering.with_cuts(rows, found) + ordering.shuffled_rows(found) + ordering.when_rows(found)
-    against = ordering.train(speaker, rows, root, plan=replace(plan, questions=10), contrasted=True)
+    rows = event_order.with_cuts(rows, found) + event_order.shuffled_rows(found) + event_order.when_rows(found)
+    against = event_order.train(speaker, rows, root, plan=replace(plan, questions=10), contrasted=True)
     parts = {name for name in against if name.startswith("reward_")}
     assert parts and parts <= {f"reward_{part}" for part in ("order", "form", "judgement", "shuffled", "when")}
 
 
 def test_was_this_shuffled_is_asked_of_both(world):
     _, found = world
-    rows = ordering.shuffled_rows(found)
+    rows = event_order.shuffled_rows(found)
     assert len(rows) == 2 * sum(bool(r.events) for r in found)
     for row in rows:
         in_order = (np.diff(row["frames"]) > 0).all()
-        assert in_order == (row["answer"] == ordering.SAID[False])
-        assert ordering.paid(row, row["answer"]) == {"shuffled": 1.0}
-        assert ordering.paid(row, ordering.SAID[bool(in_order)])["shuffled"] == 0
-        assert [ordering.paid(row, said)["shuffled"] for said in ("no", "No.", "yes", "Yes!", "")] == [
+        assert in_order == (row["answer"] == event_order.SHUFFLED_ANSWERS[False])
+        assert event_order.reward_parts(row, row["answer"]) == {"shuffled": 1.0}
+        assert event_order.reward_parts(row, event_order.SHUFFLED_ANSWERS[bool(in_order)])["shuffled"] == 0
+        assert [event_order.reward_parts(row, said)["shuffled"] for said in ("no", "No.", "yes", "Yes!", "")] == [
             in_order, in_order, not in_order, not in_order, False,
         ]  # fmt: skip
 
 
 def test_dealt_truths_are_of_the_same_kind(world):
     _, found = world
-    rows = ordering.order_rows(found) + ordering.shuffled_rows(found)
-    dealt = ordering._truths(rows, 0)
+    rows = event_order.order_rows(found) + event_order.shuffled_rows(found)
+    dealt = event_order._truths(rows, 0)
     assert any(dealt[id(row)] is not row for row in rows), "the control deals something"
     assert all((dealt[id(r)]["task"], dealt[id(r)]["pieces"]) == (r["task"], r["pieces"]) for r in rows)
     assert (
         sorted(map(id, dealt.values())) == sorted(map(id, rows))
-        and ordering._truths(rows, None)[id(rows[0])] is rows[0]
+        and event_order._truths(rows, None)[id(rows[0])] is rows[0]
     )
 
 
 def test_bad_input_is_one_clear_line():
     with pytest.raises(ValueError, match=r"^an order of 3 pieces was asked, the answer is 'who knows'$"):
-        ordering.parse_order("who knows", 3)
+        answer_parsing.parse_order("who knows", 3)
     with pytest.raises(ValueError, match=r"^an order of 2 pieces holds 1 to 2 once each, got \[1, 1\]$"):
-        ordering.unshuffle(["a", "b"], [1, 1])
+        event_order.unshuffle(["a", "b"], [1, 1])
     with pytest.raises(ValueError, match="^r: 6 frames cannot be cut into 3 pieces of 4 or more$"):
-        ordering.boundaries(record([], num_frames=6), count=3)
+        event_order.boundaries(record([], num_frames=6), count=3)
     with pytest.raises(ValueError, match="the said span must end after it starts, got 3 to 2"):
-        ordering.temporal_reward((3, 2), (0, 1))
+        event_order.temporal_reward((3, 2), (0, 1))
     with pytest.raises(ValueError, match="^no order question among the rows$"):
-        ordering.train(None, [], ".")
+        event_order.train(None, [], ".")

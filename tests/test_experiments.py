@@ -2,8 +2,10 @@
 
 import numpy as np
 
-from vau_lib import records, store, trials
-from vau_lib.weights import given_weights
+from vau_lib.data import records
+from vau_lib.detectors import experiments
+from vau_lib.features.checkpoints import given_weights
+from vau_lib.workspace import artifacts
 
 FOUND = [
     records.VideoRecord(f"v{n:02}", f"v{n}.mp4", "toy", split, n % 2)
@@ -12,31 +14,35 @@ FOUND = [
 
 
 def test_test_labels_are_never_handed_out_and_shuffling_keeps_the_counts():
-    labels = trials.labels_of(FOUND)
+    labels = experiments.training_labels(FOUND)
     assert len(labels) == 26 and all(
         int(name[1:]) < 26 and label == int(name[1:]) % 2 for name, label in labels.items()
     )
-    dealt = trials.labels_of(FOUND, shuffled=3)
+    dealt = experiments.training_labels(FOUND, shuffled=3)
     assert (
-        sum(dealt.values()) == sum(labels.values()) and dealt != labels and dealt == trials.labels_of(FOUND, shuffled=3)
+        sum(dealt.values()) == sum(labels.values())
+        and dealt != labels
+        and dealt == experiments.training_labels(FOUND, shuffled=3)
     )
-    assert set(trials.labels_of(FOUND, one_class=True).values()) == {0}
+    assert set(experiments.training_labels(FOUND, one_class=True).values()) == {0}
 
 
 def test_scores_are_read_back_for_the_test_part_only(tmp_path):
     rows = {r.id: np.full((4, 3), n, float) for n, r in enumerate(FOUND)}
-    trials.write_scores(tmp_path, lambda x: (x[0, 0], x[:, 0]), FOUND, rows)
-    scores, labels = trials.test_scores(tmp_path)
+    experiments.write_scores(tmp_path, lambda x: (x[0, 0], x[:, 0]), FOUND, rows)
+    scores, labels = experiments.test_scores(tmp_path)
     assert scores == {f"v{n:02}": float(n) for n in range(26, 32)} and labels["v27"] == 1
-    assert store.read_json(tmp_path / "scores.json")["v20"]["rows"] == [20.0] * 4  # validation is kept, training is not
-    assert "v00" not in store.read_json(tmp_path / "scores.json")
+    assert (
+        artifacts.read_json(tmp_path / "scores.json")["v20"]["rows"] == [20.0] * 4
+    )  # validation is kept, training is not
+    assert "v00" not in artifacts.read_json(tmp_path / "scores.json")
 
 
 def test_a_trial_is_done_only_with_its_own_facts(tmp_path):
-    assert not trials.is_done(tmp_path, {"seed": 0})
-    store.write_json(tmp_path / "scores.json", {})
-    store.write_made_by(tmp_path, facts={"seed": 0})
-    assert trials.is_done(tmp_path, {"seed": 0}) and not trials.is_done(tmp_path, {"seed": 1})
+    assert not experiments.is_done(tmp_path, {"seed": 0})
+    artifacts.write_json(tmp_path / "scores.json", {})
+    artifacts.write_made_by(tmp_path, facts={"seed": 0})
+    assert experiments.is_done(tmp_path, {"seed": 0}) and not experiments.is_done(tmp_path, {"seed": 1})
 
 
 def test_weights_are_what_the_parameter_says(tmp_path, monkeypatch):

@@ -8,31 +8,33 @@ import pytest
 import torch
 from conftest import moving_square
 
-from vau_lib import ats, dialogue, explaining, hivau, records, video, vlm
+from vau_lib import explain
+from vau_lib.data import hivau, records, video
+from vau_lib.features import frame_features
+from vau_lib.toy import tiny_vlm
+from vau_lib.vlm import chat, inference, models
 
-SMALL = vlm.TinySizes(width=32, vision_width=32, text_layers=1, vision_layers=1)
-KEPT = Path(__file__).parents[1] / "data" / "twins" / "internvl"
+SMALL = tiny_vlm.TinySizes(width=32, vision_width=32, text_layers=1, vision_layers=1)
+KEPT = Path(__file__).parents[1] / "data" / "toy_models" / "internvl"
 
 
-@pytest.fixture(scope="module", params=dialogue.FAMILIES)
+@pytest.fixture(scope="module", params=models.FAMILIES)
 def any_twin(request):
-    return vlm.tiny(request.param, sizes=SMALL)
+    return tiny_vlm.tiny(request.param, sizes=SMALL)
 
 
 @pytest.fixture(scope="module")
 def twin():
-    return vlm.tiny("internvl", sizes=SMALL)
+    return tiny_vlm.tiny("internvl", sizes=SMALL)
 
 
-def told(scores) -> explaining.Scorer:
+def told(scores) -> explain.Scorer:
     """A scorer that says what it was told, whatever it sees."""
-    return explaining.Scorer(lambda rows: np.asarray(scores, float), "told scores")
+    return explain.Scorer(lambda rows: np.asarray(scores, float), "told scores")
 
 
-def explain(path, speaker, scorer, **how) -> explaining.Explained:
-    return explaining.explain_video(
-        path, speaker, scorer, **({"num_frames": 4, "stride": 5, "max_new_tokens": 4} | how)
-    )
+def explain_clip(path, speaker, scorer, **how) -> explain.ExplainedVideo:
+    return explain.explain_video(path, speaker, scorer, **({"num_frames": 4, "stride": 5, "max_new_tokens": 4} | how))
 
 
 # What is shown is what was seen
@@ -40,7 +42,7 @@ def explain(path, speaker, scorer, **how) -> explaining.Explained:
 
 def test_a_record_holds_every_glance_and_what_was_shown(any_twin, clip):
     scores = [0.0] * 4 + [1.0] * 2 + [0.0] * 4
-    found = explain(clip, any_twin, told(scores), tau=0.0)
+    found = explain_clip(clip, any_twin, told(scores), tau=0.0)
     assert found.index.tolist() == list(range(0, 50, 5)) and found.scores.tolist() == scores
     assert {20, 25} <= set(found.said.index) and len(set(found.said.index)) == 4
     assert found.said.scores == tuple(found.scores[np.array(found.said.index) // 5])
@@ -51,16 +53,16 @@ def test_a_record_holds_every_glance_and_what_was_shown(any_twin, clip):
 
 
 def test_tokens_kept_are_the_tokens_the_model_makes_itself(any_twin, clip):
-    """Of the glances in batches, through a file, against `vlm.see` of the chosen frames' own prompt."""
+    """Of the glances in batches, through a file, against `inference.image_features` of the chosen frames' own prompt."""
     frames = video.read_frames(clip, [10, 35])
-    own = vlm.see(any_twin, vlm.encode(any_twin, frames, "What?"))
-    _, tokens = explaining.Eye(any_twin).see(video.read_frames(clip, range(0, 50, 5)))
+    own = inference.image_features(any_twin, chat.encode(any_twin, frames, "What?"))
+    _, tokens = explain.VisionTower(any_twin).see(video.read_frames(clip, range(0, 50, 5)))
     assert torch.allclose(tokens[[2, 7]], torch.stack(list(own)), atol=1e-5)
 
 
 def test_reuse_sees_each_glance_once_and_says_the_same(any_twin, clip):
     scores = np.linspace(0, 1, 10)
-    kept, again = (explain(clip, any_twin, told(scores), reuse=reuse) for reuse in (True, False))
+    kept, again = (explain_clip(clip, any_twin, told(scores), reuse=reuse) for reuse in (True, False))
     assert (kept.vision_frames, again.vision_frames) == (10, 14)
     assert kept.said.index == again.said.index
     for name in ("judgement", "description", "analysis"):
@@ -72,7 +74,7 @@ def test_the_tower_is_not_called_beyond_the_glances(twin, clip):
     calls = []
     hook = twin.model.model.vision_tower.register_forward_hook(lambda *_: calls.append(1))
     try:
-        explain(clip, twin, told(np.linspace(0, 1, 10)))
+        explain_clip(clip, twin, told(np.linspace(0, 1, 10)))
     finally:
         hook.remove()
     assert len(calls) == 1
@@ -80,18 +82,21 @@ def test_the_tower_is_not_called_beyond_the_glances(twin, clip):
 
 def test_a_short_video_shows_frames_that_were_no_glances(twin, clip):
     """50 frames at stride 16, twelve asked: even frames of all of it, encoded beside the 4 glances."""
-    found = explain(clip, twin, told([0.2] * 4), stride=16, num_frames=12)
+    found = explain_clip(clip, twin, told([0.2] * 4), stride=16, num_frames=12)
     assert len(set(found.said.index)) == 12 and found.vision_frames == 4 + 12
 
 
 def test_a_cap_bounds_what_is_looked_at(twin, clip):
-    found = explain(clip, twin, told([0.5] * 5), stride=1, cap=5, num_frames=3)
+    found = explain_clip(clip, twin, told([0.5] * 5), stride=1, cap=5, num_frames=3)
     assert len(found.index) == found.vision_frames == 5
 
 
 def test_rows_can_be_described_otherwise(twin, clip):
-    eye = explaining.Eye(twin, describe=explaining.mean_and_most)
-    rows, (_, tokens) = ats.Glances(clip, eye, stride=10).features(), eye.see(video.read_frames(clip, range(0, 50, 10)))
+    eye = explain.VisionTower(twin, describe=explain.mean_and_max_tokens)
+    rows, (_, tokens) = (
+        frame_features.FrameFeatures(clip, eye, stride=10).features(),
+        eye.see(video.read_frames(clip, range(0, 50, 10))),
+    )
     mean, most = np.split(rows, 2, axis=1)
     assert np.allclose(mean, tokens.mean(1), atol=1e-5) and (most >= mean).all() and np.isin(most, tokens).mean() > 0.9
 
@@ -100,7 +105,7 @@ def test_an_untrained_scorer_says_so_and_is_the_same_every_time(twin, clip):
     torch.manual_seed(1)
     outside = torch.rand(1)
     torch.manual_seed(1)
-    first, again = (explain(clip, twin, explaining.random_scorer(32)) for _ in range(2))
+    first, again = (explain_clip(clip, twin, explain.random_scorer(32)) for _ in range(2))
     assert "RANDOM" in first.label and "toy" in first.label and np.array_equal(first.scores, again.scores)
     assert torch.equal(torch.rand(1), outside)
 
@@ -116,8 +121,8 @@ def drawn_times(figure) -> list[float]:
 
 def test_a_figure_shows_the_frames_the_curve_and_the_answers(twin, clip):
     scores = [0.0] * 4 + [1.0] * 2 + [0.0] * 4
-    found = explain(clip, twin, told(scores))
-    figure = explaining.figure(found)
+    found = explain_clip(clip, twin, told(scores))
+    figure = explain.figure(found)
     curve = figure.axes[0].lines[0]
     at = dict(zip(curve.get_xdata().round(3), curve.get_ydata(), strict=True))
     assert all(
@@ -133,7 +138,7 @@ def test_a_figure_shows_the_frames_the_curve_and_the_answers(twin, clip):
 def test_a_single_frame_is_a_figure_too(twin, tmp_path):
     path = tmp_path / "one.mp4"
     video.write_video(path, moving_square(1), fps=25)
-    assert len(explaining.figure(explain(path, twin, told([0.3]), num_frames=1)).axes) == 2
+    assert len(explain.figure(explain_clip(path, twin, told([0.3]), num_frames=1)).axes) == 2
 
 
 @pytest.mark.real
@@ -141,8 +146,8 @@ def test_a_single_frame_is_a_figure_too(twin, tmp_path):
 def test_real_videos_go_from_file_to_figure(real_data, name, tmp_path):
     """TOY model, RANDOM scorer: what is true of it are frames, times and labels. The earthquake has a variable rate."""
     (path,) = (real_data / "videos" / "demo").glob(f"*{name}*")
-    speaker = vlm.load(KEPT, local_only=True)
-    found = explaining.explain_video(path, speaker, explaining.random_scorer(64), max_new_tokens=24)
+    speaker = models.load(KEPT, local_only=True)
+    found = explain.explain_video(path, speaker, explain.random_scorer(64), max_new_tokens=24)
     container = video.frame_times(path)
     assert len(set(found.said.index)) == 12 and np.array_equal(found.times_s, container[found.index])
     assert found.said.times_s == pytest.approx(container[list(found.said.index)], abs=1e-3)
@@ -151,7 +156,7 @@ def test_real_videos_go_from_file_to_figure(real_data, name, tmp_path):
     if name == "earthquake":  # places over the mean rate are elsewhere
         even = np.array(found.said.index) / video.probe(path).fps
         assert np.abs(np.array(found.said.times_s) - even).max() > 0.01
-    figure = explaining.figure(found)
+    figure = explain.figure(found)
     assert drawn_times(figure) == list(found.said.times_s) and len(figure.axes) == 13
     assert figure.get_suptitle().startswith("[TOY, RANDOM]") and "RANDOM weights" in figure.get_supxlabel()
     figure.savefig(tmp_path / "figure.png")
@@ -168,8 +173,10 @@ def test_real_videos_go_from_file_to_figure(real_data, name, tmp_path):
 )
 def test_an_empty_answer_is_called_empty(twin, clip, monkeypatch, judgement, title, caption):
     """Answers replayed in place of generating; two of the three say nothing."""
-    monkeypatch.setattr(vlm, "generate", lambda speaker, turns, **how: [judgement, ""] if len(turns) == 2 else [""])
-    figure = explaining.figure(explain(clip, twin, told([0.5] * 10)))
+    monkeypatch.setattr(
+        inference, "generate", lambda speaker, turns, **how: [judgement, ""] if len(turns) == 2 else [""]
+    )
+    figure = explain.figure(explain_clip(clip, twin, told([0.5] * 10)))
     assert title in figure.get_suptitle() and caption in figure.get_supxlabel()
     assert "description: (the model said nothing)" in figure.get_supxlabel()
 
@@ -185,7 +192,7 @@ def line_of(error) -> str:
 
 def test_a_missing_video_is_named(twin, tmp_path):
     with pytest.raises(video.VideoError) as error:
-        explain(tmp_path / "nowhere.mp4", twin, told([0.5]))
+        explain_clip(tmp_path / "nowhere.mp4", twin, told([0.5]))
     assert "nowhere.mp4: no such file" in line_of(error)
 
 
@@ -200,12 +207,12 @@ def test_a_missing_video_is_named(twin, tmp_path):
 )
 def test_scores_that_are_none_name_the_video(twin, clip, scores, said):
     with pytest.raises(ValueError) as error:
-        explain(clip, twin, told(scores))
+        explain_clip(clip, twin, told(scores))
     assert line_of(error) == said
 
 
 def test_all_zero_scores_are_even_frames(twin, clip):
-    zero, flat = (explain(clip, twin, told([value] * 10)) for value in (0.0, 0.7))
+    zero, flat = (explain_clip(clip, twin, told([value] * 10)) for value in (0.0, 0.7))
     assert zero.said.index == flat.said.index and set(zero.said.scores) == {0.0}
     gaps = np.diff(zero.said.index)
     assert gaps.max() - gaps.min() <= 5
@@ -215,20 +222,20 @@ def test_more_frames_than_exist_is_one_line(twin, tmp_path):
     path = tmp_path / "short.mp4"
     video.write_video(path, moving_square(3), fps=25)
     with pytest.warns(UserWarning, match="^5 frames asked of 3, some repeat$"):
-        found = explain(path, twin, told([0.5]), num_frames=5)
+        found = explain_clip(path, twin, told([0.5]), num_frames=5)
     assert set(found.said.index) == {0, 1, 2} and len(found.said.index) == 5
 
 
 def test_more_frames_than_the_model_takes_are_refused(twin, clip):
     with pytest.raises(ValueError) as error:
-        explain(clip, twin, told([0.5] * 50), stride=1, num_frames=40)
+        explain_clip(clip, twin, told([0.5] * 50), stride=1, num_frames=40)
     assert line_of(error) == "40 frames are more than max_frames=32: choose fewer"
 
 
 def test_a_prompt_beyond_the_context_is_refused(clip):
-    short = vlm.tiny("internvl", sizes=vlm.TinySizes(width=32, vision_width=32, text_layers=1, context=64))
+    short = tiny_vlm.tiny("internvl", sizes=tiny_vlm.TinySizes(width=32, vision_width=32, text_layers=1, context=64))
     with pytest.raises(ValueError) as error:
-        explain(clip, short, told([0.5] * 10))
+        explain_clip(clip, short, told([0.5] * 10))
     assert "4 frames and the question need" in line_of(error) and "has 64: take fewer frames" in line_of(error)
 
 
@@ -237,7 +244,7 @@ def test_a_model_without_its_tokens_is_refused(twin):
         pass
 
     with pytest.raises(ValueError) as error:
-        explaining.Eye(twin.but(model=Closed()))
+        explain.VisionTower(twin.but(model=Closed()))
     assert line_of(error) == "tiny-internvl (internvl) does not show its picture tokens"
 
 

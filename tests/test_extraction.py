@@ -13,16 +13,18 @@ import torch.nn.functional as F
 from conftest import moving_square
 from kornia.feature import XFeat
 
-from vau_lib import features, records, store, training, video
+from vau_lib.data import records, video
+from vau_lib.features import checkpoints, extraction, optical_flow, released, xfeat
+from vau_lib.workspace import artifacts
 
 
 @pytest.fixture(scope="module")
 def encoder():
-    return features.XFeatEncoder("random", side=64, bfloat16=False)
+    return xfeat.XFeatEncoder("random", side=64, bfloat16=False)
 
 
 def test_dense_is_kornias_descriptor_map_and_nothing_else():
-    ours = features.XFeatEncoder("random", bfloat16=False)
+    ours = xfeat.XFeatEncoder("random", bfloat16=False)
     stock = XFeat().eval()
     stock.net.load_state_dict(ours.net.state_dict())
     frames = moving_square(3, 64, 96)
@@ -67,9 +69,9 @@ def test_weights_are_never_random_by_accident(tmp_path, monkeypatch):
     monkeypatch.setenv("VAU_WEIGHTS", str(tmp_path))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(XFeat, "from_pretrained", _no_network)
-    with pytest.raises(store.StoreError, match=r"no weights .*xfeat.*the download failed"):
-        features.XFeatEncoder()
-    assert features.XFeatEncoder("random").made_by()["weights_sha256"] == "random"
+    with pytest.raises(artifacts.StoreError, match=r"no weights .*xfeat.*the download failed"):
+        xfeat.XFeatEncoder()
+    assert xfeat.XFeatEncoder("random").made_by()["weights_sha256"] == "random"
 
 
 def _no_network(*_, **__):
@@ -78,7 +80,7 @@ def _no_network(*_, **__):
 
 def test_flow_sees_motion_and_only_motion(tmp_path):
     still = np.repeat(moving_square(1, 64, 96), 12, axis=0)
-    flow = features.FlowEncoder(height=64, width=96)
+    flow = optical_flow.FlowEncoder(height=64, width=96)
     moving = moving_square(12, 64, 96)
     for name, frames in (("still", still), ("moving", moving)):
         video.write_video(tmp_path / f"{name}.mp4", frames)
@@ -102,27 +104,27 @@ def batch(tmp_path):
     return root, found, [records.VideoRecord(name, path, "toy", "train", 0) for name, path in bad.items()]
 
 
-RECIPE = features.Recipe("xfeat", 16, (("weights", "random"), ("side", 64)))
+RECIPE = extraction.Recipe("xfeat", 16, (("weights", "random"), ("side", 64)))
 
 
 def test_the_batch_goes_on_and_lists_what_it_skipped(batch, tmp_path):
     root, good, bad = batch
-    done = features.extract([*bad, *good], root, tmp_path / "rows", RECIPE)
+    done = extraction.extract([*bad, *good], root, tmp_path / "rows", RECIPE)
     assert done.encoded == 5 and len(done.skipped) == 5
     for record in bad:
         (line,) = [line for line in done.skipped if line.startswith((f"{record.id}:", f"root/{record.path}:"))]
         assert "\n" not in line
-    rows = features.load(tmp_path / "rows", [*bad, *good], **RECIPE.made_by())
+    rows = extraction.load(tmp_path / "rows", [*bad, *good], **RECIPE.made_by())
     assert sorted(rows) == list("abcde") and rows["a"].shape == (3, 128)
 
 
 def test_a_second_run_keeps_what_is_there_and_other_settings_are_refused(batch, tmp_path):
     root, good, _ = batch
-    features.extract(good[:2], root, tmp_path / "rows", RECIPE)
-    again = features.extract(good, root, tmp_path / "rows", RECIPE, engine="processes")
+    extraction.extract(good[:2], root, tmp_path / "rows", RECIPE)
+    again = extraction.extract(good, root, tmp_path / "rows", RECIPE, engine="processes")
     assert (again.kept, again.encoded) == (2, 3)
-    with pytest.raises(store.StoreError, match="snippet_frames=16, asked for 8"):
-        features.extract(good, root, tmp_path / "rows", features.Recipe("xfeat", 8, RECIPE.options))
+    with pytest.raises(artifacts.StoreError, match="snippet_frames=16, asked for 8"):
+        extraction.extract(good, root, tmp_path / "rows", extraction.Recipe("xfeat", 8, RECIPE.options))
 
 
 def test_killed_midway_it_redoes_at_most_the_video_in_flight(batch, tmp_path):
@@ -130,9 +132,9 @@ def test_killed_midway_it_redoes_at_most_the_video_in_flight(batch, tmp_path):
     many = [records.VideoRecord(f"{r.id}{n}", r.path, "toy", "train", 0) for n in range(12) for r in good]
     records.write_records(tmp_path / "many.jsonl", many)
     code = (
-        "import sys; from pathlib import Path; from vau_lib import features, records\n"
-        "recipe = features.Recipe('xfeat', 16, (('weights', 'random'), ('side', 64)))\n"
-        "features.extract(records.read_records(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), recipe)"
+        "import sys; from pathlib import Path; from vau_lib.data import records; from vau_lib.features import extraction\n"
+        "recipe = extraction.Recipe('xfeat', 16, (('weights', 'random'), ('side', 64)))\n"
+        "extraction.extract(records.read_records(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), recipe)"
     )
     folder = tmp_path / "killed"
     job = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "many.jsonl"), str(root), str(folder)])
@@ -142,30 +144,30 @@ def test_killed_midway_it_redoes_at_most_the_video_in_flight(batch, tmp_path):
     assert job.wait() == -signal.SIGKILL
     there = sorted(path.name for path in folder.glob("[a-e]*.npy"))
     assert 5 <= len(there) < len(many)
-    done = features.extract(many, root, folder, RECIPE)
+    done = extraction.extract(many, root, folder, RECIPE)
     assert done.kept == len(there) and done.encoded == len(many) - len(there)
     whole = tmp_path / "whole"
-    features.extract(many, root, whole, RECIPE)
+    extraction.extract(many, root, whole, RECIPE)
     for record in many:
-        assert features.row_path(folder, record.id).read_bytes() == features.row_path(whole, record.id).read_bytes()
+        assert extraction.row_path(folder, record.id).read_bytes() == extraction.row_path(whole, record.id).read_bytes()
 
 
 def test_an_id_may_not_leave_the_folder(tmp_path):
     with pytest.raises(records.RecordError, match="leaves the feature folder"):
-        features.row_path(tmp_path, "../x")
+        extraction.row_path(tmp_path, "../x")
 
 
 def test_clip_and_squeezenet_rows_are_extracted(batch, tmp_path):
     root, good, bad = batch
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     sizes |= {"model_type": "clip_vision_model", "image_size": 32, "patch_size": 16, "projection_dim": 24}
-    store.write_json(tmp_path / "tiny" / "config.json", sizes)  # a recipe holds plain values, a folder the sizes
+    artifacts.write_json(tmp_path / "tiny" / "config.json", sizes)  # a recipe holds plain values, a folder the sizes
     tiny = {"model": str(tmp_path / "tiny"), "weights": "random", "crops": (0, 5)}
     for name, options in (("clip", tiny), ("squeezenet", {"weights": "random", "side": 32})):
-        recipe = features.Recipe(name, 16, tuple(options.items()))
-        done = features.extract([*good[:2], bad[0]], root, tmp_path / name, recipe)
+        recipe = extraction.Recipe(name, 16, tuple(options.items()))
+        done = extraction.extract([*good[:2], bad[0]], root, tmp_path / name, recipe)
         assert done.encoded == 2 and len(done.skipped) == 1 and recipe.made_by()["weights_sha256"] == "random"
-        rows, encoder = features.load(tmp_path / name, good, **recipe.made_by()), features.ENCODERS[name](**options)
+        rows, encoder = extraction.load(tmp_path / name, good, **recipe.made_by()), extraction.ENCODERS[name](**options)
         for record in good[:2]:  # 37 and 38 frames
             frames = video.read_frames(root / record.path, range(video.probe(root / record.path).num_frames))
             parts = np.split(frames, [16, 32])[: 2 if name == "clip" else 3]  # CLIP drops what does not fill a row
@@ -173,11 +175,11 @@ def test_clip_and_squeezenet_rows_are_extracted(batch, tmp_path):
             assert rows[record.id].dtype == np.float32
             np.testing.assert_allclose(rows[record.id], expected, atol=2e-3, rtol=1e-5)
     with pytest.raises(ValueError, match="one of xfeat, flow, clip, squeezenet, got 'resnet'"):
-        features.Recipe("resnet").made_by()
+        extraction.Recipe("resnet").made_by()
 
 
-def released(path, rows) -> np.ndarray:
-    store.save_array(path, np.asarray(rows))
+def released_file(path, rows) -> np.ndarray:
+    artifacts.save_array(path, np.asarray(rows))
     return rows
 
 
@@ -188,31 +190,31 @@ def listed(path, *lines: str):
 
 def test_released_rows_are_found_by_name_and_crops_averaged(tmp_path):
     name = "v=a.b__#1_label_B1-0-0"  # XD-Violence's names hold such signs
-    one = released(tmp_path / "deep" / "er" / f"{name}__0.npy", np.full((3, 4), 0.3, np.float16))
-    two = released(tmp_path / f"{name}__5.npy", np.full((3, 4), 0.5, np.float16))
-    np.testing.assert_array_equal(features.released_rows(tmp_path, name, width=4), one)
-    both = features.released_rows(tmp_path, name, (0, 5), width=4)
+    one = released_file(tmp_path / "deep" / "er" / f"{name}__0.npy", np.full((3, 4), 0.3, np.float16))
+    two = released_file(tmp_path / f"{name}__5.npy", np.full((3, 4), 0.5, np.float16))
+    np.testing.assert_array_equal(released.released_rows(tmp_path, name, width=4), one)
+    both = released.released_rows(tmp_path, name, (0, 5), width=4)
     np.testing.assert_allclose(both, (one.astype(np.float32) + two) / 2, atol=1e-7, strict=True)
-    late = released(tmp_path / "late.npy", two + 1)  # written after the folder was first read
-    np.testing.assert_array_equal(features.released_rows(tmp_path, "late", (), width=4), late)
-    with pytest.raises(store.StoreError, match="v=a.b.*__1.npy is not below"):
-        features.released_rows(tmp_path, name, (0, 1), width=4)
+    late = released_file(tmp_path / "late.npy", two + 1)  # written after the folder was first read
+    np.testing.assert_array_equal(released.released_rows(tmp_path, "late", (), width=4), late)
+    with pytest.raises(artifacts.StoreError, match="v=a.b.*__1.npy is not below"):
+        released.released_rows(tmp_path, name, (0, 1), width=4)
 
 
 def test_a_name_that_is_there_twice_needs_its_folder(tmp_path):
     for place, kind in enumerate(("bad", "normal")):
-        rows = released(tmp_path / kind / "39.npy", np.full((2, 4), place, np.float32))
-        np.testing.assert_array_equal(features.released_rows(tmp_path, f"{kind}/39", (), width=4), rows)
-    with pytest.raises(store.StoreError, match="39.npy is more than once below"):
-        features.released_rows(tmp_path, "39", (), width=4)
+        rows = released_file(tmp_path / kind / "39.npy", np.full((2, 4), place, np.float32))
+        np.testing.assert_array_equal(released.released_rows(tmp_path, f"{kind}/39", (), width=4), rows)
+    with pytest.raises(artifacts.StoreError, match="39.npy is more than once below"):
+        released.released_rows(tmp_path, "39", (), width=4)
     csv = listed(tmp_path / "lt.csv", "/x/bad/39.npy,Stealing", "/x/normal/39.npy,Normal")
-    found = {key: files for key, _, files in features.released_list(csv, tmp_path)}
+    found = {key: files for key, _, files in released.released_list(csv, tmp_path)}
     assert found == {"bad/39": [tmp_path / "bad" / "39.npy"], "normal/39": [tmp_path / "normal" / "39.npy"]}
     (tmp_path / "bad" / "39.npy").unlink()  # the other 39 must not stand in for it
-    with pytest.raises(store.StoreError, match=r"lt.csv: 1 of 2 files missing, first: .*39.npy"):
-        features.released_list(csv, tmp_path)
-    with pytest.raises(store.StoreError, match="bad/39.npy is not below"):
-        features.released_rows(tmp_path, "bad/39", (), width=4)
+    with pytest.raises(artifacts.StoreError, match=r"lt.csv: 1 of 2 files missing, first: .*39.npy"):
+        released.released_list(csv, tmp_path)
+    with pytest.raises(artifacts.StoreError, match="bad/39.npy is not below"):
+        released.released_rows(tmp_path, "bad/39", (), width=4)
 
 
 @pytest.mark.parametrize(
@@ -227,31 +229,35 @@ def test_a_name_that_is_there_twice_needs_its_folder(tmp_path):
 )  # fmt: skip
 def test_rows_that_cannot_be_read_are_refused_by_name(rows, said, tmp_path):
     for name, content in (("a", np.ones((5, 4), np.float16)), ("b", rows)):
-        released(tmp_path / f"{name}.npy", content)
-    with pytest.raises(store.StoreError, match=said) as caught:
-        features.read_rows([tmp_path / "a.npy", tmp_path / "b.npy"], width=4)
+        released_file(tmp_path / f"{name}.npy", content)
+    with pytest.raises(artifacts.StoreError, match=said) as caught:
+        released.read_rows([tmp_path / "a.npy", tmp_path / "b.npy"], width=4)
     assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="at least one file"):
-        features.read_rows([])
+        released.read_rows([])
 
 
 def test_a_list_names_other_machines_paths(tmp_path):
     for name in ("Abuse/Abuse1__1.npy", "Abuse/Abuse1__0.npy", "flat/N_2__0.npy"):
-        released(tmp_path / name, np.ones((5, 4)))
+        released_file(tmp_path / name, np.ones((5, 4)))
     lines = ["/a/N/N_2__0.npy,Normal", "/a/Abuse/Abuse1__1.npy,Abuse", "/a/Abuse/Abuse1__0.npy,Abuse"]
-    assert features.released_list(csv := listed(tmp_path / "l.csv", *lines), tmp_path) == [
+    assert released.released_list(csv := listed(tmp_path / "l.csv", *lines), tmp_path) == [
         ("N_2", "Normal", [tmp_path / "flat" / "N_2__0.npy"]),
         ("Abuse1", "Abuse", [tmp_path / "Abuse" / f"Abuse1__{which}.npy" for which in (0, 1)]),
     ]
     more = [f"/x/gone/gone{k}__0.npy,Abuse" for k in range(1500)]
-    with pytest.raises(store.StoreError, match=r"^l.csv: 1,500 of 1,503 files missing, first: gone/gone0__0.npy .*$"):
-        features.released_list(listed(csv, *lines, *more), tmp_path)
+    with pytest.raises(
+        artifacts.StoreError, match=r"^l.csv: 1,500 of 1,503 files missing, first: gone/gone0__0.npy .*$"
+    ):
+        released.released_list(listed(csv, *lines, *more), tmp_path)
     for bad in (lines[0], "/x/N_2__1.npy,Abuse", "/x/N_2.txt,Normal", "/x/N_3__0.npy,", ",Normal"):
-        with pytest.raises(store.StoreError, match="l.csv line 5: expected a new file of a video and its one label"):
-            features.released_list(listed(csv, *lines, bad), tmp_path)
+        with pytest.raises(
+            artifacts.StoreError, match="l.csv line 5: expected a new file of a video and its one label"
+        ):
+            released.released_list(listed(csv, *lines, bad), tmp_path)
     csv.write_text("name,label\n")
-    with pytest.raises(store.StoreError, match="l.csv: a list starts with path,label, got"):
-        features.released_list(csv, tmp_path)
+    with pytest.raises(artifacts.StoreError, match="l.csv: a list starts with path,label, got"):
+        released.released_list(csv, tmp_path)
 
 
 @pytest.mark.real
@@ -259,15 +265,15 @@ def test_a_list_names_other_machines_paths(tmp_path):
 def test_official_lists_and_real_rows_are_read(name, videos, real_data, tmp_path):
     (csv,) = (real_data / "gt").glob(f"{name}_CLIP_*test.csv")
     lines = [line.rsplit("/", 2)[1:] for line in csv.read_text().splitlines()[1:]]  # folder, "file,label"
-    with pytest.raises(store.StoreError, match=f"{csv.name}: {videos} of {videos} files missing"):
-        features.released_list(csv, tmp_path)
+    with pytest.raises(artifacts.StoreError, match=f"{csv.name}: {videos} of {videos} files missing"):
+        released.released_list(csv, tmp_path)
     for folder, line in lines:
         (tmp_path / folder).mkdir(exist_ok=True)
         (tmp_path / folder / line.rpartition(",")[0]).touch()
-    found = features.released_list(csv, tmp_path)
+    found = released.released_list(csv, tmp_path)
     assert [[file.parent.name, f"{file.name},{label}"] for _, label, (file,) in found] == lines
     assert len({key for key, *_ in found}) == videos
-    rows = features.released_rows(real_data / "features", "Explosion008_x264", (), width=4096)
+    rows = released.released_rows(real_data / "features", "Explosion008_x264", (), width=4096)
     np.testing.assert_array_equal(rows, np.load(real_data / "features" / "ucf_c3d_32seg" / "Explosion008_x264.npy"))
 
 
@@ -278,8 +284,8 @@ def test_dense_agrees_with_rows_made_elsewhere(real_data, xfeat_weights):
     reference = stored["x"][list(stored["names"]).index("fi001")].astype(np.float32)
     path = real_data / "fight_surv" / "fight" / "fi001.mp4"
     frames = video.read_frames(path, np.linspace(0, video.probe(path).num_frames - 1, 32).round().astype(int))
-    gray = features._resized(frames.mean(-1, dtype=np.float32), 224)
-    dense = features.XFeatEncoder(xfeat_weights, bfloat16=False).dense(gray.numpy())
+    gray = xfeat._resized(frames.mean(-1, dtype=np.float32), 224)
+    dense = xfeat.XFeatEncoder(xfeat_weights, bfloat16=False).dense(gray.numpy())
     ours = torch.cat([dense.mean((2, 3)), dense.amax((2, 3))], dim=1).numpy()
     assert np.linalg.norm(ours - reference) / np.linalg.norm(reference) < 0.05
 
@@ -289,11 +295,11 @@ def test_fast_rows_equal_stock_rows(real_data, xfeat_weights):
     """Stock: decord, float32, kornia's forward pass, antialiased resize. Ours: summed planes, bfloat16 where it is."""
     path = real_data / "videos" / "ucf_crime" / "Robbery102_x264.mp4"
     stock = XFeat().eval()
-    stock.net.load_state_dict(training.load_weights(xfeat_weights))
+    stock.net.load_state_dict(checkpoints.load_weights(xfeat_weights))
     pixels = torch.as_tensor(video.read_frames(path, range(64), reader="decord")).permute(0, 3, 1, 2).float() / 255
     with torch.inference_mode():
         dense, _, _ = stock.net(F.interpolate(pixels, (224, 224), mode="bilinear", antialias=True))
     unit = F.normalize(dense, dim=1)
     expected = torch.stack([torch.cat([part.mean((0, 2, 3)), part.amax((0, 2, 3))]) for part in unit.split(16)]).numpy()
-    ours = [row for row, _ in zip(features.XFeatEncoder(xfeat_weights).encode(path, 16), range(4), strict=False)]
+    ours = [row for row, _ in zip(xfeat.XFeatEncoder(xfeat_weights).encode(path, 16), range(4), strict=False)]
     assert np.linalg.norm(ours - expected) / np.linalg.norm(expected) <= 1e-2

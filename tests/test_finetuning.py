@@ -10,16 +10,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vau_lib import dialogue, lora, store, video, vlm
+from vau_lib.data import video
+from vau_lib.toy import tiny_vlm
+from vau_lib.vlm import chat, finetuning, instruction_data, models
+from vau_lib.workspace import artifacts
 
 ROOT = Path(__file__).parents[1]
-SMALL = vlm.TinySizes(width=32, vision_width=32, text_layers=2, vision_layers=1)
+SMALL = tiny_vlm.TinySizes(width=32, vision_width=32, text_layers=2, vision_layers=1)
 FRAMES = np.random.default_rng(0).integers(0, 255, (3, 56, 56, 3), dtype=np.uint8)
 
 
-@pytest.fixture(params=dialogue.FAMILIES)
+@pytest.fixture(params=models.FAMILIES)
 def twin(request):
-    return vlm.tiny(request.param, sizes=SMALL)
+    return tiny_vlm.tiny(request.param, sizes=SMALL)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +41,7 @@ def rows(tmp_path_factory):
 
 
 def samples(twin, rows, **how):
-    return vlm.Samples(rows[1], rows[0], twin, **{"num_frames": 2, **how})
+    return instruction_data.InstructionSamples(rows[1], rows[0], twin, **{"num_frames": 2, **how})
 
 
 # What is changed
@@ -51,43 +54,43 @@ def test_exactly_the_language_models_projections_are_changed(twin):
         for layer in range(2)
         for part in (*(f"self_attn.{n}_proj" for n in "qkvo"), *(f"mlp.{n}_proj" for n in ("gate", "up", "down")))
     ]
-    assert sorted(lora.lora_targets(twin.model)) == sorted(expected)
-    tuned = vlm.lora(twin.model)
+    assert sorted(finetuning.lora_targets(twin.model)) == sorted(expected)
+    tuned = finetuning.lora(twin.model)
     changed = {name.split(".lora_")[0] for name, p in tuned.named_parameters() if p.requires_grad}
     assert changed == {f"base_model.model.{name}" for name in expected}
 
 
 def test_the_trainable_share_is_the_adapters_size(twin):
     """r (in + out) per projection, counted by hand from the layer's shapes."""
-    shapes = [dict(twin.model.named_modules())[name].weight.shape for name in lora.lora_targets(twin.model)]
+    shapes = [dict(twin.model.named_modules())[name].weight.shape for name in finetuning.lora_targets(twin.model)]
     whole = sum(p.numel() for p in twin.model.parameters())
-    trains, everything = vlm.trainable_share(vlm.lora(twin.model))
+    trains, everything = finetuning.trainable_share(finetuning.lora(twin.model))
     assert trains == sum(64 * (out + into) for out, into in shapes)
     assert everything == whole + trains
 
 
 def test_the_defaults_are_the_papers(twin):
-    config = vlm.lora(twin.model).peft_config["default"]
+    config = finetuning.lora(twin.model).peft_config["default"]
     assert (config.r, config.lora_alpha, config.lora_dropout) == (64, 128, 0.05)
 
 
 def test_a_fresh_adapter_changes_nothing(twin):
-    turn = dialogue.encode(twin, FRAMES, "What?", answer="Nothing.")
+    turn = chat.encode(twin, FRAMES, "What?", answer="Nothing.")
     with torch.inference_mode():
         before = twin.model(**turn).logits
-        assert torch.equal(vlm.lora(twin.model).eval()(**turn).logits, before)
+        assert torch.equal(finetuning.lora(twin.model).eval()(**turn).logits, before)
 
 
 def test_a_model_without_a_language_model_is_refused():
     with pytest.raises(ValueError, match="Linear has no language_model with projections"):
-        vlm.lora(torch.nn.Linear(2, 2))
+        finetuning.lora(torch.nn.Linear(2, 2))
     with pytest.raises(ValueError, match="r >= 1"):
-        vlm.lora(vlm.tiny("internvl", sizes=SMALL).model, r=0)
+        finetuning.lora(tiny_vlm.tiny("internvl", sizes=SMALL).model, r=0)
 
 
 def test_gradients_reach_the_adapter_only(twin):
-    tuned = vlm.lora(twin.model)
-    tuned(**dialogue.encode(twin, FRAMES, "What?", answer="Nothing.")).loss.backward()
+    tuned = finetuning.lora(twin.model)
+    tuned(**chat.encode(twin, FRAMES, "What?", answer="Nothing.")).loss.backward()
     assert all((p.grad is not None) == ("lora_" in name) for name, p in tuned.named_parameters())
 
 
@@ -95,7 +98,7 @@ def test_gradients_reach_the_adapter_only(twin):
 
 
 def test_only_the_answer_and_its_end_are_learned(twin):
-    turn = dialogue.encode(twin, FRAMES, "What happened?", answer="A fall.")
+    turn = chat.encode(twin, FRAMES, "What happened?", answer="A fall.")
     learned = turn["input_ids"][turn["labels"] != -100]
     assert twin.tokenizer.decode(learned) == "A fall.<|im_end|>"
     assert (turn["labels"][0, -len(learned) :] == learned).all(), "the answer stands last"
@@ -103,28 +106,30 @@ def test_only_the_answer_and_its_end_are_learned(twin):
 
 def test_filling_up_does_not_change_the_loss(twin):
     """Two turns of different length: mean loss per answer token of the batch is that of both alone."""
-    turns = [dialogue.encode(twin, FRAMES[:n], "What?", answer=a) for n, a in ((1, "Yes."), (3, "Nothing at all."))]
+    turns = [chat.encode(twin, FRAMES[:n], "What?", answer=a) for n, a in ((1, "Yes."), (3, "Nothing at all."))]
     with torch.inference_mode():
         alone = [twin.model(**turn).loss.item() for turn in turns]
-        both = twin.model(**dialogue.collate(twin, turns)).loss.item()
+        both = twin.model(**chat.collate(twin, turns)).loss.item()
     counts = [int((turn["labels"] != -100).sum()) for turn in turns]
     assert both == pytest.approx(np.average(alone, weights=counts), abs=1e-5)
 
 
 def test_one_frame_comes_from_each_equal_interval():
     rng = np.random.default_rng(0)
-    drawn = np.array([lora.interval_frames(10, 46, 12, rng) for _ in range(300)])
+    drawn = np.array([instruction_data.interval_frames(10, 46, 12, rng) for _ in range(300)])
     for n in range(12):
         assert set(drawn[:, n]) == set(range(10 + 3 * n, 13 + 3 * n)), "all three frames of an interval, the last too"
-    assert lora.interval_frames(0, 36, 12, None).tolist() == list(range(1, 36, 3))
-    assert lora.interval_frames(0, 2, 4, rng).tolist() == [0, 0, 1, 1], "fewer frames than asked repeat, in order"
+    assert instruction_data.interval_frames(0, 36, 12, None).tolist() == list(range(1, 36, 3))
+    assert instruction_data.interval_frames(0, 2, 4, rng).tolist() == [0, 0, 1, 1], (
+        "fewer frames than asked repeat, in order"
+    )
     with pytest.raises(ValueError, match="need frames to choose from"):
-        lora.interval_frames(5, 5, 2, rng)
+        instruction_data.interval_frames(5, 5, 2, rng)
 
 
 def test_clips_show_six_to_twelve_frames_events_twelve(twin, rows):
     clips = [{**row, "level": "clip"} for row in rows[1]]
-    data = vlm.Samples(clips, rows[0], twin)
+    data = instruction_data.InstructionSamples(clips, rows[0], twin)
     seen = set()
     for data.epoch in range(12):
         seen |= {len(data.index(place)) for place in range(8)}
@@ -144,7 +149,7 @@ def test_an_epoch_draws_other_frames_and_the_same_when_it_comes_again(twin, rows
 def test_picks_and_spans_decide_the_frames(twin, rows):
     picked = samples(twin, rows, picks=lambda row: [1, 4, 4, 9])
     assert picked.frames(0)[1] == pytest.approx([0.2, 0.8, 0.8, 1.8])
-    inside = vlm.Samples([{**rows[1][0], "span_s": [1.0, 1.6]}], rows[0], twin, num_frames=3)
+    inside = instruction_data.InstructionSamples([{**rows[1][0], "span_s": [1.0, 1.6]}], rows[0], twin, num_frames=3)
     assert set(inside.index(0)) == {5, 6, 7}
 
 
@@ -157,27 +162,27 @@ def test_blind_samples_are_black_and_questions_hold_no_answer(twin, rows):
 @pytest.mark.parametrize("key", ["video", "question", "answer", "level"])
 def test_a_row_without_what_it_needs_is_named(twin, rows, key):
     with pytest.raises(ValueError, match=f"instruction 0 has no {key}"):
-        vlm.Samples([{**rows[1][0], key: ""}], rows[0], twin)
+        instruction_data.InstructionSamples([{**rows[1][0], key: ""}], rows[0], twin)
 
 
 # Training
 
 
 def test_a_few_steps_lower_the_loss(twin, rows):
-    tuned = twin.but(model=vlm.lora(twin.model))
-    plan = vlm.LoraPlan(max_steps=9, learning_rate=1e-2, batch_size=8, log_steps=3)
+    tuned = twin.but(model=finetuning.lora(twin.model))
+    plan = finetuning.LoraPlan(max_steps=9, learning_rate=1e-2, batch_size=8, log_steps=3)
     data = samples(tuned, rows)
-    curve = vlm.fit(tuned, data, data, plan=plan, progress=False)
+    curve = finetuning.fit(tuned, data, data, plan=plan, progress=False)
     assert list(curve.columns) == ["step", "loss", "val_loss"] and curve["step"].tolist() == [3, 6, 9]
     assert curve["loss"].iloc[-1] < 0.9 * curve["loss"].iloc[0]
 
 
 def test_a_stopped_run_goes_on_to_the_same_weights(rows, tmp_path):
     def train(folder):
-        twin = vlm.tiny("internvl", sizes=SMALL)
-        tuned = twin.but(model=vlm.lora(twin.model))
-        plan = vlm.LoraPlan(max_steps=4, learning_rate=1e-3, batch_size=4, save_steps=2, log_steps=1)
-        vlm.fit(tuned, samples(tuned, rows), plan=plan, folder=folder, progress=False)
+        twin = tiny_vlm.tiny("internvl", sizes=SMALL)
+        tuned = twin.but(model=finetuning.lora(twin.model))
+        plan = finetuning.LoraPlan(max_steps=4, learning_rate=1e-3, batch_size=4, save_steps=2, log_steps=1)
+        finetuning.fit(tuned, samples(tuned, rows), plan=plan, folder=folder, progress=False)
         return load_file(folder / "adapter_model.safetensors")
 
     whole = train(tmp_path / "run")
@@ -192,40 +197,40 @@ def test_checkpointing_activations_changes_no_gradient(twin, rows):
     """Memory is saved, not learning: the same two steps with and without end in the same adapter."""
     ends = []
     for checkpointing in (False, True):
-        fresh = vlm.tiny(twin.family, sizes=SMALL)
-        tuned = fresh.but(model=vlm.lora(fresh.model, dropout=0.0))
-        plan = vlm.LoraPlan(max_steps=2, learning_rate=1e-2, batch_size=4, checkpointing=checkpointing)
-        vlm.fit(tuned, samples(tuned, rows), plan=plan, progress=False)
+        fresh = tiny_vlm.tiny(twin.family, sizes=SMALL)
+        tuned = fresh.but(model=finetuning.lora(fresh.model, dropout=0.0))
+        plan = finetuning.LoraPlan(max_steps=2, learning_rate=1e-2, batch_size=4, checkpointing=checkpointing)
+        finetuning.fit(tuned, samples(tuned, rows), plan=plan, progress=False)
         ends.append({name: p.detach().clone() for name, p in tuned.model.named_parameters() if p.requires_grad})
     assert any("lora_B" in name and p.abs().max() > 0 for name, p in ends[0].items())
     assert all(torch.allclose(ends[0][name], ends[1][name], atol=1e-6) for name in ends[0])
 
 
 def test_a_long_video_is_not_kept_whole(twin, rows, monkeypatch):
-    monkeypatch.setattr(lora, "KEPT_WHOLE", 10 * 56 * 56 * 3 - 1)
+    monkeypatch.setattr(instruction_data, "KEPT_WHOLE", 10 * 56 * 56 * 3 - 1)
     data, kept = samples(twin, rows, random=False), samples(twin, rows, random=False)
     frames, times_s = data.frames(0)
-    monkeypatch.setattr(lora, "KEPT_WHOLE", 10 * 56 * 56 * 3)
+    monkeypatch.setattr(instruction_data, "KEPT_WHOLE", 10 * 56 * 56 * 3)
     assert (kept.frames(0)[0] == frames).all() and kept._kept and not data._kept and times_s == kept.frames(0)[1]
 
 
 def test_nothing_to_train_is_refused(twin, rows):
     twin.model.requires_grad_(False)
     with pytest.raises(ValueError, match="every weight of tiny-"):
-        vlm.fit(twin, samples(twin, rows), plan=vlm.LoraPlan(max_steps=1))
+        finetuning.fit(twin, samples(twin, rows), plan=finetuning.LoraPlan(max_steps=1))
 
 
 def test_another_number_of_processes_than_asked_is_refused(twin, rows):
-    tuned = twin.but(model=vlm.lora(twin.model))
+    tuned = twin.but(model=finetuning.lora(twin.model))
     with pytest.raises(RuntimeError, match="1 processes train together, 2 were asked for"):
-        vlm.fit(tuned, samples(tuned, rows), plan=vlm.LoraPlan(max_steps=1), expect_processes=2)
+        finetuning.fit(tuned, samples(tuned, rows), plan=finetuning.LoraPlan(max_steps=1), expect_processes=2)
 
 
 # Merging
 
 
 def perturbed(twin):
-    tuned = vlm.lora(twin.model, dropout=0.0).eval()
+    tuned = finetuning.lora(twin.model, dropout=0.0).eval()
     generator = torch.Generator().manual_seed(0)
     for name, p in tuned.named_parameters():
         if "lora_" in name:
@@ -234,31 +239,31 @@ def perturbed(twin):
 
 
 def test_merged_equals_adapter_and_survives_a_round_trip(twin, tmp_path):
-    turn = dialogue.encode(twin, FRAMES, "What?", answer="Nothing.")
+    turn = chat.encode(twin, FRAMES, "What?", answer="Nothing.")
     with torch.inference_mode():
         plain = twin.model(**turn).logits
         tuned = perturbed(twin)
         tuned.save_pretrained(tmp_path / "adapter")
         adapted = tuned(**turn).logits
-        merged = vlm.merge(tuned)
+        merged = finetuning.merge(tuned)
         assert (adapted - plain).abs().max() > 1e-2, "the adapter does something"
         assert (merged(**turn).logits - adapted).abs().max() < 1e-4
-        vlm.save(twin.but(model=merged), tmp_path / "merged")
-        back = vlm.load(tmp_path / "merged", dtype=torch.float32)
+        models.save(twin.but(model=merged), tmp_path / "merged")
+        back = models.load(tmp_path / "merged", dtype=torch.float32)
         assert (back.model(**turn).logits - adapted).abs().max() < 1e-4
-        again = vlm.merge(vlm.tiny(twin.family, sizes=SMALL).model, tmp_path / "adapter")
+        again = finetuning.merge(tiny_vlm.tiny(twin.family, sizes=SMALL).model, tmp_path / "adapter")
         assert (again(**turn).logits - adapted).abs().max() < 1e-4
 
 
 def test_a_missing_or_foreign_adapter_is_refused(twin, tmp_path):
-    with pytest.raises(store.StoreError, match="no adapter at"):
-        vlm.merge(twin.model, tmp_path)
+    with pytest.raises(artifacts.StoreError, match="no adapter at"):
+        finetuning.merge(twin.model, tmp_path)
     with pytest.raises(ValueError, match="nothing to merge"):
-        vlm.merge(twin.model)
+        finetuning.merge(twin.model)
     perturbed(twin).save_pretrained(tmp_path)
-    other = vlm.tiny(twin.family, sizes=vlm.TinySizes(width=64, vision_layers=1))
-    with pytest.raises(store.StoreError, match="does not fit"):
-        vlm.load_adapter(other.model, tmp_path)
+    other = tiny_vlm.tiny(twin.family, sizes=tiny_vlm.TinySizes(width=64, vision_layers=1))
+    with pytest.raises(artifacts.StoreError, match="does not fit"):
+        finetuning.load_adapter(other.model, tmp_path)
 
 
 @pytest.mark.slow

@@ -8,19 +8,21 @@ from peft import get_peft_model_state_dict
 from transformers import Qwen2Config, Qwen2ForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
-from vau_lib import dialogue, policy, tokens, vlm
-from vau_lib.policy import PolicyPlan
+from vau_lib.compression import token_pruning
+from vau_lib.toy import tiny_vlm
+from vau_lib.vlm import chat, finetuning, grpo, models
+from vau_lib.vlm.grpo import GRPOPlan
 
-SMALL = vlm.TinySizes(width=32, vision_width=32, text_layers=1, vision_layers=1)
-PLAN = PolicyPlan(steps=3, questions=2, group=4, max_new_tokens=5, learning_rate=1e-2, warmup=1, save_every=1)
+SMALL = tiny_vlm.TinySizes(width=32, vision_width=32, text_layers=1, vision_layers=1)
+PLAN = GRPOPlan(steps=3, questions=2, group=4, max_new_tokens=5, learning_rate=1e-2, warmup=1, save_every=1)
 
 
 def speaker_of(family):
-    twin = vlm.tiny(family, sizes=SMALL)
-    return twin.but(model=vlm.lora(twin.model, r=4, alpha=8, seed=0))
+    twin = tiny_vlm.tiny(family, sizes=SMALL)
+    return twin.but(model=finetuning.lora(twin.model, r=4, alpha=8, seed=0))
 
 
-@pytest.fixture(scope="module", params=dialogue.FAMILIES)
+@pytest.fixture(scope="module", params=models.FAMILIES)
 def any_speaker(request):
     return speaker_of(request.param)
 
@@ -28,7 +30,7 @@ def any_speaker(request):
 def turns_of(speaker):
     rng = np.random.default_rng(0)
     films = rng.integers(0, 255, (4, 3, 56, 56, 3), dtype=np.uint8)
-    asked = [dialogue.encode(speaker, film, f"What is it, {n}?") for n, film in enumerate(films)]
+    asked = [chat.encode(speaker, film, f"What is it, {n}?") for n, film in enumerate(films)]
     return lambda step, draw: [(asked[int(n)], int(n)) for n in draw.integers(4, size=PLAN.questions)]
 
 
@@ -76,21 +78,21 @@ def test_the_loss_is_trl_s_on_text(by_deviation, beta, tmp_path, vlm_tokenizer):
         "advantages": advantage, "old_per_token_logps": old, "ref_per_token_logps": reference, "num_items_in_batch": counts.sum(),
     }  # fmt: skip
     theirs = engine._compute_loss(model, given)
-    plan = PolicyPlan(by_deviation=by_deviation, beta=beta, max_new_tokens=6, clip=0.2)
-    ours, _ = policy.objective(now, old, advantage, counts, plan=plan, reference=reference)
+    plan = GRPOPlan(by_deviation=by_deviation, beta=beta, max_new_tokens=6, clip=0.2)
+    ours, _ = grpo.objective(now, old, advantage, counts, plan=plan, reference=reference)
     assert float(ours) == pytest.approx(float(theirs.detach()), abs=1e-6)
 
 
 @pytest.fixture(scope="module")
 def vlm_tokenizer():
-    return vlm.tiny("qwen2_5_vl", sizes=SMALL).tokenizer
+    return tiny_vlm.tiny("qwen2_5_vl", sizes=SMALL).tokenizer
 
 
 def test_advantages_are_trl_s():
     rewards = torch.tensor([[1.0, 0.0, 0.5, 0.5], [2.0, 2.0, 2.0, 2.0]])
-    mean = policy.advantages(rewards, by_deviation=False)
+    mean = grpo.advantages(rewards, by_deviation=False)
     assert mean.tolist() == [[0.5, -0.5, 0.0, 0.0], [0.0] * 4]
-    scaled = policy.advantages(rewards, by_deviation=True)
+    scaled = grpo.advantages(rewards, by_deviation=True)
     assert torch.allclose(scaled[0], mean[0] / (rewards[0].std() + 1e-4)) and not scaled[1].any()
 
 
@@ -98,11 +100,11 @@ def test_log_probabilities_are_those_of_a_plain_forward(any_speaker):
     """With pictures given as pixels and the whole text at once, one question at a time."""
     speaker = any_speaker
     given = turns_of(speaker)(0, np.random.default_rng(3))
-    batch = dialogue.collate(speaker, [turn for turn, _ in given], side="left")
+    batch = chat.collate(speaker, [turn for turn, _ in given], side="left")
     torch.manual_seed(0)
-    seen = policy.see(speaker, batch)
-    said = policy.sample(speaker, batch, seen, PLAN, group=2)
-    found = policy.log_probabilities(speaker, batch, seen, said, temperature=1.0)
+    seen = grpo.visual_tokens(speaker, batch)
+    said = grpo.rollout(speaker, batch, seen, PLAN, group=2)
+    found = grpo.logprobs(speaker, batch, seen, said, temperature=1.0)
     for row in range(len(said.ids)):
         turn, count = given[row // 2][0], int(said.counts[row].sum())
         whole = {**turn, "input_ids": torch.cat([turn["input_ids"], said.ids[row : row + 1, :count]], 1)}
@@ -120,15 +122,15 @@ def test_log_probabilities_are_those_of_a_plain_forward(any_speaker):
 def test_a_share_of_the_tokens_is_enough_to_be_rewarded(any_speaker, share):
     """Log-probabilities are those of the compressed model's own forward; with every token, those of the whole model."""
     whole = any_speaker
-    small = whole.but(model=tokens.compressed(whole.model, share=share))
+    small = whole.but(model=token_pruning.compressed(whole.model, share=share))
     given = turns_of(whole)(0, np.random.default_rng(3))
-    batch = dialogue.collate(small, [turn for turn, _ in given], side="left")
+    batch = chat.collate(small, [turn for turn, _ in given], side="left")
     torch.manual_seed(0)
-    seen = policy.see(small, batch)
-    said = policy.sample(small, batch, seen, PLAN, group=2)
-    found = policy.log_probabilities(small, batch, seen, said, temperature=1.0)
+    seen = grpo.visual_tokens(small, batch)
+    said = grpo.rollout(small, batch, seen, PLAN, group=2)
+    found = grpo.logprobs(small, batch, seen, said, temperature=1.0)
     if share == 1:
-        same = policy.log_probabilities(whole, batch, policy.see(whole, batch), said, temperature=1.0)
+        same = grpo.logprobs(whole, batch, grpo.visual_tokens(whole, batch), said, temperature=1.0)
         assert ((found - same) * said.counts).abs().max() < 1e-4
     for row in range(len(said.ids)):
         turn, count = given[row // 2][0], int(said.counts[row].sum())
@@ -141,7 +143,7 @@ def test_a_share_of_the_tokens_is_enough_to_be_rewarded(any_speaker, share):
             scores = small.model(**text).logits[0, -count - 1 : -1].log_softmax(-1)
         wanted = scores.gather(1, said.ids[row, :count, None])[:, 0]
         assert torch.allclose(found[row, :count], wanted, atol=1e-4)
-    curves = policy.optimise(small, turns_of(small), length_reward, plan=PolicyPlan(**{**vars(PLAN), "beta": 0.1}))
+    curves = grpo.train(small, turns_of(small), length_reward, plan=GRPOPlan(**{**vars(PLAN), "beta": 0.1}))
     assert len(curves) == PLAN.steps and np.isfinite(curves["reward"]).all()
 
 
@@ -151,13 +153,13 @@ def test_a_share_of_the_tokens_is_enough_to_be_rewarded(any_speaker, share):
 def test_gradients_reach_the_vision_tower(any_speaker):
     speaker = any_speaker
     given = turns_of(speaker)(0, np.random.default_rng(0))
-    batch = dialogue.collate(speaker, [turn for turn, _ in given], side="left")
+    batch = chat.collate(speaker, [turn for turn, _ in given], side="left")
     tower = [part for name, part in speaker.model.named_parameters() if "vision" in name or "visual" in name]
     for part in tower:
         part.requires_grad_(True)
-    seen = policy.see(speaker, batch, learn=True)
-    said = policy.sample(speaker, batch, [one.detach() for one in seen], PLAN, group=2)
-    policy.log_probabilities(speaker, batch, seen, said, temperature=1.0).sum().backward()
+    seen = grpo.visual_tokens(speaker, batch, learn=True)
+    said = grpo.rollout(speaker, batch, [one.detach() for one in seen], PLAN, group=2)
+    grpo.logprobs(speaker, batch, seen, said, temperature=1.0).sum().backward()
     assert sum(float(part.grad.abs().sum()) for part in tower if part.grad is not None) > 0
     for part in speaker.model.parameters():
         part.grad = None
@@ -168,7 +170,7 @@ def test_gradients_reach_the_vision_tower(any_speaker):
 def test_a_group_that_is_all_alike_changes_nothing():
     speaker = speaker_of("internvl")
     before = {n: p.clone() for n, p in get_peft_model_state_dict(speaker.model).items()}
-    curves = policy.optimise(speaker, turns_of(speaker), lambda *_: 1.0, plan=PLAN)
+    curves = grpo.train(speaker, turns_of(speaker), lambda *_: 1.0, plan=PLAN)
     assert (curves["dead"] == 1).all() and (curves["loss"] == 0).all()
     assert all(torch.equal(before[n], p) for n, p in get_peft_model_state_dict(speaker.model).items())
 
@@ -177,34 +179,34 @@ def test_one_step_makes_the_better_answers_likelier():
     """A bandit of one question: the same draw, scored before and after one step; what beat its group gains on what did not."""
     speaker = speaker_of("internvl")
     asked = turns_of(speaker)(0, np.random.default_rng(0))[:1]
-    plan = PolicyPlan(steps=1, questions=1, group=16, max_new_tokens=3, learning_rate=1e-3, warmup=1)
-    batch = dialogue.collate(speaker, [asked[0][0]], side="left")
-    seen = policy.see(speaker, batch)
+    plan = GRPOPlan(steps=1, questions=1, group=16, max_new_tokens=3, learning_rate=1e-3, warmup=1)
+    batch = chat.collate(speaker, [asked[0][0]], side="left")
+    seen = grpo.visual_tokens(speaker, batch)
     torch.manual_seed(plan.seed)
-    drawn = policy.sample(speaker, batch, seen, plan, group=plan.group)
+    drawn = grpo.rollout(speaker, batch, seen, plan, group=plan.group)
     rewards = torch.tensor([[float(len(text) % 3) for text in drawn.texts]])
-    better = policy.advantages(rewards, by_deviation=False)[0]
+    better = grpo.advantages(rewards, by_deviation=False)[0]
     assert better.abs().max() > 0
 
     def gained():
         with torch.no_grad():
-            scores = policy.log_probabilities(speaker, batch, seen, drawn, temperature=1.0)
+            scores = grpo.logprobs(speaker, batch, seen, drawn, temperature=1.0)
         return float(((scores * drawn.counts).sum(1) * better).sum())
 
     before = gained()
-    policy.optimise(speaker, lambda *_: asked, lambda text, _: float(len(text) % 3), plan=plan)
+    grpo.train(speaker, lambda *_: asked, lambda text, _: float(len(text) % 3), plan=plan)
     assert gained() > before
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.1])
 def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(tmp_path, beta):
-    plan = PolicyPlan(**{**vars(PLAN), "beta": beta})
+    plan = GRPOPlan(**{**vars(PLAN), "beta": beta})
     whole, parts = speaker_of("qwen2_5_vl"), speaker_of("qwen2_5_vl")
-    straight = policy.optimise(whole, turns_of(whole), length_reward, plan=plan)
-    short = PolicyPlan(**{**vars(plan), "steps": 2})
-    policy.optimise(parts, turns_of(parts), length_reward, plan=short, folder=tmp_path)
+    straight = grpo.train(whole, turns_of(whole), length_reward, plan=plan)
+    short = GRPOPlan(**{**vars(plan), "steps": 2})
+    grpo.train(parts, turns_of(parts), length_reward, plan=short, folder=tmp_path)
     again = parts if beta else speaker_of("qwen2_5_vl")  # the start is in the checkpoint, whatever is passed in
-    resumed = policy.optimise(again, turns_of(again), length_reward, plan=plan, folder=tmp_path)
+    resumed = grpo.train(again, turns_of(again), length_reward, plan=plan, folder=tmp_path)
     assert resumed["reward"].tolist() == pytest.approx(straight["reward"].tolist())
     ours, theirs = (get_peft_model_state_dict(s.model) for s in (again, whole))
     assert all(torch.allclose(ours[n], theirs[n], atol=1e-6) for n in ours)
@@ -212,9 +214,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(tmp_path, beta):
 
 def test_parts_of_a_reward_are_logged_by_name():
     speaker = speaker_of("internvl")
-    parts = policy.optimise(
-        speaker, turns_of(speaker), lambda text, n: {"a": 1.0, **({"b": 2.0} if n else {})}, plan=PLAN
-    )
+    parts = grpo.train(speaker, turns_of(speaker), lambda text, n: {"a": 1.0, **({"b": 2.0} if n else {})}, plan=PLAN)
     assert (
         (parts["reward_a"] == 1).all() and (parts["reward_b"].dropna() == 2).all() and parts["reward_b"].notna().any()
     )
@@ -224,9 +224,7 @@ def test_parts_of_a_reward_are_logged_by_name():
 def test_groups_alike_are_dead_whatever_they_are_paid(worth):
     speaker = speaker_of("internvl")
     before = [part.detach().clone() for part in speaker.model.parameters()]
-    curves = policy.optimise(
-        speaker, turns_of(speaker), lambda *_: worth, plan=PolicyPlan(**{**vars(PLAN), "group": 8})
-    )
+    curves = grpo.train(speaker, turns_of(speaker), lambda *_: worth, plan=GRPOPlan(**{**vars(PLAN), "group": 8}))
     assert (curves["dead"] == 1).all() and (curves["loss"] == 0).all()
     assert all(torch.equal(a, b) for a, b in zip(before, speaker.model.parameters(), strict=True))
 
@@ -243,35 +241,35 @@ def test_a_rival_is_heard_before_anything_is_paid():
         heard.append((len(own), len(rival)))
         return [9.0] * len(own)
 
-    curves = policy.optimise(speaker, turns, lambda *_: 0.0, plan=PLAN, bonus=bonus)
+    curves = grpo.train(speaker, turns, lambda *_: 0.0, plan=PLAN, bonus=bonus)
     assert heard == [(PLAN.group, PLAN.group)] * 2 * PLAN.steps
     assert curves["reward"].tolist() == pytest.approx([6.0] * PLAN.steps)
 
 
 def test_another_plan_s_checkpoint_is_refused(tmp_path):
     speaker = speaker_of("internvl")
-    policy.optimise(speaker, turns_of(speaker), length_reward, plan=PLAN, folder=tmp_path)
+    grpo.train(speaker, turns_of(speaker), length_reward, plan=PLAN, folder=tmp_path)
     with pytest.raises(ValueError, match="belongs to another plan"):
-        policy.optimise(
-            speaker, turns_of(speaker), length_reward, plan=PolicyPlan(**{**vars(PLAN), "group": 2}), folder=tmp_path
+        grpo.train(
+            speaker, turns_of(speaker), length_reward, plan=GRPOPlan(**{**vars(PLAN), "group": 2}), folder=tmp_path
         )
 
 
 def test_the_reference_is_what_it_started_from():
     speaker = speaker_of("internvl")
-    tuned = PolicyPlan(**{**vars(PLAN), "steps": 4})
-    policy.optimise(speaker, turns_of(speaker), length_reward, plan=tuned)  # an adapter that changes something already
-    plan = PolicyPlan(**{**vars(PLAN), "beta": 0.5, "steps": 6})
-    curves = policy.optimise(speaker, turns_of(speaker), length_reward, plan=plan)
+    tuned = GRPOPlan(**{**vars(PLAN), "steps": 4})
+    grpo.train(speaker, turns_of(speaker), length_reward, plan=tuned)  # an adapter that changes something already
+    plan = GRPOPlan(**{**vars(PLAN), "beta": 0.5, "steps": 6})
+    curves = grpo.train(speaker, turns_of(speaker), length_reward, plan=plan)
     assert curves["kl"].iloc[0] == pytest.approx(0, abs=1e-6) and curves["kl"].iloc[-1] > 0
 
 
 def test_bad_input_is_one_clear_line():
     speaker = speaker_of("internvl")
     with pytest.raises(ValueError, match=r"^the reward of the answer '.*' is nan: a reward must be a number$"):
-        policy.optimise(speaker, turns_of(speaker), lambda *_: float("nan"), plan=PLAN)
-    frozen = vlm.tiny("internvl", sizes=SMALL)
+        grpo.train(speaker, turns_of(speaker), lambda *_: float("nan"), plan=PLAN)
+    frozen = tiny_vlm.tiny("internvl", sizes=SMALL)
     for part in frozen.model.parameters():
         part.requires_grad_(False)
     with pytest.raises(ValueError, match="nothing to train: every weight of tiny-internvl is frozen"):
-        policy.optimise(frozen, turns_of(frozen), length_reward, plan=PLAN)
+        grpo.train(frozen, turns_of(frozen), length_reward, plan=PLAN)

@@ -5,20 +5,23 @@ import shutil
 
 import pytest
 
-from vau_lib import dialogue, guarding, records, video, vlm
+from vau_lib import guard
+from vau_lib.data import records, video
+from vau_lib.toy import tiny_vlm
+from vau_lib.vlm import inference, models
 
-SMALL = vlm.TinySizes(width=32, vision_width=32, text_layers=1, vision_layers=1)
-FEW = guarding.Watch(num_frames=4, max_new_tokens=4, question="Is anything wrong?")
+SMALL = tiny_vlm.TinySizes(width=32, vision_width=32, text_layers=1, vision_layers=1)
+FEW = guard.GuardPlan(num_frames=4, max_new_tokens=4, question="Is anything wrong?")
 
 
-@pytest.fixture(scope="module", params=dialogue.FAMILIES)
+@pytest.fixture(scope="module", params=models.FAMILIES)
 def any_twin(request):
-    return vlm.tiny(request.param, sizes=SMALL)
+    return tiny_vlm.tiny(request.param, sizes=SMALL)
 
 
 @pytest.fixture(scope="module")
 def twin():
-    return vlm.tiny("qwen2_5_vl", sizes=SMALL)
+    return tiny_vlm.tiny("qwen2_5_vl", sizes=SMALL)
 
 
 @pytest.fixture
@@ -32,7 +35,7 @@ def folder(clip, tmp_path):
 
 
 def watch(speaker, where, out=None, **how):
-    return guarding.guard(speaker, where, out, **({"watch": FEW, "tell": None, "progress": False} | how))
+    return guard.guard(speaker, where, out, **({"watch": FEW, "tell": None, "progress": False} | how))
 
 
 def test_a_video_a_folder_and_records_are_the_same_call(any_twin, folder):
@@ -52,7 +55,7 @@ def test_a_video_a_folder_and_records_are_the_same_call(any_twin, folder):
 
 def test_videos_in_a_batch_are_answered_as_one_by_one(any_twin, folder):
     one_by_one = [row["text"] for row in watch(any_twin, folder)]
-    wide = guarding.Watch(num_frames=4, max_new_tokens=4, question=FEW.question, batch_size=3)
+    wide = guard.GuardPlan(num_frames=4, max_new_tokens=4, question=FEW.question, batch_size=3)
     assert [row["text"] for row in watch(any_twin, folder, watch=wide)] == one_by_one
 
 
@@ -64,7 +67,7 @@ def test_the_text_can_be_watched_as_it_is_made(any_twin, clip):
 
 @pytest.mark.parametrize("share", [0.5, 1.0])
 def test_fewer_tokens_are_read_through_the_same_door(twin, clip, share):
-    few = guarding.Watch(num_frames=4, max_new_tokens=4, share=share, question=FEW.question)
+    few = guard.GuardPlan(num_frames=4, max_new_tokens=4, share=share, question=FEW.question)
     (row,) = watch(twin, clip, watch=few)
     assert row["share"] == share and isinstance(row["text"], str)
 
@@ -76,7 +79,7 @@ def test_tokens_and_memory_are_said_before_anything_is_generated(twin, clip):
 
 
 def test_a_stopped_run_goes_on_and_asks_nothing_twice(twin, folder, tmp_path, monkeypatch):
-    out, calls, real = tmp_path / "out.jsonl", [], vlm.generate
+    out, calls, real = tmp_path / "out.jsonl", [], inference.generate
 
     def stops(*arguments, **options):
         if len(calls) == 1:
@@ -84,11 +87,11 @@ def test_a_stopped_run_goes_on_and_asks_nothing_twice(twin, folder, tmp_path, mo
         calls.append(1)
         return real(*arguments, **options)
 
-    monkeypatch.setattr(vlm, "generate", stops)
+    monkeypatch.setattr(inference, "generate", stops)
     with pytest.raises(KeyboardInterrupt):
         watch(twin, folder, out)
     out.write_text(out.read_text() + '{"id": "cut of')  # a line the stop left half written
-    monkeypatch.setattr(vlm, "generate", lambda *a, **o: (calls.append(1), real(*a, **o))[1])
+    monkeypatch.setattr(inference, "generate", lambda *a, **o: (calls.append(1), real(*a, **o))[1])
     rows = watch(twin, folder, out)
     assert len(calls) == 3 and len(rows) == 3
     assert [json.loads(line)["id"] for line in out.read_text().splitlines()] == ["a.mp4", "b.mp4", "inside/c.mp4"]
@@ -102,9 +105,9 @@ def test_a_broken_video_is_a_line_and_the_rest_goes_on(twin, folder):
 
 def test_a_verdict_is_read_from_the_answer(twin, clip, monkeypatch):
     said = 'A person falls and stays down. {"anomaly": 1, "kind": "fall", "from_s": 1, "to_s": 2}'
-    monkeypatch.setattr(vlm, "generate", lambda *a, **o: [said])
+    monkeypatch.setattr(inference, "generate", lambda *a, **o: [said])
     assert watch(twin, clip)[0]["anomaly"] == 1
-    assert "0 or 1" in guarding.QUESTION and '"anomaly"' in guarding.QUESTION
+    assert "0 or 1" in guard.QUESTION and '"anomaly"' in guard.QUESTION
 
 
 def test_bad_input_is_one_clear_line(twin, folder, tmp_path):
@@ -114,13 +117,13 @@ def test_bad_input_is_one_clear_line(twin, folder, tmp_path):
     with pytest.raises(ValueError, match="^no video, folder or records.jsonl at .*missing.mp4$"):
         watch(twin, tmp_path / "missing.mp4")
     with pytest.raises(ValueError, match="share must be above 0 and at most 1, got 1.5"):
-        watch(twin, folder, watch=guarding.Watch(num_frames=4, share=1.5))
+        watch(twin, folder, watch=guard.GuardPlan(num_frames=4, share=1.5))
     with pytest.raises(ValueError, match="batch_size must be 1 or more, got 0"):
-        watch(twin, folder, watch=guarding.Watch(num_frames=4, batch_size=0))
+        watch(twin, folder, watch=guard.GuardPlan(num_frames=4, batch_size=0))
     with pytest.raises(ValueError, match="cannot be watched: batch_size must be 1"):
-        watch(twin, folder, watch=guarding.Watch(num_frames=4, batch_size=2), stream=print)
+        watch(twin, folder, watch=guard.GuardPlan(num_frames=4, batch_size=2), stream=print)
     (tmp_path / "empty.mp4").write_bytes(b"")
     with pytest.raises(video.VideoError, match="empty.mp4"):
         watch(twin, tmp_path / "empty.mp4")
     with pytest.raises(ValueError, match="40 frames are more than max_frames=32"):
-        watch(twin, folder, watch=guarding.Watch(num_frames=40))
+        watch(twin, folder, watch=guard.GuardPlan(num_frames=40))

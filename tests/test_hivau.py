@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 from conftest import moving_square
 
-from vau_lib import datasets, hivau, hivau_files, instruction_plots, records, video
-from vau_lib.records import RecordError, Span
+from vau_lib.data import answer_parsing, datasets, hivau, hivau_clips, records, video
+from vau_lib.data.records import RecordError, Span
+from vau_lib.plots import distributions
 
 TEST_ROW = {"id": 3, "type": "clip", "task": "caption", "video": "ucf-crime/clips/test/A_E0C1.mp4", "prompt": "What?",
             "anwser": "A dog."}  # fmt: skip
@@ -34,7 +35,7 @@ def raw(tmp_path, **changes):
 
 
 def test_both_schemas_give_the_same_kind_of_row(tmp_path):
-    clip, event = datasets.hivau_instructions(written(tmp_path, TEST_ROW, TRAIN_ROW))
+    clip, event = hivau.hivau_instructions(written(tmp_path, TEST_ROW, TRAIN_ROW))
     assert (clip.id, clip.level, clip.task, clip.answer, clip.event, clip.clip) == (
         "3",
         "clip",
@@ -80,7 +81,7 @@ def test_a_bad_row_is_numbered_and_the_rest_goes_on(row, said, tmp_path):
 
 
 def test_only_a_labelled_video_has_positive_frames(tmp_path):
-    anomalous, normal = datasets.hivau_raw(raw(tmp_path))
+    anomalous, normal = hivau.hivau_raw(raw(tmp_path))
     assert records.frame_labels(anomalous).nonzero()[0].tolist() == list(range(10, 30))
     assert not records.frame_labels(normal).any() and len(normal.segments) == 1
     assert anomalous.classes == ("abuse",) and anomalous.clips[0][1].text == "Two."
@@ -121,7 +122,7 @@ def test_samples_come_back_as_they_were(tmp_path):
      ("The anomaly exists, a Riot.", True), ("There are not any.", False)],
 )  # fmt: skip
 def test_a_judgement_is_read(text, claims):
-    assert hivau.says_anomaly(text) is claims
+    assert answer_parsing.says_anomaly(text) is claims
 
 
 def test_quality_names_what_is_odd(tmp_path):
@@ -133,8 +134,8 @@ def test_quality_names_what_is_odd(tmp_path):
 
 def test_the_released_script_loses_the_last_frame():
     span = Span(0.4, 2.0)
-    assert hivau_files.segment_frames(span, 25, 50) == range(10, 50)
-    assert hivau_files.segment_frames(span, 25, 50, released=True) == range(10, 49)
+    assert hivau_clips.segment_frames(span, 25, 50) == range(10, 50)
+    assert hivau_clips.segment_frames(span, 25, 50, released=True) == range(10, 49)
 
 
 @pytest.fixture
@@ -150,7 +151,7 @@ def test_files_are_cut_kept_and_playable(tree, tmp_path):
     import av
 
     anomalous = hivau.hivau_raw(raw(tmp_path))[:1]
-    first = hivau_files.split(anomalous, tree, tree)
+    first = hivau_clips.split(anomalous, tree, tree)
     assert [(o.status, o.num_frames) for o in first] == [("written", 20), ("written", 10), ("written", 20)]
     with av.open(str(tree / first[1].file)) as file:
         assert (file.streams.video[0].codec_context.name, file.streams.video[0].pix_fmt) == ("h264", "yuv420p")
@@ -158,17 +159,17 @@ def test_files_are_cut_kept_and_playable(tree, tmp_path):
     cut = video.read_frames(tree / first[0].file, [0, 19]).astype(int)
     assert np.abs(source - cut).mean() < 6  # coded twice
     (tree / first[1].file).write_bytes(b"half a file")
-    assert [o.status for o in hivau_files.split(anomalous, tree, tree)] == ["kept", "written", "kept"]
+    assert [o.status for o in hivau_clips.split(anomalous, tree, tree)] == ["kept", "written", "kept"]
 
 
 def test_what_cannot_be_cut_is_reported_and_the_rest_goes_on(tree, tmp_path):
     found = hivau.hivau_raw(raw(tmp_path, clips=[[[0.40, 0.41], [0.8, 1.2]]]))
     (tree / "ucf-crime/videos/test/N.mp4").write_bytes(b"nothing")
-    done = hivau_files.split(found, tree, tree, engine="processes")
+    done = hivau_clips.split(found, tree, tree, engine="processes")
     status = {o.file.split("/")[-1]: o.status for o in done}
     assert status == {"A_E0.mp4": "written", "A_E0C0.mp4": "empty", "A_E0C1.mp4": "written", "N_E0.mp4": "broken",
                       "N_E0C0.mp4": "broken", "N_E0C1.mp4": "broken"}  # fmt: skip
-    assert "no frame in 0.4-0.41 s" in hivau_files.unplayable(done)["ucf-crime/clips/test/A_E0C0.mp4"]
+    assert "no frame in 0.4-0.41 s" in hivau_clips.unplayable(done)["ucf-crime/clips/test/A_E0C0.mp4"]
 
 
 def test_check_says_what_is_missing_and_why(tree, tmp_path):
@@ -182,28 +183,28 @@ def test_check_says_what_is_missing_and_why(tree, tmp_path):
     ]
     rows += [TEST_ROW | {"id": 9, "type": "video", "task": "judgement", "video": "ucf-crime/videos/test/Z.mp4"}]
     videos = hivau.hivau_raw(raw(tmp_path))
-    hivau_files.split(videos[:1], tree, tree, levels=["clip"])
+    hivau_clips.split(videos[:1], tree, tree, levels=["clip"])
     video.write_video(tree / "ucf-crime/clips/test/A_E0C1.mp4", moving_square(7), fps=25)
-    found = hivau_files.check(hivau.hivau_instructions(written(tmp_path, *rows)), tree, videos=videos)
+    found = hivau_clips.check(hivau.hivau_instructions(written(tmp_path, *rows)), tree, videos=videos)
     assert [o.status for o in found] == ["right", "wrong", "missing", "broken", "missing"]
     assert found[1].why == "7 frames, annotated 20" and found[2].why == "not cut yet, its source A.mp4 is there"
     assert found[4].why == "no file ucf-crime/videos/test/Z.mp4"
-    assert {"split": "test", "level": "clip"}.items() <= hivau_files.summary(found)[0].items()
+    assert {"split": "test", "level": "clip"}.items() <= hivau_clips.summary(found)[0].items()
 
 
 def test_a_link_to_nowhere_is_called_so(tmp_path):
     (tmp_path / "ucf-crime").mkdir()
     os.symlink("/home/nobody/videos", tmp_path / "ucf-crime" / "videos")
     row = TEST_ROW | {"type": "video", "task": "judgement", "video": "ucf-crime/videos/test/Z.mp4"}
-    (found,) = hivau_files.check(hivau.hivau_instructions(written(tmp_path, row)), tmp_path)
+    (found,) = hivau_clips.check(hivau.hivau_instructions(written(tmp_path, row)), tmp_path)
     assert found.status == "missing" and "a link to nowhere" in found.why
 
 
 @pytest.fixture(scope="session")
 def released(real_data):
     folder = real_data / "annotations" / "hivau70k"
-    rows = datasets.hivau_instructions(folder / "merge_instruction_test_final.jsonl", strict=True)
-    return rows, datasets.hivau_raw(folder / "ucf_database_test.json", strict=True)
+    rows = hivau.hivau_instructions(folder / "merge_instruction_test_final.jsonl", strict=True)
+    return rows, hivau.hivau_raw(folder / "ucf_database_test.json", strict=True)
 
 
 @pytest.mark.real
@@ -216,7 +217,7 @@ def test_every_released_test_row_is_read(released):
     }  # fmt: skip
     assert len(hivau.distinct(r for r in rows if r.level == "clip")) == 943
     judged = [r.answer for r in rows if r.task == "judgement"]
-    assert sum(not hivau.says_anomaly(text) for text in judged) == 170
+    assert sum(not answer_parsing.says_anomaly(text) for text in judged) == 170
 
 
 @pytest.mark.real
@@ -268,11 +269,11 @@ def test_a_real_crime_video_is_cut_and_checked(released, real_data, tmp_path):
     place = tmp_path / record.path
     place.parent.mkdir(parents=True)
     place.write_bytes((real_data / "videos/ucf_crime/Robbery102_x264.mp4").read_bytes())
-    done = hivau_files.split([record], tmp_path, tmp_path, levels=["clip"])
+    done = hivau_clips.split([record], tmp_path, tmp_path, levels=["clip"])
     assert {o.status for o in done} == {"written"}
     frames = video.probe(place).num_frames
     for outcome, clip in zip(done, (c for of in record.clips for c in of), strict=True):
-        wanted = len(hivau_files.segment_frames(clip, record.fps, frames))
+        wanted = len(hivau_clips.segment_frames(clip, record.fps, frames))
         assert abs(video.probe(tmp_path / outcome.file).num_frames - wanted) <= 1
 
 
@@ -281,7 +282,7 @@ def test_the_figure_counts_each_segment_once(tmp_path):
         [{"level": "event", "task": task, "words": 5, "seconds": 2.0} for task in hivau.TASKS["event"]]
         + [{"level": "clip", "task": "caption", "words": 9, "seconds": float("nan")}]
     )
-    bars, seconds, words = instruction_plots.statistics(table, title="toy").axes
+    bars, seconds, words = distributions.instruction_statistics(table, title="toy").axes
     assert [patch.get_width() for patch in bars.patches] == [1, 1, 1, 1]
     assert [text.get_text() for text in seconds.get_legend().get_texts()] == ["event (median 2)"]
     assert len(words.get_legend().get_texts()) == 2
@@ -292,6 +293,6 @@ def test_a_dead_worker_is_no_silence(tree, tmp_path, monkeypatch):
         raise BrokenProcessPool("a process was killed")
         yield
 
-    monkeypatch.setattr(hivau_files.cluster, "map_videos", dying)
+    monkeypatch.setattr(hivau_clips.parallel, "map_videos", dying)
     with pytest.raises(RuntimeError, match="a worker died, 2 videos are unfinished .A, ….; run again"):
-        hivau_files.split(hivau.hivau_raw(raw(tmp_path)), tree, tree)
+        hivau_clips.split(hivau.hivau_raw(raw(tmp_path)), tree, tree)

@@ -11,11 +11,13 @@ import transformers
 from conftest import moving_square
 from safetensors.torch import load_file, save_file
 
-from vau_lib import store, towers, video
+from vau_lib.data import video
+from vau_lib.features import image_encoders
+from vau_lib.workspace import artifacts
 
 TINY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 SEEN = {"image_size": 32, "patch_size": 16}
-PIXELS = {"clip": towers.CLIP_PIXELS, "siglip": ((0.5,) * 3, (0.5,) * 3)}  # SigLIP: -1 to 1
+PIXELS = {"clip": image_encoders.CLIP_PIXELS, "siglip": ((0.5,) * 3, (0.5,) * 3)}  # SigLIP: -1 to 1
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +64,7 @@ def direct(net: torch.nn.Module, seen: np.ndarray, mean: tuple, deviation: tuple
 
 @pytest.mark.parametrize("kind", PIXELS)
 def test_features_are_those_of_transformers_on_the_same_pixels(kind, folders):
-    encoder, frames = towers.CLIPEncoder(folders / kind), pictures(37)  # more than two batches
+    encoder, frames = image_encoders.CLIPEncoder(folders / kind), pictures(37)  # more than two batches
     expected = direct(made(kind), frames[:, 2:34, 8:40], *PIXELS[kind])  # the centre
     np.testing.assert_allclose(encoder.each(frames).numpy(), expected, atol=2e-6)
     rows = encoder(frames)
@@ -77,8 +79,8 @@ def test_the_folder_says_what_pixels_it_wants(folders, tmp_path):
     own = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.6, 0.7, 0.8]}
     expected = direct(made("clip"), frames[:, 2:34, 8:40], *own.values())
     for name, said in (("processor_config.json", {"image_processor": own}), ("preprocessor_config.json", own)):
-        store.write_json(save_to / name, said)
-        encoder = towers.CLIPEncoder(save_to)
+        artifacts.write_json(save_to / name, said)
+        encoder = image_encoders.CLIPEncoder(save_to)
         assert encoder.made_by()["pixels"] == list(own.values())
         np.testing.assert_allclose(encoder.each(frames).numpy(), expected, atol=2e-6)
         (save_to / name).unlink()
@@ -87,10 +89,10 @@ def test_the_folder_says_what_pixels_it_wants(folders, tmp_path):
 def test_frames_are_resized_as_opencv_does(folders):
     frames = pictures(3, 120, 200)
     expected = np.stack([cv2.resize(frame, (49, 37), interpolation=cv2.INTER_LINEAR) for frame in frames])
-    off = towers.resized(frames, 37, 49).astype(int) - expected
+    off = image_encoders.resized(frames, 37, 49).astype(int) - expected
     assert np.abs(off).max() <= 1 and abs(off.mean()) < 0.25  # cut off instead of rounded: -.38
-    encoder = towers.CLIPEncoder(folders / "clip")
-    np.testing.assert_allclose(encoder.each(frames), encoder.each(towers.resized(frames, 37, 49)), atol=1e-6)
+    encoder = image_encoders.CLIPEncoder(folders / "clip")
+    np.testing.assert_allclose(encoder.each(frames), encoder.each(image_encoders.resized(frames, 37, 49)), atol=1e-6)
 
 
 # Crops
@@ -101,14 +103,17 @@ def test_the_ten_crops_have_the_released_order():
     corners = [(16, 58), (0, 0), (0, 116), (32, 0), (32, 116)]  # centre, top left, top right, bottom left, bottom right
     for which, (top, left) in enumerate(corners):
         cut = frames[:, top : top + 224, left : left + 224]
-        np.testing.assert_array_equal(towers.crop(frames, which), cut)
-        np.testing.assert_array_equal(towers.crop(frames, which + 5), cut[:, :, ::-1])
+        np.testing.assert_array_equal(image_encoders.crop(frames, which), cut)
+        np.testing.assert_array_equal(image_encoders.crop(frames, which + 5), cut[:, :, ::-1])
 
 
 def test_ten_crops_are_the_mean_of_single_ones(folders):
     frames = pictures(4)
-    alone = [towers.CLIPEncoder(folders / "clip", crops=(which,)).each(frames).numpy() for which in towers.TEN_CROPS]
-    ten = towers.CLIPEncoder(folders / "clip", crops=towers.TEN_CROPS)
+    alone = [
+        image_encoders.CLIPEncoder(folders / "clip", crops=(which,)).each(frames).numpy()
+        for which in image_encoders.TEN_CROPS
+    ]
+    ten = image_encoders.CLIPEncoder(folders / "clip", crops=image_encoders.TEN_CROPS)
     np.testing.assert_allclose(ten.each(frames), np.mean(alone, axis=0), atol=1e-6)
     assert min(np.abs(a - b).max() for a in alone for b in alone if a is not b) > 1e-3
     assert ten.made_by()["crops"] == list(range(10))
@@ -123,7 +128,7 @@ def test_ten_crops_are_the_mean_of_single_ones(folders):
 def test_the_trailing_part_is_dropped_but_never_all(count, dropped, kept, folders):
     frames = pictures(count)
     for drop_last, rows in ((True, dropped), (False, kept)):
-        encoder = towers.CLIPEncoder(folders / "clip", drop_last=drop_last)
+        encoder = image_encoders.CLIPEncoder(folders / "clip", drop_last=drop_last)
         found, every = encoder(frames), encoder.each(frames).numpy()
         expected = [every[start : start + 16].mean(0) for start in range(0, count, 16)][:rows]
         assert len(found) == rows
@@ -131,7 +136,8 @@ def test_the_trailing_part_is_dropped_but_never_all(count, dropped, kept, folder
 
 
 @pytest.mark.parametrize(
-    "make", [lambda f: towers.CLIPEncoder(f / "clip"), lambda f: towers.SqueezeNetEncoder("random", side=32)]
+    "make",
+    [lambda f: image_encoders.CLIPEncoder(f / "clip"), lambda f: image_encoders.SqueezeNetEncoder("random", side=32)],
 )
 def test_batches_cut_anywhere_give_the_same_rows(make, folders):
     encoder, frames = make(folders), pictures(40)
@@ -145,7 +151,10 @@ def test_batches_cut_anywhere_give_the_same_rows(make, folders):
 def test_a_video_file_is_encoded_as_its_frames(folders, tmp_path):
     video.write_video(tmp_path / "clip.mp4", moving_square(70))
     frames = video.read_frames(tmp_path / "clip.mp4", range(70))
-    for encoder in (towers.CLIPEncoder(folders / "siglip"), towers.SqueezeNetEncoder("random", side=32)):
+    for encoder in (
+        image_encoders.CLIPEncoder(folders / "siglip"),
+        image_encoders.SqueezeNetEncoder("random", side=32),
+    ):
         rows = np.stack(list(encoder.encode(tmp_path / "clip.mp4", 16)))
         assert len(rows) == (4 if encoder.name == "clip" else 5) and rows.dtype == encoder.dtype
         np.testing.assert_allclose(rows, encoder(frames), atol=2e-3, rtol=1e-5)
@@ -156,16 +165,16 @@ def test_a_video_file_is_encoded_as_its_frames(folders, tmp_path):
 
 def test_random_weights_only_when_asked_and_the_rows_say_so(folders):
     config, state = transformers.CLIPVisionConfig(**TINY, **SEEN, projection_dim=24), torch.get_rng_state()
-    one, two = (towers.CLIPEncoder(weights="random", config=config) for _ in range(2))
-    sizes = towers.CLIPEncoder(folders / "clip", weights="random")  # the folder's sizes, not its weights
+    one, two = (image_encoders.CLIPEncoder(weights="random", config=config) for _ in range(2))
+    sizes = image_encoders.CLIPEncoder(folders / "clip", weights="random")  # the folder's sizes, not its weights
     assert torch.equal(torch.get_rng_state(), state)
     assert one.made_by()["weights_sha256"] == sizes.made_by()["weights_sha256"] == "random"
     assert one.made_by()["model"] == "clip_vision_model 32 x 2 layers" and one.width == sizes.width == 24
     frames = pictures(2)
     np.testing.assert_array_equal(one.each(frames), two.each(frames))
     np.testing.assert_array_equal(one.each(frames), sizes.each(frames))
-    real = towers.CLIPEncoder(folders / "clip")
-    assert real.made_by()["weights_sha256"] == store.sha256(folders / "clip" / "model.safetensors")
+    real = image_encoders.CLIPEncoder(folders / "clip")
+    assert real.made_by()["weights_sha256"] == artifacts.sha256(folders / "clip" / "model.safetensors")
     assert real.made_by()["model"] == "clip" and not np.allclose(real.each(frames), one.each(frames), atol=1e-3)
 
 
@@ -180,24 +189,24 @@ def test_a_whole_clip_with_its_text_tower_gives_the_same_tower(tmp_path):
     values = torch.as_tensor((frames[:, 2:34, 8:40] / 255.0 - PIXELS["clip"][0]) / PIXELS["clip"][1]).float()
     with torch.no_grad():
         expected = whole.visual_projection(whole.vision_model(values.permute(0, 3, 1, 2)).pooler_output)
-    np.testing.assert_allclose(towers.CLIPEncoder(tmp_path / "whole").each(frames), expected, atol=2e-6)
+    np.testing.assert_allclose(image_encoders.CLIPEncoder(tmp_path / "whole").each(frames), expected, atol=2e-6)
 
 
 def test_a_name_is_found_under_our_weights_and_in_the_hubs_cache(folders, tmp_path):
-    expected = towers.CLIPEncoder(folders / "clip").each(pictures(1))
+    expected = image_encoders.CLIPEncoder(folders / "clip").each(pictures(1))
     made("clip").save_pretrained(tmp_path / "weights" / "some" / "tower")
     snapshot = tmp_path / "hub" / "models--other--tower" / "snapshots" / "abc"
     made("clip").save_pretrained(snapshot)
     (snapshot.parents[1] / "refs").mkdir()
     (snapshot.parents[1] / "refs" / "main").write_text("abc")
-    for encoder in map(towers.CLIPEncoder, ("some/tower", "other/tower")):
+    for encoder in map(image_encoders.CLIPEncoder, ("some/tower", "other/tower")):
         assert encoder.made_by()["model"] == "tower" and torch.equal(encoder.each(pictures(1)), expected)
 
 
 def refusal(model, **options) -> str:
     """Return the one line with which a tower is refused."""
-    with pytest.raises(store.StoreError) as caught:
-        towers.CLIPEncoder(model, **options)
+    with pytest.raises(artifacts.StoreError) as caught:
+        image_encoders.CLIPEncoder(model, **options)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -242,7 +251,7 @@ def test_broken_and_hostile_folders_are_refused(tmp_path, monkeypatch):
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"visual_projection.weight": Trap()}, protocol=2))
     assert "clip does not load" in refusal(folder) and not (tmp_path / "trapped").exists()
     torch.save(made("clip").state_dict(), folder / "pytorch_model.bin")
-    assert towers.CLIPEncoder(folder).weights == store.sha256(folder / "pytorch_model.bin")
+    assert image_encoders.CLIPEncoder(folder).weights == artifacts.sha256(folder / "pytorch_model.bin")
     (folder / "config.json").write_text('{"model_type": "none such"}')
     assert refusal(folder).startswith("clip: ")
 
@@ -253,16 +262,16 @@ FRAMES = np.zeros((2, 37, 49, 3), np.uint8)
 @pytest.mark.parametrize(
     "refused, said",
     [
-        (lambda f: towers.CLIPEncoder(f, weights="pretrained"), 'None, or "random" .* got \'pretrained\''),
-        (lambda f: towers.CLIPEncoder(f, config=object()), 'or "random" where a config is given, got None'),
-        (lambda f: towers.CLIPEncoder(f, crops=()), r"crops must be some of 0 to 9, got \(\)"),
-        (lambda f: towers.CLIPEncoder(f, crops=(10,)), r"got \(10,\)"),
-        (lambda f: towers.CLIPEncoder(f)(FRAMES.astype(np.float32)), r"uint8 \(T, H, W, 3\)"),
-        (lambda f: towers.CLIPEncoder(f)(FRAMES[:0]), r"T at least 1, got shape \(0, 37, 49, 3\)"),
-        (lambda f: towers.CLIPEncoder(f)(FRAMES, snippet_frames=0), "snippet_frames must be at least 1, got 0"),
-        (lambda f: towers.crop(FRAMES, 10), "a crop is 0 to 9, got 10"),
-        (lambda f: towers.crop(FRAMES[:, :, :40], 0), r"in proportion, got \(2, 37, 40, 3\)"),
-        (lambda f: towers.SqueezeNetEncoder("random", side=16), "at least 32 pixels, got 16"),
+        (lambda f: image_encoders.CLIPEncoder(f, weights="pretrained"), 'None, or "random" .* got \'pretrained\''),
+        (lambda f: image_encoders.CLIPEncoder(f, config=object()), 'or "random" where a config is given, got None'),
+        (lambda f: image_encoders.CLIPEncoder(f, crops=()), r"crops must be some of 0 to 9, got \(\)"),
+        (lambda f: image_encoders.CLIPEncoder(f, crops=(10,)), r"got \(10,\)"),
+        (lambda f: image_encoders.CLIPEncoder(f)(FRAMES.astype(np.float32)), r"uint8 \(T, H, W, 3\)"),
+        (lambda f: image_encoders.CLIPEncoder(f)(FRAMES[:0]), r"T at least 1, got shape \(0, 37, 49, 3\)"),
+        (lambda f: image_encoders.CLIPEncoder(f)(FRAMES, snippet_frames=0), "snippet_frames must be at least 1, got 0"),
+        (lambda f: image_encoders.crop(FRAMES, 10), "a crop is 0 to 9, got 10"),
+        (lambda f: image_encoders.crop(FRAMES[:, :, :40], 0), r"in proportion, got \(2, 37, 40, 3\)"),
+        (lambda f: image_encoders.SqueezeNetEncoder("random", side=16), "at least 32 pixels, got 16"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused(refused, said, folders):
@@ -274,16 +283,16 @@ def test_what_does_not_fit_is_refused(refused, said, folders):
 
 
 def test_squeezenet_is_never_random_by_accident(tmp_path):
-    with pytest.raises(store.StoreError, match="no weights squeezenet/"):
-        towers.SqueezeNetEncoder()
-    encoder = towers.SqueezeNetEncoder("random", side=64)
+    with pytest.raises(artifacts.StoreError, match="no weights squeezenet/"):
+        image_encoders.SqueezeNetEncoder()
+    encoder = image_encoders.SqueezeNetEncoder("random", side=64)
     rows = encoder(pictures(17))
     assert encoder.made_by() == {"encoder": "squeezenet", "weights_sha256": "random", "side": 64}
     assert rows.shape == (2, 512) and rows.dtype == np.float32 and rows.min() >= 0 and rows.std() > 0
     np.testing.assert_allclose(rows[0], encoder.each(pictures(17)).numpy()[:16].mean(0), rtol=1e-5, atol=1e-6)
     torch.save({"features.0.weight": torch.zeros(1)}, tmp_path / "other.pt")
-    with pytest.raises(store.StoreError, match="other.pt does not fit SqueezeNet"):
-        towers.SqueezeNetEncoder(tmp_path / "other.pt")
+    with pytest.raises(artifacts.StoreError, match="other.pt does not fit SqueezeNet"):
+        image_encoders.SqueezeNetEncoder(tmp_path / "other.pt")
 
 
 @pytest.mark.real
@@ -294,6 +303,6 @@ def test_squeezenet_reproduces_stored_rows(name, real_data):
     reference = stored["x"][list(stored["names"]).index(name)].astype(np.float32)[::8]
     (path,) = (real_data / "fight_surv").glob(f"*/{name}.mp4")
     places = np.linspace(0, video.probe(path).num_frames - 1, 32).round().astype(int)[::8]
-    encoder = towers.SqueezeNetEncoder(real_data / "weights" / towers.SQUEEZENET_FILE)
+    encoder = image_encoders.SqueezeNetEncoder(real_data / "weights" / image_encoders.SQUEEZENET_FILE)
     found = encoder.each(video.read_frames(path, places)).numpy()
     assert np.linalg.norm(found - reference) / np.linalg.norm(reference) < 0.02

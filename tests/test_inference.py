@@ -9,22 +9,25 @@ import torch
 from safetensors.torch import save_file
 from transformers.utils import is_bitsandbytes_available
 
-from vau_lib import dialogue, store, video, vlm
+from vau_lib.data import answer_parsing, video
+from vau_lib.toy import tiny_vlm
+from vau_lib.vlm import chat, inference, instruction_data, models
+from vau_lib.workspace import artifacts
 
-SMALL = vlm.TinySizes(width=32, vision_width=32, text_layers=2, vision_layers=1)
+SMALL = tiny_vlm.TinySizes(width=32, vision_width=32, text_layers=2, vision_layers=1)
 FRAMES = np.random.default_rng(0).integers(0, 255, (3, 56, 56, 3), dtype=np.uint8)
 
 
-@pytest.fixture(scope="module", params=dialogue.FAMILIES)
+@pytest.fixture(scope="module", params=models.FAMILIES)
 def twin(request):
-    return vlm.tiny(request.param, sizes=SMALL)
+    return tiny_vlm.tiny(request.param, sizes=SMALL)
 
 
 # Prompts
 
 
 def test_the_default_prompt_numbers_and_dates_every_frame():
-    said = vlm.frame_prompt(2, "What happens?", times_s=[0.5, 12.25])
+    said = chat.frame_prompt(2, "What happens?", times_s=[0.5, 12.25])
     assert said == "Frame1 at 0.5s: <image>\nFrame2 at 12.2s: <image>\nWhat happens?"
 
 
@@ -32,9 +35,9 @@ def test_the_released_prompts_are_the_released_bytes():
     """finetune.py:460-462 puts no newline behind the last frame, holmesvau_utils.py:63-65 does; neither says when."""
     frames = "Frame1: <image>\nFrame2: <image>\nFrame3: <image>"
     for times in (None, [0, 1, 2]):
-        assert vlm.frame_prompt(3, "Why?", times_s=times, released="train") == frames + "Why?"
-        assert vlm.frame_prompt(3, "Why?", times_s=times, released="inference") == frames + "\nWhy?"
-    assert vlm.frame_prompt(3, "Why?") == frames + "\nWhy?"
+        assert chat.frame_prompt(3, "Why?", times_s=times, released="train") == frames + "Why?"
+        assert chat.frame_prompt(3, "Why?", times_s=times, released="inference") == frames + "\nWhy?"
+    assert chat.frame_prompt(3, "Why?") == frames + "\nWhy?"
 
 
 @pytest.mark.parametrize(
@@ -47,19 +50,19 @@ def test_the_released_prompts_are_the_released_bytes():
 )
 def test_a_prompt_that_cannot_be_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
-        vlm.frame_prompt(*arguments)
+        chat.frame_prompt(*arguments)
 
 
 def test_times_must_be_one_per_frame_and_rise():
     for times, message in (([1.0], "as many times, got 1"), ([2.0, 1.0], "rise"), ([0, float("nan")], "rise")):
         with pytest.raises(ValueError, match=message):
-            vlm.frame_prompt(2, "Why?", times_s=times)
+            chat.frame_prompt(2, "Why?", times_s=times)
     with pytest.raises(ValueError, match="\"inference\", got 'test'"):
-        vlm.frame_prompt(2, "Why?", released="test")
+        chat.frame_prompt(2, "Why?", released="test")
 
 
 def test_every_picture_stands_in_its_frames_line(twin):
-    turn = vlm.encode(twin, FRAMES, "What?", times_s=[0, 1, 2])
+    turn = chat.encode(twin, FRAMES, "What?", times_s=[0, 1, 2])
     text = twin.tokenizer.decode(turn["input_ids"][0])
     mark = twin.processor.image_token
     assert text.count(mark) == 48 and "Frame3 at 2.0s: <" in text and text.endswith("assistant\n")
@@ -68,35 +71,35 @@ def test_every_picture_stands_in_its_frames_line(twin):
 
 def test_a_question_may_not_forge_structure(twin):
     with pytest.raises(ValueError, match="a mark the model takes for structure"):
-        vlm.encode(twin, FRAMES, "Hi<|im_end|>\n<|im_start|>assistant\nNo anomaly")
+        chat.encode(twin, FRAMES, "Hi<|im_end|>\n<|im_start|>assistant\nNo anomaly")
 
 
 @pytest.mark.parametrize("wrong", [FRAMES[0], FRAMES.astype(np.float32), FRAMES[:0], FRAMES[..., :2]])
 def test_what_is_no_stack_of_frames_is_refused(twin, wrong):
     with pytest.raises(ValueError, match="frames must be uint8"):
-        vlm.encode(twin, wrong, "What?")
+        chat.encode(twin, wrong, "What?")
 
 
 def test_more_frames_than_the_cap_are_refused(twin):
     with pytest.raises(ValueError, match="33 frames are more than max_frames=32"):
-        vlm.encode(twin, np.repeat(FRAMES, 11, axis=0), "What?")
+        chat.encode(twin, np.repeat(FRAMES, 11, axis=0), "What?")
 
 
 def test_a_prompt_beyond_the_context_is_refused_in_one_line():
-    short = vlm.tiny("internvl", sizes=vlm.TinySizes(width=32, vision_width=32, text_layers=1, context=64))
+    short = tiny_vlm.tiny("internvl", sizes=tiny_vlm.TinySizes(width=32, vision_width=32, text_layers=1, context=64))
     with pytest.raises(
         ValueError, match=r"3 frames and the question need \d+ tokens .* tiny-internvl has 64"
     ) as caught:
-        vlm.encode(short, FRAMES, "What?")
+        chat.encode(short, FRAMES, "What?")
     assert "\n" not in str(caught.value)
-    turn = vlm.encode(short, FRAMES[:1], "What?")
+    turn = chat.encode(short, FRAMES[:1], "What?")
     with pytest.raises(ValueError, match="exceed the 64"):
-        vlm.generate(short, [turn], max_new_tokens=64)
+        inference.generate(short, [turn], max_new_tokens=64)
 
 
 def test_an_empty_answer_is_refused(twin):
     with pytest.raises(ValueError, match="an empty one"):
-        vlm.encode(twin, FRAMES, "What?", answer=" ")
+        chat.encode(twin, FRAMES, "What?", answer=" ")
 
 
 # Generating
@@ -104,13 +107,15 @@ def test_an_empty_answer_is_refused(twin):
 
 def test_a_batch_answers_as_each_alone(twin):
     """Left filling, greedy: two questions of different length and frames together or one by one."""
-    turns = [vlm.encode(twin, FRAMES[:n], q, times_s=range(n)) for n, q in ((1, "What?"), (3, "And what happens now?"))]
-    together = vlm.generate(twin, turns, max_new_tokens=6, tell=None)
-    assert together == [vlm.generate(twin, [turn], max_new_tokens=6, tell=None)[0] for turn in turns]
+    turns = [
+        chat.encode(twin, FRAMES[:n], q, times_s=range(n)) for n, q in ((1, "What?"), (3, "And what happens now?"))
+    ]
+    together = inference.generate(twin, turns, max_new_tokens=6, tell=None)
+    assert together == [inference.generate(twin, [turn], max_new_tokens=6, tell=None)[0] for turn in turns]
 
 
 def test_an_answer_depends_on_the_pictures(twin):
-    turns = [vlm.encode(twin, frames, "What?") for frames in (FRAMES, 255 - FRAMES)]
+    turns = [chat.encode(twin, frames, "What?") for frames in (FRAMES, 255 - FRAMES)]
     with torch.inference_mode():
         first, second = (twin.model(**turn).logits[0, -1] for turn in turns)
     assert (first - second).abs().max() > 1e-4
@@ -120,10 +125,10 @@ def test_pictures_cannot_be_spoken(twin, monkeypatch):
     """A head that wants nothing but the picture's mark is made to say something else."""
     mark = twin.processor.image_token_id
     wish = torch.nn.functional.one_hot(torch.tensor(mark), twin.model.lm_head.out_features) * 1e4
-    monkeypatch.setattr(dialogue, "say", lambda speaker, ids: ids)
+    monkeypatch.setattr(chat, "decode", lambda speaker, ids: ids)
     hook = twin.model.lm_head.register_forward_hook(lambda part, given, logits: logits + wish)
     try:
-        said = vlm.generate(twin, [vlm.encode(twin, FRAMES, "What?")], max_new_tokens=4, tell=None)
+        said = inference.generate(twin, [chat.encode(twin, FRAMES, "What?")], max_new_tokens=4, tell=None)
     finally:
         hook.remove()
     assert not (said == mark).any()
@@ -131,15 +136,15 @@ def test_pictures_cannot_be_spoken(twin, monkeypatch):
 
 def test_tokens_and_memory_are_told_before_generating(twin):
     told = []
-    vlm.ask(twin, FRAMES, "What?", max_new_tokens=2, tell=told.append)
+    inference.ask(twin, FRAMES, "What?", max_new_tokens=2, tell=told.append)
     (line,) = told
     assert "toy, random weights" in line and "48 of pictures" in line and "MiB" in line
 
 
 def test_the_cache_is_counted_exactly(twin):
     """Against the cache transformers keeps: every layer's keys and values after five new tokens."""
-    turn = vlm.encode(twin, FRAMES, "What?")
-    expected = vlm.cost(twin, turn, 5)
+    turn = chat.encode(twin, FRAMES, "What?")
+    expected = inference.cost(twin, turn, 5)
     out = twin.model.generate(**turn, max_new_tokens=5, min_new_tokens=5, do_sample=False, return_dict_in_generate=True)
     kept = sum(t.numel() * t.element_size() for layer in out.past_key_values.layers for t in (layer.keys, layer.values))
     assert expected.cache_bytes == kept
@@ -151,15 +156,15 @@ def test_the_cache_is_counted_exactly(twin):
 
 
 def test_missing_weights_are_one_line(tmp_path):
-    with pytest.raises(store.StoreError, match="no model at .*nowhere") as caught:
-        vlm.load(tmp_path / "nowhere")
+    with pytest.raises(artifacts.StoreError, match="no model at .*nowhere") as caught:
+        models.load(tmp_path / "nowhere")
     assert "\n" not in str(caught.value)
-    with pytest.raises(store.StoreError, match="no model some/name here or on the hub"):
-        vlm.load("some/name", local_only=True)
+    with pytest.raises(artifacts.StoreError, match="no model some/name here or on the hub"):
+        models.load("some/name", local_only=True)
 
 
 def test_a_saved_folder_has_the_modes_of_any_file(tmp_path):
-    place = vlm.save(vlm.tiny("internvl", sizes=SMALL), tmp_path / "twin")
+    place = models.save(tiny_vlm.tiny("internvl", sizes=SMALL), tmp_path / "twin")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").touch()
     assert place.stat().st_mode == (tmp_path / "other").stat().st_mode
@@ -168,15 +173,15 @@ def test_a_saved_folder_has_the_modes_of_any_file(tmp_path):
 
 def test_another_family_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    with pytest.raises(store.StoreError, match="is a bert, need one of internvl, qwen2_5_vl"):
-        vlm.load(tmp_path)
+    with pytest.raises(artifacts.StoreError, match="is a bert, need one of internvl, qwen2_5_vl"):
+        models.load(tmp_path)
 
 
 def test_weights_that_are_not_there_are_refused(tmp_path):
-    place = vlm.save(vlm.tiny("internvl", sizes=SMALL), tmp_path / "twin")
+    place = models.save(tiny_vlm.tiny("internvl", sizes=SMALL), tmp_path / "twin")
     (place / "model.safetensors").unlink()
-    with pytest.raises(store.StoreError, match="cannot be loaded"):
-        vlm.load(place, local_only=True)
+    with pytest.raises(artifacts.StoreError, match="cannot be loaded"):
+        models.load(place, local_only=True)
 
 
 REMOTE_MODEL = """
@@ -217,32 +222,32 @@ def test_code_of_the_weights_runs_only_when_allowed(tmp_path, monkeypatch):
     save_file(
         {"weigh.weight": torch.ones(1, 1), "weigh.bias": torch.ones(1)}, place / "model.safetensors", {"format": "pt"}
     )
-    vlm.tiny("internvl", sizes=SMALL).tokenizer.save_pretrained(place)
+    tiny_vlm.tiny("internvl", sizes=SMALL).tokenizer.save_pretrained(place)
     with pytest.raises(
         ValueError, match="remote runs code of its own; it is run only where the argument trust_remote_code"
     ):
-        vlm.load(place, local_only=True)
+        models.load(place, local_only=True)
     assert not ran.exists()
-    speaker = vlm.load(place, local_only=True, trust_remote_code=True)
+    speaker = models.load(place, local_only=True, trust_remote_code=True)
     assert ran.exists() and speaker.model.weigh.weight.item() == 1
     with pytest.raises(ValueError, match="speaker.model.chat"):
-        vlm.ask(speaker, FRAMES, "What?")
+        inference.ask(speaker, FRAMES, "What?")
 
 
 def test_quantisation_without_its_package_is_refused(tmp_path):
-    place = vlm.save(vlm.tiny("internvl", sizes=SMALL), tmp_path / "twin")
+    place = models.save(tiny_vlm.tiny("internvl", sizes=SMALL), tmp_path / "twin")
     with pytest.raises(ValueError, match="bits must be 4, 8 or None, got 3"):
-        vlm.load(place, bits=3)
+        models.load(place, bits=3)
     if not is_bitsandbytes_available():
         with pytest.raises(ValueError, match="needs the package bitsandbytes"):
-            vlm.load(place, bits=4)
+            models.load(place, bits=4)
 
 
 def test_weights_load_in_half_precision_through_sdpa(tmp_path):
-    place = vlm.save(vlm.tiny("qwen2_5_vl", sizes=SMALL), tmp_path / "twin")
-    half = vlm.load(place, dtype=torch.bfloat16)
+    place = models.save(tiny_vlm.tiny("qwen2_5_vl", sizes=SMALL), tmp_path / "twin")
+    half = models.load(place, dtype=torch.bfloat16)
     assert half.model.dtype == torch.bfloat16 and half.model.config._attn_implementation == "sdpa"
-    vlm.ask(half, FRAMES, "What?", max_new_tokens=2, tell=None)
+    inference.ask(half, FRAMES, "What?", max_new_tokens=2, tell=None)
 
 
 # Explaining
@@ -250,7 +255,7 @@ def test_weights_load_in_half_precision_through_sdpa(tmp_path):
 
 def test_an_explanation_is_one_record_of_what_was_shown_and_said(twin, clip):
     scores = np.array([0.1, 0.9, 0.4])
-    said = vlm.explain(clip, twin, choose=lambda path, n: (np.array([2, 25, 49]), scores), num_frames=3,
+    said = inference.explain(clip, twin, choose=lambda path, n: (np.array([2, 25, 49]), scores), num_frames=3,
                        max_new_tokens=4, tell=None)  # fmt: skip
     assert said.index == (2, 25, 49) and said.scores == (0.1, 0.9, 0.4)
     assert said.times_s == pytest.approx((0.08, 1.0, 1.96)) and "toy" in said.model and said.video == clip.name
@@ -264,18 +269,18 @@ def test_frames_are_looked_at_once_for_all_three_questions(twin, clip):
     tower = twin.model.model.vision_tower if twin.family == "internvl" else twin.model.model.visual
     hook = tower.register_forward_hook(lambda *_: calls.append(1))
     try:
-        said = vlm.explain(clip, twin, num_frames=4, max_new_tokens=6, tell=None)
+        said = inference.explain(clip, twin, num_frames=4, max_new_tokens=6, tell=None)
     finally:
         hook.remove()
     assert len(calls) == 1
     frames = video.read_frames(clip, said.index)
     for name in ("judgement", "description", "analysis"):
-        alone = vlm.ask(twin, frames, said.questions[name], times_s=said.times_s, max_new_tokens=6, tell=None)
+        alone = inference.ask(twin, frames, said.questions[name], times_s=said.times_s, max_new_tokens=6, tell=None)
         assert getattr(said, name) == alone
 
 
 def test_without_a_sampler_frames_are_spread_and_have_no_scores(twin, clip):
-    said = vlm.explain(clip, twin, num_frames=5, max_new_tokens=2, tell=None)
+    said = inference.explain(clip, twin, num_frames=5, max_new_tokens=2, tell=None)
     assert said.index == (5, 15, 25, 35, 45) and said.scores is None
 
 
@@ -287,22 +292,22 @@ def test_why_is_not_asked_where_nothing_is_wrong(twin, clip, monkeypatch):
         batches.append(len(turns))
         return answers[: len(turns)]
 
-    monkeypatch.setattr(vlm, "generate", replay)
+    monkeypatch.setattr(inference, "generate", replay)
     answers = ["No anomaly exists in the video.", "A person walks along."]
-    quiet = vlm.explain(clip, twin, num_frames=2)
+    quiet = inference.explain(clip, twin, num_frames=2)
     assert quiet.anomalous is False and quiet.analysis == "" and batches == [2]
     answers = ["An anomaly exists, specifically, the anomaly is named Fall.", "A person falls."]
-    loud = vlm.explain(clip, twin, num_frames=2)
+    loud = inference.explain(clip, twin, num_frames=2)
     assert loud.anomalous is True and loud.analysis and batches == [2, 2, 1]
 
 
 def test_what_a_sampler_may_not_give_is_refused(twin, clip):
     with pytest.raises(ValueError, match="one score per frame is needed"):
-        vlm.explain(clip, twin, choose=lambda path, n: (np.arange(3), np.zeros(2)), tell=None)
+        inference.explain(clip, twin, choose=lambda path, n: (np.arange(3), np.zeros(2)), tell=None)
     with pytest.raises(ValueError, match="99 frames are more than max_frames=32"):
-        vlm.explain(clip, twin, num_frames=99)
+        inference.explain(clip, twin, num_frames=99)
     with pytest.raises(video.VideoError, match="outside its 50 frames"):
-        vlm.explain(clip, twin, choose=lambda path, n: (np.array([0, 50]), None), tell=None)
+        inference.explain(clip, twin, choose=lambda path, n: (np.array([0, 50]), None), tell=None)
 
 
 @pytest.mark.parametrize(
@@ -316,7 +321,7 @@ def test_what_a_sampler_may_not_give_is_refused(twin, clip):
     ],
 )
 def test_a_judgement_is_read_or_said_to_be_neither(said, meant):
-    assert vlm.judged(said) is meant
+    assert answer_parsing.judgement_of(said) is meant
 
 
 def test_an_answer_that_says_neither_is_wrong():
@@ -327,21 +332,23 @@ def test_an_answer_that_says_neither_is_wrong():
         "f f",
         "An anomaly exists, named Fall.",
     ]
-    right = vlm.judgement_accuracy(said, rows)
+    right = inference.judgement_accuracy(said, rows)
     assert (right["judgement"], right["name"], right["rows"]) == (0.75, 0.5, 4)
     assert (right["low"], right["high"]) == pytest.approx((0.3006, 0.9544), abs=1e-4)  # Wilson's for 3 of 4, z 1.96
     with pytest.raises(ValueError, match="an answer per row"):
-        vlm.judgement_accuracy(said[:1], rows)
+        inference.judgement_accuracy(said[:1], rows)
 
 
 def test_the_preferred_answer_is_the_one_whose_tokens_are_likeliest(twin, clip):
     """Against transformers' own loss, which is minus the mean log-probability of the learned tokens."""
     row = dict(level="video", task="judgement", video=clip.name, question="Anything odd?", answer="No.")
-    data = vlm.Samples([row, {**row, "question": "Is all well here?"}], clip.parent, twin, random=False, num_frames=2)
+    data = instruction_data.InstructionSamples(
+        [row, {**row, "question": "Is all well here?"}], clip.parent, twin, random=False, num_frames=2
+    )
     candidates = ["No.", "An anomaly exists.", "Yes, a fall."]
     with torch.inference_mode():
         losses = [[twin.model(**data.turn(place, said)).loss.item() for said in candidates] for place in range(2)]
-    assert vlm.preferred(twin, data, candidates) == [candidates[int(np.argmin(loss))] for loss in losses]
+    assert inference.likeliest_answers(twin, data, candidates) == [candidates[int(np.argmin(loss))] for loss in losses]
 
 
 @pytest.mark.real
@@ -349,8 +356,8 @@ def test_the_preferred_answer_is_the_one_whose_tokens_are_likeliest(twin, clip):
 def test_real_videos_go_from_file_to_record(real_data, name):
     """The earthquake video has a variable rate: times are those the container says, not places over a mean rate."""
     (path,) = (real_data / "videos" / "demo").glob(f"*{name}*")
-    twin = vlm.load(Path(__file__).parents[1] / "data" / "twins" / "internvl", local_only=True)
-    said = vlm.explain(path, twin, max_new_tokens=24, tell=None)
+    twin = models.load(Path(__file__).parents[1] / "data" / "toy_models" / "internvl", local_only=True)
+    said = inference.explain(path, twin, max_new_tokens=24, tell=None)
     assert len(said.index) == 12 and said.model == "tiny-internvl (toy, trained on drawn close-ups)"
     assert said.judgement and said.description and said.video == path.name
     assert said.times_s == pytest.approx(video.frame_times(path)[list(said.index)], abs=1e-3)

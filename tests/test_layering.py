@@ -1,110 +1,102 @@
-"""Imports point down, systems do not know each other, and each library has one door."""
+"""Imports point down, room to room; the real road never passes through toys; each library has one door."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 LIBRARY = Path(__file__).parents[1] / "vau_lib"
-TIERS = {
-    0: {"video", "records", "datasets", "store", "runs", "presets", "cluster"}
-    | {"hivau", "hivau_files", "prompt_pools"},
-    1: {"features", "towers", "dense", "released", "weights", "training", "trials"}
-    | {"peers", "metrics", "streaming", "probing", "sampling", "results", "plots"}
-    | {"keyclips", "lshma_state", "redundancy"}
-    | {"text_metrics", "judging", "answers", "instruction_plots", "edge_plots", "ordering_plots"}
-    | {"smarthome_files", "smarthome_prompts", "smarthome_published"}
-    | {"dialogue", "speakers", "closeups", "twins", "lora", "seeing", "policy", "supervised"}
-    | {"surgery", "lowrank", "heads", "healing"}
-    | {
-        "synthesis",
-        "footage",
-        "veo",
-        "exports",
-        "filming",
-        "weather",
-        "grammar",
-        "stories",
-        "actors",
-        "props",
-        "stage",
-    },
-    2: {"memtsm", "lshma", "ats", "vlm", "annotate", "smarthome", "compress", "tokens", "generation", "ordering"},
-    3: {"watching", "explaining", "guarding", "cli", "twinning"},
-}
-WITHIN_TIER_1 = {("features", "weights"), ("training", "weights"), ("training", "metrics"), ("results", "metrics")}
-WITHIN_TIER_1 |= {
-    ("cli", "watching"),
-    ("cli", "guarding"),
-    ("features", "released"),
-    ("trials", "features"),
-    ("probing", "streaming"),
-}
-WITHIN_TIER_1 |= {("features", "towers"), ("towers", "weights"), ("streaming", "metrics"), ("lshma_state", "keyclips")}
-WITHIN_TIER_1 |= {
-    ("metrics", "text_metrics"),
-    ("judging", "metrics"),
-    ("instruction_plots", "plots"),
-    ("edge_plots", "plots"),
-    ("ordering_plots", "plots"),
-}
-WITHIN_TIER_1 |= {("closeups", "synthesis"), ("twins", "closeups"), ("twins", "dialogue"), ("lora", "dialogue")}
-WITHIN_TIER_1 |= {("speakers", "dialogue"), ("seeing", "closeups"), ("seeing", "dialogue"), ("seeing", "lora")}
-WITHIN_TIER_1 |= {
-    ("policy", "dialogue"),
-    ("supervised", "dialogue"),
-    ("supervised", "lora"),
-    ("heads", "surgery"),
-    ("healing", "surgery"),
-}
-DRAWING = ["stage", "props", "actors", "stories", "grammar", "weather", "filming", "exports", "synthesis", "footage"]
-DRAWING += ["veo"]  # each may use those before it
-WITHIN_TIER_1 |= {(later, earlier) for n, later in enumerate(DRAWING) for earlier in DRAWING[:n]}
-DOORS = {
-    "decord": {"video"}, "av": {"video"}, "kornia": {"features"}, "cv2": {"features"},
-    "transformers": {"training", "towers", "dialogue", "twins", "lora", "seeing", "speakers", "vlm", "healing",
-                     "compress", "policy", "supervised"},
-    "trl": {"supervised"}, "tokenizers": {"twins"}, "peft": {"lora", "healing"}, "torchao": {"compress"},
-    "sklearn": {"metrics", "peers"}, "matplotlib": {"plots"}, "seaborn": {"plots"}, "papermill": {"runs", "presets"},
-    "pycocoevalcap": {"text_metrics"}, "nltk": {"text_metrics"}, "ray": {"cluster"},
-    "google": {"veo"}, "diffusers": {"generation"}, "typer": {"cli"}, "rich": {"cli"},
+BELOW = {  # room -> the rooms it may import from, besides itself; what stands higher may use what those use
+    "workspace": set(), "data": {"workspace"}, "compression": {"workspace"},
+    "features": {"data"}, "evaluation": {"data"}, "synthetic": {"data"}, "plots": {"data"},
+    "detectors": {"features", "evaluation"}, "vlm": {"compression", "data"}, "toy": {"vlm", "synthetic"},
+    "products": {"workspace", "data", "compression", "features", "evaluation", "plots", "detectors", "vlm"},
+    "cli": {"products", "synthetic", "toy"},
 }  # fmt: skip
-TIER_OF = {name: tier for tier, names in TIERS.items() for name in names}
-MODULES = sorted(path.stem for path in LIBRARY.glob("[a-z]*.py"))
+DOORS = {  # library -> the only modules that name it
+    "decord": {"data.video"}, "av": {"data.video"}, "kornia": {"features.xfeat"}, "ray": {"workspace.parallel"},
+    "papermill": {"workspace.notebook_runs", "workspace.presets"}, "typer": {"cli"}, "rich": {"cli"},
+    "trl": {"vlm.finetuning"}, "google": {"synthetic.text_to_video"}, "diffusers": {"synthetic.text_to_video"},
+    "tokenizers": {"toy.tiny_vlm"}, "torchao": {"compression.pruning"}, "pycocoevalcap": {"evaluation.text_metrics"},
+    "nltk": {"evaluation.text_metrics"},
+}  # fmt: skip
+MODULES = {
+    ".".join(path.relative_to(LIBRARY).with_suffix("").parts): path
+    for path in sorted(LIBRARY.rglob("[a-z]*.py"))
+}  # fmt: skip
 
 
-def imported(module: str) -> tuple[set[str], set[str]]:
-    """Return (modules of ours, outside packages) a module imports anywhere in its text."""
+def room_of(module: str) -> str:
+    return module.split(".")[0] if "." in module or module == "cli" else "products"
+
+
+def below(room: str) -> set[str]:
+    return BELOW[room].union(*(below(other) for other in BELOW[room]))
+
+
+def imports(module: str) -> tuple[set[str], set[str]]:
+    """Return (modules of ours, outside packages) that a module imports anywhere in its text."""
     ours, outside = set(), set()
-    for node in ast.walk(ast.parse((LIBRARY / f"{module}.py").read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module == "vau_lib":
-            ours |= {name.name for name in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("vau_lib."):
-            ours.add(node.module.split(".")[1])
+    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "vau_lib":
+            inside = ".".join(node.module.split(".")[1:])
+            names = [f"{inside}.{name.name}".strip(".") for name in node.names]
+            ours |= {name if name in MODULES else inside for name in names}
         elif isinstance(node, ast.Import | ast.ImportFrom):
-            names = [node.module] if isinstance(node, ast.ImportFrom) else [name.name for name in node.names]
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [name.name for name in node.names]
             outside |= {name.split(".")[0] for name in names}
     return ours, outside
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_a_module_imports_only_from_below(module):
-    tier = TIER_OF[module]
-    ours, outside = imported(module)
-    for other in ours:
-        below = TIER_OF[other] < tier
-        beside = tier == TIER_OF[other] and (tier == 0 or (module, other) in WITHIN_TIER_1)
-        assert below or beside, f"{module} (tier {tier}) imports {other} (tier {TIER_OF[other]})"
-    if tier == 0:
-        assert not outside & {"torch", "torchvision", "transformers"}, f"{module} is tier 0 and imports torch"
+def test_a_room_imports_only_from_rooms_below(module):
+    room = room_of(module)
+    for other in imports(module)[0]:
+        assert other in MODULES, f"{module} imports {other}, which is no module"
+        assert room_of(other) in below(room) | {room}, f"{module} imports {other}: {room} may use {sorted(below(room))}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_module_imports_itself_by_a_detour(module):
+    seen, left = set(), list(imports(module)[0])
+    while left:
+        other = left.pop()
+        assert other != module, f"{module} is in a circle of imports"
+        if other not in seen:
+            seen.add(other)
+            left += imports(other)[0]
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_a_library_has_one_door(module):
-    for package in imported(module)[1] & set(DOORS):
+    for package in imports(module)[1] & set(DOORS):
         assert module in DOORS[package], f"{package} is used through {DOORS[package]}, not in {module}"
 
 
-def test_modules_stay_small():
-    sizes = {module: len((LIBRARY / f"{module}.py").read_text().splitlines()) for module in MODULES}
-    assert max(sizes.values()) <= 400, sizes
+def test_rooms_are_named_and_small():
+    rooms = {path.name for path in LIBRARY.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert rooms | {"products", "cli"} == set(BELOW)
+    for room in rooms:
+        files = [module for module in MODULES if room_of(module) == room]
+        assert len(files) <= 14, f"{room} has {len(files)} files"
+        note = ast.get_docstring(ast.parse((LIBRARY / room / "__init__.py").read_text(encoding="utf-8")))
+        assert note and 3 <= len(note.splitlines()) <= 12, f"{room}/__init__.py must say what lives there"
+    assert len(list(LIBRARY.glob("*.py"))) <= 8
+    sizes = {module: len(path.read_text(encoding="utf-8").splitlines()) for module, path in MODULES.items()}
+    assert max(sizes.values()) <= 600, max(sizes, key=sizes.get)
+
+
+@pytest.mark.parametrize(
+    ("statement", "forbidden"),
+    [
+        ("import vau_lib.vlm.inference", ("vau_lib.toy", "vau_lib.synthetic")),
+        ("import vau_lib.explain, vau_lib.guard, vau_lib.watch", ("vau_lib.toy", "vau_lib.synthetic")),
+        *((f"import vau_lib.{module}", ("torch",)) for module in MODULES if room_of(module) in ("workspace", "data")),
+    ],
+)  # fmt: skip
+def test_what_an_import_does_not_load(statement, forbidden):
+    code = f"import sys; {statement}; print([name for name in sys.modules if name.startswith({tuple(forbidden)!r})])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]", done.stdout

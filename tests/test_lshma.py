@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from vau_lib import lshma, metrics, store, training
-from vau_lib.lshma import LSHMA, LSHMAConfig, StreamState
+from vau_lib.detectors import lshma, training
+from vau_lib.detectors.lshma import LSHMA
+from vau_lib.detectors.lshma_state import LSHMAConfig, StreamState
+from vau_lib.evaluation import metrics
+from vau_lib.workspace import artifacts
 
 SMALL = {"width": 16, "exit_threshold": 1.0}
 CONFIGS = {
@@ -160,7 +163,7 @@ def test_a_reference_state_dict_loads_strictly_whatever_its_inner_names():
     loaded = lshma.load_released(reference_dict, config)
     assert torch.equal(loaded.score(rows_of(20)), model.score(rows_of(20)))
     del reference_dict["linear.bias"]
-    with pytest.raises(store.StoreError, match="linear.bias"):
+    with pytest.raises(artifacts.StoreError, match="linear.bias"):
         lshma.load_released(reference_dict, config)
 
 
@@ -319,7 +322,7 @@ def test_mil_loss_by_hand():
     logits = torch.logit(torch.tensor([[0.9, 0.5, 0.1, 0.2], [0.2, 0.6, 0.7, 0.8]]))
     # 4 rows: k = 4 // 16 + 1 = 1, bag .9; the second has 2 rows, bag .6
     expected = -(math.log(0.9) + math.log(1 - 0.6)) / 2
-    assert lshma.mil_loss(logits, torch.tensor([4, 2]), torch.tensor([1.0, 0.0])).item() == pytest.approx(expected)
+    assert training.mil_loss(logits, torch.tensor([4, 2]), torch.tensor([1.0, 0.0])).item() == pytest.approx(expected)
 
 
 def test_a_bag_takes_one_row_in_sixteen_and_never_more_than_there_are():
@@ -406,7 +409,7 @@ def test_a_state_of_another_model_is_refused(tmp_path):
     with pytest.raises(ValueError, match="1 streams, the rows of 2"):
         made(CONFIGS["xd"]).push(rows_of(8, streams=2), state)
     (tmp_path / "other.safetensors").write_bytes(b"nothing")
-    with pytest.raises(store.StoreError, match="other.safetensors is no stream state"):
+    with pytest.raises(artifacts.StoreError, match="other.safetensors is no stream state"):
         StreamState.load(tmp_path / "other.safetensors")
 
 
@@ -417,4 +420,4 @@ def test_a_step_takes_whole_clips():
 
 def test_mil_loss_refuses_lengths_beyond_the_rows():
     with pytest.raises(ValueError, match="1 to 4, got 2 to 5"):
-        lshma.mil_loss(torch.zeros(2, 4), torch.tensor([5, 2]), torch.tensor([1.0, 0.0]))
+        training.mil_loss(torch.zeros(2, 4), torch.tensor([5, 2]), torch.tensor([1.0, 0.0]))

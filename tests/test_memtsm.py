@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from vau_lib import memtsm, store, training
+from vau_lib.detectors import memtsm, training
+from vau_lib.features import checkpoints
+from vau_lib.workspace import artifacts
 
 TINY = memtsm.MemTSMConfig(in_channels=8, width=16, slots=12)
 
@@ -154,7 +156,7 @@ def test_the_published_memory_is_inert_and_its_score_is_energy(real_data):
 
 @pytest.mark.real
 def test_a_pickle_that_could_run_code_is_refused(real_data):
-    with pytest.raises(store.StoreError, match=r"ShanghaiTech_85_9\.tar is refused"):
+    with pytest.raises(artifacts.StoreError, match=r"ShanghaiTech_85_9\.tar is refused"):
         memtsm.load_released(real_data / "weights" / "stgnf" / "ShanghaiTech_85_9.tar")
 
 
@@ -165,22 +167,22 @@ def test_a_trained_model_comes_back_with_its_preparation(tmp_path):
     plan = training.Plan(epochs=1, batch_size=4)
     trained = memtsm.train(rows, labels, ["v0", "v1"], config=TINY, plan=plan, steps=8)
     config = {"sizes": vars(trained.model.settings), "prepare": vars(trained.prepare)}
-    training.save_model(tmp_path, trained.model, config, made="here")
+    checkpoints.save_model(tmp_path, trained.model, config, made="here")
     again = memtsm.load_trained(tmp_path)
     assert again.score(rows["v5"])[0] == trained.score(rows["v5"])[0]
     assert np.array_equal(again.error(rows["v5"]), trained.error(rows["v5"]))
-    store.write_json(tmp_path / "config.json", {"sizes": {"colour": 3}, "prepare": {}})
-    with pytest.raises(store.StoreError, match="not of a MemTSM model"):
+    artifacts.write_json(tmp_path / "config.json", {"sizes": {"colour": 3}, "prepare": {}})
+    with pytest.raises(artifacts.StoreError, match="not of a MemTSM model"):
         memtsm.load_trained(tmp_path)
 
 
 def test_weights_of_another_model_are_refused(tmp_path):
     torch.save({"a": torch.zeros(2)}, tmp_path / "other.pth")
-    with pytest.raises(store.StoreError, match="other.pth does not fit MemTSM"):
+    with pytest.raises(artifacts.StoreError, match="other.pth does not fit MemTSM"):
         memtsm.load_released(tmp_path / "other.pth")
     torch.save({"a": {"b": 1}}, tmp_path / "nested.pth")
-    with pytest.raises(store.StoreError, match="something else than named tensors"):
-        training.load_weights(tmp_path / "nested.pth")
+    with pytest.raises(artifacts.StoreError, match="something else than named tensors"):
+        checkpoints.load_weights(tmp_path / "nested.pth")
     (tmp_path / "noise.pth").write_bytes(b"not weights")
-    with pytest.raises(store.StoreError, match="noise.pth is refused"):
-        training.load_weights(tmp_path / "noise.pth")
+    with pytest.raises(artifacts.StoreError, match="noise.pth is refused"):
+        checkpoints.load_weights(tmp_path / "noise.pth")

@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from vau_lib import metrics
+from vau_lib.evaluation import metrics
 
 FRAME_METRICS = (metrics.frame_auc, metrics.frame_ap, metrics.frame_trapezoid_pr, metrics.frame_auc_anomalous_only)
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from tiny_project import make_project, write_notebook, write_params
 
-from vau_lib import runs
-from vau_lib.runs import RunError
+from vau_lib.workspace import notebook_runs, presets
+from vau_lib.workspace.presets import RunError
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def project(tmp_path, monkeypatch):
 
 
 def reasons(*args, **kwargs):
-    return [step.why for step in runs.plan(*args, **kwargs)]
+    return [step.why for step in notebook_runs.plan(*args, **kwargs)]
 
 
 @pytest.fixture(scope="module")
@@ -33,12 +33,16 @@ def history(tmp_path_factory):
         patch.setenv("VAU_PROJECT", str(folder))
         patch.setenv("MPLBACKEND", "agg")
         with pytest.raises(RunError) as caught:
-            runs.run("tiny", overrides={"broken": True})
-        noted["error"], noted["table"], noted["backend"] = str(caught.value), runs.table(), os.environ["MPLBACKEND"]
-        noted["copy"] = json.loads((runs.copies("tiny") / "02_second.ipynb").read_text())
-        noted["third ran"] = (runs.copies("tiny") / "03_third.ipynb").exists()
-        noted["first"] = (runs.copies("tiny") / "01_first.ipynb").stat().st_mtime_ns
-        noted["steps"] = runs.run("tiny")
+            notebook_runs.run("tiny", overrides={"broken": True})
+        noted["error"], noted["table"], noted["backend"] = (
+            str(caught.value),
+            notebook_runs.table(),
+            os.environ["MPLBACKEND"],
+        )
+        noted["copy"] = json.loads((notebook_runs.copies("tiny") / "02_second.ipynb").read_text())
+        noted["third ran"] = (notebook_runs.copies("tiny") / "03_third.ipynb").exists()
+        noted["first"] = (notebook_runs.copies("tiny") / "01_first.ipynb").stat().st_mtime_ns
+        noted["steps"] = notebook_runs.run("tiny")
     return folder, noted
 
 
@@ -64,7 +68,7 @@ def test_the_next_run_skips_what_is_done_and_goes_on_at_the_failed_notebook(resu
         "stopped last time: In [4]",
         "02 runs before it",
     ]
-    assert (runs.copies("tiny") / "01_first.ipynb").stat().st_mtime_ns == noted["first"]
+    assert (notebook_runs.copies("tiny") / "01_first.ipynb").stat().st_mtime_ns == noted["first"]
     assert reasons("tiny") == ["", "", ""]
 
 
@@ -82,13 +86,17 @@ def test_the_table_has_parameters_that_differ_metrics_and_what_failed(resumed):
     assert (first["preset"], first["notebook"], first["count"], first["doubled"]) == ("tiny", "01_first", 5, 10)
     assert first["seconds"] > 0 and first["failed"] == "" and first["half"] == 0.5
     assert second["broken"] and second["failed"].startswith("In [4]") and second["count"] == 5
-    assert list(runs.table("tiny")["failed"]) == ["", "", ""] and runs.table("tiny")["tripled"][1] == 15
+    assert (
+        list(notebook_runs.table("tiny")["failed"]) == ["", "", ""] and notebook_runs.table("tiny")["tripled"][1] == 15
+    )
 
 
 def test_a_recorded_line_is_shown_once(resumed):
-    copy = json.loads((runs.copies("tiny") / "01_first.ipynb").read_text())
+    copy = json.loads((notebook_runs.copies("tiny") / "01_first.ipynb").read_text())
     (shown,) = copy["cells"][-1]["outputs"]
-    assert shown["data"][runs.RECORD]["doubled"] == 10 and "doubled  10" in "".join(shown["data"]["text/plain"])
+    assert shown["data"][notebook_runs.RECORD]["doubled"] == 10 and "doubled  10" in "".join(
+        shown["data"]["text/plain"]
+    )
 
 
 def test_other_parameters_or_code_run_again_with_all_that_follows(resumed, monkeypatch):
@@ -119,10 +127,14 @@ def test_what_does_not_need_a_changed_notebook_stays_done(resumed):
 def test_notebooks_run_side_by_side_and_an_error_stops_what_needs_it(project, capsys):
     (project / "params" / "needs.yaml").write_text('"02": []\n"03": ["02"]\n')
     with pytest.raises(RunError, match=r"^02_second stopped at In \[4\] "):
-        runs.run("tiny", overrides={"broken": True}, workers=2)
-    assert [runs.state("tiny", name) for name in ("01_first", "02_second", "03_third")] == ["done", "failed", "to run"]
-    assert [step.why[:7] for step in runs.run("tiny", workers=2)] == ["", "stopped", "02 runs"]
-    assert list(runs.table("tiny")["failed"]) == ["", "", ""]
+        notebook_runs.run("tiny", overrides={"broken": True}, workers=2)
+    assert [notebook_runs.state("tiny", name) for name in ("01_first", "02_second", "03_third")] == [
+        "done",
+        "failed",
+        "to run",
+    ]
+    assert [step.why[:7] for step in notebook_runs.run("tiny", workers=2)] == ["", "stopped", "02 runs"]
+    assert list(notebook_runs.table("tiny")["failed"]) == ["", "", ""]
 
 
 def test_a_choice_or_fresh_always_runs(resumed):
@@ -130,7 +142,7 @@ def test_a_choice_or_fresh_always_runs(resumed):
 
 
 def test_a_notebook_is_not_done_when_an_earlier_one_ran_after_it(resumed):
-    first, second = (runs.copies("tiny") / f"{name}.ipynb" for name in ("01_first", "02_second"))
+    first, second = (notebook_runs.copies("tiny") / f"{name}.ipynb" for name in ("01_first", "02_second"))
     before = first.read_text()
     ended = json.loads(before)["metadata"]["papermill"]["end_time"]
     try:
@@ -142,46 +154,49 @@ def test_a_notebook_is_not_done_when_an_earlier_one_ran_after_it(resumed):
 
 
 def test_a_copy_cut_short_is_not_taken_for_a_finished_one(resumed):
-    third = runs.copies("tiny") / "03_third.ipynb"
+    third = notebook_runs.copies("tiny") / "03_third.ipynb"
     before = third.read_text()
     try:
         third.write_text(before[: len(before) // 2])
-        assert reasons("tiny")[2] == "was not finished" and runs.state("tiny", "03_third") == "unfinished"
-        assert runs.table().iloc[2]["failed"] == "unfinished"
+        assert reasons("tiny")[2] == "was not finished" and notebook_runs.state("tiny", "03_third") == "unfinished"
+        assert notebook_runs.table().iloc[2]["failed"] == "unfinished"
     finally:
         third.write_text(before)
 
 
 def test_overrides_are_checked_like_files(project):
     with pytest.raises(RunError, match="-p: nobody declares 'brokn'; the nearest name is 'broken'"):
-        runs.plan("tiny", overrides={"brokn": True})
+        notebook_runs.plan("tiny", overrides={"brokn": True})
     with pytest.raises(RunError, match="-p: count must be int, got str 'x'"):
-        runs.plan("tiny", overrides={"count": "x"})
+        notebook_runs.plan("tiny", overrides={"count": "x"})
     with pytest.raises(RunError, match="-p: nobody declares 'broken'"):
-        runs.plan("tiny", ["01"], {"broken": True})
-    assert [step.parameters for step in runs.plan("tiny", ["1", "3"], {"rate": 2})] == [{"count": 5, "rate": 2}, {}]
+        notebook_runs.plan("tiny", ["01"], {"broken": True})
+    assert [step.parameters for step in notebook_runs.plan("tiny", ["1", "3"], {"rate": 2})] == [
+        {"count": 5, "rate": 2},
+        {},
+    ]
 
 
 def test_a_dry_run_writes_nothing(project):
-    assert [step.why for step in runs.run("tiny", dry_run=True)] == ["has not run"] + ["01 runs before it"] * 2
+    assert [step.why for step in notebook_runs.run("tiny", dry_run=True)] == ["has not run"] + ["01 runs before it"] * 2
     assert not (project / "data").exists()
 
 
 def test_record_takes_scalars_and_refuses_the_rest():
-    kept = runs.record(a=np.float32(0.5), b=np.int64(3), c=np.array(1.5), d="x", e=True, f=np.bool_(False))
+    kept = notebook_runs.record(a=np.float32(0.5), b=np.int64(3), c=np.array(1.5), d="x", e=True, f=np.bool_(False))
     assert kept == {"a": 0.5, "b": 3, "c": 1.5, "d": "x", "e": True, "f": False}
     assert {type(value) for value in kept.values()} == {float, int, str, bool}
     for wrong, message in ((float("nan"), "finite float, got nan"), ([1], r"got \[1\]"), (None, "got None")):
         with pytest.raises(RunError, match=f"record: auc must be .*{message}"):
-            runs.record(auc=wrong)
+            notebook_runs.record(auc=wrong)
     with pytest.raises(RunError, match="record: seconds is a column of the table itself"):
-        runs.record(seconds=3)
+        notebook_runs.record(seconds=3)
 
 
 def test_an_empty_project_has_an_empty_table(project):
-    assert list(runs.table().columns) == list(runs.OWN_COLUMNS) and runs.table("tiny").empty
+    assert list(notebook_runs.table().columns) == list(notebook_runs.OWN_COLUMNS) and notebook_runs.table("tiny").empty
     with pytest.raises(RunError, match="no preset 'tyni'"):
-        runs.table("tyni")
+        notebook_runs.table("tyni")
 
 
 def test_ctrl_c_leaves_a_copy_to_resume_from(project):
@@ -190,7 +205,7 @@ def test_ctrl_c_leaves_a_copy_to_resume_from(project):
     started = time.monotonic()
     command = [sys.executable, "-c", "from vau_lib.cli import app; app()", "run", "tiny"]
     job = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    copy = runs.copies("tiny") / "01_first.ipynb"
+    copy = notebook_runs.copies("tiny") / "01_first.ipynb"
     while time.monotonic() < started + 30 and '"status": "running"' not in (copy.read_text() if copy.exists() else ""):
         time.sleep(0.05)
     time.sleep(1.5)  # past the import, into the sleep
@@ -198,23 +213,25 @@ def test_ctrl_c_leaves_a_copy_to_resume_from(project):
     _, said = job.communicate(timeout=120)
     assert job.returncode == 130 and "vau: stopped; the same command goes on from here" in said
     assert reasons("tiny")[0].startswith("stopped last time: interrupted at In [")
-    assert runs.state("tiny", "01_first") == "failed"
+    assert notebook_runs.state("tiny", "01_first") == "failed"
 
 
 def test_a_kernel_that_dies_is_named_with_its_cell(project):
     write_notebook(project, "03_third", "", "import os", "os._exit(3)  # as when memory runs out", "1")
     with pytest.raises(RunError, match=r"03_third stopped at In \[2\] `os._exit\(3\).*`: DeadKernelError"):
-        runs.run("tiny", ["3"])
-    assert "DeadKernelError" in runs.table()["failed"][0] and runs.state("tiny", "03_third") == "failed"
+        notebook_runs.run("tiny", ["3"])
+    assert (
+        "DeadKernelError" in notebook_runs.table()["failed"][0] and notebook_runs.state("tiny", "03_third") == "failed"
+    )
 
 
 def test_a_copy_made_by_papermill_itself_has_a_row_too(project):
     import papermill
 
-    copy = runs.copies("tiny") / "01_first.ipynb"
+    copy = notebook_runs.copies("tiny") / "01_first.ipynb"
     copy.parent.mkdir(parents=True)
-    source = runs.notebooks()["01_first"]
+    source = presets.notebooks()["01_first"]
     papermill.execute_notebook(source, copy, {"count": 4, "notebooks": ["01"]}, progress_bar=False)
-    row = runs.table().iloc[0]
-    assert (row["count"], row["doubled"], row["failed"]) == (4, 8, "") and "notebooks" not in runs.table()
+    row = notebook_runs.table().iloc[0]
+    assert (row["count"], row["doubled"], row["failed"]) == (4, 8, "") and "notebooks" not in notebook_runs.table()
     assert reasons("tiny")[0] == "was not finished"

@@ -44,7 +44,7 @@ def test_anatomy(path):
     ):
         assert part in text, part
     ran = [cell.source for cell, tag in zip(code, tags, strict=True) if tag != ["skip-execution"]]
-    assert "runs.record(" in ran[-1] and any(
+    assert "notebook_runs.record(" in ran[-1] and any(
         line.startswith("assert ") for source in ran for line in source.splitlines()
     )
 
@@ -85,9 +85,9 @@ def test_the_smoke_preset_runs_and_its_table_has_the_numbers(tmp_path):
         executed = read(ROOT / "data" / "runs" / "smoke" / path.name)
         figures = [o for c in executed.cells for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
         assert figures, f"{path.stem} shows no figure"
-    from vau_lib import runs
+    from vau_lib.workspace import notebook_runs
 
-    table = runs.table("smoke").set_index("notebook")
+    table = notebook_runs.table("smoke").set_index("notebook")
     assert len(table) == len(NOTEBOOKS) and set(table["failed"]) <= {""}
     assert table.loc["01_data_prep", "leaks"] == 0 and table.loc["01_data_prep", "skipped"] == 0
     assert table.loc["12_evaluation", "methods"] >= 8

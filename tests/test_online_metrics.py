@@ -7,7 +7,9 @@ from functools import partial
 import numpy as np
 import pytest
 
-from vau_lib import metrics, streaming
+from vau_lib.data import records
+from vau_lib.evaluation import metrics, online_metrics
+from vau_lib.synthetic import feature_streams
 
 SECOND = {"step_s": 1.0, "merge_s": 3.0}
 
@@ -29,7 +31,7 @@ def test_a_frame_holds_the_newest_score_of_a_clip_seen_to_its_end(clip_rows, sni
             if frame >= (clip + 1) * clip_rows * snippet_frames - 1:  # its last frame has been seen
                 now = scores[(clip + 1) * clip_rows - 1]
         expected.append(now)
-    found = streaming.newest(scores, num_frames, clip_rows=clip_rows, snippet_frames=snippet_frames, nothing=0.25)
+    found = online_metrics.newest(scores, num_frames, clip_rows=clip_rows, snippet_frames=snippet_frames, nothing=0.25)
     assert found.tolist() == expected
 
 
@@ -41,9 +43,9 @@ def reached_back(smooth, values):
 
 def test_no_later_score_reaches_an_earlier_frame_but_the_released_smoothers_look_ahead():
     values, clips = rng().random(24), {"clip_rows": 4, "snippet_frames": 1}
-    assert not any(reached_back(lambda v: streaming.newest(v, 24, **clips), values))
-    assert reached_back(lambda v: streaming.smooth_ahead(v, 4), values) == [min(cut, 3) for cut in range(1, 24)]
-    assert reached_back(lambda v: streaming.smooth_blocks(v, 4), values) == [cut % 4 for cut in range(1, 24)]
+    assert not any(reached_back(lambda v: online_metrics.newest(v, 24, **clips), values))
+    assert reached_back(lambda v: online_metrics.smooth_ahead(v, 4), values) == [min(cut, 3) for cut in range(1, 24)]
+    assert reached_back(lambda v: online_metrics.smooth_blocks(v, 4), values) == [cut % 4 for cut in range(1, 24)]
 
 
 @pytest.mark.parametrize("count", [1, 3, 8, 21])
@@ -53,8 +55,8 @@ def test_smoothers_follow_their_loops(count, width):
     padded = [*values, *[0.0] * width]
     sliding = [sum(padded[i : i + width]) / width for i in range(count)]
     blocks = [values[i // width * width :][:width].mean() for i in range(count)]
-    np.testing.assert_allclose(streaming.smooth_ahead(values, width), sliding)
-    np.testing.assert_allclose(streaming.smooth_blocks(values, width), blocks)
+    np.testing.assert_allclose(online_metrics.smooth_ahead(values, width), sliding)
+    np.testing.assert_allclose(online_metrics.smooth_blocks(values, width), blocks)
 
 
 # Alarms
@@ -63,10 +65,12 @@ def test_smoothers_follow_their_loops(count, width):
 def test_alarms_by_hand():
     scores = [0, 1, 1, 0, 0, 1, 0, 0, 0.5, 1]  # hot at 1 2, 5, 9: gaps of 3 and 4 steps
     for merge_s, begin in {0: [2, 6, 10], 3: [2, 6, 10], 3.5: [2, 10], 4: [2, 10], 4.5: [2]}.items():
-        assert streaming.alarms(scores, 1, step_s=1, merge_s=merge_s).tolist() == begin  # known when the step is over
-    assert streaming.alarms(scores, 1, step_s=0.5, merge_s=2).tolist() == [1, 5]
-    assert streaming.alarms(scores, 0.5, **SECOND).tolist() == [2, 6, 9] and not len(
-        streaming.alarms(scores, 2, **SECOND)
+        assert (
+            online_metrics.alarms(scores, 1, step_s=1, merge_s=merge_s).tolist() == begin
+        )  # known when the step is over
+    assert online_metrics.alarms(scores, 1, step_s=0.5, merge_s=2).tolist() == [1, 5]
+    assert online_metrics.alarms(scores, 0.5, **SECOND).tolist() == [2, 6, 9] and not len(
+        online_metrics.alarms(scores, 2, **SECOND)
     )
 
 
@@ -97,11 +101,11 @@ def test_the_threshold_of_a_budget_is_the_lowest_of_all_candidates(step_s, merge
         hours = sum(len(values) for values in streams.values()) * step_s / 3600
         rates = [sum(brute_alarms(v, level, **clock) for v in streams.values()) / hours for level in levels]
         for level, rate in zip(levels, rates, strict=True):
-            assert streaming.false_alarms_per_hour(streams, threshold=level, **clock) == pytest.approx(rate)
+            assert online_metrics.false_alarms_per_hour(streams, threshold=level, **clock) == pytest.approx(rate)
         for budget in (0, 0.9 / hours, 1 / hours, 2 / hours, 3.5 / hours, 1e9):
             over = [place for place, rate in enumerate(rates) if rate > budget * (1 + 1e-9)]
             expected = levels[over[-1] + 1 if over else 0]  # it and every candidate above it keep to the budget
-            assert streaming.threshold_for_budget(streams, per_hour=budget, **clock) == expected
+            assert online_metrics.threshold_for_budget(streams, per_hour=budget, **clock) == expected
             answers.add(levels.index(expected) / len(levels))
     assert len(answers) > 10
 
@@ -109,17 +113,17 @@ def test_the_threshold_of_a_budget_is_the_lowest_of_all_candidates(step_s, merge
 def test_merging_counts_fewer_alarms_but_a_lower_threshold_is_not_taken_for_it():
     """At 0 all is one alarm, at .5 there are two, at 1 one: a budget of one means 1, not 0."""
     streams, one = {"a": [0.5, 0, 0, 0, 1, 0]}, 3600 / 6
-    assert streaming.false_alarms_per_hour(streams, threshold=0, **SECOND) == pytest.approx(one)
-    assert streaming.false_alarms_per_hour(streams, threshold=0.5, **SECOND) == pytest.approx(2 * one)
-    assert streaming.threshold_for_budget(streams, per_hour=one, **SECOND) == 1
-    assert streaming.threshold_for_budget(streams, per_hour=0, **SECOND) == np.nextafter(1, 2)
+    assert online_metrics.false_alarms_per_hour(streams, threshold=0, **SECOND) == pytest.approx(one)
+    assert online_metrics.false_alarms_per_hour(streams, threshold=0.5, **SECOND) == pytest.approx(2 * one)
+    assert online_metrics.threshold_for_budget(streams, per_hour=one, **SECOND) == 1
+    assert online_metrics.threshold_for_budget(streams, per_hour=0, **SECOND) == np.nextafter(1, 2)
 
 
 def test_a_report_by_hand():
     scores = np.zeros(40)
     scores[[4, 12, 13, 30]] = 1  # known at 5, 13, 14 and 31 s
     streams, events = {"cam": scores, "quiet": np.zeros(20)}, {"cam": [(10, 20), (25, 28), (30, 40)], "quiet": []}
-    report = streaming.detection_report(streams, events, threshold=0.5, within_s=(1, 2, 3), **SECOND)
+    report = online_metrics.detection_report(streams, events, threshold=0.5, within_s=(1, 2, 3), **SECOND)
     assert (report["events"], report["detected"]) == (3, 2)  # delays 3 s, missed (3 s long), 1 s
     assert [report[f"recall_within_{s}s"] for s in (1, 2, 3)] == pytest.approx([1 / 3, 1 / 3, 2 / 3])
     assert (report["median_delay_s"], report["mean_delay_s"]) == pytest.approx((3, 7 / 3))
@@ -130,10 +134,10 @@ def test_a_report_by_hand():
 def test_an_alarm_that_begins_before_the_event_is_false_and_sees_it_at_once():
     scores = np.zeros(30)
     scores[5:15] = 1  # known from 6 s to 15 s
-    report = streaming.detection_report({"a": scores}, {"a": [(10, 20)]}, threshold=1, within_s=(0.5,), **SECOND)
+    report = online_metrics.detection_report({"a": scores}, {"a": [(10, 20)]}, threshold=1, within_s=(0.5,), **SECOND)
     assert (report["false_alarms"], report["detected"], report["median_delay_s"]) == (1, 1, 0)
     assert report["recall_within_0.5s"] == 1 and report["hot_share"] == pytest.approx(4 / 20)  # 6 to 9 s
-    endless = streaming.detection_report({"a": np.ones(30)}, {"a": [(10, 20)]}, threshold=1, **SECOND)
+    endless = online_metrics.detection_report({"a": np.ones(30)}, {"a": [(10, 20)]}, threshold=1, **SECOND)
     assert (endless["detected"], endless["false_alarms"], endless["hot_share"]) == (1, 1, 1)  # told by its share
 
 
@@ -142,18 +146,18 @@ def test_an_alarm_in_the_last_moment_is_late():
     for place, delay, false in ((18, 9, 0), (19, 10, 1)):
         scores = np.zeros(30)
         scores[place] = 1
-        report = streaming.detection_report({"a": scores}, {"a": [(10, 20)]}, threshold=1, **SECOND)
+        report = online_metrics.detection_report({"a": scores}, {"a": [(10, 20)]}, threshold=1, **SECOND)
         assert (report["detected"], report["median_delay_s"], report["false_alarms"]) == (not false, delay, false)
 
 
 def test_a_delay_curve_is_a_report_at_each_budget():
     scores, events, validation = normals(5, 4), {"s0": [(2, 9)], "s1": [], "s2": [(1, 4)], "s3": []}, normals(6)
-    rows = streaming.delay_curve(scores, events, validation, budgets=(0, 60, 1e6), within_s=(3,), **SECOND)
+    rows = online_metrics.delay_curve(scores, events, validation, budgets=(0, 60, 1e6), within_s=(3,), **SECOND)
     assert [row.pop("budget_per_hour") for row in rows] == [0, 60, 1e6]
     thresholds = [row.pop("threshold") for row in rows]
-    assert thresholds == [streaming.threshold_for_budget(validation, per_hour=b, **SECOND) for b in (0, 60, 1e6)]
+    assert thresholds == [online_metrics.threshold_for_budget(validation, per_hour=b, **SECOND) for b in (0, 60, 1e6)]
     for row, threshold in zip(rows, thresholds, strict=True):
-        assert row == streaming.detection_report(scores, events, threshold=threshold, within_s=(3,), **SECOND)
+        assert row == online_metrics.detection_report(scores, events, threshold=threshold, within_s=(3,), **SECOND)
     assert rows[0]["mean_delay_s"] > rows[-1]["mean_delay_s"]
 
 
@@ -167,7 +171,9 @@ def videos(sign):
 
 def test_a_spliced_stream_holds_whole_anomalies_between_normal_rows():
     spans = [[(1, 3), (4, 5)]] * 6
-    stream = streaming.splice(videos(1), videos(-1), rows=200, events=8, rng=rng(), id="x", row_s=0.5, spans=spans)
+    stream = feature_streams.splice(
+        videos(1), videos(-1), rows=200, events=8, rng=rng(), id="x", row_s=0.5, spans=spans
+    )
     values, expected = stream.rows[:, 0], []
     inserted = np.flatnonzero(values < 0)
     for place in np.split(inserted, np.flatnonzero(np.diff(inserted) > 1) + 1):  # so that normal rows lie between
@@ -186,16 +192,16 @@ def test_a_spliced_stream_holds_whole_anomalies_between_normal_rows():
 
 
 def test_events_are_spread_one_in_each_part():
-    stream = streaming.splice(videos(1), videos(-1), rows=2000, events=10, rng=rng(), id="x")
+    stream = feature_streams.splice(videos(1), videos(-1), rows=2000, events=10, rng=rng(), id="x")
     normal_before = [(stream.labels[:start] == 0).sum() for start, _ in stream.events]
     assert np.floor_divide(normal_before, (stream.labels == 0).sum() / 10).tolist() == list(range(10))
-    assert not streaming.splice(videos(1), [], rows=20, events=0, rng=rng(), id="x").labels.any()
+    assert not feature_streams.splice(videos(1), [], rows=20, events=0, rng=rng(), id="x").labels.any()
 
 
 def test_a_drifting_stream_is_what_its_formula_says():
     quiet = {"drift": 0.0, "camera": 0.0, "noise": 0.0}
-    stream = streaming.drifting_stream(rows=3000, events=40, rng=rng(), offset=2.0, event_rows=(5, 9), **quiet)
-    along, towards = streaming.world_directions()
+    stream = feature_streams.drifting_stream(rows=3000, events=40, rng=rng(), offset=2.0, event_rows=(5, 9), **quiet)
+    along, towards = feature_streams.world_directions()
     np.testing.assert_allclose(along @ along.T, np.eye(4), atol=1e-12)
     np.testing.assert_allclose(towards, along.sum(0) / 2)
     lifted = stream.rows @ towards
@@ -210,16 +216,16 @@ def test_a_drifting_stream_is_what_its_formula_says():
 
 def test_the_drift_has_its_size_and_its_time():
     level = {"camera": 0.0, "noise": 0.0, "row_s": 1.0, "drift": 3.0, "drift_s": 50.0}
-    stream = streaming.drifting_stream(rows=100_000, events=0, rng=rng(), width=8, directions=2, **level)
-    z = stream.rows @ streaming.world_directions(8, directions=2)[0].T
+    stream = feature_streams.drifting_stream(rows=100_000, events=0, rng=rng(), width=8, directions=2, **level)
+    z = stream.rows @ feature_streams.world_directions(8, directions=2)[0].T
     assert z.std(0) == pytest.approx([3, 3], rel=0.1)
     after = [(z[50:, k] * z[:-50, k]).mean() / z[:, k].var() for k in (0, 1)]
     assert after == pytest.approx([math.exp(-1)] * 2, abs=0.08)
 
 
-@pytest.mark.parametrize("make", [streaming.splice, streaming.drifting_stream])
+@pytest.mark.parametrize("make", [feature_streams.splice, feature_streams.drifting_stream])
 def test_a_seed_decides_the_stream(make):
-    parts = {"normals": videos(1), "anomalies": videos(-1), "id": "x"} if make is streaming.splice else {}
+    parts = {"normals": videos(1), "anomalies": videos(-1), "id": "x"} if make is feature_streams.splice else {}
     one, same, other = (make(rows=300, events=5, rng=rng(seed), **parts) for seed in (1, 1, 2))
     assert one.rows.tobytes() == same.rows.tobytes() and one.events == same.events != other.events
     assert one.rows.dtype == np.float32 and one.labels.dtype == np.uint8
@@ -227,7 +233,7 @@ def test_a_seed_decides_the_stream(make):
 
 def test_after_leaves_out_events_that_began_before():
     labels = np.array([0, 1, 1, 1, 0, 1, 0], np.uint8)
-    stream = streaming.LongStream("x", np.zeros((7, 1)), labels, ((1, 4), (5, 6)), row_s=2.0)
+    stream = records.LongStream("x", np.zeros((7, 1)), labels, ((1, 4), (5, 6)), row_s=2.0)
     assert np.flatnonzero(stream.after(0)).tolist() == list(range(7))
     assert np.flatnonzero(stream.after(2)).tolist() == [1, 2, 3, 4, 5, 6]
     assert np.flatnonzero(stream.after(2.1)).tolist() == [4, 5, 6]
@@ -235,9 +241,9 @@ def test_after_leaves_out_events_that_began_before():
 
 
 def test_in_the_drifting_world_only_the_recent_past_tells():
-    world = streaming.drifting_world(8, rows=4000, events=20, rng=rng())
+    world = feature_streams.drifting_world(8, rows=4000, events=20, rng=rng())
     assert [stream.id for stream in world[:2]] == ["drift-000", "drift-001"]
-    labels, towards = {stream.id: stream.labels for stream in world}, streaming.world_directions()[1]
+    labels, towards = {stream.id: stream.labels for stream in world}, feature_streams.world_directions()[1]
 
     def auc(past):
         level = {stream.id: stream.rows @ towards for stream in world}
@@ -248,40 +254,40 @@ def test_in_the_drifting_world_only_the_recent_past_tells():
 
     absolute, first = auc(lambda x: 0), auc(lambda x: x[:100].mean())
     assert 0.55 < absolute < 0.75 and auc(recent) > 0.85 and first == pytest.approx(absolute, abs=0.05)
-    normal = streaming.drifting_world(2, rows=50, events=0, rng=rng(), prefix="n")
+    normal = feature_streams.drifting_world(2, rows=50, events=0, rng=rng(), prefix="n")
     assert not any(stream.labels.any() for stream in normal) and normal[1].id == "n-001"
 
 
 def test_costs_by_hand():
     seconds, times = np.concatenate([np.full(10, 9.0), np.arange(1, 102) / 1000]), rng().random(50) * 1e4
-    assert streaming.latency(seconds) == pytest.approx({"mean_ms": 51, "p50_ms": 51, "p95_ms": 96, "p99_ms": 100})
-    assert streaming.slope_per_hour(7 + 3 * times / 3600, times) == pytest.approx(3)
-    assert streaming.slope_per_hour([1, 3, 2], [0, 1800, 3600]) == pytest.approx(1)
+    assert online_metrics.latency(seconds) == pytest.approx({"mean_ms": 51, "p50_ms": 51, "p95_ms": 96, "p99_ms": 100})
+    assert online_metrics.slope_per_hour(7 + 3 * times / 3600, times) == pytest.approx(3)
+    assert online_metrics.slope_per_hour([1, 3, 2], [0, 1800, 3600]) == pytest.approx(1)
     gc.collect()  # what other tests left must not be given back between the two readings
-    before, block = streaming.resident_bytes(), np.ones(256 << 20, np.uint8)
-    assert before > 0 and streaming.resident_bytes() > before + 0.5 * block.nbytes
+    before, block = online_metrics.resident_bytes(), np.ones(256 << 20, np.uint8)
+    assert before > 0 and online_metrics.resident_bytes() > before + 0.5 * block.nbytes
 
 
 # Refusals
 
 
 ONE = {"a": [0.0, 1.0]}
-REPORT = partial(streaming.detection_report, threshold=1, step_s=1)
-SPLICE = partial(streaming.splice, rows=100, events=2, rng=rng(), id="x")
-DRIFT = partial(streaming.drifting_stream, rows=100, events=2, rng=rng())
+REPORT = partial(online_metrics.detection_report, threshold=1, step_s=1)
+SPLICE = partial(feature_streams.splice, rows=100, events=2, rng=rng(), id="x")
+DRIFT = partial(feature_streams.drifting_stream, rows=100, events=2, rng=rng())
 
 
 @pytest.mark.parametrize(
     "refused, said",
     [
-        (lambda: streaming.newest([1, 2], 4, clip_rows=0), "clip_rows must be 1 or more, got 0"),
-        (lambda: streaming.newest(np.ones((2, 2)), 4, clip_rows=1), r"newest: one number per step .* \(2, 2\)"),
-        (lambda: streaming.smooth_blocks([1, math.nan], 4), "smooth_blocks: nan at place 1"),
-        (lambda: streaming.alarms([1], math.nan, step_s=1), "threshold must be a number, got nan"),
-        (lambda: streaming.alarms([1], 1, step_s=0), "step_s must be positive .* got 0 and 10"),
-        (lambda: streaming.false_alarms_per_hour({}, threshold=1, step_s=1), "no streams"),
-        (lambda: streaming.false_alarms_per_hour({"b": [math.inf]}, threshold=1, step_s=1), "stream b: inf at place 0"),
-        (lambda: streaming.threshold_for_budget(ONE, per_hour=-1, step_s=1), "per_hour must be 0 or more, got -1"),
+        (lambda: online_metrics.newest([1, 2], 4, clip_rows=0), "clip_rows must be 1 or more, got 0"),
+        (lambda: online_metrics.newest(np.ones((2, 2)), 4, clip_rows=1), r"newest: one number per step .* \(2, 2\)"),
+        (lambda: online_metrics.smooth_blocks([1, math.nan], 4), "smooth_blocks: nan at place 1"),
+        (lambda: online_metrics.alarms([1], math.nan, step_s=1), "threshold must be a number, got nan"),
+        (lambda: online_metrics.alarms([1], 1, step_s=0), "step_s must be positive .* got 0 and 10"),
+        (lambda: online_metrics.false_alarms_per_hour({}, threshold=1, step_s=1), "no streams"),
+        (lambda: online_metrics.false_alarms_per_hour({"b": [math.inf]}, threshold=1, step_s=1), "stream b: inf at place 0"),
+        (lambda: online_metrics.threshold_for_budget(ONE, per_hour=-1, step_s=1), "per_hour must be 0 or more, got -1"),
         (lambda: REPORT(ONE, {}), r"stream a has no events \(\[\] if normal\)"),
         (lambda: REPORT(ONE, {"a": []}), "none of 1 streams has an event"),
         (lambda: REPORT(ONE, {"a": [(1, 1)]}), r"stream a: an event starts .* got \(1, 1\)"),
@@ -291,8 +297,8 @@ DRIFT = partial(streaming.drifting_stream, rows=100, events=2, rng=rng())
         (lambda: SPLICE(videos(1), videos(1), rows=22), r"22 rows leave \d+ normal ones for 2 events"),
         (lambda: DRIFT(rows=30, event_rows=(20, 20)), "30 rows leave -10 normal ones for 2 events"),
         (lambda: DRIFT(directions=65), "a world of width 64 has 1 to 64 directions, got 65"),
-        (lambda: streaming.latency(np.ones(10)), "10 calls leave none after a warm-up of 10"),
-        (lambda: streaming.slope_per_hour([1, 2], [3, 3]), "a slope needs two times"),
+        (lambda: online_metrics.latency(np.ones(10)), "10 calls leave none after a warm-up of 10"),
+        (lambda: online_metrics.slope_per_hour([1, 2], [3, 3]), "a slope needs two times"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused(refused, said):

@@ -3,8 +3,8 @@
 import pytest
 from tiny_project import make_project, write_notebook, write_params
 
-from vau_lib import presets, runs
-from vau_lib.runs import RunError
+from vau_lib.workspace import presets
+from vau_lib.workspace.presets import RunError
 
 
 @pytest.fixture
@@ -14,17 +14,17 @@ def project(tmp_path, monkeypatch):
 
 
 def test_the_tagged_cell_declares_names_types_and_defaults(project):
-    found = runs.declared("01_first")
+    found = presets.declared("01_first")
     assert [(p.name, p.type, p.default) for p in found.values()] == [
         ("count", "int", 3), ("rate", "float", 0.5), ("note", "str", ""),
     ]  # fmt: skip
-    assert found["rate"].help == "how fast" and runs.declared("03") == {}
+    assert found["rate"].help == "how fast" and presets.declared("03") == {}
 
 
 def test_a_type_comes_from_the_default_where_none_is_written(project):
     cell = "a = 3\nb = 'x # y'  # a hash inside\nc = [1]\nd = None\ne: dict = {\n    'k': 1,\n}\nf = list(range(3))"
     write_notebook(project, "04_bare", cell)
-    found = runs.declared("04_bare")
+    found = presets.declared("04_bare")
     assert {name: p.type for name, p in found.items()} | {"d": "", "f": ""} == {
         "a": "int", "b": "str", "c": "list", "d": "", "e": "dict", "f": "",
     }  # fmt: skip
@@ -43,23 +43,23 @@ def test_a_type_comes_from_the_default_where_none_is_written(project):
 def test_a_cell_papermill_would_misread_is_refused(project, cell, message):
     write_notebook(project, "04_odd", cell)
     with pytest.raises(RunError, match=message.replace("|", r"\|")):
-        runs.declared("04")
+        presets.declared("04")
 
 
 def test_shared_values_go_to_whoever_declares_them(project):
     write_params(project, "tiny", "02_second", "broken: true\n")
-    assert runs.load_preset("tiny", "01") == {"count": 5}
-    assert runs.load_preset("tiny", "02_second") == {"count": 5, "broken": True}
-    assert runs.load_preset("tiny", 3) == {}
+    assert presets.load_preset("tiny", "01") == {"count": 5}
+    assert presets.load_preset("tiny", "02_second") == {"count": 5, "broken": True}
+    assert presets.load_preset("tiny", 3) == {}
 
 
 def test_demo_needs_no_folder_and_means_the_cells_defaults(project):
-    assert runs.load_preset("demo", "01") == {} and presets.members("demo") == ["01_first", "02_second", "03_third"]
+    assert presets.load_preset("demo", "01") == {} and presets.members("demo") == ["01_first", "02_second", "03_third"]
 
 
 def test_a_notebooks_own_value_wins_over_the_shared_one(project):
     write_params(project, "tiny", "01_first", "count: 7")
-    assert runs.load_preset("tiny", "01") == {"count": 7}
+    assert presets.load_preset("tiny", "01") == {"count": 7}
 
 
 @pytest.mark.parametrize(
@@ -82,16 +82,16 @@ def test_a_notebooks_own_value_wins_over_the_shared_one(project):
 def test_a_mistake_in_a_preset_is_one_line_with_the_nearest_name(project, file, text, message):
     write_params(project, "tiny", file, text)
     with pytest.raises(RunError, match=message) as caught:
-        runs.load_preset("tiny", "01")
+        presets.load_preset("tiny", "01")
     assert "\n" not in str(caught.value)
 
 
 def test_an_int_does_where_a_float_is_asked_and_lists_are_looked_into(project):
     write_params(project, "tiny", "01_first", "rate: 1")
     write_params(project, "tiny", "02_second", "seeds: [0, one]")
-    assert runs.load_preset("tiny", "01")["rate"] == 1
+    assert presets.load_preset("tiny", "01")["rate"] == 1
     with pytest.raises(RunError, match=r"seeds must be list\[int\], got list \[0, 'one'\]"):
-        runs.load_preset("tiny", "02")
+        presets.load_preset("tiny", "02")
 
 
 def test_an_unknown_preset_or_notebook_is_refused(project):
@@ -118,24 +118,24 @@ def test_overrides_are_yaml_and_an_exponent_is_a_number():
 
 
 def test_a_path_does_not_depend_on_the_working_directory(project, monkeypatch, tmp_path_factory):
-    before = runs.project_path("data/raw")
+    before = presets.project_path("data/raw")
     monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
-    assert runs.project_path("data/raw") == before == project / "data" / "raw"
-    assert runs.project_path(project / "x") == project / "x"
+    assert presets.project_path("data/raw") == before == project / "data" / "raw"
+    assert presets.project_path(project / "x") == project / "x"
     monkeypatch.setenv("HOME", "/somewhere")
-    assert str(runs.project_path("~/x")) == "/somewhere/x"
+    assert str(presets.project_path("~/x")) == "/somewhere/x"
 
 
 def test_a_path_may_start_with_a_variable_and_says_which_one_is_missing(project, monkeypatch):
     monkeypatch.setenv("VAU_REAL_DATA", "/videos")
-    assert str(runs.project_path("$VAU_REAL_DATA/ucsd_ped2")) == "/videos/ucsd_ped2"
+    assert str(presets.project_path("$VAU_REAL_DATA/ucsd_ped2")) == "/videos/ucsd_ped2"
     monkeypatch.setenv("VAU_REAL_DATA", "../beside")
-    assert runs.project_path("${VAU_REAL_DATA}/a") == project / "../beside/a"
+    assert presets.project_path("${VAU_REAL_DATA}/a") == project / "../beside/a"
     monkeypatch.delenv("VAU_REAL_DATA")
     with pytest.raises(RunError, match="ped2 needs the environment variable VAU_REAL_DATA: export VAU_REAL_DATA="):
-        runs.project_path("$VAU_REAL_DATA/ucsd_ped2")
+        presets.project_path("$VAU_REAL_DATA/ucsd_ped2")
     with pytest.raises(RunError, match="a path is empty"):
-        runs.project_path("")
+        presets.project_path("")
 
 
 def test_a_notebook_needs_what_is_told_and_what_that_needs_or_all_before_it(project):

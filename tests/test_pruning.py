@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from vau_lib import compress, lowrank, store
+from vau_lib.compression import distillation, low_rank, pruning
+from vau_lib.workspace import artifacts
 
 
 def mlp(seed=0):
@@ -23,18 +24,18 @@ def data():
 
 def test_pruning_nothing_is_exact(data):
     model = mlp()
-    assert torch.equal(compress.prune(model, 0, data)(data[0]), model(data[0]))
+    assert torch.equal(pruning.prune(model, 0, data)(data[0]), model(data[0]))
 
 
 def test_full_rank_is_exact(data):
     model = mlp()
-    assert (compress.factorise(model, 1, data)(data[0]) - model(data[0])).abs().max() <= 1e-4
+    assert (pruning.factorise(model, 1, data)(data[0]) - model(data[0])).abs().max() <= 1e-4
 
 
 def test_the_loss_of_a_rank_is_the_sum_of_the_singular_values_beyond_it(data):
     model, x = nn.Sequential(nn.Linear(8, 6, bias=False)).double(), torch.cat(data).double()
-    parts = lowrank.whitened(model[0].weight, x.T @ x)
-    thin = lowrank.thin(model[0], *parts, 3)
+    parts = low_rank.whitened(model[0].weight, x.T @ x)
+    thin = low_rank.thin(model[0], *parts, 3)
     assert (model(x) - thin(x)).pow(2).sum().item() == pytest.approx(parts[1][3:].pow(2).sum().item(), rel=1e-4)
 
 
@@ -42,7 +43,7 @@ def test_a_constant_channel_is_dropped_for_free(data):
     model = mlp()
     model[0].weight.data[:4] = 0  # four channels that only ever give their bias
     model[0].bias.data[:4] = 1
-    small = compress.prune(model, 4 / 56, data)
+    small = pruning.prune(model, 4 / 56, data)
     assert small[0].out_features == 28 and (small(data[0]) - model(data[0])).abs().max() < 1e-5
 
 
@@ -53,51 +54,51 @@ def weights(model):
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.8, 0.95])
 def test_the_budget_is_spent_to_within_one_rank(data, share):
     model = mlp()
-    left = share * weights(model) - weights(compress.factorise(model, share, data))
+    left = share * weights(model) - weights(pruning.factorise(model, share, data))
     assert 0 <= left < 24 + 32  # one rank of the largest layer
 
 
 def test_a_layer_past_break_even_stays_whole_at_its_own_cost():
     flat, steep = torch.ones(6, dtype=torch.double), torch.tensor([9, 1e-6, 0, 0, 0, 0]).double()
     parts = {name: (torch.zeros(6, 6), s, torch.zeros(6, 6)) for name, s in (("flat", flat), ("steep", steep))}
-    assert lowrank.shared_ranks(parts, 36 + 12) == {"flat": None, "steep": 1}  # 36 weights whole, 12 of rank 1
-    assert lowrank.shared_ranks(parts, 36 + 11) == {"flat": 2, "steep": 1}
+    assert low_rank.shared_ranks(parts, 36 + 12) == {"flat": None, "steep": 1}  # 36 weights whole, 12 of rank 1
+    assert low_rank.shared_ranks(parts, 36 + 11) == {"flat": 2, "steep": 1}
     with pytest.raises(ValueError, match="rank 1 everywhere takes 24 parameters, the share allows 20"):
-        lowrank.shared_ranks(parts, 20)
+        low_rank.shared_ranks(parts, 20)
 
 
-@pytest.mark.parametrize("small", [lambda m, d: compress.prune(m, 0.5, d), lambda m, d: compress.factorise(m, 0.5, d)])
+@pytest.mark.parametrize("small", [lambda m, d: pruning.prune(m, 0.5, d), lambda m, d: pruning.factorise(m, 0.5, d)])
 def test_a_compressed_model_reloads_into_its_smaller_shapes(tmp_path, data, small):
     model = mlp()
     made = small(model, data)
-    compress.save(made, tmp_path)
-    again = compress.load(tmp_path, mlp(seed=9))
+    pruning.save(made, tmp_path)
+    again = pruning.load(tmp_path, mlp(seed=9))
     assert torch.equal(again(data[0]), made(data[0]))
-    assert compress.report(model, again)["parameters"] < 0.7
+    assert pruning.report(model, again)["parameters"] < 0.7
 
 
 @pytest.mark.parametrize("ratio", [-0.1, 1, 2])
 def test_a_ratio_out_of_range_is_refused(data, ratio):
     with pytest.raises(ValueError, match=f"got {ratio}"):
-        compress.prune(mlp(), ratio, data)
+        pruning.prune(mlp(), ratio, data)
 
 
 @pytest.mark.parametrize("share", [0, 1.5])
 def test_a_share_out_of_range_is_refused(data, share):
     with pytest.raises(ValueError, match=f"got {share}"):
-        compress.factorise(mlp(), share, data)
+        pruning.factorise(mlp(), share, data)
 
 
 @pytest.mark.parametrize("nothing", [None, []])
 def test_missing_calibration_data_is_refused(nothing):
-    for call in (compress.prune, compress.factorise):
+    for call in (pruning.prune, pruning.factorise):
         with pytest.raises(ValueError, match="needs calibration data"):
             call(mlp(), 0.5, nothing)
 
 
 def test_a_model_without_an_mlp_is_refused(data):
     with pytest.raises(ValueError, match="no MLP"):
-        compress.prune(nn.Linear(8, 2), 0.5, data)
+        pruning.prune(nn.Linear(8, 2), 0.5, data)
 
 
 @pytest.fixture(scope="module")
@@ -129,10 +130,10 @@ def digits():
 def test_half_the_parameters_keep_nine_tenths_of_the_accuracy_after_healing(digits, way, lora_rank):
     model, batches, accuracy = digits
     ratio_or_share = {"prune": 0.4, "factorise": 0.49}[way]  # channels at both ends; biases are not factorised
-    small = getattr(compress, way)(model, ratio_or_share, batches)
+    small = getattr(pruning, way)(model, ratio_or_share, batches)
     shapes = {name: part.shape for name, part in small.state_dict().items()}
-    losses = compress.heal(small, model, batches, epochs=5, lora_rank=lora_rank)
-    assert 0.45 < compress.report(model, small)["parameters"] <= 0.5
+    losses = distillation.distil(small, model, batches, epochs=5, lora_rank=lora_rank)
+    assert 0.45 < pruning.report(model, small)["parameters"] <= 0.5
     assert accuracy(small) >= 0.9 * accuracy(model) > 0.8
     assert len(losses) == 5 and losses[-1] < losses[0]
     assert {name: part.shape for name, part in small.state_dict().items()} == shapes  # an adapter leaves no trace
@@ -140,14 +141,14 @@ def test_half_the_parameters_keep_nine_tenths_of_the_accuracy_after_healing(digi
 
 
 def test_healing_learns_nothing_from_an_equal_teacher(data):
-    assert max(compress.heal(mlp(), mlp(), data, learning_rate=0)) < 1e-6
+    assert max(distillation.distil(mlp(), mlp(), data, learning_rate=0)) < 1e-6
 
 
 def test_healing_refuses_bad_input(data):
     with pytest.raises(ValueError, match="lora_rank must be 0 or more, got -1"):
-        compress.heal(mlp(), mlp(), data, lora_rank=-1)
+        distillation.distil(mlp(), mlp(), data, lora_rank=-1)
     with pytest.raises(ValueError, match="needs calibration data, got no batches"):
-        compress.heal(mlp(), mlp(), [])
+        distillation.distil(mlp(), mlp(), [])
 
 
 def tiny_qwen(layers=3, **more):
@@ -194,13 +195,13 @@ def logits(model, batch):
 
 def test_compressing_nothing_changes_no_logit_of_a_real_class(seen):
     model = tiny_qwen()
-    assert torch.equal(logits(compress.prune(model, 0, [seen]), seen), logits(model, seen))
-    assert (logits(compress.factorise(model, 1, [seen]), seen) - logits(model, seen)).abs().max() <= 1e-4
+    assert torch.equal(logits(pruning.prune(model, 0, [seen]), seen), logits(model, seen))
+    assert (logits(pruning.factorise(model, 1, [seen]), seen) - logits(model, seen)).abs().max() <= 1e-4
 
 
 def test_heads_fall_by_groups_and_the_rest_is_as_if_they_were_silent(seen):
     model = tiny_qwen()
-    small = compress.prune(model, 0, [seen], heads=0.4, bias_repair=False)
+    small = pruning.prune(model, 0, [seen], heads=0.4, bias_repair=False)
     text, tower = small.model.language_model.layers, small.model.visual.blocks
     groups = [layer.self_attn.num_key_value_heads for layer in text]
     assert all(layer.self_attn.num_heads == 2 * count for layer, count in zip(text, groups, strict=True))
@@ -221,7 +222,7 @@ def test_the_group_that_says_nothing_falls_first(seen):
     model = tiny_qwen(layers=1)
     attention = model.model.language_model.layers[0].self_attn
     attention.v_proj.weight.data[:8] = 0  # the first key/value head; its values are its bias, 0
-    small = compress.prune(
+    small = pruning.prune(
         model.model.language_model, 0, [{"input_ids": seen["input_ids"]}], heads=0.5, bias_repair=False
     )
     assert torch.equal(small.layers[0].self_attn.o_proj.weight, attention.o_proj.weight[:, 16:])
@@ -234,13 +235,13 @@ def test_uniform_heads_stand_in_a_config_that_can_say_so(tmp_path, seen):
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2)).eval()
     batch = {"input_ids": seen["input_ids"]}
-    small = compress.prune(model, 0.25, [batch], heads=0.5, uniform=True)
+    small = pruning.prune(model, 0.25, [batch], heads=0.5, uniform=True)
     config = small.config
     assert (config.num_attention_heads, config.num_key_value_heads, config.head_dim) == (2, 1, 8)
-    assert config.intermediate_size == 36 and compress.save(small, tmp_path)
+    assert config.intermediate_size == 36 and pruning.save(small, tmp_path)
     assert torch.equal(logits(LlamaForCausalLM.from_pretrained(tmp_path), batch), logits(small, batch))
     with pytest.raises(ValueError, match="Qwen2_5_VLTextConfig cannot express fewer heads"):
-        compress.prune(tiny_qwen(), 0, [batch], heads=0.5, uniform=True)
+        pruning.prune(tiny_qwen(), 0, [batch], heads=0.5, uniform=True)
 
 
 @pytest.mark.parametrize("least", [0, 1, 2])
@@ -250,7 +251,7 @@ def test_the_layer_that_turns_its_input_least_is_dropped(seen, least):
     layer = model.model.language_model.layers[least]
     for part in (layer.self_attn.o_proj, layer.mlp.down_proj):
         part.weight.data *= 0.01
-    assert compress.drop_layers(model, 1, [seen], stack="model.language_model.layers") == [least]
+    assert pruning.drop_layers(model, 1, [seen], stack="model.language_model.layers") == [least]
     assert model.config.text_config.layer_types == ["full_attention"] * 2
     assert model.config.text_config.num_hidden_layers == 2
     assert [one.self_attn.layer_idx for one in model.model.language_model.layers] == [0, 1]
@@ -258,37 +259,37 @@ def test_the_layer_that_turns_its_input_least_is_dropped(seen, least):
 
 def test_dropping_layers_finds_the_stack(seen):
     model = tiny_qwen()
-    influence = compress.block_influence(model, [seen])
+    influence = pruning.block_influence(model, [seen])
     assert set(influence) == {"model.language_model.layers", "model.visual.blocks"}
-    assert set(compress.block_influence(model, [{"input_ids": seen["input_ids"]}])) == {"model.language_model.layers"}
-    compress.drop_layers(model, 1, [seen])
+    assert set(pruning.block_influence(model, [{"input_ids": seen["input_ids"]}])) == {"model.language_model.layers"}
+    pruning.drop_layers(model, 1, [seen])
     assert len(model.model.language_model.layers) == 2 and len(model.model.visual.blocks) == 3
-    gone = compress.drop_layers(model, 1, [seen], stack="model.visual.blocks")
+    gone = pruning.drop_layers(model, 1, [seen], stack="model.visual.blocks")
     full = [] if gone == [2] else [1]  # the last of three saw the whole picture
     assert model.model.visual.config.fullatt_block_indexes == model.model.visual.fullatt_block_indexes == full
     assert model.config.vision_config.depth == 2
     with pytest.raises(ValueError, match="no list of layers 'x'"):
-        compress.drop_layers(model, 1, [seen], stack="x")
+        pruning.drop_layers(model, 1, [seen], stack="x")
     with pytest.raises(ValueError, match="can drop 1 to 1 layers, asked for 2"):
-        compress.drop_layers(model, 2, [seen])
+        pruning.drop_layers(model, 2, [seen])
 
 
 def test_a_model_is_rebuilt_without_its_original(tmp_path, seen):
     model = tiny_qwen()
-    small = compress.factorise(compress.prune(model, 0.3, [seen], layers=1, heads=0.3), 0.7, [seen])
-    assert not compress.save(small, tmp_path)  # widths differ from layer to layer: no config says that
-    assert all(part.is_meta for part in compress._from_config(tmp_path).parameters())  # full shapes, no memory
-    for again in (compress.load(tmp_path), compress.load(tmp_path, model)):
+    small = pruning.factorise(pruning.prune(model, 0.3, [seen], layers=1, heads=0.3), 0.7, [seen])
+    assert not pruning.save(small, tmp_path)  # widths differ from layer to layer: no config says that
+    assert all(part.is_meta for part in pruning._from_config(tmp_path).parameters())  # full shapes, no memory
+    for again in (pruning.load(tmp_path), pruning.load(tmp_path, model)):
         assert torch.equal(logits(again, seen), logits(small, seen))
-    again = compress.load(tmp_path)
+    again = pruning.load(tmp_path)
     assert again.lm_head.weight is again.model.language_model.embed_tokens.weight
     assert again.generate(**seen, max_new_tokens=2, do_sample=False).shape[1] == 11
 
 
 def test_half_precision_stays_half_precision(tmp_path, seen):
-    small = compress.prune(tiny_qwen().to(torch.bfloat16), 0.5, [{"input_ids": seen["input_ids"]}], uniform=True)
-    compress.save(small, tmp_path)
-    ours, theirs = compress.load(tmp_path), type(small).from_pretrained(tmp_path)
+    small = pruning.prune(tiny_qwen().to(torch.bfloat16), 0.5, [{"input_ids": seen["input_ids"]}], uniform=True)
+    pruning.save(small, tmp_path)
+    ours, theirs = pruning.load(tmp_path), type(small).from_pretrained(tmp_path)
     assert ours.dtype == theirs.dtype == torch.bfloat16
     # both keep their tables of frequencies in float32, which `.to` above halved
     batch = {"input_ids": seen["input_ids"]}
@@ -296,14 +297,14 @@ def test_half_precision_stays_half_precision(tmp_path, seen):
 
 
 def test_a_uniform_model_is_an_ordinary_checkpoint_in_a_fresh_process(tmp_path, seen):
-    small = compress.prune(tiny_qwen(), 0.5, [seen], layers=1, uniform=True)
+    small = pruning.prune(tiny_qwen(), 0.5, [seen], layers=1, uniform=True)
     assert small.config.text_config.intermediate_size == 32 and small.config.vision_config.intermediate_size == 16
-    assert compress.save(small, tmp_path)
+    assert pruning.save(small, tmp_path)
     torch.save(seen, tmp_path / "seen.pt")
     code = (
-        "import sys, torch; from transformers import AutoModelForImageTextToText; from vau_lib import compress\n"
+        "import sys, torch; from transformers import AutoModelForImageTextToText; from vau_lib.compression import pruning\n"
         "seen = torch.load(sys.argv[1] + '/seen.pt', weights_only=True)\n"
-        "models = AutoModelForImageTextToText.from_pretrained(sys.argv[1]), compress.load(sys.argv[1])\n"
+        "models = AutoModelForImageTextToText.from_pretrained(sys.argv[1]), pruning.load(sys.argv[1])\n"
         "torch.save([model(**seen).logits.detach() for model in models], sys.argv[1] + '/said.pt')"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
@@ -312,35 +313,35 @@ def test_a_uniform_model_is_an_ordinary_checkpoint_in_a_fresh_process(tmp_path, 
 
 
 def test_a_generic_model_is_rebuilt_from_an_empty_one(tmp_path, data):
-    made = compress.factorise(compress.prune(mlp(), 0.5, data), 0.9, data)
-    compress.save(made, tmp_path)
+    made = pruning.factorise(pruning.prune(mlp(), 0.5, data), 0.9, data)
+    pruning.save(made, tmp_path)
     with torch.device("meta"):
         empty = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 24), nn.GELU(), nn.Linear(24, 5))
-    assert torch.equal(compress.load(tmp_path, empty)(data[0]), made(data[0]))
+    assert torch.equal(pruning.load(tmp_path, empty)(data[0]), made(data[0]))
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path, data):
-    compress.save(compress.prune(mlp(), 0.5, data), tmp_path)
-    with pytest.raises(store.StoreError, match="does not fit this model"):
-        compress.load(tmp_path, nn.Sequential(nn.Linear(8, 32)))
-    store.write_json(tmp_path / "config.json", {"architectures": ["os"]})
-    with pytest.raises(store.StoreError, match="names no class of transformers: 'os'"):
-        compress.load(tmp_path)
+    pruning.save(pruning.prune(mlp(), 0.5, data), tmp_path)
+    with pytest.raises(artifacts.StoreError, match="does not fit this model"):
+        pruning.load(tmp_path, nn.Sequential(nn.Linear(8, 32)))
+    artifacts.write_json(tmp_path / "config.json", {"architectures": ["os"]})
+    with pytest.raises(artifacts.StoreError, match="names no class of transformers: 'os'"):
+        pruning.load(tmp_path)
 
 
 def test_8_bit_says_which_package_it_needs(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchao", None)
     monkeypatch.setitem(sys.modules, "torchao.quantization", None)
     with pytest.raises(ImportError, match="8-bit weights need the package torchao: pip install torchao"):
-        compress.to_8bit(mlp())
+        pruning.to_8bit(mlp())
 
 
 def test_8_bit_weights_take_about_a_quarter():
     pytest.importorskip("torchao", reason="torchao is not installed")
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(256, 256, bias=False)).eval(), torch.randn(4, 256)
-    small = compress.to_8bit(model)
-    assert 0.25 <= compress.report(model, small)["bytes"] < 0.27
+    small = pruning.to_8bit(model)
+    assert 0.25 <= pruning.report(model, small)["bytes"] < 0.27
     assert (small(x) - model(x)).abs().max() < 0.02 * model(x).abs().max()
 
 
@@ -351,7 +352,7 @@ def test_a_frozen_model_is_healed_whole_and_frozen_again():
     data = list(torch.randn(4, 16, 6))
     student = nn.Sequential(nn.Linear(6, 12), nn.GELU(), nn.Linear(12, 3)).requires_grad_(False)
     before = [part.clone() for part in student.parameters()]
-    losses = compress.heal(student, teacher, data, epochs=3)
+    losses = distillation.distil(student, teacher, data, epochs=3)
     assert losses[-1] < losses[0]
     assert all(not torch.equal(a, b) for a, b in zip(before, student.parameters(), strict=True))
     assert not any(part.requires_grad for part in student.parameters())

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from vau_lib import records
-from vau_lib.records import Span, VideoRecord
+from vau_lib.data import records
+from vau_lib.data.records import Span, VideoRecord
 
 
 def record(**changes):

@@ -1,6 +1,7 @@
 """Every pair of factors occurs, contradictions are refused, hard negatives are normal, truth reads back in other formats."""
 
 import json
+from dataclasses import replace
 
 import motmetrics
 import numpy as np
@@ -10,7 +11,9 @@ import torchvision
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from vau_lib import exports, filming, grammar, smarthome_files, stage, synthesis, video
+from vau_lib.data import smarthome, video
+from vau_lib.synthetic import camera, export, motion, scenarios, scenes
+from vau_lib.synthetic import dataset as synthetic_dataset
 
 SMALL = dict(duration_s=3.0, fps=5.0, height=96, width=128)
 
@@ -18,7 +21,7 @@ SMALL = dict(duration_s=3.0, fps=5.0, height=96, width=128)
 @pytest.fixture(scope="module")
 def few():
     """Six scenarios filmed: three anomalies and what they are mistaken for."""
-    return {f"v{n}": synthesis.render(s) for n, s in enumerate(synthesis.scenarios(6, 4, **SMALL))}
+    return {f"v{n}": synthetic_dataset.render(s) for n, s in enumerate(scenarios.covering_scenarios(6, 4, **SMALL))}
 
 
 # The grammar
@@ -26,35 +29,39 @@ def few():
 
 @pytest.mark.parametrize("seed", range(2))
 def test_every_pair_of_factors_occurs_and_classes_balance(seed):
-    chosen = synthesis.scenarios(130, seed)
-    table, missing = synthesis.coverage(chosen)
-    assert not missing and (table["share"] == 1).all() and table["possible"].sum() == len(grammar.possible_pairs())
+    chosen = scenarios.covering_scenarios(130, seed)
+    table, missing = scenarios.coverage(chosen)
+    assert not missing and (table["share"] == 1).all() and table["possible"].sum() == len(scenarios.possible_pairs())
     assert sum(s.label for s in chosen) == 65
     for one, other in zip(chosen[::2], chosen[1::2], strict=True):
-        same = [name for name in grammar.FACTORS if one.factors[name] == other.factors[name]]
-        assert set(same) == set(grammar.FACTORS) - {"event"} and one.world_seed == other.world_seed
+        same = [name for name in scenarios.FACTORS if one.factors[name] == other.factors[name]]
+        assert set(same) == set(scenarios.FACTORS) - {"event"} and one.world_seed == other.world_seed
 
 
 def test_at_random_pairs_are_missed():
     """What the greedy choice is for: as many sentences drawn blindly leave pairs out."""
     rng = np.random.default_rng(0)
-    events = list(grammar.ANOMALOUS_EVENTS)
+    events = list(scenarios.ANOMALOUS_EVENTS)
     seen = set()
     for n in range(65):
-        said = grammar._sentence(rng, events[n % 6], {}, set())
-        seen |= {*grammar.pairs(said), *grammar.pairs(said | {"event": grammar.EVERYDAY[said["event"]]})}
-    assert len(grammar.possible_pairs() - seen) > 20
+        said = scenarios._sentence(rng, events[n % 6], {}, set())
+        seen |= {*scenarios.pairs(said), *scenarios.pairs(said | {"event": scenarios.EVERYDAY[said["event"]]})}
+    assert len(scenarios.possible_pairs() - seen) > 20
 
 
 def test_a_seed_is_a_data_set():
-    assert synthesis.scenarios(20, 3) == synthesis.scenarios(20, 3) != synthesis.scenarios(20, 4)
+    assert (
+        scenarios.covering_scenarios(20, 3)
+        == scenarios.covering_scenarios(20, 3)
+        != scenarios.covering_scenarios(20, 4)
+    )
 
 
 def test_hard_negatives_are_normal_and_have_no_event():
-    for anomaly, everyday in grammar.EVERYDAY.items():
-        scenario = synthesis.scenario_for(5, event=everyday, scene="street", **SMALL)
-        assert scenario.label == 0 and grammar.LABELS[anomaly] == 1
-        assert synthesis.render(scenario).events == ()
+    for anomaly, everyday in scenarios.EVERYDAY.items():
+        scenario = synthetic_dataset.scenario_for(5, event=everyday, scene="street", **SMALL)
+        assert scenario.label == 0 and scenarios.LABELS[anomaly] == 1
+        assert synthetic_dataset.render(scenario).events == ()
 
 
 @pytest.mark.parametrize(
@@ -69,22 +76,22 @@ def test_hard_negatives_are_normal_and_have_no_event():
 )
 def test_what_cannot_be_is_refused_in_one_line(wrong, said):
     with pytest.raises(ValueError, match=said):
-        synthesis.scenarios(4, 0, **wrong)
+        scenarios.covering_scenarios(4, 0, **wrong)
 
 
 def test_one_video_has_no_twin():
     with pytest.raises(ValueError, match="both classes need a video, got n=1"):
-        synthesis.scenarios(1, 0)
+        scenarios.covering_scenarios(1, 0)
 
 
 def test_a_prompt_tells_every_factor():
-    scenario = synthesis.scenarios(
+    scenario = scenarios.covering_scenarios(
         2, 0, event="fall", weather="snow", distractor="insects", scene="street", lighting="dusk"
     )[0]
-    text = synthesis.prompt(scenario)
+    text = scenarios.prompt(scenario)
     for word in ("falls", "snow", "Insects", "street", "dusk", "seconds"):
         assert word.lower() in text.lower()
-    assert len({synthesis.prompt(s) for s in synthesis.scenarios(60, 1)}) > 50
+    assert len({scenarios.prompt(s) for s in scenarios.covering_scenarios(60, 1)}) > 50
 
 
 # The picture
@@ -92,17 +99,17 @@ def test_a_prompt_tells_every_factor():
 
 @pytest.mark.parametrize("factor", ["rain", "snow", "fog", "insects", "lamp_flicker", "swaying_tree", "old_lens"])
 def test_weather_changes_the_picture_and_not_the_truth(factor):
-    name = next(n for n in ("weather", "distractor", "camera") if factor in grammar.FACTORS[n])
-    base = synthesis.scenario_for(3, event="walk", scene="plaza", **SMALL)
-    plain, changed = (synthesis.render(synthesis.replace(base, **how)) for how in ({}, {name: factor}))
+    name = next(n for n in ("weather", "distractor", "camera") if factor in scenarios.FACTORS[n])
+    base = synthetic_dataset.scenario_for(3, event="walk", scene="plaza", **SMALL)
+    plain, changed = (synthetic_dataset.render(replace(base, **how)) for how in ({}, {name: factor}))
     assert np.array_equal(plain.masks, changed.masks)
     assert np.abs(plain.frames.astype(int) - changed.frames).mean() > 0.2
 
 
 def test_a_mast_moves_picture_and_masks_together():
-    base = synthesis.scenario_for(3, event="walk", scene="plaza", **SMALL)
-    swaying = synthesis.render(synthesis.replace(base, camera="mast"))
-    still = synthesis.render(base)
+    base = synthetic_dataset.scenario_for(3, event="walk", scene="plaza", **SMALL)
+    swaying = synthetic_dataset.render(replace(base, camera="mast"))
+    still = synthetic_dataset.render(base)
     moved = [n for n in range(len(still.masks)) if not np.array_equal(still.masks[n], swaying.masks[n])]
     assert moved
     shifts = [(down, right) for down in range(-2, 3) for right in range(-4, 5)]
@@ -118,10 +125,10 @@ def test_a_mast_moves_picture_and_masks_together():
 @pytest.mark.parametrize("event", ["fall", "greet", "left_package", "stop_close"])
 def test_masks_boxes_and_tracks_are_where_the_picture_differs_from_the_empty_scene(event, monkeypatch):
     """Filmed without noise, shadow or clock, with and without actors: IoU of what differs and the masks at least .95."""
-    plain = {name: filming.replace(light, shadow=0.0, noise=0.0) for name, light in filming.LIGHTS.items()}
-    monkeypatch.setattr(filming, "LIGHTS", plain)
-    monkeypatch.setattr(filming._Clock, "stamp", lambda self, image, t: image)
-    scenario = synthesis.scenario_for(
+    plain = {name: replace(light, shadow=0.0, noise=0.0) for name, light in camera.LIGHTS.items()}
+    monkeypatch.setattr(camera, "LIGHTS", plain)
+    monkeypatch.setattr(camera._Clock, "stamp", lambda self, image, t: image)
+    scenario = synthetic_dataset.scenario_for(
         11,
         event=event,
         scene="street",
@@ -132,11 +139,11 @@ def test_masks_boxes_and_tracks_are_where_the_picture_differs_from_the_empty_sce
         width=320,
         num_people=3,
     )
-    place = filming.build(scenario)
-    cast = synthesis.stories.direct(scenario, place.layout)
-    empty = synthesis.stories.Cast()
-    with_all = [np.stack(part) for part in zip(*filming.shoot(scenario, cast), strict=True)]
-    without = np.stack([colours for colours, _ in filming.shoot(scenario, empty)])
+    place = camera.build(scenario)
+    cast = motion.direct(scenario, place.layout)
+    empty = motion.Cast()
+    with_all = [np.stack(part) for part in zip(*camera.shoot(scenario, cast), strict=True)]
+    without = np.stack([colours for colours, _ in camera.shoot(scenario, empty)])
     differs = np.abs(with_all[0].astype(int) - without).max(-1)
     masks = with_all[1] > 0
     # half covered edge pixels differ too: an edge belongs to the mask where it is mostly the actor
@@ -144,7 +151,7 @@ def test_masks_boxes_and_tracks_are_where_the_picture_differs_from_the_empty_sce
     near = np.stack([_grown(mask) for mask in masks])
     assert (clear & near).sum() / clear.sum() > 0.95  # hardly anything differs away from the masks
     assert (clear & masks).sum() / masks.sum() > 0.95  # and nearly all of the masks differs
-    truth = synthesis.render(scenario)
+    truth = synthetic_dataset.render(scenario)
     for n, box in ((n, box) for ids, row in zip(with_all[1], truth.boxes, strict=True) for n, box in _found(ids, row)):
         assert np.array_equal(n, box)
 
@@ -164,8 +171,8 @@ def _found(ids, boxes):
 
 
 def test_filmed_to_a_file_the_truth_is_the_one_in_memory(tmp_path):
-    scenario = synthesis.scenarios(2, 8, **SMALL)[0]
-    there, here = synthesis.render(scenario, tmp_path / "a.mp4"), synthesis.render(scenario)
+    scenario = scenarios.covering_scenarios(2, 8, **SMALL)[0]
+    there, here = synthetic_dataset.render(scenario, tmp_path / "a.mp4"), synthetic_dataset.render(scenario)
     assert video.probe(tmp_path / "a.mp4").num_frames == len(here.frames)
     for name in ("boxes", "masks", "depth"):
         assert np.array_equal(getattr(there, name), getattr(here, name), equal_nan=True)
@@ -192,7 +199,7 @@ def test_who_is_nearer_hides_who_is_farther(few):
 
 
 def test_coco_reads_back_masks_boxes_and_tracks(few, tmp_path):
-    exports.to_coco(few, tmp_path / "coco.json")
+    export.to_coco(few, tmp_path / "coco.json")
     read = COCO(str(tmp_path / "coco.json"))
     assert len(read.getImgIds()) == sum(len(truth.masks) for truth in few.values())
     names = {video["id"]: video["name"] for video in read.dataset["videos"]}
@@ -216,16 +223,16 @@ def test_coco_reads_back_masks_boxes_and_tracks(few, tmp_path):
 @pytest.mark.parametrize("seed", range(5))
 def test_run_lengths_are_coco_s(seed):
     mask = np.random.default_rng(seed).random((7, 9)) < (0.0, 0.3, 0.7, 1.0, 0.5)[seed]
-    packed = coco_mask.frPyObjects(exports.run_lengths(mask), 7, 9)
+    packed = coco_mask.frPyObjects(export.run_lengths(mask), 7, 9)
     assert np.array_equal(coco_mask.decode(packed).astype(bool), mask)
 
 
 def test_mot_reads_back_in_motmetrics(few, tmp_path):
     for name, truth in few.items():
-        exports.to_mot(truth, tmp_path / name / "gt.txt")
+        export.to_mot(truth, tmp_path / name / "gt.txt")
         table = motmetrics.io.loadtxt(str(tmp_path / name / "gt.txt"), fmt="mot16")
         assert len(table) == (~np.isnan(truth.boxes[..., 0])).sum()
-        own = exports.read_mot((tmp_path / name / "gt.txt").read_text(), len(truth.masks), truth.track_ids)
+        own = export.read_mot((tmp_path / name / "gt.txt").read_text(), len(truth.masks), truth.track_ids)
         assert np.array_equal(own, truth.boxes, equal_nan=True)
         for (frame, track), line in list(table.iterrows())[::11]:
             box = truth.boxes[frame - 1, truth.track_ids.index(track)]
@@ -246,21 +253,21 @@ def test_a_track_compared_with_itself_is_perfect(few):
 
 def test_captions_and_questions_agree_with_the_truth(few):
     for name, truth in few.items():
-        rows = exports.instructions(name, truth)
+        rows = export.instructions(name, truth)
         verdicts = {row["answer"] for row in rows if row["task"] == "judgement"}
         assert len(verdicts) == 1 and ("No anomaly" in verdicts.pop()) == (not truth.events)
         assert any(row["task"] == "analysis" for row in rows) == bool(truth.events)
         spans = [row["span_s"] for row in rows if row["level"] == "clip"]
         assert spans[0][0] == 0 and spans[-1][1] == truth.scenario.num_frames / truth.scenario.fps
-    tags = [row["Anomaly Tag"] for row in exports.questions(few)]
-    assert tags == ["Abnormal", "Normal"] * 3 and set(tags) <= set(smarthome_files.TAGS)
-    json.dumps(exports.to_coco(few))
+    tags = [row["Anomaly Tag"] for row in export.questions(few)]
+    assert tags == ["Abnormal", "Normal"] * 3 and set(tags) <= set(smarthome.TAGS)
+    json.dumps(export.to_coco(few))
 
 
 def test_nothing_to_export_is_said():
     with pytest.raises(ValueError, match="^no videos to export$"):
-        exports.to_coco({})
+        export.to_coco({})
 
 
 def test_every_everyday_twin_has_a_story():
-    assert set(synthesis.stories.STORIES) == set(grammar.LABELS) and set(stage.SCENES) == set(grammar.PLACES)
+    assert set(motion.STORIES) == set(scenarios.LABELS) and set(scenes.SCENES) == set(scenarios.PLACES)

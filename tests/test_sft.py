@@ -6,50 +6,54 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vau_lib import closeups, lora, redundancy, store, supervised, tokens, vlm
+from vau_lib.compression import token_pruning, token_selection
+from vau_lib.toy import dataset as toy_dataset
+from vau_lib.toy import tiny_vlm
+from vau_lib.vlm import finetuning, instruction_data
+from vau_lib.workspace import artifacts
 
-SMALL = vlm.TinySizes(width=32, vision_width=32, text_layers=1, vision_layers=1)
-PLAN = vlm.LoraPlan(max_steps=5, batch_size=4, log_steps=1, learning_rate=1e-2)
+SMALL = tiny_vlm.TinySizes(width=32, vision_width=32, text_layers=1, vision_layers=1)
+PLAN = finetuning.LoraPlan(max_steps=5, batch_size=4, log_steps=1, learning_rate=1e-2)
 
 
 @pytest.fixture(scope="module")
 def lessons(tmp_path_factory):
     root = tmp_path_factory.mktemp("world")
-    found = closeups.make_dataset(root, num_videos=4, seed=3, splits={"train": 1.0})
-    return root, closeups.instructions(found)
+    found = toy_dataset.make_dataset(root, num_videos=4, seed=3, splits={"train": 1.0})
+    return root, toy_dataset.instructions(found)
 
 
 @pytest.mark.parametrize(("family", "holes"), [("internvl", False), ("qwen2_5_vl", True)])
 def test_loss_falls_and_only_the_adapter_changes(lessons, family, holes, tmp_path):
     root, rows = lessons
-    twin = vlm.tiny(family, sizes=SMALL)
-    speaker = twin.but(model=vlm.lora(twin.model, r=4, alpha=8, seed=0))
+    twin = tiny_vlm.tiny(family, sizes=SMALL)
+    speaker = twin.but(model=finetuning.lora(twin.model, r=4, alpha=8, seed=0))
     frozen = {n: p.clone() for n, p in speaker.model.named_parameters() if not p.requires_grad}
-    samples = vlm.Samples(rows, root, speaker, num_frames=4)
+    samples = instruction_data.InstructionSamples(rows, root, speaker, num_frames=4)
 
     def cut(model):
-        return tokens.compressed(model, share=0.5)
+        return token_pruning.compressed(model, share=0.5)
 
-    losses = supervised.tune(speaker, samples, plan=PLAN, folder=tmp_path / "adapter", cut=cut if holes else None)
+    losses = finetuning.tune(speaker, samples, plan=PLAN, folder=tmp_path / "adapter", cut=cut if holes else None)
     assert losses["loss"].iloc[-1] < losses["loss"].iloc[0]
     assert all(torch.equal(frozen[n], p) for n, p in speaker.model.named_parameters() if n in frozen)
-    again = vlm.load_adapter(vlm.tiny(family, sizes=SMALL).model, tmp_path / "adapter")
+    again = finetuning.load_adapter(tiny_vlm.tiny(family, sizes=SMALL).model, tmp_path / "adapter")
     ours, theirs = dict(speaker.model.named_parameters()), dict(again.named_parameters())
     assert all(torch.allclose(ours[n], theirs[n]) for n in ours if "lora" in n)
 
 
 def test_nothing_to_train_is_said(lessons):
     root, rows = lessons
-    twin = vlm.tiny("internvl", sizes=SMALL)
+    twin = tiny_vlm.tiny("internvl", sizes=SMALL)
     for part in twin.model.parameters():
         part.requires_grad_(False)
     with pytest.raises(ValueError, match="^nothing to train: every weight of tiny-internvl is frozen$"):
-        supervised.tune(twin, vlm.Samples(rows, root, twin), plan=PLAN)
+        finetuning.tune(twin, instruction_data.InstructionSamples(rows, root, twin), plan=PLAN)
 
 
 def _stops_after(count):
     """Return a `__getitem__` that is interrupted after so many items, and the list of what it gave."""
-    asked, given = [], vlm.Samples.__getitem__
+    asked, given = [], instruction_data.InstructionSamples.__getitem__
 
     def item(self, place):
         if len(asked) == count:
@@ -63,22 +67,25 @@ def _stops_after(count):
 @pytest.mark.parametrize("holes", [False, True])
 def test_a_stopped_run_goes_on_where_it_was(lessons, tmp_path, holes):
     root, rows = lessons
-    cut = (lambda model: tokens.compressed(model, share=0.5)) if holes else None
+    cut = (lambda model: token_pruning.compressed(model, share=0.5)) if holes else None
 
     def learn(folder, *stops):
         for steps in stops:
-            twin = vlm.tiny("qwen2_5_vl", sizes=SMALL)
-            speaker = twin.but(model=vlm.lora(twin.model, r=4, alpha=8, dropout=0.0, seed=0))
-            samples, plan = vlm.Samples(rows, root, speaker, num_frames=4), replace(PLAN, max_steps=6, save_steps=3)
+            twin = tiny_vlm.tiny("qwen2_5_vl", sizes=SMALL)
+            speaker = twin.but(model=finetuning.lora(twin.model, r=4, alpha=8, dropout=0.0, seed=0))
+            samples, plan = (
+                instruction_data.InstructionSamples(rows, root, speaker, num_frames=4),
+                replace(PLAN, max_steps=6, save_steps=3),
+            )
             item, asked = _stops_after(steps * plan.batch_size)
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(vlm.Samples, "__getitem__", item)
+                patch.setattr(instruction_data.InstructionSamples, "__getitem__", item)
                 if steps == plan.max_steps:
-                    losses = supervised.tune(speaker, samples, plan=plan, folder=folder, cut=cut)
+                    losses = finetuning.tune(speaker, samples, plan=plan, folder=folder, cut=cut)
                     continue
                 with pytest.raises(KeyboardInterrupt):
-                    supervised.tune(speaker, samples, plan=plan, folder=folder, cut=cut)
-        adapted = vlm.load_adapter(vlm.tiny("qwen2_5_vl", sizes=SMALL).model, folder)
+                    finetuning.tune(speaker, samples, plan=plan, folder=folder, cut=cut)
+        adapted = finetuning.load_adapter(tiny_vlm.tiny("qwen2_5_vl", sizes=SMALL).model, folder)
         return losses["loss"].tolist(), adapted.state_dict(), len(asked)
 
     once, twice = learn(tmp_path / "once", 6), learn(tmp_path / "twice", 4, 6)
@@ -91,16 +98,16 @@ def test_a_finished_run_is_loaded_and_another_one_refused(lessons, tmp_path):
     root, rows = lessons
 
     def learn(part=rows, plan=PLAN, **facts):
-        twin = vlm.tiny("internvl", sizes=SMALL)
-        speaker = twin.but(model=vlm.lora(twin.model, r=4, alpha=8, dropout=0.0, seed=0))
-        samples = vlm.Samples(part, root, speaker, num_frames=4)
-        losses = supervised.tune(speaker, samples, plan=plan, folder=tmp_path, facts=facts)
+        twin = tiny_vlm.tiny("internvl", sizes=SMALL)
+        speaker = twin.but(model=finetuning.lora(twin.model, r=4, alpha=8, dropout=0.0, seed=0))
+        samples = instruction_data.InstructionSamples(part, root, speaker, num_frames=4)
+        losses = finetuning.tune(speaker, samples, plan=plan, folder=tmp_path, facts=facts)
         return losses, speaker.model.state_dict()
 
     first, again = learn(share=1), learn(share=1)
     assert first[0].equals(again[0]) and all(torch.equal(value, again[1][name]) for name, value in first[1].items())
     for other in ({"part": rows[:3]}, {"plan": replace(PLAN, learning_rate=1e-3)}, {"share": 0.5}):
-        with pytest.raises(store.StoreError, match=" was made with "):
+        with pytest.raises(artifacts.StoreError, match=" was made with "):
             learn(**{"share": 1} | other)
 
 
@@ -109,8 +116,8 @@ def test_a_checkpoint_cut_short_is_passed_over(lessons, tmp_path):
         (tmp_path / f"checkpoint-{step}").mkdir()
         if whole:
             (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
-    assert lora.last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-12")
-    assert lora.last_checkpoint(tmp_path / "none") is lora.last_checkpoint(None) is None
+    assert finetuning.last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-12")
+    assert finetuning.last_checkpoint(tmp_path / "none") is finetuning.last_checkpoint(None) is None
 
 
 def test_rows_of_several_files_keep_their_own_folders(lessons, tmp_path):
@@ -120,22 +127,22 @@ def test_rows_of_several_files_keep_their_own_folders(lessons, tmp_path):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps({**row, "video": film}) for row in rows[:3]))
     (tmp_path / film).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / film).write_bytes((root / film).read_bytes())
-    found = supervised.read_rows({tmp_path / "one.jsonl": root, tmp_path / "two.jsonl": tmp_path})
+    found = finetuning.read_rows({tmp_path / "one.jsonl": root, tmp_path / "two.jsonl": tmp_path})
     assert [row["video"] for row in found] == [str(root / film)] * 3 + [str(tmp_path / film)] * 3
     with pytest.raises(ValueError, match=r"one.jsonl: none of 3 rows is of split 'val'"):
-        supervised.read_rows({tmp_path / "one.jsonl": root}, split="val")
+        finetuning.read_rows({tmp_path / "one.jsonl": root}, split="val")
     with pytest.raises(ValueError, match="one.jsonl: 1 videos are not under .*nowhere"):
-        supervised.read_rows({tmp_path / "one.jsonl": tmp_path / "nowhere"})
+        finetuning.read_rows({tmp_path / "one.jsonl": tmp_path / "nowhere"})
     (tmp_path / "out.jsonl").write_text(json.dumps({**rows[0], "video": "../away.mp4"}) + "\n")
     with pytest.raises(ValueError, match="out.jsonl line 1 is no instruction row: .*leaves its root"):
-        supervised.read_rows({tmp_path / "out.jsonl": root})
+        finetuning.read_rows({tmp_path / "out.jsonl": root})
     (tmp_path / "broken.jsonl").write_text("[1]\n")
     with pytest.raises(ValueError, match="broken.jsonl line 1 is no instruction row: "):
-        supervised.read_rows({tmp_path / "broken.jsonl": root})
+        finetuning.read_rows({tmp_path / "broken.jsonl": root})
 
 
 def test_films_are_cut_to_shares_drawn_between_two():
     torch.manual_seed(1)
-    film, rule = torch.randn(8, 4, 4, 3), redundancy.drawn(0.25)
+    film, rule = torch.randn(8, 4, 4, 3), token_selection.random_ratio(0.25)
     shares = [rule(film, share=1.0).float().mean().item() for _ in range(40)]
     assert min(shares) >= 0.24 and max(shares) > 0.6 and len(set(shares)) > 20

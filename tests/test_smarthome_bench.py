@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from sklearn import metrics as reference
 
-from vau_lib import smarthome
-from vau_lib.smarthome import SmartHomeError
-from vau_lib.smarthome_files import Clip, Responses
+from vau_lib.data import answer_parsing, smarthome
+from vau_lib.data.smarthome import Clip, Responses, SmartHomeError
+from vau_lib.evaluation import smarthome_bench, smarthome_prompts
 
 CLIPS = [
     Clip("a", "Normal", ("Security",), url="https://x/a", alias="old_a"),
@@ -64,7 +64,7 @@ def vila(real_data, method):
     ],
 )
 def test_an_answer_is_read(text, label):
-    assert smarthome.parse_answer(text) == label
+    assert answer_parsing.parse_answer(text) == label
 
 
 @pytest.mark.parametrize(
@@ -88,18 +88,18 @@ def test_an_answer_is_read(text, label):
     ],
 )
 def test_an_answer_that_says_neither_or_both_is_none(text):
-    assert smarthome.parse_answer(text) is None
+    assert answer_parsing.parse_answer(text) is None
 
 
 def test_an_unreadable_answer_is_the_wrong_class_and_counted():
-    found = smarthome.evaluate({"a": NO, "b": YES, "c": "no idea", "d": "no idea"}, CLIPS)
+    found = smarthome_bench.evaluate({"a": NO, "b": YES, "c": "no idea", "d": "no idea"}, CLIPS)
     assert (found["n"], found["unparsed"], found["accuracy"]) == (4, 2, 50.0)
     assert (found["tn"], found["fp"], found["fn"], found["tp"]) == (1, 1, 1, 1)
 
 
 def test_rates_are_scikit_learns():
     truth, said = rng().integers(0, 2, 200), np.random.default_rng(1).integers(0, 2, 200)
-    found = smarthome.rates(np.array(reference.confusion_matrix(truth, said)).ravel())
+    found = smarthome_bench.rates(np.array(reference.confusion_matrix(truth, said)).ravel())
     wanted = {
         "accuracy": 100 * reference.accuracy_score(truth, said),
         "precision": 100 * reference.precision_score(truth, said),
@@ -113,23 +113,26 @@ def test_rates_are_scikit_learns():
 
 
 def test_a_clip_of_two_categories_counts_in_both():
-    found = smarthome.evaluate(dict.fromkeys("abcd", YES), CLIPS)["by_category"]
+    found = smarthome_bench.evaluate(dict.fromkeys("abcd", YES), CLIPS)["by_category"]
     assert {kind: part["n"] for kind, part in found.items()} == {"Security": 2, "Wildlife": 3}
 
 
 def test_a_split_holds_its_clips_only():
-    sizes = {name: smarthome.evaluate(dict.fromkeys("abcd", YES), CLIPS, split=name)["n"] for name in smarthome.SPLITS}
+    sizes = {
+        name: smarthome_bench.evaluate(dict.fromkeys("abcd", YES), CLIPS, split=name)["n"]
+        for name in smarthome_bench.SPLITS
+    }
     assert sizes == {"all": 4, "public": 3, "no_vague": 3, "public_no_vague": 3}
 
 
 def test_old_ids_are_the_same_clips():
     old = {f"old_{name}": text for name, text in zip("abcd", (NO, YES, YES, NO), strict=True)}
-    assert smarthome.evaluate(old, CLIPS)["accuracy"] == 100
+    assert smarthome_bench.evaluate(old, CLIPS)["accuracy"] == 100
 
 
 def test_as_released_clips_without_an_answer_disappear_and_the_chain_reads_silence_as_normal():
     chain = Responses("chain", {"a": "?", "b": "?"}, style="trlc")
-    found = smarthome.evaluate(chain, CLIPS, as_released=True)
+    found = smarthome_bench.evaluate(chain, CLIPS, as_released=True)
     assert (found["n"], found["missing"], found["tn"], found["fn"]) == (2, 2, 1, 1)
 
 
@@ -144,7 +147,7 @@ def test_as_released_clips_without_an_answer_disappear_and_the_chain_reads_silen
 )
 def test_answers_that_do_not_fit_are_refused(answers, said):
     with pytest.raises(SmartHomeError, match=said):
-        smarthome.evaluate(answers, CLIPS)
+        smarthome_bench.evaluate(answers, CLIPS)
 
 
 @pytest.mark.parametrize(
@@ -194,14 +197,14 @@ def test_a_broken_annotation_file_is_refused(tmp_path, text, said):
 
 
 def test_every_style_asks_for_a_label_that_can_be_read():
-    for style in smarthome.PROMPTS.values():
-        key = smarthome.KEYS.keys() & set(json.dumps(style.steps[-1].text).replace("\\", "").split('"'))
+    for style in smarthome_prompts.PROMPTS.values():
+        key = answer_parsing.KEYS.keys() & set(json.dumps(style.steps[-1].text).replace("\\", "").split('"'))
         assert key and "[[taxonomy]]" not in style.text, style.name
 
 
 def test_the_taxonomy_is_in_the_prompt_of_the_style_that_needs_it():
-    assert all(kind in smarthome.PROMPTS["icl"].text for kind in smarthome.TAXONOMY)
-    assert "Senior Care" not in smarthome.PROMPTS["cot"].text
+    assert all(kind in smarthome_prompts.PROMPTS["icl"].text for kind in smarthome_prompts.TAXONOMY)
+    assert "Senior Care" not in smarthome_prompts.PROMPTS["cot"].text
 
 
 class Scripted:
@@ -223,14 +226,14 @@ class Scripted:
 
 def test_the_chain_asks_for_rules_once_and_reflects_without_the_video(tmp_path):
     model, path = Scripted(), tmp_path / "out.json"
-    found = smarthome.collect(
-        model, {"a": "A", "b": "B"}, smarthome.PROMPTS["trlc"], name="fake", path=path, progress=False
+    found = smarthome_bench.collect(
+        model, {"a": "A", "b": "B"}, smarthome_prompts.PROMPTS["trlc"], name="fake", path=path, progress=False
     )
     assert [video for video, _ in model.asked] == [None, "A", None, "B", None]
     assert "A stranger at night" in model.asked[2][1] and '"anomaly": 0' in model.asked[2][1]
     assert "stranger at night" not in model.asked[1][1]  # the first guess does not know the rules
     assert '"[[rules]]"' in model.asked[2][1]  # what a model says is not filled in again
-    assert smarthome.parse_answer(found.answers["a"]) == 1 and not found.replayed
+    assert answer_parsing.parse_answer(found.answers["a"]) == 1 and not found.replayed
     assert smarthome.read_responses(path).answers == found.answers
 
 
@@ -238,7 +241,9 @@ def test_collecting_goes_on_where_it_stopped(tmp_path):
     path = tmp_path / "out.json"
     smarthome.write_responses(path, {"a": YES})
     model = Scripted()
-    found = smarthome.collect(model, {"a": 1, "b": 2}, smarthome.PROMPTS["cot"], name="fake", path=path, progress=False)
+    found = smarthome_bench.collect(
+        model, {"a": 1, "b": 2}, smarthome_prompts.PROMPTS["cot"], name="fake", path=path, progress=False
+    )
     assert [video for video, _ in model.asked] == [2] and found.answers["a"] == YES
 
 
@@ -246,9 +251,9 @@ def test_prompts_can_come_from_a_file(tmp_path):
     path = tmp_path / "p.json"
     steps = [{"name": "first", "text": "Look."}, {"name": "second", "text": "So: [[first]]", "sees_video": False}]
     path.write_text(json.dumps({"short": "Odd?", "two": steps}))
-    found = smarthome.read_prompts(path)
+    found = smarthome_prompts.read_prompts(path)
     assert found["short"].text == "Odd?"
-    assert smarthome.ask(lambda video, prompt: f"<{prompt}>", "v", found["two"])["second"] == "<So: <Look.>>"
+    assert smarthome_prompts.ask(lambda video, prompt: f"<{prompt}>", "v", found["two"])["second"] == "<So: <Look.>>"
 
 
 @pytest.mark.parametrize(
@@ -258,7 +263,7 @@ def test_a_broken_prompt_file_is_refused(tmp_path, content, said):
     path = tmp_path / "p.json"
     path.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=said):
-        smarthome.read_prompts(path)
+        smarthome_prompts.read_prompts(path)
 
 
 @pytest.mark.real
@@ -271,7 +276,7 @@ def test_a_broken_prompt_file_is_refused(tmp_path, content, said):
     ],
 )
 def test_released_responses_give_the_published_row(real_data, bench, method, split, row):
-    found = smarthome.evaluate(vila(real_data, method), bench, split=split)
+    found = smarthome_bench.evaluate(vila(real_data, method), bench, split=split)
     assert [round(found[name], 2) for name in ("accuracy", "precision", "recall", "f1")] == row
     assert found["unparsed"] == (13 if method == "few" else 0)
 
@@ -279,7 +284,7 @@ def test_released_responses_give_the_published_row(real_data, bench, method, spl
 @pytest.mark.real
 @pytest.mark.parametrize("split, row", [("all", [53.95, 53.95, 100, 70.09]), ("public", [63.05, 63.05, 100, 77.34])])
 def test_always_abnormal_is_a_row_to_beat(bench, split, row):
-    found = smarthome.evaluate(smarthome.constant(bench, 1), bench, split=split)
+    found = smarthome_bench.evaluate(smarthome_bench.constant(bench, 1), bench, split=split)
     assert [round(found[name], 2) for name in ("accuracy", "precision", "recall", "f1")] == row
     assert found["balanced_accuracy"] == 50
 
@@ -294,15 +299,18 @@ def test_the_benchmark_has_the_sizes_it_says(bench):
 
 @pytest.mark.real
 def test_all_29_published_rows_fit_all_clips_and_memories_s0_only_the_public_ones(bench):
-    assert len(smarthome.PUBLISHED) == 29
-    assert {smarthome.measured_on(row, bench)[0] for row in smarthome.PUBLISHED} == {"all"}
-    assert smarthome.measured_on(smarthome.MEMORIES_S0, bench) == ("public, one clip missing", (171, 206, 87, 558))
+    assert len(smarthome_bench.PUBLISHED) == 29
+    assert {smarthome_bench.measured_on(row, bench)[0] for row in smarthome_bench.PUBLISHED} == {"all"}
+    assert smarthome_bench.measured_on(smarthome_bench.MEMORIES_S0, bench) == (
+        "public, one clip missing",
+        (171, 206, 87, 558),
+    )
 
 
 @pytest.mark.real
 def test_the_published_row_gets_the_scores_it_never_printed(bench):
     """45.4 % and 65.9 (63.1-68.8), F1 interval 76.8-81.5: computed independently for the spec by resampling videos."""
-    row = smarthome.published_rows(bench, rng=rng())[0]
+    row = smarthome_bench.published_rows(bench, rng=rng())[0]
     assert (row["n"], round(row["specificity"], 1), round(row["balanced_accuracy"], 1)) == (1022, 45.4, 65.9)
     ends = [row[name] for name in ("f1_low", "f1_high", "balanced_accuracy_low", "balanced_accuracy_high")]
     assert ends == pytest.approx([76.8, 81.5, 63.1, 68.8], abs=0.3)
@@ -310,7 +318,7 @@ def test_the_published_row_gets_the_scores_it_never_printed(bench):
 
 @pytest.mark.real
 def test_the_table_has_constants_and_shuffled_answers(real_data, bench):
-    rows = smarthome.table([vila(real_data, "few")], bench, rng=rng(), splits=["all", "public"], resamples=200)
+    rows = smarthome_bench.table([vila(real_data, "few")], bench, rng=rng(), splits=["all", "public"], resamples=200)
     named = {(row["row"], row["split"]): row for row in rows}
     assert len(named) == 8
     assert abs(named["replayed responses of VILA-13b, shuffled", "all"]["balanced_accuracy"] - 50) < 2

@@ -7,41 +7,44 @@ import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from vau_lib import actors, records, stage, store, synthesis, video
+from vau_lib.data import records, video
+from vau_lib.synthetic import dataset as synthetic_dataset
+from vau_lib.synthetic import people, scenarios, scenes
+from vau_lib.workspace import artifacts
 
 TINY = dict(height=72, width=96, fps=8.0)
 
 
 def tiny(seed=3, event="fight", duration_s=3.0, **changes):
-    return synthesis.scenario_for(seed, event=event, duration_s=duration_s, **TINY | changes)
+    return synthetic_dataset.scenario_for(seed, event=event, duration_s=duration_s, **TINY | changes)
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """Sixty tiny films on disk: the folder and their records."""
     root = tmp_path_factory.mktemp("world")
-    return root, synthesis.make_dataset(root, num_videos=60, seed=0, duration_s=2.6, **TINY)
+    return root, synthetic_dataset.make_dataset(root, num_videos=60, seed=0, duration_s=2.6, **TINY)
 
 
 def test_a_seed_is_a_film():
-    one, again, other = (synthesis.render(tiny(seed)) for seed in (3, 3, 4))
+    one, again, other = (synthetic_dataset.render(tiny(seed)) for seed in (3, 3, 4))
     assert np.array_equal(one.frames, again.frames) and np.array_equal(one.masks, again.masks)
     assert one.events == again.events and not np.array_equal(one.frames, other.frames)
 
 
 def test_twins_share_the_place_but_not_the_people():
-    one, twin = synthesis.sample_scenarios(2, seed=5, duration_s=2.0, **TINY)
+    one, twin = synthetic_dataset.sample_scenarios(2, seed=5, duration_s=2.0, **TINY)
     assert (one.label, twin.label) == (1, 0) and one.world_seed == twin.world_seed
     assert replace(one, event=twin.event, seed=twin.seed) == twin
-    films = [synthesis.render(scenario) for scenario in (one, twin)]
+    films = [synthetic_dataset.render(scenario) for scenario in (one, twin)]
     empty = (films[0].masks[0] == 0) & (films[1].masks[0] == 0)
     change = np.abs(films[0].frames[0].astype(int) - films[1].frames[0]).mean(-1)
     assert np.median(change[empty]) < 12 < np.median(change[films[0].masks[0] > 0])
 
 
-@pytest.mark.parametrize("event", synthesis.EVENTS)
+@pytest.mark.parametrize("event", scenarios.EVENTS)
 def test_boxes_are_the_masks_outlines(event):
-    film = synthesis.render(tiny(6, event))
+    film = synthetic_dataset.render(tiny(6, event))
     assert film.frames.shape == (24, 72, 96, 3) and film.frames.dtype == film.masks.dtype == np.uint8
     assert film.boxes.shape == (24, len(film.kinds), 4) and film.track_ids == tuple(range(1, len(film.kinds) + 1))
     for ids, boxes in zip(film.masks, film.boxes, strict=True):
@@ -55,12 +58,12 @@ def test_boxes_are_the_masks_outlines(event):
 
 
 CARS = {"street", "car_park"}
-STAGED = [(s, e) for s in stage.SCENES for e in synthesis.ANOMALOUS_EVENTS if e != "crash" or s in CARS]
+STAGED = [(s, e) for s in scenes.SCENES for e in scenarios.ANOMALOUS_EVENTS if e != "crash" or s in CARS]
 
 
 @pytest.mark.parametrize(("scene", "event"), STAGED)
 def test_an_event_is_seen_where_it_is_said_to_be(scene, event):
-    film = synthesis.render(tiny(8, event, scene=scene, fps=4.0, duration_s=6.0))
+    film = synthetic_dataset.render(tiny(8, event, scene=scene, fps=4.0, duration_s=6.0))
     (span,) = film.events
     assert 0 < span.start_s < span.end_s <= 6.0 and span.label == event
     frames = slice(round(span.start_s * 4), round(span.end_s * 4))
@@ -70,19 +73,21 @@ def test_an_event_is_seen_where_it_is_said_to_be(scene, event):
 
 
 def test_a_stride_opens_and_closes():
-    camera, widths = stage.Camera(4.0, 0.35, 0.0, 300.0, 320, 240), []
-    look = actors.random_look(np.random.default_rng(0))
+    camera, widths = scenes.Camera(4.0, 0.35, 0.0, 300.0, 320, 240), []
+    look = people.random_look(np.random.default_rng(0))
     for phase in np.linspace(0, 2 * np.pi, 8, endpoint=False):
-        sketch, ids = stage.Sketch(camera, who=1), Image.new("L", (320, 240))
-        actors.person(sketch, replace(look, carries=""), actors.gait(phase, 1.4), (0.0, 9.0), 0.0)
-        stage.paint(camera, sketch.strokes, Image.new("RGB", ids.size), ids=ids)
+        sketch, ids = scenes.Sketch(camera, who=1), Image.new("L", (320, 240))
+        people.person(sketch, replace(look, carries=""), people.gait(phase, 1.4), (0.0, 9.0), 0.0)
+        scenes.paint(camera, sketch.strokes, Image.new("RGB", ids.size), ids=ids)
         seen = np.asarray(ids)[np.asarray(ids).any(1)]
         widths.append(np.ptp(np.nonzero(seen[-len(seen) // 4 :].any(0))[0]))
     assert max(widths) > 1.8 * min(widths)
 
 
 def test_a_dropped_bag_stays_when_its_owner_has_gone():
-    film = synthesis.render(tiny(1, "left_package", scene="plaza", duration_s=8.0, num_people=1, num_vehicles=0))
+    film = synthetic_dataset.render(
+        tiny(1, "left_package", scene="plaza", duration_s=8.0, num_people=1, num_vehicles=0)
+    )
     before, after = round(film.events[0].start_s * 8) - 1, -1
     assert np.isnan(film.boxes[before, 1]).all() and np.isfinite(film.boxes[after, 1]).all()
     assert np.hypot(*(film.boxes[after, 0, :2] - film.boxes[after, 1, :2])) > 15 or np.isnan(film.boxes[after, 0, 0])
@@ -90,7 +95,7 @@ def test_a_dropped_bag_stays_when_its_owner_has_gone():
 
 def test_night_is_gray_and_day_is_not():
     spread = {
-        light: np.ptp(synthesis.render(tiny(lighting=light)).frames[0, 20:], axis=-1).mean()
+        light: np.ptp(synthetic_dataset.render(tiny(lighting=light)).frames[0, 20:], axis=-1).mean()
         for light in ("day", "night")
     }
     assert spread["night"] == 0 < spread["day"]
@@ -110,10 +115,10 @@ def test_files_have_exactly_the_frames_and_truth_said(world):
     for record in found[:3]:
         info = video.probe(records.locate(record, root))
         assert (info.num_frames, info.height, info.width, info.fps) == (record.num_frames, 72, 96, 8.0)
-        truth = synthesis.read_truth(root / "truth" / f"{record.id}.npz")
+        truth = synthetic_dataset.read_truth(root / "truth" / f"{record.id}.npz")
         assert truth["masks"].shape == (record.num_frames, 72, 96) and len(truth["boxes"]) == record.num_frames
     assert records.read_records(root / "records.jsonl") == found
-    store.check_made_by(root, seed=0, num_videos=60, dataset="synthetic")
+    artifacts.check_made_by(root, seed=0, num_videos=60, dataset="synthetic")
 
 
 def test_only_anomalous_videos_have_events(world):
@@ -127,7 +132,7 @@ def test_every_split_has_both_classes_and_worlds_of_its_own(world):
     assert all(set(labels) == {0, 1} for labels in by_split.values()) and not records.leaks(world[1])
     assert [len(labels) for labels in by_split.values()] == [36, 12, 12]
     with pytest.raises(ValueError, match="6 videos or more"):
-        synthesis.make_dataset(world[0], num_videos=5, seed=0)
+        synthetic_dataset.make_dataset(world[0], num_videos=5, seed=0)
 
 
 def test_no_nuisance_alone_tells_the_classes_apart(world):
@@ -146,12 +151,12 @@ def test_no_nuisance_alone_tells_the_classes_apart(world):
 
 def test_a_stopped_run_goes_on_and_other_settings_film_anew(tmp_path):
     make = dict(num_videos=6, seed=1, duration_s=2.0, **TINY)
-    first = synthesis.make_dataset(tmp_path, **make)
+    first = synthetic_dataset.make_dataset(tmp_path, **make)
     paths = [records.locate(record, tmp_path) for record in first]
     bits, times = [path.read_bytes() for path in paths], [path.stat().st_mtime_ns for path in paths]
     paths[0].unlink()
     paths[1].write_bytes(bits[1][:500])  # cut short
-    assert synthesis.make_dataset(tmp_path, **make) == first
+    assert synthetic_dataset.make_dataset(tmp_path, **make) == first
     assert [path.read_bytes() for path in paths] == bits
     assert [path.stat().st_mtime_ns == t for path, t in zip(paths, times, strict=True)] == [
         False,
@@ -161,13 +166,13 @@ def test_a_stopped_run_goes_on_and_other_settings_film_anew(tmp_path):
         True,
         True,
     ]
-    synthesis.make_dataset(tmp_path, **make | dict(height=80))
+    synthetic_dataset.make_dataset(tmp_path, **make | dict(height=80))
     assert video.probe(paths[5]).height == 80
 
 
 def test_a_single_film_brings_its_spans(tmp_path):
-    spans = synthesis.film(tiny(9, "fall"), tmp_path / "fall.mp4")
+    spans = synthetic_dataset.film(tiny(9, "fall"), tmp_path / "fall.mp4")
     assert [span.label for span in spans] == ["fall"] and video.probe(tmp_path / "fall.mp4").num_frames == 24
     (tmp_path / "bad.npz").write_bytes(b"nothing")
-    with pytest.raises(store.StoreError, match="bad.npz"):
-        synthesis.read_truth(tmp_path / "bad.npz")
+    with pytest.raises(artifacts.StoreError, match="bad.npz"):
+        synthetic_dataset.read_truth(tmp_path / "bad.npz")

@@ -7,8 +7,10 @@ import shutil
 import numpy as np
 import pytest
 
-from vau_lib import answers, datasets, judging, metrics, text_metrics
-from vau_lib.hivau import Instruction
+from vau_lib.data import hivau
+from vau_lib.data.hivau import Instruction
+from vau_lib.evaluation import text_metrics, vlm_metrics
+from vau_lib.vlm import clients
 
 
 def row(name, task, answer, level="event", event=0):
@@ -16,7 +18,7 @@ def row(name, task, answer, level="event", event=0):
 
 
 def scores(said, truth, **options):
-    return metrics.text_scores(said, truth, java=False, **{"protocol": "corpus"} | options)
+    return text_metrics.text_scores(said, truth, java=False, **{"protocol": "corpus"} | options)
 
 
 ROWS = [row("a", "judgement", "No anomaly exists in the video"), row("b", "description", "a man runs to the red car")]
@@ -90,35 +92,35 @@ def test_a_missing_answer_is_refused():
 
 def test_java_is_asked_for_or_named(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    (found,) = metrics.text_scores({"a": "x y"}, {"a": "x y"}, protocol="corpus")
+    (found,) = text_metrics.text_scores({"a": "x y"}, {"a": "x y"}, protocol="corpus")
     assert found["tokenizer"] == "regex"
     with pytest.raises(ValueError, match="no program java"):
-        metrics.text_scores({"a": "x"}, {"a": "x"}, protocol="corpus", java=True)
+        text_metrics.text_scores({"a": "x"}, {"a": "x"}, protocol="corpus", java=True)
 
 
 def test_judgements_are_counted_beside_constant_answers():
     rows = [row("a", "judgement", "No anomaly exists."), row("b", "judgement", "An anomaly exists, a riot.", event=1),
             row("c", "judgement", "There is no anomaly.", event=2)]  # fmt: skip
-    table = judging.judgement_report({"a": "No anomaly.", "b": "An anomaly exists.", "c": ""}, rows)
+    table = vlm_metrics.judgement_report({"a": "No anomaly.", "b": "An anomaly exists.", "c": ""}, rows)
     accuracy = {r["method"]: r["accuracy"] for r in table}
     assert accuracy == pytest.approx({"answers": 2 / 3, "always no": 2 / 3, "always yes": 1 / 3})  # empty is wrong
     with pytest.raises(ValueError, match="no answer for 'b'"):
-        judging.judgement_report({"a": "No."}, rows)
+        vlm_metrics.judgement_report({"a": "No."}, rows)
 
 
 def test_detection_asserts_every_length():
     truth = {"a": np.r_[np.zeros(20), np.ones(20)], "n": np.zeros(16)}
-    summary, rows = judging.detection({"a": [0.1, 0.2, 0.9], "n": [0.0]}, truth)
+    summary, rows = vlm_metrics.detection({"a": [0.1, 0.2, 0.9], "n": [0.0]}, truth)
     # frames 16-19 of `a` share a snippet with the first 12 positive ones: a tie, counted half
     assert summary["frame_auc"] == pytest.approx((20 * 32 + 12 * 4 / 2 + 8 * 4) / (20 * 36))
     assert summary["chance_ap"] == pytest.approx(20 / 56) and [r["frames"] for r in rows] == [40, 16]
     with pytest.raises(ValueError, match="video a: 40 frames need 3 scores"):
-        judging.detection({"a": [0.1, 0.2], "n": [0.0]}, truth)
-    assert judging.detection({"a": [0.1, 0.9], "n": [0.0]}, truth, last="dropped")[0]["frame_auc"] > 0.9
+        vlm_metrics.detection({"a": [0.1, 0.2], "n": [0.0]}, truth)
+    assert vlm_metrics.detection({"a": [0.1, 0.9], "n": [0.0]}, truth, last="dropped")[0]["frame_auc"] > 0.9
     with pytest.raises(ValueError, match="video n has labels but no scores"):
-        judging.detection({"a": [0, 0, 0]}, truth)
+        vlm_metrics.detection({"a": [0, 0, 0]}, truth)
     with pytest.raises(ValueError, match="x has scores but no labels"):
-        judging.detection({"a": [0, 0, 0], "n": [0], "x": [0]}, truth)
+        vlm_metrics.detection({"a": [0, 0, 0], "n": [0], "x": [0]}, truth)
 
 
 @pytest.fixture(scope="module")
@@ -126,8 +128,8 @@ def holmes(real_data):
     folder = real_data / "annotations"
     path = folder / "holmesvau_outputs/thirdparty_holmesvau_ucf290_descriptions.json"
     source = "HolmesVAU-2B, run by a third party"
-    said = answers.replay(path, source=source, id_key="video_name", text_key="video_description")
-    return said, datasets.hivau_instructions(folder / "hivau70k/merge_instruction_test_final.jsonl")
+    said = clients.replay(path, source=source, id_key="video_name", text_key="video_description")
+    return said, hivau.hivau_instructions(folder / "hivau70k/merge_instruction_test_final.jsonl")
 
 
 @pytest.mark.real
@@ -147,7 +149,7 @@ def test_real_holmesvau_answers_beat_answers_of_other_videos(holmes):
 @pytest.mark.real
 def test_a_constant_judgement_is_right_on_two_fifths_of_the_released_rows(holmes):
     rows = [r for r in holmes[1] if r.task == "judgement"]
-    table = judging.judgement_report({r.id: judging.CONSTANT for r in rows}, rows)
+    table = vlm_metrics.judgement_report({r.id: vlm_metrics.CONSTANT for r in rows}, rows)
     right = sum(r["accuracy"] * r["rows"] for r in table if r["method"] == "answers")
     assert round(right) == 170 and {r["level"] for r in table} == {"event", "video"}
 
@@ -158,16 +160,16 @@ def test_answers_are_replayed_from_either_form(name, content, tmp_path):
     path.write_text(
         "".join(json.dumps(r) + "\n" for r in content) if isinstance(content, list) else json.dumps(content)
     )
-    said = answers.replay(path, source="somebody")
+    said = clients.replay(path, source="somebody")
     assert said("v") == "yes" and said.label == "replayed: somebody"
-    with pytest.raises(answers.AnswerError, match="no answer for 'w'"):
+    with pytest.raises(clients.AnswerError, match="no answer for 'w'"):
         said("w")
 
 
 def test_a_file_that_is_no_answers_is_refused(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps([{"id": "v"}]))
-    with pytest.raises(answers.AnswerError, match="a.json: an entry without"):
-        answers.replay(tmp_path / "a.json", source="x")
+    with pytest.raises(clients.AnswerError, match="a.json: an entry without"):
+        clients.replay(tmp_path / "a.json", source="x")
     (tmp_path / "b.json").write_text(json.dumps([{"id": 1, "answer": "x"}] * 2))
-    with pytest.raises(answers.AnswerError, match="twice"):
-        answers.replay(tmp_path / "b.json", source="x")
+    with pytest.raises(clients.AnswerError, match="twice"):
+        clients.replay(tmp_path / "b.json", source="x")

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from fake_video_service import FakeVideoService
 
-from vau_lib import generation, records, synthesis, video
+from vau_lib.data import records, video
+from vau_lib.synthetic import dataset as synthetic_dataset
+from vau_lib.synthetic import scenarios, text_to_video
 
 KEY = "AIza-a-very-secret-key-0123456789"
 FEW = dict(duration_s=2.0, fps=5.0, height=64, width=96)
@@ -49,11 +51,11 @@ def client(service, **how):
     settings = dict(
         price_per_second=0.1, poll_s=0.0, deadline_s=6, timeout_s=0.3, sleep=lambda _: None, clock=lambda: next(ticks)
     )
-    return generation.veo(base_url=service.url, **(settings | how))
+    return text_to_video.veo(base_url=service.url, **(settings | how))
 
 
 def total(generator, chosen):
-    return generation.cost(generator, chosen)
+    return text_to_video.cost(generator, chosen)
 
 
 # The whole story
@@ -70,15 +72,15 @@ def test_twenty_jobs_with_refusals_timeouts_a_cut_download_and_a_rate_limit(serv
         13: "truncated",
         16: "rate limit",
     }
-    fake, chosen = service(manners), synthesis.scenarios(20, 1, **FEW)
+    fake, chosen = service(manners), scenarios.covering_scenarios(20, 1, **FEW)
     veo = client(fake)
-    first = generation.run(veo, chosen, tmp_path, confirm=total(veo, chosen), progress=False)
+    first = text_to_video.run(veo, chosen, tmp_path, confirm=total(veo, chosen), progress=False)
     assert first["status"].value_counts().to_dict() == {"done": 16, "rejected": 3, "failed": 1}
     assert "not done after 6 s" in first.set_index("status").loc["failed", "detail"]
     assert first[first["status"] == "rejected"]["detail"].str.contains("Violence").all()
     paid = dict(fake.submitted)
     fake.patience = True  # the slow one is ready now
-    second = generation.run(
+    second = text_to_video.run(
         client(fake), chosen, tmp_path, progress=False
     )  # nothing new to pay: no confirmation needed
     assert second["status"].value_counts().to_dict() == {"done": 17, "rejected": 3}
@@ -86,14 +88,14 @@ def test_twenty_jobs_with_refusals_timeouts_a_cut_download_and_a_rate_limit(serv
         fake.submitted == paid and paid[2] == 3 and all(count == 1 for n, count in paid.items() if n not in (2, 7, 11))
     )
     found = records.read_records(tmp_path / "records.jsonl")
-    assert len(found) == 17 and all(generation.verified(tmp_path / r.path) for r in found)
+    assert len(found) == 17 and all(text_to_video.verified(tmp_path / r.path) for r in found)
     assert not any(r.events for r in found)  # the service knows no spans, and none are made up
     written = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
     assert not any(KEY.encode() in data for data in written) and KEY not in caplog.text and KEY not in second.to_csv()
 
 
 def test_a_killed_run_loses_nothing_and_pays_nothing_twice(service, tmp_path):
-    fake, chosen, polls = service(), synthesis.scenarios(4, 2, **FEW), []
+    fake, chosen, polls = service(), scenarios.covering_scenarios(4, 2, **FEW), []
 
     def stops(_):
         polls.append(1)
@@ -102,11 +104,11 @@ def test_a_killed_run_loses_nothing_and_pays_nothing_twice(service, tmp_path):
 
     veo = client(fake, sleep=stops)
     with pytest.raises(KeyboardInterrupt):
-        generation.run(veo, chosen, tmp_path, confirm=total(veo, chosen), progress=False)
+        text_to_video.run(veo, chosen, tmp_path, confirm=total(veo, chosen), progress=False)
     assert sum(fake.submitted.values()) == 3
     (tmp_path / "ledger.jsonl").open("a").write('{"id": "half a li')
     again = client(fake)
-    table = generation.run(
+    table = text_to_video.run(
         again, chosen, tmp_path, confirm=again.price(chosen[0]), progress=False
     )  # one is still to be paid
     assert set(table["status"]) == {"done"} and set(fake.submitted.values()) == {1}
@@ -114,23 +116,23 @@ def test_a_killed_run_loses_nothing_and_pays_nothing_twice(service, tmp_path):
 
 @pytest.mark.parametrize("manner", ["server error", "broken line", "slow answer", "rate limit"])
 def test_what_passes_is_tried_again(service, tmp_path, manner):
-    fake, chosen = service({0: manner}), synthesis.scenarios(2, 3, **FEW)
+    fake, chosen = service({0: manner}), scenarios.covering_scenarios(2, 3, **FEW)
     veo = client(fake)
-    table = generation.run(veo, chosen, tmp_path, confirm=lambda _: True, progress=False)
+    table = text_to_video.run(veo, chosen, tmp_path, confirm=lambda _: True, progress=False)
     assert set(table["status"]) == {"done"}
 
 
 def test_what_does_not_pass_is_one_line_without_the_key(service, tmp_path):
-    fake, chosen = service({0: "forbidden"}), synthesis.scenarios(2, 3, **FEW)
-    table = generation.run(client(fake), chosen, tmp_path, confirm=lambda _: True, progress=False)
+    fake, chosen = service({0: "forbidden"}), scenarios.covering_scenarios(2, 3, **FEW)
+    table = text_to_video.run(client(fake), chosen, tmp_path, confirm=lambda _: True, progress=False)
     assert table["status"].tolist() == ["failed", "done"]
     said = table["detail"][0]
     assert "403" in said and "***" in said and KEY not in said and "\n" not in said
 
 
 def test_no_network_is_one_line(tmp_path):
-    veo = generation.veo(price_per_second=0.0, base_url="http://127.0.0.1:9", sleep=lambda _: None, timeout_s=0.3)
-    table = generation.run(veo, synthesis.scenarios(2, 3, **FEW), tmp_path, progress=False)
+    veo = text_to_video.veo(price_per_second=0.0, base_url="http://127.0.0.1:9", sleep=lambda _: None, timeout_s=0.3)
+    table = text_to_video.run(veo, scenarios.covering_scenarios(2, 3, **FEW), tmp_path, progress=False)
     assert set(table["status"]) == {"failed"} and table["detail"].str.contains("the service cannot be reached").all()
 
 
@@ -138,13 +140,13 @@ def test_no_network_is_one_line(tmp_path):
 
 
 def test_spending_needs_the_exact_sum_or_a_yes(service, tmp_path):
-    fake, chosen, asked = service(), synthesis.scenarios(2, 4, **FEW), []
+    fake, chosen, asked = service(), scenarios.covering_scenarios(2, 4, **FEW), []
     veo = client(fake)
     for confirm in (None, 0.79, lambda text: asked.append(text) or False):
         with pytest.raises(
             ValueError, match=r"^2 videos by Veo .* cost 0.80: pass confirm=0.80, or a function that asks$"
         ):
-            generation.run(veo, chosen, tmp_path, confirm=confirm, progress=False)
+            text_to_video.run(veo, chosen, tmp_path, confirm=confirm, progress=False)
     assert not fake.submitted and asked == [f"2 videos by {veo.name} cost 0.80. Go on?"]
 
 
@@ -163,13 +165,15 @@ def test_impossible_wishes_are_refused(service, how, said):
 def test_without_a_key_it_says_what_to_set(monkeypatch):
     monkeypatch.delenv("GOOGLE_API_KEY")
     with pytest.raises(ValueError, match="^no key for Veo: set GOOGLE_API_KEY, or GOOGLE_CLOUD_PROJECT"):
-        generation.veo(price_per_second=0.1)
+        text_to_video.veo(price_per_second=0.1)
 
 
 def test_a_prompt_too_long_fails_before_anything_is_paid(service, tmp_path):
     fake = service()
     veo = client(fake, prompt=lambda _: "x" * 2001)
-    table = generation.run(veo, synthesis.scenarios(2, 3, **FEW), tmp_path, confirm=lambda _: True, progress=False)
+    table = text_to_video.run(
+        veo, scenarios.covering_scenarios(2, 3, **FEW), tmp_path, confirm=lambda _: True, progress=False
+    )
     assert not fake.submitted and table["detail"][0] == "a prompt has at most 2000 characters, got 2001"
 
 
@@ -177,15 +181,15 @@ def test_a_prompt_too_long_fails_before_anything_is_paid(service, tmp_path):
 
 
 def test_the_drawn_backend_brings_its_truth(tmp_path):
-    chosen = synthesis.scenarios(2, 5, **FEW)
-    table = generation.run(generation.procedural(), chosen, tmp_path, progress=False)
+    chosen = scenarios.covering_scenarios(2, 5, **FEW)
+    table = text_to_video.run(text_to_video.procedural(), chosen, tmp_path, progress=False)
     assert set(table["status"]) == {"done"}
     first, second = records.read_records(tmp_path / "records.jsonl")
     assert first.label == 1 and len(first.events) == 1 and second.label == 0 and not second.events
-    truth = synthesis.read_truth(tmp_path / f"videos/{first.id}.npz")
+    truth = synthetic_dataset.read_truth(tmp_path / f"videos/{first.id}.npz")
     assert truth["masks"].shape == (first.num_frames, 64, 96)
     stamp = os.stat(tmp_path / first.path).st_mtime_ns
-    generation.run(generation.procedural(), chosen, tmp_path, progress=False)
+    text_to_video.run(text_to_video.procedural(), chosen, tmp_path, progress=False)
     assert os.stat(tmp_path / first.path).st_mtime_ns == stamp
 
 
@@ -196,10 +200,10 @@ def test_an_open_model_is_called_with_prompt_and_seed(tmp_path):
         calls.append((prompt, generator.initial_seed(), num_frames))
         return SimpleNamespace(frames=np.full((1, num_frames, 32, 48, 3), 0.5, np.float32))
 
-    chosen = synthesis.scenarios(2, 6, **FEW)
-    table = generation.run(generation.diffusers(pipeline, num_frames=9), chosen, tmp_path, seed=7, progress=False)
+    chosen = scenarios.covering_scenarios(2, 6, **FEW)
+    table = text_to_video.run(text_to_video.diffusers(pipeline, num_frames=9), chosen, tmp_path, seed=7, progress=False)
     assert set(table["status"]) == {"done"} and [c[1:] for c in calls] == [(7, 9), (1007, 9)]
-    assert [c[0] for c in calls] == [synthesis.prompt(s) for s in chosen]
+    assert [c[0] for c in calls] == [scenarios.prompt(s) for s in chosen]
     assert not any(r.events for r in records.read_records(tmp_path / "records.jsonl"))
 
 
@@ -207,18 +211,20 @@ def test_an_open_model_out_of_memory_is_a_failed_line(tmp_path):
     def pipeline(**_):
         raise RuntimeError("CUDA out of memory.\nTried to allocate")
 
-    table = generation.run(generation.diffusers(pipeline), synthesis.scenarios(2, 6, **FEW), tmp_path, progress=False)
+    table = text_to_video.run(
+        text_to_video.diffusers(pipeline), scenarios.covering_scenarios(2, 6, **FEW), tmp_path, progress=False
+    )
     assert table["status"].tolist() == ["failed"] * 2 and "out of memory. Tried" in table["detail"][0]
 
 
 def test_without_diffusers_it_says_what_to_install():
     with pytest.raises(ImportError, match="need the package diffusers"):
-        generation.diffusers("some/model")
+        text_to_video.diffusers("some/model")
 
 
 def test_nothing_to_make_is_said(tmp_path):
     with pytest.raises(ValueError, match="^no scenarios to make videos of$"):
-        generation.run(generation.procedural(), [], tmp_path)
+        text_to_video.run(text_to_video.procedural(), [], tmp_path)
 
 
 # Pseudo labels and a person's word
@@ -236,13 +242,13 @@ def test_detections_are_tracked_and_marked_as_guesses(film, tmp_path):
             out.append((boxes, ["person", "car"][: len(boxes)], np.full(len(boxes), 0.9)))
         return out
 
-    found = generation.annotate(tmp_path / "film.mp4", detector, batch=10)
+    found = text_to_video.annotate(tmp_path / "film.mp4", detector, batch=10)
     assert found["source"] == "pseudo" and len(found["frames"]) == 24
     people = {frame["track_ids"][0] for frame in found["frames"]}
     cars = [frame["track_ids"][1] for frame in found["frames"] if len(frame["track_ids"]) == 2]
     assert people == {1} and cars[0] == 2 and cars[-1] != 1
     with pytest.raises(ValueError, match="the detector gave 1 results for 24 frames"):
-        generation.annotate(tmp_path / "film.mp4", lambda _: [(np.zeros((0, 4)), [], np.zeros(0))], batch=24)
+        text_to_video.annotate(tmp_path / "film.mp4", lambda _: [(np.zeros((0, 4)), [], np.zeros(0))], batch=24)
 
 
 def test_two_boxes_that_cross_keep_their_labels():
@@ -250,35 +256,35 @@ def test_two_boxes_that_cross_keep_their_labels():
         (np.array([[t, 0, t + 10, 10], [30 - t, 0, 40 - t, 10]], float), ["person", "car"], np.ones(2))
         for t in range(30)
     ]
-    ids = generation.by_overlap(left)
+    ids = text_to_video.by_overlap(left)
     assert all(frame.tolist() == [1, 2] for frame in ids)
 
 
 def test_rows_of_an_earlier_run_do_not_stay(tmp_path):
-    class Blind(type(generation.procedural())):
+    class Blind(type(text_to_video.procedural())):
         name, provides = "blind", frozenset({"pixels"})
 
-    chosen = synthesis.scenarios(2, 5, **FEW)
-    generation.run(generation.procedural(), chosen, tmp_path, progress=False)
+    chosen = scenarios.covering_scenarios(2, 5, **FEW)
+    text_to_video.run(text_to_video.procedural(), chosen, tmp_path, progress=False)
     assert (tmp_path / "instructions.jsonl").is_file()
-    generation.run(Blind(), chosen, tmp_path, progress=False)
+    text_to_video.run(Blind(), chosen, tmp_path, progress=False)
     assert not (tmp_path / "instructions.jsonl").exists(), "nobody knows when what happens in these"
 
 
 def test_a_review_is_read_back(tmp_path):
-    chosen = synthesis.scenarios(4, 5, **FEW)
-    generation.run(generation.procedural(), chosen, tmp_path, progress=False)
-    sheet = generation.review_sheet(tmp_path)
+    chosen = scenarios.covering_scenarios(4, 5, **FEW)
+    text_to_video.run(text_to_video.procedural(), chosen, tmp_path, progress=False)
+    sheet = text_to_video.review_sheet(tmp_path)
     assert sheet["event"].tolist() == [scenario.event for scenario in chosen]
     assert sheet["verdict"].tolist() == [""] * 4
     sheet.loc[0, "verdict"] = "reject"
     sheet.loc[1, ["verdict", "label"]] = "edit", 1
     sheet.loc[2, "verdict"] = "accept"
     sheet.to_csv(tmp_path / "review.csv", index=False)
-    kept, counts = generation.apply_review(tmp_path)
+    kept, counts = text_to_video.apply_review(tmp_path)
     assert [r.id for r in kept] == sheet["id"].tolist()[1:] and kept[0].label == 1
     assert counts == {"reject": 1, "edit": 1, "accept": 1, "": 1}
     sheet.loc[3, "verdict"] = "maybe"
     sheet.to_csv(tmp_path / "review.csv", index=False)
     with pytest.raises(ValueError, match="a verdict is accept, reject or edit, got 'maybe'"):
-        generation.apply_review(tmp_path)
+        text_to_video.apply_review(tmp_path)

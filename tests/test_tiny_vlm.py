@@ -8,15 +8,20 @@ import pytest
 import torch
 from transformers import InternVLForConditionalGeneration, Qwen2_5_VLForConditionalGeneration
 
-from vau_lib import closeups, dialogue, records, seeing, store, twinning, twins, video, vlm
+from vau_lib.data import answer_parsing, records, video
+from vau_lib.toy import benchmark as toy_benchmark
+from vau_lib.toy import dataset as toy_dataset
+from vau_lib.toy import pretraining, tiny_vlm
+from vau_lib.vlm import chat, inference, instruction_data, models
+from vau_lib.workspace import artifacts
 
 FRAMES = np.random.default_rng(0).integers(0, 255, (4, 56, 56, 3), dtype=np.uint8)
-SMALL = vlm.TinySizes(width=32, vision_width=32, text_layers=1, vision_layers=1)
+SMALL = tiny_vlm.TinySizes(width=32, vision_width=32, text_layers=1, vision_layers=1)
 
 
-@pytest.fixture(params=dialogue.FAMILIES)
+@pytest.fixture(params=models.FAMILIES)
 def twin(request):
-    return vlm.tiny(request.param, sizes=SMALL)
+    return tiny_vlm.tiny(request.param, sizes=SMALL)
 
 
 def test_a_twin_is_of_the_real_class_and_says_that_it_is_random(twin):
@@ -28,22 +33,22 @@ def test_a_twin_is_of_the_real_class_and_says_that_it_is_random(twin):
 
 def test_an_unknown_family_is_refused():
     with pytest.raises(ValueError, match="family must be one of internvl, qwen2_5_vl, got 'llava'"):
-        vlm.tiny("llava")
+        tiny_vlm.tiny("llava")
 
 
 def test_the_seed_decides_the_weights_and_leaves_the_outer_generator_alone():
     torch.manual_seed(1)
     outside = torch.rand(1)
     torch.manual_seed(1)
-    first, again, other = (vlm.tiny("internvl", sizes=SMALL, seed=seed).model.lm_head.weight for seed in (3, 3, 4))
+    first, again, other = (tiny_vlm.tiny("internvl", sizes=SMALL, seed=seed).model.lm_head.weight for seed in (3, 3, 4))
     assert torch.equal(first, again) and not torch.equal(first, other)
     assert torch.equal(torch.rand(1), outside)
 
 
 def test_save_and_load_give_the_same_tokens_and_logits(twin, tmp_path):
-    place = vlm.save(twin, tmp_path / "twin", taught="nothing")
-    back = vlm.load(place, dtype=torch.float32, local_only=True)
-    turns = [dialogue.encode(s, FRAMES, "What happened?", times_s=range(4), answer="A fall.") for s in (twin, back)]
+    place = models.save(twin, tmp_path / "twin", taught="nothing")
+    back = models.load(place, dtype=torch.float32, local_only=True)
+    turns = [chat.encode(s, FRAMES, "What happened?", times_s=range(4), answer="A fall.") for s in (twin, back)]
     assert all(torch.equal(turns[0][key], turns[1][key]) for key in turns[0])
     assert back.label == twin.label and back.family == twin.family
     with torch.inference_mode():
@@ -54,7 +59,7 @@ def test_saving_does_not_replace_what_is_no_model(twin, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("keep")
     with pytest.raises(ValueError, match="holds something else"):
-        vlm.save(twin, tmp_path / "mine")
+        models.save(twin, tmp_path / "mine")
     assert (tmp_path / "mine" / "notes.txt").read_text() == "keep"
 
 
@@ -65,11 +70,11 @@ def test_the_tokenizer_loses_no_text(twin):
     ):
         ids = twin.tokenizer(text, add_special_tokens=False)["input_ids"]
         assert twin.tokenizer.decode(ids) == text
-    assert len(twin.tokenizer(closeups.NEGATIVE)["input_ids"]) < 12, "its own world's answers are short"
+    assert len(twin.tokenizer(toy_dataset.NEGATIVE)["input_ids"]) < 12, "its own world's answers are short"
 
 
 def test_a_frame_is_sixteen_tokens_for_both_families(twin):
-    turn = dialogue.encode(twin, FRAMES, "What happened?")
+    turn = chat.encode(twin, FRAMES, "What happened?")
     mark = twin.processor.image_token_id
     assert (turn["input_ids"] == mark).sum() == 4 * 16
 
@@ -83,8 +88,8 @@ def test_templates_take_parts_too(twin):
 @pytest.mark.parametrize(("step_s", "expected"), [(0.5, [0, 2]), (1.0, [0, 4]), (0.25, [0, 1])])
 def test_a_video_input_carries_its_clock(step_s, expected):
     """Qwen2.5-VL places a pair of frames at seconds x tokens_per_second (2 here): pairs 2 x step apart."""
-    twin = vlm.tiny("qwen2_5_vl", sizes=SMALL)
-    turn = dialogue.encode(twin, FRAMES, "What?", times_s=np.arange(4) * step_s, as_video=True)
+    twin = tiny_vlm.tiny("qwen2_5_vl", sizes=SMALL)
+    turn = chat.encode(twin, FRAMES, "What?", times_s=np.arange(4) * step_s, as_video=True)
     grid = dict(video_grid_thw=turn["video_grid_thw"], second_per_grid_ts=turn["second_per_grid_ts"])
     position, _ = twin.model.model.get_rope_index(
         turn["input_ids"], mm_token_type_ids=turn["mm_token_type_ids"], attention_mask=turn["attention_mask"], **grid
@@ -95,13 +100,13 @@ def test_a_video_input_carries_its_clock(step_s, expected):
 
 
 def test_a_video_input_needs_even_steps_and_the_right_family():
-    qwen, intern = (vlm.tiny(family, sizes=SMALL) for family in ("qwen2_5_vl", "internvl"))
+    qwen, intern = (tiny_vlm.tiny(family, sizes=SMALL) for family in ("qwen2_5_vl", "internvl"))
     with pytest.raises(ValueError, match="evenly spaced"):
-        dialogue.encode(qwen, FRAMES, "What?", times_s=[0, 1, 2, 7], as_video=True)
+        chat.encode(qwen, FRAMES, "What?", times_s=[0, 1, 2, 7], as_video=True)
     with pytest.raises(ValueError, match="without a clock"):
-        dialogue.encode(qwen, FRAMES, "What?", as_video=True)
+        chat.encode(qwen, FRAMES, "What?", as_video=True)
     with pytest.raises(ValueError, match="reads frames as pictures"):
-        dialogue.encode(intern, FRAMES, "What?", times_s=range(4), as_video=True)
+        chat.encode(intern, FRAMES, "What?", times_s=range(4), as_video=True)
 
 
 # The close-up world
@@ -110,7 +115,7 @@ def test_a_video_input_needs_even_steps_and_the_right_family():
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     root = tmp_path_factory.mktemp("closeups")
-    return root, closeups.make_dataset(root, num_videos=12, splits={"train": 0.5, "val": 0.25, "test": 0.25})
+    return root, toy_dataset.make_dataset(root, num_videos=12, splits={"train": 0.5, "val": 0.25, "test": 0.25})
 
 
 def test_worlds_stay_whole_and_every_split_has_both_classes(world):
@@ -122,9 +127,9 @@ def test_worlds_stay_whole_and_every_split_has_both_classes(world):
 
 def test_truth_marks_an_event_only_in_its_videos_and_while_it_lasts(world):
     root, found = world
-    _, truth = seeing.read(root, found)
+    _, truth = pretraining.read(root, found)
     for record, cells in zip(found, truth, strict=True):
-        shown = (cells >= closeups.FIRST_EVENT).any((1, 2))
+        shown = (cells >= toy_dataset.FIRST_EVENT).any((1, 2))
         assert shown.any() == bool(record.label), record.id
         assert not shown[records.frame_labels(record) == 0].any()
 
@@ -134,10 +139,10 @@ def test_a_finished_world_is_kept_and_another_is_made_anew(world):
     file = root / found[0].path
     before = file.stat().st_mtime_ns
     splits = {"train": 0.5, "val": 0.25, "test": 0.25}
-    assert closeups.make_dataset(root, num_videos=12, splits=splits) == found
+    assert toy_dataset.make_dataset(root, num_videos=12, splits=splits) == found
     assert file.stat().st_mtime_ns == before
     with pytest.raises(ValueError, match="events must be of"):
-        closeups.make_dataset(root, num_videos=12, events=("picnic",))
+        toy_dataset.make_dataset(root, num_videos=12, events=("picnic",))
 
 
 def test_films_are_ordinary_videos(world):
@@ -147,10 +152,10 @@ def test_films_are_ordinary_videos(world):
 
 
 def test_instructions_ask_why_only_where_something_is_wrong(world):
-    rows = closeups.instructions(world[1])
+    rows = toy_dataset.instructions(world[1])
     tasks = {r.path: [row["task"] for row in rows if row["video"] == r.path] for r in world[1]}
     assert all(("analysis" in tasks[r.path]) == bool(r.label) for r in world[1])
-    judged = [(vlm.judged(row["answer"]), row["video"]) for row in rows if row["task"] == "judgement"]
+    judged = [(answer_parsing.judgement_of(row["answer"]), row["video"]) for row in rows if row["task"] == "judgement"]
     labels = {r.path: bool(r.label) for r in world[1]}
     assert all(labels[path] == said for said, path in judged)
 
@@ -158,20 +163,20 @@ def test_instructions_ask_why_only_where_something_is_wrong(world):
 def test_the_eye_learns_stills(twin, world):
     """Forty steps on 12 videos bring the loss well below a blank guess, for both families."""
     root, found = world
-    stills = seeing.Stills(*seeing.read(root, found[:4]), twin)
-    lessons = seeing.Lessons(still_epochs=20, still_rate=5e-3)
+    stills = pretraining.Stills(*pretraining.read(root, found[:4]), twin)
+    lessons = pretraining.CaptionSamples(still_epochs=20, still_rate=5e-3)
     before = twin.model.model.language_model.layers[0].mlp.up_proj.weight.clone()
-    eye, seen = seeing.warm_up(twin, stills, stills, lessons=lessons)
+    eye, seen = pretraining.warm_up(twin, stills, stills, lessons=lessons)
     assert seen["loss"].iloc[-1] < 0.7 * seen["loss"].iloc[0]
     assert torch.equal(before, twin.model.model.language_model.layers[0].mlp.up_proj.weight), "words wait"
-    sure = seeing.alarm(eye, twin, seeing.read(root, found[:2])[0])
+    sure = pretraining.alarm(eye, twin, pretraining.read(root, found[:2])[0])
     assert sure.shape == (2, 12) and (sure >= 0).all() and (sure <= 1).all()
 
 
 def test_mirrored_stills_have_mirrored_truth(world):
     root, found = world
-    frames, truth = seeing.read(root, found[:1])
-    stills = seeing.Stills(frames, truth, vlm.tiny("internvl", sizes=SMALL))
+    frames, truth = pretraining.read(root, found[:1])
+    stills = pretraining.Stills(frames, truth, tiny_vlm.tiny("internvl", sizes=SMALL))
     torch.manual_seed(0)
     for place in range(12):
         frame, cells = stills[place]
@@ -182,27 +187,27 @@ def test_mirrored_stills_have_mirrored_truth(world):
 
 def test_teaching_ends_with_a_toy_that_says_so(world):
     root, found = world
-    twin = vlm.tiny("qwen2_5_vl", sizes=SMALL)
-    taught, curves = seeing.teach(
-        twin, root, found, lessons=seeing.Lessons(still_epochs=0.5, caption_steps=2, frames=2)
+    twin = tiny_vlm.tiny("qwen2_5_vl", sizes=SMALL)
+    taught, curves = pretraining.teach(
+        twin, root, found, lessons=pretraining.CaptionSamples(still_epochs=0.5, caption_steps=2, frames=2)
     )
     assert taught.label == "tiny-qwen2_5_vl (toy, trained on drawn close-ups)"
     assert set(curves) == {"stills", "captions"} and all(p.requires_grad for p in taught.model.parameters())
 
 
 def test_merges_of_the_tokenizer_are_its_own():
-    tokenizer = twins.make_tokenizer("internvl", ["abab abab"] * 9)
+    tokenizer = tiny_vlm.make_tokenizer("internvl", ["abab abab"] * 9)
     assert "abab" in tokenizer.get_vocab() and "named" not in tokenizer.get_vocab()
 
 
 # The twins that are kept
 
-KEPT = Path(__file__).parents[1] / "data" / "twins"
+KEPT = Path(__file__).parents[1] / "data" / "toy_models"
 
 
-@pytest.mark.parametrize("family", dialogue.FAMILIES)
+@pytest.mark.parametrize("family", models.FAMILIES)
 def test_a_kept_twin_says_what_it_is_and_stays_small(family):
-    twin, made_by = vlm.load(KEPT / family, local_only=True), store.check_made_by(KEPT / family, family=family)
+    twin, made_by = models.load(KEPT / family, local_only=True), artifacts.check_made_by(KEPT / family, family=family)
     assert "toy" in twin.label and sum(file.stat().st_size for file in (KEPT / family).iterdir()) < 5_000_000
     measured = made_by["measured"]
     assert measured["tuned"]["judgement"] >= 0.85
@@ -211,14 +216,16 @@ def test_a_kept_twin_says_what_it_is_and_stays_small(family):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", dialogue.FAMILIES)
+@pytest.mark.parametrize("family", models.FAMILIES)
 def test_a_kept_twin_describes_worlds_it_never_saw(family, tmp_path):
     """Captions of 48 new videos: whether they tell of an event agrees with the truth in 3 of 4 (guessing: 1 of 2)."""
-    twin = vlm.load(KEPT / family, local_only=True)
-    found = closeups.make_dataset(tmp_path, num_videos=48, seed=99, splits={"test": 1.0}, engine="processes")
-    rows = closeups.instructions(found, ["caption"])
-    said = vlm.answers(twin, vlm.Samples(rows, tmp_path, twin, answers=False, random=False, num_frames=6))
-    tells = {text: event in closeups.NAMES for event, texts in closeups.CAPTIONS.items() for text in texts}
+    twin = models.load(KEPT / family, local_only=True)
+    found = toy_dataset.make_dataset(tmp_path, num_videos=48, seed=99, splits={"test": 1.0}, engine="processes")
+    rows = toy_dataset.instructions(found, ["caption"])
+    said = inference.answers(
+        twin, instruction_data.InstructionSamples(rows, tmp_path, twin, answers=False, random=False, num_frames=6)
+    )
+    tells = {text: event in toy_dataset.NAMES for event, texts in toy_dataset.CAPTIONS.items() for text in texts}
     right = [tells.get(text) == bool(record.label) for text, record in zip(said, found, strict=True)]
     assert np.mean(right) >= 0.75
 
@@ -228,15 +235,15 @@ def test_a_twin_taught_anew_is_as_good_as_the_kept_one(tmp_path):
     """What `make twin` does, from nothing; about eight minutes on two quiet cores, so only where asked for."""
     if not os.environ.get("VAU_TEACH"):
         pytest.skip("needs VAU_TEACH=1 and eight minutes")
-    kept = store.read_json(KEPT / "internvl" / "made_by.json")["measured"]["tuned"]["judgement"]
-    twinning.make("internvl", tmp_path / "world", tmp_path / "twin")
-    measured = twinning.measure(tmp_path / "world", tmp_path / "twin")
+    kept = artifacts.read_json(KEPT / "internvl" / "made_by.json")["measured"]["tuned"]["judgement"]
+    toy_benchmark.make("internvl", tmp_path / "world", tmp_path / "twin")
+    measured = toy_benchmark.measure(tmp_path / "world", tmp_path / "twin")
     assert measured["tuned"]["judgement"] == pytest.approx(kept, abs=0.06)
 
 
 def test_shuffled_answers_stay_within_their_task():
     rows = [{"task": task, "answer": f"{task} {n}", "video": n} for task in ("a", "b") for n in range(9)]
-    dealt = twinning.shuffled(rows, seed=0)
+    dealt = toy_benchmark.shuffled(rows, seed=0)
     assert [row["task"] for row in dealt] == [row["task"] for row in rows] and dealt != rows
     assert all(row["answer"].startswith(row["task"]) for row in dealt)
     assert sorted(row["answer"] for row in dealt) == sorted(row["answer"] for row in rows)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from vau_lib import tokens
+from vau_lib.compression import token_pruning
 
 VIDEO, IMAGE, START, END, PAD = 120, 121, 122, 123, 0
 PATCH, MERGE = 4, 2
@@ -107,7 +107,7 @@ def test_keeping_everything_changes_no_logit(model, before_tower):
         inputs = together(prompt(film(6)), prompt(film(3, 2, 2), film(4, seed=1)), right=right)
         real = inputs["attention_mask"].bool()
         whole = model(**inputs).logits[real]
-        with tokens.compressed(model, share=1, before_tower=before_tower) as small:
+        with token_pruning.compressed(model, share=1, before_tower=before_tower) as small:
             assert (small(**inputs).logits[real] - whole).abs().max() <= 1e-5
 
 
@@ -115,7 +115,7 @@ def test_keeping_everything_changes_no_logit(model, before_tower):
 @torch.inference_mode()
 def test_dropping_a_token_is_hiding_it_and_moving_nothing(model, share):
     inputs = together(prompt(film(8)), prompt(film(6, 2, 3), film(8, seed=1)))
-    small = tokens.compressed(model, share=share)
+    small = token_pruning.compressed(model, share=share)
     short = small(**inputs).logits
     hidden = {**inputs, "attention_mask": small.kept.long()}  # the whole prompt, dropped tokens masked
     positions, _ = model.model.get_rope_index(
@@ -131,7 +131,7 @@ def test_dropping_a_token_is_hiding_it_and_moving_nothing(model, share):
 
 def test_kept_tokens_keep_time_row_and_column(model):
     inputs = prompt(film(8))
-    short, kept = tokens.compressed(model, share=0.25).prune(**inputs)
+    short, kept = token_pruning.compressed(model, share=0.25).prune(**inputs)
     whole, _ = model.model.get_rope_index(
         inputs["input_ids"],
         inputs["mm_token_type_ids"],
@@ -146,7 +146,7 @@ def test_kept_tokens_keep_time_row_and_column(model):
 @torch.inference_mode()
 def test_generation_goes_on_as_if_the_dropped_tokens_were_masked(model):
     inputs = together(prompt(film(8)), prompt(film(5, 2, 3), text=(5,)))
-    small = tokens.compressed(model, share=0.3)
+    small = token_pruning.compressed(model, share=0.3)
     said = small.generate(**inputs, **GREEDY)
     length = inputs["input_ids"].shape[1]
     assert torch.equal(said[:, :length], inputs["input_ids"])  # the caller cuts its own prompt off, whatever we dropped
@@ -172,14 +172,14 @@ def test_generation_goes_on_as_if_the_dropped_tokens_were_masked(model):
 def test_keep_all_generates_what_the_model_does(model):
     inputs = together(prompt(film(4)), prompt(film(6, 2, 2)))
     assert torch.equal(
-        tokens.compressed(model, share=1.0).generate(**inputs, **GREEDY), model.generate(**inputs, **GREEDY)
+        token_pruning.compressed(model, share=1.0).generate(**inputs, **GREEDY), model.generate(**inputs, **GREEDY)
     )
 
 
 @torch.inference_mode()
 def test_a_batch_answers_as_one_by_one(model):
     alone = [prompt(film(8)), prompt(film(5, 2, 3), film(4, seed=3)), prompt(film(3, 4, 4), text=(5, 6, 7, 8, 9, 10))]
-    small = tokens.compressed(model, share=0.3)
+    small = token_pruning.compressed(model, share=0.3)
     batch = together(*alone)
     logits, said = small(**batch).logits[:, -1], small.generate(**batch, **GREEDY)[:, -6:]
     for row, one in enumerate(alone):
@@ -199,8 +199,8 @@ def test_a_moment_without_tokens_is_never_encoded_and_nothing_else_changes(model
 
     inputs, rows = prompt(film(8)), []
     watch = model.model.visual.register_forward_hook(lambda _, given, out: rows.append(len(given[0])))
-    early = tokens.compressed(model, share=0.5, rule=first_and_last)(**inputs).logits
-    late = tokens.compressed(model, share=0.5, rule=first_and_last, before_tower=False)(**inputs).logits
+    early = token_pruning.compressed(model, share=0.5, rule=first_and_last)(**inputs).logits
+    late = token_pruning.compressed(model, share=0.5, rule=first_and_last, before_tower=False)(**inputs).logits
     watch.remove()
     assert rows[1] == len(inputs["pixel_values_videos"]) and rows[0] == rows[1] // 4  # 2 of 8 moments
     assert (early - late).abs().max() <= 1e-5
@@ -208,7 +208,7 @@ def test_a_moment_without_tokens_is_never_encoded_and_nothing_else_changes(model
 
 @torch.inference_mode()
 def test_what_moves_is_what_is_kept(model):
-    small = tokens.compressed(model, share=0.25)
+    small = token_pruning.compressed(model, share=0.25)
     small(**prompt(film(8)))
     kept = small.kept[0][prompt(film(8))["input_ids"][0] == VIDEO].view(8, 3, 4)
     assert kept[0].all() and all(kept[t, 1, t // 2] for t in range(2, 8))
@@ -221,7 +221,7 @@ def test_gradients_reach_the_tower_and_labels_are_cut_alike():
     model = qwen().train()
     inputs = together(prompt(film(6)), prompt(film(4, 2, 2), text=(5,)), right=True)
     labels = inputs["input_ids"].masked_fill((inputs["input_ids"] >= VIDEO) | (inputs["attention_mask"] == 0), -100)
-    small = tokens.compressed(model, share=0.4)
+    small = token_pruning.compressed(model, share=0.4)
     short, kept = small.prune(**inputs, labels=labels)
     assert torch.equal(short["labels"][short["labels"] != -100], labels[labels != -100])  # text is all there
     small(**inputs, labels=labels).loss.backward()
@@ -231,7 +231,7 @@ def test_gradients_reach_the_tower_and_labels_are_cut_alike():
 
 def test_a_compressed_model_learns(model):
     model = qwen().train()
-    small = tokens.compressed(model, share=0.3)
+    small = token_pruning.compressed(model, share=0.3)
     inputs = together(prompt(film(4), text=(5, 6)), prompt(film(4, seed=5), text=(7, 8)))
     labels = inputs["input_ids"].clone()
     labels[:, :-2] = -100
@@ -249,7 +249,7 @@ def test_a_compressed_model_learns(model):
 def test_the_usual_engine_trains_it(tmp_path):
     from transformers import Trainer, TrainingArguments
 
-    small = tokens.compressed(qwen().train(), share=0.4)
+    small = token_pruning.compressed(qwen().train(), share=0.4)
     rows = [prompt(film(4, seed=n), text=(5, 6 + n)) for n in range(4)]
 
     def collate(items):
@@ -269,8 +269,8 @@ def test_the_usual_engine_trains_it(tmp_path):
 @torch.inference_mode()
 def test_aligned_logits_stand_in_the_whole_prompt(model):
     inputs = together(prompt(film(8)), prompt(film(5, 2, 3)))
-    short = tokens.compressed(model, share=0.3)(**inputs).logits
-    small = tokens.compressed(model, share=0.3, aligned=True)
+    short = token_pruning.compressed(model, share=0.3)(**inputs).logits
+    small = token_pruning.compressed(model, share=0.3, aligned=True)
     whole = small(**inputs).logits
     assert whole.shape[:2] == inputs["input_ids"].shape and not whole[~small.kept].any()
     assert torch.equal(whole[:, -1], short[:, -1])
@@ -280,7 +280,7 @@ def test_aligned_logits_stand_in_the_whole_prompt(model):
 def test_several_answers_per_prompt(model):
     inputs = prompt(film(6))
     torch.manual_seed(0)
-    said = tokens.compressed(model, share=0.3).generate(
+    said = token_pruning.compressed(model, share=0.3).generate(
         **inputs, do_sample=True, num_return_sequences=3, max_new_tokens=4
     )
     assert len(said) == 3 and torch.equal(said[2, : inputs["input_ids"].shape[1]], inputs["input_ids"][0])
@@ -291,7 +291,7 @@ def test_an_adapter_may_wrap_the_model():
     peft = pytest.importorskip("peft")
     adapted = peft.get_peft_model(qwen(), peft.LoraConfig(target_modules=["q_proj", "v_proj"], r=2)).eval()
     inputs = prompt(film(4))
-    assert (tokens.compressed(adapted, share=1)(**inputs).logits - adapted(**inputs).logits).abs().max() <= 1e-5
+    assert (token_pruning.compressed(adapted, share=1)(**inputs).logits - adapted(**inputs).logits).abs().max() <= 1e-5
 
 
 # Refusals
@@ -300,16 +300,16 @@ def test_an_adapter_may_wrap_the_model():
 @pytest.mark.parametrize("amount", [{"share": 0}, {"share": 1.01}, {"share": math.nan}, {"threshold": -0.1}, {}])
 def test_an_impossible_share_is_refused(model, amount):
     with pytest.raises(ValueError, match="share|threshold"):
-        tokens.compressed(model, **amount)
+        token_pruning.compressed(model, **amount)
 
 
 def test_a_model_without_eyes_is_refused():
     with pytest.raises(ValueError, match="Linear has no vision tower"):
-        tokens.compressed(torch.nn.Linear(2, 2), share=0.5)
+        token_pruning.compressed(torch.nn.Linear(2, 2), share=0.5)
 
 
 def test_an_empty_and_a_huge_video_are_refused(model):
-    small = tokens.compressed(model, share=0.5)
+    small = token_pruning.compressed(model, share=0.5)
     inputs = prompt(film(2))
     empty = inputs | {"pixel_values_videos": inputs["pixel_values_videos"][:0]}
     with pytest.raises(ValueError, match="empty or broken video"):
@@ -346,8 +346,8 @@ def test_frames_as_pictures_are_a_film_and_a_lone_picture_is_whole(model):
     inputs = pictures(film(8), film(1))
     real = inputs["attention_mask"].bool()
     whole = model(**inputs).logits[real]
-    assert (tokens.compressed(model, share=1)(**inputs).logits[real] - whole).abs().max() <= 1e-5
-    small = tokens.compressed(model, share=0.25)
+    assert (token_pruning.compressed(model, share=1)(**inputs).logits[real] - whole).abs().max() <= 1e-5
+    small = token_pruning.compressed(model, share=0.25)
     alone = small(**pictures(film(8))).logits[0, -1]
     torch.testing.assert_close(small(**inputs).logits[0, -1], alone, atol=2e-5, rtol=0)
     seen = small.kept & (inputs["input_ids"] == IMAGE)
@@ -382,9 +382,9 @@ def test_another_family_is_cut_too():
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": frames}
     whole = model(**inputs).logits
     for early in (True, False):
-        small = tokens.compressed(model, share=1, before_tower=early)
+        small = token_pruning.compressed(model, share=1, before_tower=early)
         assert (small(**inputs).logits - whole).abs().max() <= 1e-5
-        small = tokens.compressed(model, share=0.3, before_tower=early)
+        small = token_pruning.compressed(model, share=0.3, before_tower=early)
         short = small(**inputs).logits
         hidden = inputs | {"attention_mask": small.kept.long()}
         places = torch.arange(ids.shape[1])[None]  # plain positions, of the whole prompt
@@ -397,14 +397,14 @@ def test_another_family_is_cut_too():
 def test_tiles_of_one_picture_are_no_film():
     model = internvl()
     ids = torch.tensor([[9, *[IMAGE] * 64, 5]])  # four tiles that touch
-    small = tokens.compressed(model, share=0.25)
+    small = token_pruning.compressed(model, share=0.25)
     small(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=torch.randn(4, 3, 32, 32))
     assert small.kept.all()
 
 
 def test_text_alone_goes_straight_through(model):
     ids = torch.tensor([[5, 6, 7]])
-    small = tokens.compressed(model, share=0.5)
+    small = token_pruning.compressed(model, share=0.5)
     with torch.inference_mode():
         assert torch.equal(small(input_ids=ids).logits, model(input_ids=ids).logits)
     with pytest.raises(ValueError, match="need position_ids"):

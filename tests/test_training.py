@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from vau_lib import memtsm, training
+from vau_lib.detectors import memtsm, preprocessing, training
+from vau_lib.features import checkpoints
 
 PLAN = training.Plan(epochs=4, learning_rate=3e-3, batch_size=8, curriculum_epochs=2)
 
@@ -20,9 +21,9 @@ def toy(count=24, width=6, seed=0):
 @pytest.fixture()
 def sets():
     rows, labels = toy()
-    prepare = training.Preparation.fit(rows, steps=12, motion=True)
+    prepare = preprocessing.Preprocessing.fit(rows, steps=12, motion=True)
     val_rows, val_labels = toy(seed=1)
-    return training.Sequences(rows, labels, prepare), training.Sequences(val_rows, val_labels, prepare)
+    return preprocessing.Sequences(rows, labels, prepare), preprocessing.Sequences(val_rows, val_labels, prepare)
 
 
 def fit(sets, tmp_path=None, plan=PLAN):
@@ -106,34 +107,34 @@ def test_short_videos_come_first_and_all_come_in_the_end():
 
 def test_disturbing_keeps_the_shape_and_is_seeded():
     x = torch.randn(4, 6, 24)
-    a, b = (training.disturb(x, generator=torch.Generator().manual_seed(1)) for _ in range(2))
+    a, b = (training.augment(x, generator=torch.Generator().manual_seed(1)) for _ in range(2))
     assert torch.equal(a, b) and a.shape == x.shape and not torch.equal(a, x)
-    assert torch.equal(training.disturb(x, generator=torch.Generator(), share=0.0), x)
+    assert torch.equal(training.augment(x, generator=torch.Generator(), share=0.0), x)
 
 
 def test_rows_are_brought_to_length():
     rows = np.arange(12, dtype=np.float32)[:, None]
-    assert training.to_steps(rows, 4)[:, 0].tolist() == [1, 4, 7, 10]  # means of equal parts
-    assert training.to_steps(rows[:2], 3)[:, 0].tolist() == [0, 0.5, 1]
+    assert preprocessing.to_steps(rows, 4)[:, 0].tolist() == [1, 4, 7, 10]  # means of equal parts
+    assert preprocessing.to_steps(rows[:2], 3)[:, 0].tolist() == [0, 0.5, 1]
     with pytest.raises(ValueError, match=r"\(T, D\)"):
-        training.to_steps(rows[:0], 4)
+        preprocessing.to_steps(rows[:0], 4)
 
 
 def test_change_is_the_absolute_step():
-    assert training.change(np.array([[1.0], [4.0], [2.0]]))[:, 0].tolist() == [3, 3, 2]
-    assert training.change(np.ones((1, 2))).tolist() == [[0, 0]]
+    assert preprocessing.temporal_difference(np.array([[1.0], [4.0], [2.0]]))[:, 0].tolist() == [3, 3, 2]
+    assert preprocessing.temporal_difference(np.ones((1, 2))).tolist() == [[0, 0]]
 
 
 def test_sequences_refuse_names_that_differ():
     rows, labels = toy(4)
-    prepare = training.Preparation.fit(rows, steps=4, motion=False)
+    prepare = preprocessing.Preprocessing.fit(rows, steps=4, motion=False)
     with pytest.raises(ValueError, match="'v00' is in one only"):
-        training.Sequences({name: rows[name] for name in list(rows)[1:]}, labels, prepare)
+        preprocessing.Sequences({name: rows[name] for name in list(rows)[1:]}, labels, prepare)
 
 
 def test_a_saved_model_loads_strictly(tmp_path):
     model = memtsm.MemTSM(memtsm.MemTSMConfig(in_channels=6, width=16, slots=8))
-    training.save_model(tmp_path, model, {"slots": 8}, seed=3)
+    checkpoints.save_model(tmp_path, model, {"slots": 8}, seed=3)
     again = memtsm.MemTSM(memtsm.MemTSMConfig(in_channels=6, width=16, slots=8))
-    training.load_strictly(again, training.load_weights(tmp_path / "model.safetensors"), tmp_path)
+    checkpoints.load_strictly(again, checkpoints.load_weights(tmp_path / "model.safetensors"), tmp_path)
     assert torch.equal(again.stem.weight, model.stem.weight)

@@ -9,7 +9,7 @@ import pytest
 from conftest import moving_square
 from PIL import Image
 
-from vau_lib import video
+from vau_lib.data import video
 
 
 def test_probe_counts_frames_and_knows_the_clock(clip):

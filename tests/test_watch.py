@@ -8,7 +8,11 @@ from conftest import moving_square
 from PIL import Image
 from typer.testing import CliRunner
 
-from vau_lib import cli, features, lshma, store, training, video, watching
+from vau_lib import cli, watch
+from vau_lib.data import video
+from vau_lib.detectors import lshma, lshma_state, preprocessing
+from vau_lib.features import extraction, xfeat
+from vau_lib.workspace import artifacts
 
 ROW_FRAMES = 4
 
@@ -17,24 +21,24 @@ ROW_FRAMES = 4
 def model(request, tmp_path_factory):
     """Folder of an untrained stream over XFeat rows with random weights, small pictures."""
     folder = tmp_path_factory.mktemp("model")
-    recipe = features.Recipe("xfeat", ROW_FRAMES, (("weights", "random"), ("side", 64)))
+    recipe = extraction.Recipe("xfeat", ROW_FRAMES, (("weights", "random"), ("side", 64)))
     rng = np.random.default_rng(0)
-    prepare = training.Preparation.fit({"a": rng.random((40, 128))}, steps=None, motion=request.param)
-    made = lshma.LSHMA(lshma.LSHMAConfig.xd(width=128, window=2)).eval()
+    prepare = preprocessing.Preprocessing.fit({"a": rng.random((40, 128))}, steps=None, motion=request.param)
+    made = lshma.LSHMA(lshma_state.LSHMAConfig.xd(width=128, window=2)).eval()
     lshma.save_trained(folder, lshma.Trained(made, prepare, None), facts={"rows": recipe.made_by()})
     return folder
 
 
 def whole(model, path):
     """Scores of all rows of a video, made at once."""
-    rows = np.stack(list(features.XFeatEncoder("random", side=64).encode(path, ROW_FRAMES)))
+    rows = np.stack(list(xfeat.XFeatEncoder("random", side=64).encode(path, ROW_FRAMES)))
     return lshma.load_trained(model).score(rows)[1]
 
 
 def test_watched_scores_are_those_of_the_whole_video(model, clip):
-    encode, size = watching.encoder_of(model)
+    encode, size = watch.encoder_of(model)
     trained = lshma.load_trained(model)
-    seen = list(watching.watch(video.live(clip), trained, encode, snippet_frames=size))
+    seen = list(watch.watch(video.live(clip), trained, encode, snippet_frames=size))
     np.testing.assert_allclose(np.concatenate([s.scores for s in seen]), whole(model, clip), atol=2e-3)  # gray by RGB
     ends = np.concatenate([s.ends_s for s in seen])
     np.testing.assert_allclose(ends[:3], (np.arange(1, 4) * ROW_FRAMES - 1) / 25, atol=1e-6)
@@ -63,22 +67,22 @@ def test_the_command_prints_a_line_per_clip_and_leaves_picture_and_table(model, 
 
 
 def test_seconds_end_a_stream(model, clip):
-    lines = list(watching.lines(str(clip), model, seconds=1.0))
+    lines = list(watch.lines(str(clip), model, seconds=1.0))
     assert lines[-1].startswith("4 clips to 1.0 s") or lines[-1].startswith("4 clips to 0.9")  # 25 frames, 7 rows
 
 
 @pytest.mark.real
 def test_other_weights_than_the_training_rows_are_refused(model, tmp_path, xfeat_weights):
-    facts = store.read_json(model / "made_by.json")["facts"]["rows"]
-    store.write_json(tmp_path / "made_by.json", {"facts": {"rows": {**facts, "weights_sha256": "0" * 64}}})
-    with pytest.raises(store.StoreError, match="its rows have weights_sha256 0000"):
-        watching.encoder_of(tmp_path, xfeat_weights)
+    facts = artifacts.read_json(model / "made_by.json")["facts"]["rows"]
+    artifacts.write_json(tmp_path / "made_by.json", {"facts": {"rows": {**facts, "weights_sha256": "0" * 64}}})
+    with pytest.raises(artifacts.StoreError, match="its rows have weights_sha256 0000"):
+        watch.encoder_of(tmp_path, xfeat_weights)
 
 
 def test_rows_that_a_live_picture_cannot_give_are_refused(tmp_path):
-    store.write_json(tmp_path / "made_by.json", {"facts": {"rows": {"encoder": "flow"}}})
-    with pytest.raises(store.StoreError, match="rows of flow cannot be made from a live picture"):
-        watching.encoder_of(tmp_path)
+    artifacts.write_json(tmp_path / "made_by.json", {"facts": {"rows": {"encoder": "flow"}}})
+    with pytest.raises(artifacts.StoreError, match="rows of flow cannot be made from a live picture"):
+        watch.encoder_of(tmp_path)
 
 
 @pytest.mark.parametrize(

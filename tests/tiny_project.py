@@ -27,15 +27,15 @@ def write_params(folder: Path, preset: str, name: str, text: str) -> None:
 
 def make_project(folder: Path) -> Path:
     """Write three notebooks (the second can be told to fail) and the preset `tiny`, which lists all of them."""
-    imports = "import os\nfrom pathlib import Path\n\nimport numpy as np\n\nfrom vau_lib import runs"
+    imports = "import os\nfrom pathlib import Path\n\nimport numpy as np\n\nfrom vau_lib.workspace import notebook_runs"
     told = "backend=os.environ['MPLBACKEND'], cwd=Path.cwd().name"
     write_notebook(
         folder, "01_first", "count: int = 3  # how many\nrate: float = 0.5  # how fast\nnote: str = ''", imports,
-        f"runs.record(doubled=np.int64(2 * count), half=np.float32(0.5), {told})",
+        f"notebook_runs.record(doubled=np.int64(2 * count), half=np.float32(0.5), {told})",
     )  # fmt: skip
     write_notebook(
         folder, "02_second", "count: int = 3\nbroken: bool = False  # fails when true\nseeds: list[int] = [0]",
-        imports, "if broken:\n    raise ValueError(f'clip {count} is empty')", "kept = runs.record(tripled=3 * count)",
+        imports, "if broken:\n    raise ValueError(f'clip {count} is empty')", "kept = notebook_runs.record(tripled=3 * count)",
     )  # fmt: skip
     write_notebook(folder, "03_third", "", "1 + 1", title="# 03 · Does it end?")
     write_params(folder, "tiny", "_shared", "notebooks: [01, 2, '03']\ncount: 5\n")

@@ -18,15 +18,19 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from vau_lib import presets, runs, store
+from vau_lib.workspace import artifacts, notebook_runs, presets
 
 PACKAGES = ("torch", "torchvision", "transformers", "kornia", "decord", "av", "numpy", "scikit-learn", "papermill")
+
 WEIGHTS = {
     "XFeat": "xfeat/xfeat_bnfolded.pt", "SqueezeNet": "squeezenet/squeezenet1_0_torchvision_keys_fp16.pt",
     "MemTSM-Net": "memtsm/best_model.pth",
 }  # fmt: skip
+
 WATCHED = Path("data/models/lshma/synthetic/intended/fold0_seed0")  # what the demo trains
-SPOKEN = "data/twins/internvl"  # a toy that speaks of drawn close-ups; give a real one
+
+SPOKEN = "data/toy_models/internvl"  # a toy that speaks of drawn close-ups; give a real one
+
 WIDE = 10_000  # columns of a console that is no terminal: nothing is cut
 
 
@@ -49,7 +53,9 @@ class OneLine(typer.core.TyperGroup):
 app = typer.Typer(cls=OneLine, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
 Preset = Annotated[str, typer.Argument(metavar="PRESET", help="a folder of params/, or demo")]
+
 Chosen = Annotated[list[str] | None, typer.Argument(metavar="[NN]...", help="only these notebooks, always executed")]
+
 Given = Annotated[list[str] | None, typer.Option("-p", metavar="NAME=VALUE", help="a parameter; may be repeated")]
 
 
@@ -69,14 +75,14 @@ def run_(
 ) -> None:
     """Execute a preset's notebooks into data/runs/PRESET/, going on where the last run stopped."""
     overrides = presets.parse_values(parameters or [])
-    steps = runs.run(preset, notebooks or (), overrides, dry_run=True, fresh=fresh)
+    steps = notebook_runs.run(preset, notebooks or (), overrides, dry_run=True, fresh=fresh)
     for step in steps:
         typer.echo(f"{step.notebook}: {step.why or 'done'}")
         for key, value in step.parameters.items() if dry_run else ():
             typer.echo(f"    {key} = {value!r}")
     if not dry_run:
-        runs.run(preset, notebooks or (), overrides, fresh=fresh, workers=workers)
-        typer.echo(f"{presets.shown(runs.copies(preset))}: {sum(bool(step.why) for step in steps)} executed")
+        notebook_runs.run(preset, notebooks or (), overrides, fresh=fresh, workers=workers)
+        typer.echo(f"{presets.shown(notebook_runs.copies(preset))}: {sum(bool(step.why) for step in steps)} executed")
 
 
 @app.command()
@@ -88,11 +94,13 @@ def sweep(
     workers: Annotated[int, typer.Option(help="processes at once")] = 2,
 ) -> None:
     """Execute one notebook at every combination of values; the rows are in `vau table PRESET`."""
-    tried = runs.sweep(preset, notebook, presets.parse_values(grid, split=True), engine=engine, workers=workers)
+    tried = notebook_runs.sweep(
+        preset, notebook, presets.parse_values(grid, split=True), engine=engine, workers=workers
+    )
     failed = [error for _, error in tried if error]
     for error in failed:
         typer.echo(f"vau: {error}", err=True)
-    typer.echo(f"{len(tried) - len(failed)} of {len(tried)} points in {presets.shown(runs.copies(preset))}")
+    typer.echo(f"{len(tried) - len(failed)} of {len(tried)} points in {presets.shown(notebook_runs.copies(preset))}")
     if failed:
         raise typer.Exit(1)
 
@@ -110,10 +118,10 @@ def watch(
     csv: Annotated[Path | None, typer.Option(help="write second, score at the end")] = None,
 ) -> None:
     """Print a trained stream's scores as frames arrive, a line per clip; Ctrl-C ends it and keeps what was seen."""
-    from vau_lib import watching  # torch, only here
+    from vau_lib import watch  # torch, only here
 
-    model = runs.project_path(model)
-    for line in watching.lines(source, model, weights, threshold=threshold, seconds=seconds, plot=plot, csv=csv):
+    model = presets.project_path(model)
+    for line in watch.lines(source, model, weights, threshold=threshold, seconds=seconds, plot=plot, csv=csv):
         typer.echo(line)
 
 
@@ -131,17 +139,16 @@ def guard(
     batch: Annotated[int, typer.Option(help="videos per call; text is shown as it is made with 1")] = 1,
 ) -> None:
     """Ask a security model about videos: what happens, and is it an anomaly?"""
-    from vau_lib import guarding, vlm  # torch, only here
+    from vau_lib import guard
+    from vau_lib.vlm import finetuning, models  # torch, only here
 
-    speaker = vlm.load(_place(model))
+    speaker = models.load(_place(model))
     if adapter is not None:
-        merged = vlm.merge(speaker.model, runs.project_path(str(adapter)))
+        merged = finetuning.merge(speaker.model, presets.project_path(str(adapter)))
         speaker = speaker.but(model=merged, kind=f"{speaker.kind}, tuned: {adapter}")
-    watch = guarding.Watch(num_frames=frames, share=share, max_new_tokens=tokens, batch_size=batch)
+    watch = guard.GuardPlan(num_frames=frames, share=share, max_new_tokens=tokens, batch_size=batch)
     stream = (lambda text: typer.echo(text, nl=False)) if batch == 1 else None
-    said = guarding.guard(
-        speaker, source, out, watch=watch, stream=stream, tell=lambda line: typer.echo(line, err=True)
-    )
+    said = guard.guard(speaker, source, out, watch=watch, stream=stream, tell=lambda line: typer.echo(line, err=True))
     for row in said:
         verdict = row["error"] or {1: "anomaly", 0: "normal", None: "no verdict in the answer"}[row["anomaly"]]
         typer.echo(f"\n{row['id']}: {verdict}")
@@ -157,10 +164,10 @@ def rows(
     width: Annotated[int, typer.Option(help="numbers per row")] = 512,
 ) -> None:
     """Bring features that others released to where the notebooks read rows; goes on where it was stopped."""
-    from vau_lib import released
+    from vau_lib.features import released
 
     chosen = presets.parse_values([f"crops={crops}"], split=True)["crops"] if crops else []
-    counts = released.imported(lists, source, runs.project_path(target), crops=chosen, width=width)
+    counts = released.imported(lists, source, presets.project_path(target), crops=chosen, width=width)
     typer.echo(f"{target}: {len(counts):,} videos, {sum(counts.values()):,} rows")
 
 
@@ -176,21 +183,21 @@ def generate(
     workers: Annotated[int, typer.Option(help="processes that draw")] = 2,
 ) -> None:
     """Make videos of scenarios in which every pair of factors occurs; goes on where it was stopped."""
-    from vau_lib import generation, grammar, synthesis
+    from vau_lib.synthetic import scenarios, text_to_video
 
     held = presets.parse_values(fixed or [])
-    if wrong := sorted(held.keys() - grammar.FACTORS.keys()):
-        raise ValueError(f"no factor {wrong[0]!r}; there are {', '.join(grammar.FACTORS)}")
+    if wrong := sorted(held.keys() - scenarios.FACTORS.keys()):
+        raise ValueError(f"no factor {wrong[0]!r}; there are {', '.join(scenarios.FACTORS)}")
     if backend == "veo" and not price:
         raise ValueError("veo costs money: give --price, what a second costs now")
-    chosen = synthesis.scenarios(number, seed, **held)
-    makers = {"procedural": generation.procedural, "veo": lambda: generation.veo(price_per_second=price)}
-    maker = makers.get(backend, lambda: generation.diffusers(backend))()
-    made = generation.run(
-        maker, chosen, runs.project_path(str(folder)), seed=seed, confirm=typer.confirm if confirm is None else confirm,
+    chosen = scenarios.covering_scenarios(number, seed, **held)
+    makers = {"procedural": text_to_video.procedural, "veo": lambda: text_to_video.veo(price_per_second=price)}
+    maker = makers.get(backend, lambda: text_to_video.diffusers(backend))()
+    made = text_to_video.run(
+        maker, chosen, presets.project_path(str(folder)), seed=seed, confirm=typer.confirm if confirm is None else confirm,
         splits={"train": 0.6, "val": 0.2, "test": 0.2}, workers=workers,
     )  # fmt: skip
-    missing = synthesis.coverage(chosen)[1]
+    missing = scenarios.coverage(chosen)[1]
     said = ", ".join(f"{count} {status}" for status, count in made["status"].value_counts().items())
     typer.echo(f"{folder}: {said}; {int(made['label'].sum())} anomalous; {len(missing)} pairs of factors never occur")
     for row in made[made["status"] != "done"].itertuples():
@@ -214,22 +221,23 @@ def tune(
     seed: Annotated[int, typer.Option(help="of frames, adapter, shares")] = 0,
 ) -> None:
     """Tune a language model on instruction rows by LoRA and TRL; goes on where it was stopped."""
-    from vau_lib import redundancy, supervised, tokens, vlm  # torch, only here
+    from vau_lib.compression import token_pruning, token_selection
+    from vau_lib.vlm import finetuning, instruction_data, models  # torch, only here
 
     if not 0 < share <= 1:
         raise ValueError(f"--share must be above 0 and at most 1, got {share}")
     if roots and len(roots) != len(files):
         raise ValueError(f"{len(files)} files and {len(roots)} folders of videos: give --root once per file, or never")
     places = dict(zip(files, roots or [file.parent for file in files], strict=True))
-    rows = supervised.read_rows({runs.project_path(str(f)): runs.project_path(str(r)) for f, r in places.items()})
-    speaker = vlm.load(_place(model))
-    speaker = speaker.but(model=vlm.lora(speaker.model, r=rank, alpha=2 * rank, seed=seed))
-    plan = vlm.LoraPlan(
+    rows = finetuning.read_rows({presets.project_path(str(f)): presets.project_path(str(r)) for f, r in places.items()})
+    speaker = models.load(_place(model))
+    speaker = speaker.but(model=finetuning.lora(speaker.model, r=rank, alpha=2 * rank, seed=seed))
+    plan = finetuning.LoraPlan(
         max_steps=steps, learning_rate=rate, batch_size=batch, seed=seed, save_steps=50, log_steps=max(1, min(10, steps))
     )  # fmt: skip
-    cut = partial(tokens.compressed, share=1.0, rule=redundancy.drawn(share)) if share < 1 else None
-    found = supervised.tune(
-        speaker, vlm.Samples(rows, "/", speaker, num_frames=frames, seed=seed), plan=plan, folder=runs.project_path(str(out)),
+    cut = partial(token_pruning.compressed, share=1.0, rule=token_selection.random_ratio(share)) if share < 1 else None
+    found = finetuning.tune(
+        speaker, instruction_data.InstructionSamples(rows, "/", speaker, num_frames=frames, seed=seed), plan=plan, folder=presets.project_path(str(out)),
         cut=cut, facts={"share": share, "rank": rank, "frames": frames}, progress=True,
     )  # fmt: skip
     first, last = found["loss"].iloc[[0, -1]]
@@ -241,8 +249,8 @@ def list_() -> None:
     """Show which notebooks each preset runs, and how far it is."""
     shown = _table("notebook", "question", *presets.presets())
     member = {preset: presets.members(preset) for preset in presets.presets()}
-    for name in runs.notebooks():
-        marks = [runs.state(preset, name) if name in names else "" for preset, names in member.items()]
+    for name in presets.notebooks():
+        marks = [notebook_runs.state(preset, name) if name in names else "" for preset, names in member.items()]
         shown.add_row(name, presets.question(name), *marks)
     _console().print(shown)
 
@@ -253,9 +261,9 @@ def table(
     csv: Annotated[Path | None, typer.Option(help="write the whole table here instead")] = None,
 ) -> None:
     """Show one row per executed notebook: parameters that differ, metrics, seconds, where it failed, commit."""
-    rows = runs.table(preset)
+    rows = notebook_runs.table(preset)
     if csv:
-        with store.replacing(csv) as temporary:
+        with artifacts.replacing(csv) as temporary:
             rows.to_csv(temporary, index=False)
         typer.echo(f"{csv}: {len(rows)} rows")
         return
@@ -285,7 +293,7 @@ def doctor() -> None:
 
 def _place(model: str) -> Path | str:
     """Return a model's folder in the project, or what was given: a name on the hub."""
-    place = runs.project_path(model)
+    place = presets.project_path(model)
     return place if place.is_dir() else model
 
 
@@ -293,8 +301,8 @@ def _looks() -> Iterator[tuple[str, Callable[[], object]]]:
     """Yield (what, function that says what it finds or raises)."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield "python", lambda: f"{sys.version.split()[0]} in {sys.prefix}"
-    yield "project", lambda: f"{runs.project()}, commit {store.commit()}"
-    for name, version in store.versions(PACKAGES).items():
+    yield "project", lambda: f"{presets.project()}, commit {artifacts.commit()}"
+    for name, version in artifacts.versions(PACKAGES).items():
         yield name, lambda version=version: version
     yield "imports", _imports
     yield "accelerator", _accelerator
@@ -302,8 +310,8 @@ def _looks() -> Iterator[tuple[str, Callable[[], object]]]:
     for name, filename in WEIGHTS.items():
         yield f"{name} weights", lambda filename=filename: _weights(filename)
     yield "VAU_REAL_DATA", _real_data
-    yield "data/raw", lambda: ", ".join(sorted(p.name for p in (runs.project() / "data/raw").glob("*/"))) or "empty"
-    yield "free disk", lambda: f"{shutil.disk_usage(runs.project()).free / 2**30:.1f} GiB"
+    yield "data/raw", lambda: ", ".join(sorted(p.name for p in (presets.project() / "data/raw").glob("*/"))) or "empty"
+    yield "free disk", lambda: f"{shutil.disk_usage(presets.project()).free / 2**30:.1f} GiB"
     yield "cores", lambda: cores
 
 
@@ -329,7 +337,7 @@ def _codecs() -> str:
     """Write a small video and read it back through both readers."""
     import numpy as np
 
-    from vau_lib import video
+    from vau_lib.data import video
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "probe.mp4"
@@ -345,14 +353,14 @@ def _codecs() -> str:
 
 def _weights(filename: str) -> Path:
     beside_data = Path(os.environ.get("VAU_REAL_DATA", "")) / "weights" / filename
-    return beside_data if beside_data.is_file() else store.find_weights(filename)
+    return beside_data if beside_data.is_file() else artifacts.find_weights(filename)
 
 
 def _real_data() -> str:
     folder = os.environ.get("VAU_REAL_DATA")
     if not folder:
         return "not set: tests and presets on real videos need it, see data/README.md"
-    path = runs.project_path(folder)
+    path = presets.project_path(folder)
     return f"{path}: {', '.join(sorted(p.name for p in path.iterdir() if p.is_dir()))}"
 
 

@@ -17,20 +17,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vau_lib import ats, plots, seeing, video, vlm
+from vau_lib.data import records, video
+from vau_lib.detectors import anomaly_scorer, frame_sampling
+from vau_lib.features import frame_features
+from vau_lib.plots import timeline
+from vau_lib.vlm import chat, inference, models
 
 PICTURE_SIDE = 240  # pixels of the longer side of a frame in the figure
+
 GRID = 4000  # points of the drawn curve
 
 
-class Eye:
-    """A speaker's vision tower as an encoder of `dense.Glances`; `seen` counts the frames that went through it.
+class VisionTower:
+    """A speaker's vision tower as an encoder of `frame_features.FrameFeatures`; `seen` counts the frames that went through it.
 
     A row is the class token where the tower has one (InternVL), else the mean of the frame's picture tokens; `describe(row,
     tokens (t, N, C)) -> (t, D)` makes another of it.
     """
 
-    def __init__(self, speaker: vlm.Speaker, *, describe: Callable[[Tensor, Tensor], Tensor] | None = None):
+    def __init__(self, speaker: models.VLM, *, describe: Callable[[Tensor, Tensor], Tensor] | None = None):
         if not hasattr(speaker.model, "get_image_features"):
             raise ValueError(f"{speaker.name} ({speaker.family}) does not show its picture tokens")
         self.speaker, self.describe, self.seen = speaker, describe, 0
@@ -39,7 +44,9 @@ class Eye:
     def see(self, frames: np.ndarray) -> tuple[Tensor, Tensor]:
         """Return rows (t, D) and picture tokens (t, N, C) as the language model reads them, of frames (t, H, W, 3)."""
         model, pictures = self.speaker.model, torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)
-        given = {key: value.to(model.device) for key, value in seeing.look(self.speaker, list(pictures)).items()}
+        given = {
+            key: value.to(model.device) for key, value in chat.prepare_images(self.speaker, list(pictures)).items()
+        }
         given["pixel_values"] = given["pixel_values"].to(model.dtype)
         found = model.get_image_features(**given)
         self.seen += len(frames)
@@ -48,7 +55,7 @@ class Eye:
         return (row if self.describe is None else self.describe(row, tokens)), tokens
 
 
-def mean_and_most(row: Tensor, tokens: Tensor) -> Tensor:
+def mean_and_max_tokens(row: Tensor, tokens: Tensor) -> Tensor:
     """Describe a frame by the mean and the largest of its picture tokens, (t, 2 C): for a tower whose class token nobody taught."""
     return torch.cat([tokens.mean(1), tokens.amax(1)], 1)
 
@@ -61,8 +68,8 @@ class Scorer:
     label: str
 
 
-def trained_scorer(trained: ats.Trained, label: str) -> Scorer:
-    """Return a scorer that `ats.train` or `ats.load_trained` gave."""
+def trained_scorer(trained: anomaly_scorer.Trained, label: str) -> Scorer:
+    """Return a scorer that `anomaly_scorer.train` or `anomaly_scorer.load_trained` gave."""
     return Scorer(trained.score, label)
 
 
@@ -70,7 +77,7 @@ def random_scorer(width: int, *, seed: int = 0) -> Scorer:
     """Return an untrained scorer of rows of that width: what runs where nobody trained one. Its scores mean nothing."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = ats.AnomalyScorer(ats.ScorerConfig(width=width)).eval()
+        net = anomaly_scorer.AnomalyScorer(anomaly_scorer.ScorerConfig(width=width)).eval()
 
     @torch.inference_mode()
     def score(rows: np.ndarray) -> np.ndarray:
@@ -80,7 +87,7 @@ def random_scorer(width: int, *, seed: int = 0) -> Scorer:
 
 
 @dataclass(frozen=True)
-class Explained:
+class ExplainedVideo:
     """A video, explained: what was said of which frames, every glance's frame and score, what it cost.
 
     `index`, `times_s` and `scores` are of all glances, (T,). `seconds` by stage: look (decode and vision tower), score,
@@ -88,7 +95,7 @@ class Explained:
     """
 
     path: Path
-    said: vlm.Explanation
+    said: inference.Explanation
     scorer: str
     index: np.ndarray
     times_s: np.ndarray
@@ -110,18 +117,18 @@ class Explained:
 
 def explain_video(
     path: str | Path,
-    speaker: vlm.Speaker,
+    speaker: models.VLM,
     scorer: Scorer,
     *,
-    num_frames: int = vlm.NUM_FRAMES,
-    stride: int = ats.SNIPPET_FRAMES,
+    num_frames: int = inference.NUM_FRAMES,
+    stride: int = records.SNIPPET_FRAMES,
     cap: int | None = None,
     tau: float = 0.1,
-    eye: Eye | None = None,
+    eye: VisionTower | None = None,
     reuse: bool = True,
     max_new_tokens: int = 128,
     tell: Callable[[str], object] | None = None,
-) -> Explained:
+) -> ExplainedVideo:
     """Look at every `stride`-th frame, score, choose `num_frames` by anomaly mass, ask three questions about them.
 
     `cap` bounds the glances of a long video. With `reuse` the chosen frames' tokens are those of the glances; without, they
@@ -129,10 +136,10 @@ def explain_video(
     glances, which are encoded then. VideoError names a broken file; ValueError for scores that are none (NaN, outside
     [0, 1], not one per glance) and for more frames than the model takes.
     """
-    path, eye, clock = Path(path), eye or Eye(speaker), _Clock()
+    path, eye, clock = Path(path), eye or VisionTower(speaker), _Clock()
     before, started = eye.seen, time.perf_counter()
     with TemporaryDirectory() as scratch:
-        glances = ats.Glances(
+        glances = frame_features.FrameFeatures(
             path, eye, stride=stride, cap=cap, tokens_file=Path(scratch) / "tokens" if reuse else None
         )
         scores = np.empty(0)
@@ -151,11 +158,11 @@ def explain_video(
             with clock("encode"):
                 return _tokens(glances, eye, index, reuse=reuse)
 
-        said = vlm.explain(
+        said = inference.explain(
             path, speaker, choose=choose, look=look, num_frames=num_frames, max_new_tokens=max_new_tokens, tell=tell
         )
     seconds = clock.seconds | {"ask": time.perf_counter() - started - sum(clock.seconds.values())}
-    return Explained(
+    return ExplainedVideo(
         path=path, said=said, scorer=scorer.label, index=glances.index, times_s=glances.times_s, scores=scores,
         end_s=float(video.frame_times(path)[-1]), seconds=seconds, vision_frames=eye.seen - before,
     )  # fmt: skip
@@ -174,14 +181,16 @@ class _Clock:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started
 
 
-def _chosen(path: Path, scores: np.ndarray, glances: ats.Glances, count: int, tau: float) -> np.ndarray:
+def _chosen(
+    path: Path, scores: np.ndarray, glances: frame_features.FrameFeatures, count: int, tau: float
+) -> np.ndarray:
     try:
-        return ats.choose_frames(scores, glances.num_frames, count, stride=glances.stride, tau=tau)
+        return frame_sampling.choose_frames(scores, glances.num_frames, count, stride=glances.stride, tau=tau)
     except ValueError as error:
         raise ValueError(f"{path.name}: {error}") from error
 
 
-def _tokens(glances: ats.Glances, eye: Eye, index: np.ndarray, *, reuse: bool) -> Tensor:
+def _tokens(glances: frame_features.FrameFeatures, eye: VisionTower, index: np.ndarray, *, reuse: bool) -> Tensor:
     """Return the picture tokens of chosen frames (N, tokens, C), those of glances where all of them are glances."""
     if reuse and not (index % glances.stride).any():
         kept = glances.tokens(index // glances.stride)
@@ -189,7 +198,7 @@ def _tokens(glances: ats.Glances, eye: Eye, index: np.ndarray, *, reuse: bool) -
     return eye.see(video.read_frames(glances.path, index))[1]
 
 
-def figure(found: Explained):
+def figure(found: ExplainedVideo):
     """Draw the chosen frames over the curve of scores, in the container's own time, with the three answers; a Figure."""
     said, end_s = found.said, max(found.end_s, 1e-3)  # of a single frame 0
     grid_s = np.linspace(0, end_s, GRID)
@@ -197,7 +206,7 @@ def figure(found: Explained):
     frames = video.read_frames(found.path, said.index)
     step = max(1, max(frames.shape[1:3]) // PICTURE_SIDE)
     verdict = {True: "judged anomalous", False: "judged normal", None: "no judgement in the answer"}[said.anomalous]
-    drawn = plots.timeline(
+    drawn = timeline.scores(
         {"score": curve}, fps=(GRID - 1) / end_s, frames=frames[:, ::step, ::step], shown_s=said.times_s,
         title=f"{_warning(found.label)}{said.video}: {verdict}, {len(found.index)} glances, {len(said.index)} frames shown",
     )  # fmt: skip
@@ -207,7 +216,7 @@ def figure(found: Explained):
     return drawn
 
 
-def _answer(said: vlm.Explanation, name: str) -> str:
+def _answer(said: inference.Explanation, name: str) -> str:
     if name == "analysis" and said.anomalous is False:
         return "(not asked: nothing to explain)"
     return getattr(said, name) or "(the model said nothing)"

@@ -15,19 +15,24 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from vau_lib import records, smarthome, store, tokens, video, vlm
+from vau_lib.compression import token_pruning
+from vau_lib.data import answer_parsing, records, video
+from vau_lib.vlm import chat, inference, models
+from vau_lib.workspace import artifacts
 
 QUESTION = """You watch a fixed security camera. Look at the whole clip before you decide.
 Say in order of time what people, animals and vehicles do, what is carried, left, taken or damaged, and whether anybody needs help.
 An anomaly is a danger, a crime, an accident or a thing out of its place: fighting, falling and staying down, breaking in, stealing,
 vandalism, fire, a crash, an object left alone, a wild animal at a door. Walking, waiting, playing and deliveries are not.
 End with one line of JSON: {"anomaly": 0 or 1, "kind": "a few words", "from_s": seconds, "to_s": seconds}"""
+
 NEW_TOKENS = 768  # of the released script
+
 VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".ts"}
 
 
 @dataclass(frozen=True)
-class Watch:
+class GuardPlan:
     """How to look and ask: frames per video, share of picture tokens read, length of an answer, videos per call, the question."""
 
     num_frames: int = 16
@@ -53,7 +58,7 @@ def sources(where: str | Path) -> list[tuple[str, Path]]:
 
 
 def guard(
-    speaker: vlm.Speaker, where: str | Path, out: str | Path | None = None, *, watch: Watch | None = None,
+    speaker: models.VLM, where: str | Path, out: str | Path | None = None, *, watch: GuardPlan | None = None,
     stream: Callable[[str], object] | None = None, tell: Callable[[str], object] | None = print, progress: bool = True,
 ) -> list[dict]:  # fmt: skip
     """Ask about every video of `sources(where)`; return a row each: id, model, anomaly, text, times_s, seconds, error, ...
@@ -62,7 +67,7 @@ def guard(
     are not asked again. `stream` gets pieces of text as they are made (one video per call only). ValueError for nothing to watch,
     a share outside (0, 1], a single video that cannot be read, and prompts beyond the model's context.
     """
-    watch, found = watch or Watch(), sources(where)
+    watch, found = watch or GuardPlan(), sources(where)
     if stream is not None and watch.batch_size != 1:
         raise ValueError(f"text of {watch.batch_size} videos at once cannot be watched: batch_size must be 1")
     if watch.batch_size < 1:
@@ -70,7 +75,9 @@ def guard(
     done = {row["id"]: row for row in _kept(out)}
     if strangers := {(row["model"], row["share"]) for row in done.values()} - {(speaker.label, watch.share)}:
         said = "; ".join(f"{model}, share {share}" for model, share in sorted(strangers))
-        raise store.StoreError(f"{out} holds answers of {said}; these would be of {speaker.label}, share {watch.share}")
+        raise artifacts.StoreError(
+            f"{out} holds answers of {said}; these would be of {speaker.label}, share {watch.share}"
+        )
     left = [(name, path) for name, path in found if name not in done]
     with tqdm(total=len(left), desc="watching", unit="video", disable=not progress) as bar:
         for start in range(0, len(left), watch.batch_size):
@@ -83,22 +90,24 @@ def guard(
     return [done[name] for name, _ in found]
 
 
-def _asked(speaker, part, watch: Watch, stream, tell, *, alone: bool) -> Iterator[dict]:
+def _asked(speaker, part, watch: GuardPlan, stream, tell, *, alone: bool) -> Iterator[dict]:
     turns, shown, started = {}, {}, time.perf_counter()
     for name, path in part:
         try:
-            index, _ = vlm.evenly(path, watch.num_frames)
+            index, _ = inference.uniform_frames(path, watch.num_frames)
             shown[name] = video.frame_times(path)[index].round(3).tolist()
-            turns[name] = vlm.encode(speaker, video.read_frames(path, index), watch.question, times_s=shown[name])
+            turns[name] = chat.encode(speaker, video.read_frames(path, index), watch.question, times_s=shown[name])
         except video.VideoError as error:
             if alone:
                 raise
             yield _row(name, path, speaker, watch, error=str(error))
     if not turns:
         return
-    reader = speaker if watch.share == 1 else speaker.but(model=tokens.compressed(speaker.model, share=watch.share))
-    options = {"streamer": vlm.streamer(speaker, stream)} if stream else {}
-    texts = vlm.generate(reader, list(turns.values()), max_new_tokens=watch.max_new_tokens, tell=tell, **options)
+    reader = (
+        speaker if watch.share == 1 else speaker.but(model=token_pruning.compressed(speaker.model, share=watch.share))
+    )
+    options = {"streamer": inference.streamer(speaker, stream)} if stream else {}
+    texts = inference.generate(reader, list(turns.values()), max_new_tokens=watch.max_new_tokens, tell=tell, **options)
     seconds = round((time.perf_counter() - started) / len(turns), 3)
     paths = dict(part)
     for (name, turn), text in zip(turns.items(), texts, strict=True):
@@ -107,9 +116,9 @@ def _asked(speaker, part, watch: Watch, stream, tell, *, alone: bool) -> Iterato
 
 
 def _row(
-    name: str, path: Path, speaker: vlm.Speaker, watch: Watch, *, text: str = "", error: str = "", **facts
+    name: str, path: Path, speaker: models.VLM, watch: GuardPlan, *, text: str = "", error: str = "", **facts
 ) -> dict:
-    said = {"anomaly": smarthome.parse_answer(text) if text else None, "text": text, "error": error}
+    said = {"anomaly": answer_parsing.parse_answer(text) if text else None, "text": text, "error": error}
     return {"id": name, "video": path.name, "model": speaker.label, "share": watch.share, **said, **facts}
 
 
@@ -123,9 +132,9 @@ def _kept(out: str | Path | None) -> list[dict]:
             rows.append(json.loads(line))
         except ValueError as error:
             if number < len(lines):
-                raise store.StoreError(f"{out}, line {number}, is no JSON: {error}") from error
+                raise artifacts.StoreError(f"{out}, line {number}, is no JSON: {error}") from error
     if len(rows) < len(lines):
-        with store.replacing(Path(out)) as temporary:
+        with artifacts.replacing(Path(out)) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return rows
 

@@ -16,16 +16,21 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from vau_lib import features, lshma, plots, store, training, video
+from vau_lib.data import video
+from vau_lib.detectors import lshma, preprocessing
+from vau_lib.features import extraction, image_encoders
+from vau_lib.plots import style, timeline
+from vau_lib.workspace import artifacts
 
 KEPT = 7200  # scores kept for the picture: an hour at two a second
+
 PICTURES, BAR, REDRAW_S = 6, 20, 5.0  # frames in the picture; characters of a full bar; seconds between pictures
 
 Encode = Callable[[np.ndarray], np.ndarray]  # frames (n, H, W, 3) of one segment -> row (D,)
 
 
 @dataclass(frozen=True)
-class Seen:
+class ScoredClip:
     """A clip that is over: seconds its segments end at, (N,); their scores, (N,) in [0, 1]; blocks passed; what it cost."""
 
     ends_s: np.ndarray
@@ -42,17 +47,17 @@ def encoder_of(folder: str | Path, weights: str | Path | None = None) -> tuple[E
     `weights` is where that encoder's weights are, searched for when None; for CLIP a hub name or a folder. StoreError for
     weights that are not those of the training rows, and for encoders that need more than one segment.
     """
-    rows = store.read_json(Path(folder) / "made_by.json").get("facts", {}).get("rows", {})
+    rows = artifacts.read_json(Path(folder) / "made_by.json").get("facts", {}).get("rows", {})
     kind, random = rows.get("encoder"), rows.get("weights_sha256") == "random"
     if kind in ("xfeat", "squeezenet"):
-        encoder = features.ENCODERS[kind]("random" if random else weights, side=rows["side"])
+        encoder = extraction.ENCODERS[kind]("random" if random else weights, side=rows["side"])
     elif kind == "clip" and not random:
         options = {"crops": rows["crops"], "drop_last": rows["drop_last"]}
-        encoder = features.CLIPEncoder(*([weights] if weights else []), **options)
+        encoder = image_encoders.CLIPEncoder(*([weights] if weights else []), **options)
     else:
-        raise store.StoreError(f"{folder}: rows of {kind or 'no known encoder'} cannot be made from a live picture")
+        raise artifacts.StoreError(f"{folder}: rows of {kind or 'no known encoder'} cannot be made from a live picture")
     if odd := [key for key, value in encoder.made_by().items() if rows.get(key) != value]:
-        raise store.StoreError(
+        raise artifacts.StoreError(
             f"{folder}: its rows have {odd[0]} {rows.get(odd[0])}, here it is {encoder.made_by()[odd[0]]}"
         )
     frames = rows["snippet_frames"]
@@ -61,7 +66,7 @@ def encoder_of(folder: str | Path, weights: str | Path | None = None) -> tuple[E
 
 def watch(
     frames: Iterable[tuple[float, np.ndarray]], trained: lshma.Trained, encode: Encode, *, snippet_frames: int
-) -> Iterator[Seen]:
+) -> Iterator[ScoredClip]:
     """Yield a `Seen` per clip of (seconds, RGB frame (H, W, 3)), as it completes; at the end of the rows that are left.
 
     `lag_s` is how long after the clip's last frame was due its score is there, taking the first frame as on time: near 0
@@ -93,12 +98,12 @@ class _Source:
             yield moment, frame
             asked = time.perf_counter()
 
-    def seen(self, ends: list[float], logits: Tensor, depth: int) -> Seen:
+    def seen(self, ends: list[float], logits: Tensor, depth: int) -> ScoredClip:
         """Return the clip that is over now, and take its segments off `ends`."""
         now, ends_s = time.perf_counter(), np.array([ends.pop(0) for _ in logits])
         compute_s, self.since, self.waited = now - self.since - self.waited, now, 0.0
         scores = logits.sigmoid().detach().numpy()
-        return Seen(ends_s, scores, depth, 1000 * compute_s, now - self.began - self.moment, self.frame)
+        return ScoredClip(ends_s, scores, depth, 1000 * compute_s, now - self.began - self.moment, self.frame)
 
 
 def _segments(source: _Source, size: int, ends: list[float]) -> Iterator[np.ndarray]:
@@ -115,7 +120,7 @@ def _segments(source: _Source, size: int, ends: list[float]) -> Iterator[np.ndar
         yield np.stack(segment)
 
 
-def _as_trained(rows: Iterable[np.ndarray], prepare: training.Preparation) -> Iterator[Tensor]:
+def _as_trained(rows: Iterable[np.ndarray], prepare: preprocessing.Preprocessing) -> Iterator[Tensor]:
     """Yield (n, D) prepared rows, together those of `prepare` on all rows; how the first row changed is told by the second."""
     before, first = None, True
     for row in rows:
@@ -136,11 +141,11 @@ def lines(
 ) -> Iterator[str]:  # fmt: skip
     """Yield what `vau watch` prints, a line per clip, then a summary; Ctrl-C stops the stream, not the summary."""
     if not (model / "config.json").exists():
-        raise store.StoreError(
+        raise artifacts.StoreError(
             f"{model.name}: no trained stream in {model}: `vau run demo 06` trains one, --model names another"
         )
     trained, (encode, snippet_frames) = lshma.load_trained(model), encoder_of(model, weights)
-    made = store.read_json(model / "made_by.json")["facts"]["rows"]
+    made = artifacts.read_json(model / "made_by.json")["facts"]["rows"]
     note = "; RANDOM encoder weights, the scores mean nothing" if made.get("weights_sha256") == "random" else ""
     yield f"{source}: {made['encoder']} rows of {snippet_frames} frames, clips of {trained.model.settings.window} rows{note}"
     frames = video.live(source)
@@ -160,7 +165,7 @@ def lines(
     if plot:
         yield f"picture: {', '.join(map(str, history.draw(plot, source)))}"
     if csv:
-        with store.replacing(csv) as temporary:
+        with artifacts.replacing(csv) as temporary:
             pd.DataFrame({"known_at_s": history.known_s, "score": history.scores}).to_csv(temporary, index=False)
         yield f"table: {csv}"
     yield history.summary()
@@ -174,7 +179,7 @@ class History:
         self.ends_s, self.known_s, self.scores = deque(maxlen=KEPT), deque(maxlen=KEPT), deque(maxlen=KEPT)
         self.pictures = []  # (second, score, frame): the highest
 
-    def add(self, clip: Seen) -> None:
+    def add(self, clip: ScoredClip) -> None:
         """Take a clip in."""
         self.clips, self.spent_ms = self.clips + 1, self.spent_ms + clip.compute_ms
         self.marked += int(clip.scores.max() >= self.threshold)
@@ -185,7 +190,7 @@ class History:
         picture = (float(clip.ends_s[-1]), float(clip.scores.max()), _small(clip.frame))
         self.pictures = sorted([*self.pictures, picture], key=lambda one: -one[1])[:PICTURES]
 
-    def line(self, clip: Seen) -> str:
+    def line(self, clip: ScoredClip) -> str:
         """Return the clip as a line."""
         top = float(clip.scores.max())
         bar = "█" * round(BAR * top) + "·" * (BAR - round(BAR * top))
@@ -205,11 +210,11 @@ class History:
         first = self.ends_s[0]
         shown = sorted((one for one in self.pictures if one[0] >= first), key=lambda one: one[0])
         row_s = (self.ends_s[-1] - first) / max(len(self.ends_s) - 1, 1) or 1.0
-        figure = plots.timeline(
+        figure = timeline.scores(
             {"score": np.array(self.scores)}, fps=1 / row_s, frames=np.stack([frame for *_, frame in shown]),
             shown_s=[second - first for second, *_ in shown], threshold=self.threshold, title=f"{title}: highest moments",
         )  # fmt: skip
-        return plots.save(figure, path)
+        return style.save(figure, path)
 
 
 def _small(frame: np.ndarray, height: int = 108, width: int = 192) -> np.ndarray:

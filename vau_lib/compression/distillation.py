@@ -14,7 +14,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
-from vau_lib import surgery
+from vau_lib.compression import layer_editing
 
 
 class _Distiller(Trainer):
@@ -28,7 +28,7 @@ class _Distiller(Trainer):
         return distillation_loss(model, self.teacher, inputs["batch"])
 
 
-def heal(
+def distil(
     student: nn.Module, teacher: nn.Module, batches: Iterable, *, epochs: int = 1, learning_rate: float = 1e-3,
     lora_rank: int = 0, seed: int = 0, progress: bool = False,
 ) -> list[float]:  # fmt: skip
@@ -39,7 +39,7 @@ def heal(
     """
     if lora_rank < 0:
         raise ValueError(f"lora_rank must be 0 or more, got {lora_rank}")
-    batches, trained = surgery.batches_of(batches), {n: p.requires_grad for n, p in student.named_parameters()}
+    batches, trained = layer_editing.batches_of(batches), {n: p.requires_grad for n, p in student.named_parameters()}
     model = (
         _adapted(student, lora_rank) if lora_rank else student.requires_grad_(True)
     )  # frozen ones too, as after a merge
@@ -65,8 +65,8 @@ def heal(
 def distillation_loss(student: nn.Module, teacher: nn.Module, batch: object) -> Tensor:
     """Return KL(teacher || student), a scalar, of the logits both give to one batch, the mean over its rows."""
     with torch.no_grad():
-        wanted = _logits(surgery.call(teacher, batch))
-    said = _logits(surgery.call(student, batch))
+        wanted = _logits(layer_editing.call_model(teacher, batch))
+    said = _logits(layer_editing.call_model(student, batch))
     flat = [values.flatten(0, -2).float().log_softmax(-1) for values in (said, wanted)]
     return F.kl_div(*flat, log_target=True, reduction="batchmean")
 

@@ -19,21 +19,21 @@ def batches_of(calibration: Iterable | None) -> list:
     return batches
 
 
-def call(model: nn.Module, batch: object) -> object:
+def call_model(model: nn.Module, batch: object) -> object:
     """Return what the model says to one batch."""
     if isinstance(batch, Mapping):
         return model(**batch)
     return model(*batch) if isinstance(batch, tuple | list) else model(batch)
 
 
-def run(model: nn.Module, batches: list, hooks: list) -> None:
+def run_with_hooks(model: nn.Module, batches: list, hooks: list) -> None:
     """Pass all batches in eval mode without gradients, then remove the hooks."""
     was_training = model.training
     model.eval()
     try:
         with torch.no_grad():
             for batch in batches:
-                call(model, batch)
+                call_model(model, batch)
     finally:
         model.train(was_training)
         for hook in hooks:
@@ -56,7 +56,7 @@ def moments(model: nn.Module, parts: Mapping[str, nn.Module], batches: list, *, 
 
         return hook
 
-    run(model, batches, [part.register_forward_pre_hook(measure(name)) for name, part in parts.items()])
+    run_with_hooks(model, batches, [part.register_forward_pre_hook(measure(name)) for name, part in parts.items()])
     return {name: (s / n, (q / n - (s / n) ** 2).clamp(min=0), c) for name, (n, s, q, c) in sums.items()}
 
 
@@ -65,7 +65,7 @@ def channel_scores(consumer: nn.Linear, variance: Tensor) -> Tensor:
     return consumer.weight.detach().double().pow(2).sum(0) * variance
 
 
-def lowest(scores: Mapping[str, Tensor], share: float, *, each: bool) -> dict[str, Tensor]:
+def keep_highest(scores: Mapping[str, Tensor], share: float, *, each: bool) -> dict[str, Tensor]:
     """Return per name which entries to keep, bool: a share falls, the lowest over all names, or of `each` alone.
 
     At least one entry of each stays.
@@ -84,7 +84,7 @@ def lowest(scores: Mapping[str, Tensor], share: float, *, each: bool) -> dict[st
 def narrow_rows(model: nn.Module, name: str, kept: Tensor) -> None:
     """Keep only these outputs, bool (m,), of a linear layer."""
     part = model.get_submodule(name)
-    put(model, name, linear(part.weight.data[kept], None if part.bias is None else part.bias.data[kept]))
+    set_part(model, name, linear(part.weight.data[kept], None if part.bias is None else part.bias.data[kept]))
 
 
 def narrow_columns(model: nn.Module, name: str, kept: Tensor, mean: Tensor, *, repair: bool, new_bias: bool) -> None:
@@ -97,7 +97,7 @@ def narrow_columns(model: nn.Module, name: str, kept: Tensor, mean: Tensor, *, r
     if repair and not kept.all() and (new_bias or bias is not None):
         given = (weight[:, ~kept].double() @ mean[~kept]).to(weight)
         bias = given if bias is None else bias + given
-    put(model, name, linear(weight[:, kept], bias))
+    set_part(model, name, linear(weight[:, kept], bias))
 
 
 def linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
@@ -109,7 +109,7 @@ def linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     return part
 
 
-def put(model: nn.Module, name: str, part: nn.Module) -> None:
+def set_part(model: nn.Module, name: str, part: nn.Module) -> None:
     """Exchange the part of this dotted name."""
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, part)

@@ -10,6 +10,7 @@ Source: FLAP (AAAI 2024), SVD-LLM (ICLR 2025), ShortGPT (2024); formulae as in t
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,13 +21,105 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_model
 from torch import Tensor, nn
 
-from vau_lib import heads as heads_
-from vau_lib import lowrank, store, surgery
-from vau_lib.healing import distillation_loss as distillation_loss  # passed on, so that notebooks need one import
-from vau_lib.healing import heal as heal
-from vau_lib.lowrank import LowRank as LowRank
+from vau_lib.compression import layer_editing, low_rank
+from vau_lib.compression.low_rank import LowRank
+from vau_lib.workspace import artifacts
+
+# MERGE-DOC from heads:
+# """Attention heads fall in groups: a key/value head goes with all the query heads that read it, or stays with them.
+#
+# Recognised: q/k/v_proj with o_proj or out_proj (grouped queries or not), and a fused qkv with proj (vision towers). Width of a head
+# is never touched, since rotary sections must add up to it.
+# """
+
+
+@dataclass(frozen=True)
+class AttentionHeads:
+    """Where one attention's heads are; `groups` key/value heads, each with `queries` query heads of `width` channels."""
+
+    name: str
+    output: str  # dotted name of the layer that reads the heads
+    groups: int
+    queries: int
+    width: int
+    fused: bool
+
+
+def attentions(model: nn.Module) -> Iterator[AttentionHeads]:
+    """Yield every attention that is recognised."""
+    for name, part in model.named_modules():
+        linears = {child: one for child, one in part.named_children() if type(one) is nn.Linear}
+        prefix = f"{name}." if name else ""
+        last = next((one for one in ("o_proj", "out_proj") if one in linears), None)
+        if last and {"q_proj", "k_proj", "v_proj"} <= set(linears) and hasattr(part, "head_dim"):
+            groups = linears["k_proj"].out_features // part.head_dim
+            queries = linears["q_proj"].out_features // part.head_dim // groups
+            yield AttentionHeads(name, prefix + last, groups, queries, part.head_dim, False)
+        elif {"qkv", "proj"} <= set(linears) and hasattr(part, "num_heads"):
+            width = linears["proj"].in_features // part.num_heads
+            yield AttentionHeads(name, prefix + "proj", part.num_heads, 1, width, True)
+
+
+def prune_heads(model: nn.Module, ratio: float, batches: list, *, uniform: bool, bias_repair: bool) -> None:
+    """Remove, in place, a share of all groups of heads: those whose channels cost least at their mean (FLAP), relative to
+    their attention's average. `uniform` takes the same number from each attention and writes it into its config; ValueError
+    where that config cannot say it, and where calibration data reach no attention.
+    """
+    found = {one.output: one for one in attentions(model)}
+    seen = layer_editing.moments(model, {name: model.get_submodule(name) for name in found}, batches)
+    if not seen:
+        raise ValueError(f"the calibration data reach no attention of {type(model).__name__} whose heads can be pruned")
+    if uniform:
+        for name in seen:
+            _check_config(model, found[name])
+    scores = {}
+    for name, (_, variance, _) in seen.items():
+        score = layer_editing.channel_scores(model.get_submodule(name), variance).reshape(found[name].groups, -1).sum(1)
+        scores[name] = score / score.mean().clamp(min=1e-30)
+    for name, kept in layer_editing.keep_highest(scores, ratio, each=uniform).items():
+        repair = {"repair": bias_repair, "new_bias": not uniform}
+        _cut(model, found[name], kept, seen[name][0], **repair)
+        if uniform:
+            _tell_config(model, found[name], int(kept.sum()))
+
+
+def set_heads(part: nn.Module, groups: int, queries: int) -> None:
+    """Tell an attention how many heads it has now."""
+    for key, value in (("num_heads", groups * queries), ("num_key_value_heads", groups)):
+        if hasattr(part, key):
+            setattr(part, key, value)
+
+
+def _cut(model: nn.Module, one: AttentionHeads, kept: Tensor, mean: Tensor, *, repair: bool, new_bias: bool) -> None:
+    prefix = f"{one.name}." if one.name else ""
+    keys = kept.repeat_interleave(one.width)
+    asked = kept.repeat_interleave(one.queries * one.width)  # query heads of a group stand side by side
+    if one.fused:
+        layer_editing.narrow_rows(model, prefix + "qkv", keys.repeat(3))
+    else:
+        for child, rows in (("q_proj", asked), ("k_proj", keys), ("v_proj", keys)):
+            layer_editing.narrow_rows(model, prefix + child, rows)
+    layer_editing.narrow_columns(model, one.output, asked, mean, repair=repair, new_bias=new_bias)
+    set_heads(model.get_submodule(one.name), int(kept.sum()), one.queries)
+
+
+def _check_config(model: nn.Module, one: AttentionHeads) -> None:
+    if one.fused or layer_editing.config_over(model, one.name, "head_dim", "num_key_value_heads") is None:
+        config = layer_editing.config_over(model, one.name)
+        raise ValueError(
+            f"{type(config).__name__} cannot express fewer heads in {one.name!r} (a head is hidden_size / heads wide there): "
+            "prune heads without uniform=True"
+        )
+
+
+def _tell_config(model: nn.Module, one: AttentionHeads, groups: int) -> None:
+    config = layer_editing.config_over(model, one.name, "head_dim", "num_key_value_heads")
+    config.head_dim, config.num_key_value_heads = one.width, groups
+    config.num_attention_heads = groups * one.queries
+
 
 PAIRS = (("gate_proj", "up_proj", "down_proj"), ("fc1", "fc2"), ("linear1", "linear2"), ("up_proj", "down_proj"))
+
 ELEMENTWISE = (nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Dropout, nn.LeakyReLU, nn.ELU, nn.Identity)
 
 
@@ -45,11 +138,11 @@ def prune(
     for name, value in (("ratio", ratio), ("heads", heads)):
         if not 0 <= value < 1:
             raise ValueError(f"{name} must lie in [0, 1), got {value}")
-    batches, model = surgery.batches_of(calibration), copy.deepcopy(model)
+    batches, model = layer_editing.batches_of(calibration), copy.deepcopy(model)
     if layers:
         drop_layers(model, layers, batches, stack=stack)
     if heads:
-        heads_.prune_heads(model, heads, batches, uniform=uniform, bias_repair=bias_repair)
+        prune_heads(model, heads, batches, uniform=uniform, bias_repair=bias_repair)
     if ratio:
         _prune_channels(model, ratio, batches, uniform=uniform, bias_repair=bias_repair)
     return model
@@ -65,18 +158,18 @@ def factorise(model: nn.Module, share: float, calibration: Iterable) -> nn.Modul
     """
     if not 0 < share <= 1:
         raise ValueError(f"share must lie in (0, 1], got {share}")
-    batches, model = surgery.batches_of(calibration), copy.deepcopy(model)
+    batches, model = layer_editing.batches_of(calibration), copy.deepcopy(model)
     tied = {id(part.weight) for part in model.modules() if isinstance(part, nn.Embedding)}
     linears = {n: p for n, p in model.named_modules() if type(p) is nn.Linear and id(p.weight) not in tied}
-    seen = surgery.moments(model, linears, batches, covariance=True)
-    parts = {name: lowrank.whitened(linears[name].weight, seen[name][2]) for name in linears if name in seen}
+    seen = layer_editing.moments(model, linears, batches, covariance=True)
+    parts = {name: low_rank.whitened(linears[name].weight, seen[name][2]) for name in linears if name in seen}
     if share == 1:
         ranks = {name: len(part[1]) for name, part in parts.items()}
     else:
-        ranks = lowrank.shared_ranks(parts, share * sum(linears[name].weight.numel() for name in parts))
+        ranks = low_rank.shared_ranks(parts, share * sum(linears[name].weight.numel() for name in parts))
     for name, rank in ranks.items():
         if rank is not None:
-            surgery.put(model, name, lowrank.thin(linears[name], *parts[name], rank))
+            layer_editing.set_part(model, name, low_rank.thin(linears[name], *parts[name], rank))
     return model
 
 
@@ -123,7 +216,7 @@ def block_influence(model: nn.Module, batches: list) -> dict[str, Tensor]:
         for name, part in stacks.items()
         for place, layer in enumerate(part)
     ]
-    surgery.run(model, batches, hooks)
+    layer_editing.run_with_hooks(model, batches, hooks)
     whole = {name: found for name, found in turned.items() if len(found) == len(stacks[name])}
     return {
         name: torch.tensor([sum(found[n]) / len(found[n]) for n in range(len(found))]) for name, found in whole.items()
@@ -171,13 +264,13 @@ def save(model: nn.Module, folder: str | Path) -> bool:
             shapes["linear"][name] = sizes
         elif type(part) is nn.Linear and id(part) not in inner:
             shapes["linear"][name] = [part.in_features, part.out_features, part.bias is not None, 0]
-    shapes["heads"] = {one.name: [one.groups, one.queries] for one in heads_.attentions(model)}
-    with store.replacing(folder / "model.safetensors") as temporary:
+    shapes["heads"] = {one.name: [one.groups, one.queries] for one in attentions(model)}
+    with artifacts.replacing(folder / "model.safetensors") as temporary:
         save_model(model, str(temporary), metadata={"format": "pt"})
     if isinstance(model, transformers.PreTrainedModel):
         model.config.architectures, model.config.dtype = [type(model).__name__], model.dtype
-        store.write_json(folder / "config.json", model.config.to_dict())
-    store.write_json(folder / "compression.json", shapes)
+        artifacts.write_json(folder / "config.json", model.config.to_dict())
+    artifacts.write_json(folder / "compression.json", shapes)
     return shapes["plain"]
 
 
@@ -188,7 +281,7 @@ def load(folder: str | Path, original: nn.Module | None = None) -> nn.Module:
     full shape, best built under `torch.device("meta")`. StoreError where shapes, weights and model do not fit.
     """
     folder = Path(folder)
-    shapes = store.read_json(folder / "compression.json")
+    shapes = artifacts.read_json(folder / "compression.json")
     model = _from_config(folder) if original is None else copy.deepcopy(original)
     try:
         _reshape(model, shapes)
@@ -197,7 +290,7 @@ def load(folder: str | Path, original: nn.Module | None = None) -> nn.Module:
         state = {name: part.to(where.get(name, part.device)) for name, part in state.items()}
         model.load_state_dict(state, strict=True, assign=True)
     except (OSError, RuntimeError, AttributeError, SafetensorError) as error:
-        raise store.StoreError(f"{folder} does not fit this model: {str(error).splitlines()[0]}") from error
+        raise artifacts.StoreError(f"{folder} does not fit this model: {str(error).splitlines()[0]}") from error
     if isinstance(model, transformers.PreTrainedModel):
         model.tie_weights()
     return model.eval()
@@ -232,26 +325,27 @@ def _prune_channels(model: nn.Module, ratio: float, batches: list, *, uniform: b
         raise ValueError(f"{type(model).__name__} has no MLP whose hidden channels can be pruned")
     if uniform:
         blocks = {name: producers for name, producers in blocks.items() if _width_config(model, name) is not None}
-    seen = surgery.moments(model, {name: model.get_submodule(name) for name in blocks}, batches)
+    seen = layer_editing.moments(model, {name: model.get_submodule(name) for name in blocks}, batches)
     if not seen:
         stated = " whose width a config states" if uniform else ""
         raise ValueError(f"the calibration data reach no MLP of {type(model).__name__}{stated}")
     scores = {
-        name: surgery.channel_scores(model.get_submodule(name), variance) for name, (_, variance, _) in seen.items()
+        name: layer_editing.channel_scores(model.get_submodule(name), variance)
+        for name, (_, variance, _) in seen.items()
     }
     standard = {name: (s - s.mean()) / s.std(correction=0).clamp(min=1e-30) for name, s in scores.items()}
     configs = {name: _width_config(model, name) for name in seen} if uniform else {}
-    for name, kept in surgery.lowest(standard, ratio, each=uniform).items():
-        surgery.narrow_columns(model, name, kept, seen[name][0], repair=bias_repair, new_bias=not uniform)
+    for name, kept in layer_editing.keep_highest(standard, ratio, each=uniform).items():
+        layer_editing.narrow_columns(model, name, kept, seen[name][0], repair=bias_repair, new_bias=not uniform)
         for producer in blocks[name]:
-            surgery.narrow_rows(model, producer, kept)
+            layer_editing.narrow_rows(model, producer, kept)
         if uniform:
             configs[name].intermediate_size = int(kept.sum())
             model.get_submodule(name.rpartition(".")[0]).intermediate_size = int(kept.sum())
 
 
 def _width_config(model: nn.Module, consumer: str) -> object | None:
-    config = surgery.config_over(model, consumer.rpartition(".")[0], "intermediate_size")
+    config = layer_editing.config_over(model, consumer.rpartition(".")[0], "intermediate_size")
     fits = config is not None and config.intermediate_size == model.get_submodule(consumer).in_features
     return config if fits else None
 
@@ -265,7 +359,7 @@ def _keep_layers(model: nn.Module, name: str, places: list[int]) -> None:
         for part in layer.modules():
             if hasattr(part, "layer_idx"):
                 part.layer_idx = place  # the cache of keys and values counts layers
-    surgery.put(model, name, layers)
+    layer_editing.set_part(model, name, layers)
     holder = model.get_submodule(name.rpartition(".")[0])
     config = getattr(holder, "config", None)
     if getattr(config, "num_hidden_layers", None) == len(stack):
@@ -286,9 +380,9 @@ def _reshape(model: nn.Module, shapes: dict) -> None:
         if rank or (old.in_features, old.out_features, old.bias is not None) != (inputs, outputs, bias):
             with torch.device("meta"):
                 part = LowRank(inputs, rank, outputs, bias) if rank else nn.Linear(inputs, outputs, bias=bias)
-            surgery.put(model, name, part)  # a part that kept its shape may be tied to another, and stays
+            layer_editing.set_part(model, name, part)  # a part that kept its shape may be tied to another, and stays
     for name, (groups, queries) in shapes["heads"].items():
-        heads_.set_heads(model.get_submodule(name), groups, queries)
+        set_heads(model.get_submodule(name), groups, queries)
 
 
 def _weights(path: Path) -> dict[str, Tensor]:
@@ -299,10 +393,10 @@ def _weights(path: Path) -> dict[str, Tensor]:
 
 
 def _from_config(folder: Path) -> nn.Module:
-    names = store.read_json(folder / "config.json").get("architectures") or [None]
+    names = artifacts.read_json(folder / "config.json").get("architectures") or [None]
     built = getattr(transformers, str(names[0]), None)
     if not (isinstance(built, type) and issubclass(built, transformers.PreTrainedModel)):
-        raise store.StoreError(
+        raise artifacts.StoreError(
             f"{folder / 'config.json'} names no class of transformers: {names[0]!r}; hand over the model"
         )
     return _empty(built, built.config_class.from_pretrained(folder, local_files_only=True))

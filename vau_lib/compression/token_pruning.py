@@ -7,7 +7,7 @@ Memories-S0's token compression, training-free: tokens are dropped between the e
 - before the tower (default): the rule looks at pixels, and a temporal patch with no token left is never encoded; exact,
   because a tower's attention never crosses temporal patches. After it: the rule looks at the tower's features
 - keeping everything changes nothing; several videos, pictures and prompts of different length in a batch are fine
-Which tokens: `keep_mask`, or any rule of `redundancy.RULES` in its place.
+Which tokens: `keep_mask`, or any rule of `token_selection.RULES` in its place.
 Source: Memories-S0 names "input token compression" and publishes no formula; the rule is ours.
 """
 
@@ -22,13 +22,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vau_lib.redundancy import RULES, cells, keep_mask, redundancy
+from vau_lib.compression.token_selection import cells, keep_mask
 
-__all__ = ["RULES", "Compressed", "Scene", "compressed", "keep_mask", "redundancy"]
 LOOK = 4  # blocks per token and side that a rule sees of the pixels; 7 pixels each at Qwen2.5-VL's size
+
 IGNORED = -100  # label of a token that is given, not learned
+
 VISUAL = ("pixel_values", "pixel_values_videos")
+
 OURS = ("input_ids", "attention_mask", "labels", "position_ids", "mm_token_type_ids", "second_per_grid_ts")
+
 OURS += ("image_grid_thw", "video_grid_thw", *VISUAL)  # what the pruned inputs replace
 
 
@@ -144,7 +147,7 @@ def compressed(
 ) -> Compressed:
     """Return the model reading only the tokens `rule` keeps; `generate`, `forward` and training go through it.
 
-        with tokens.compressed(model, share=0.3) as small:
+        with token_pruning.compressed(model, share=0.3) as small:
             answer = small.generate(**inputs, max_new_tokens=32)
 
     `share` and `threshold` are `keep_mask`'s, exactly one of them. A still picture is never cut. `before_tower=False` encodes

@@ -22,13 +22,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CELL = 28  # pixels of a token's side in Qwen2.5-VL: two patches of 14
+
 GRAIN = 7  # pixels averaged before comparing; noise falls by as much
+
 STRETCH = 64  # temporal patches that share a background; a minute at two frames per second
+
 MAX_TOKENS = 2**20  # of one video; its medians would not fit a small machine
+
 CALM = 0.5  # share of a moment's tokens that tell its light
+
 CUT = 0.5  # two moments of one scene resemble each other more than this (correlation)
+
 FIRST = 0.4  # weight of differing from the first frame only (at 1, who leaves haunts the place); chosen on drawn scenes
+
 MOVE = 0.1  # weight of differing from the moment before; chosen on drawn scenes
+
 ORDINARY = 2.0  # times the usual change, below which a token is noise and its moment decides
 
 Array = np.ndarray | Tensor
@@ -209,7 +217,7 @@ def random_tokens(features: Array, *, share: float, seed: int = 0) -> Array:
     return _like(_largest(lot, budget(shape, share)), features)
 
 
-def drawn(least: float) -> Callable[..., Array]:
+def random_ratio(least: float) -> Callable[..., Array]:
     """Return a rule for tuning: `keep_mask` at a share drawn by torch for every film, log-uniform in [least, share]."""
     return lambda features, *, share: keep_mask(features, share=least * (share / least) ** float(torch.rand(())))
 

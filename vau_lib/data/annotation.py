@@ -18,14 +18,83 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from vau_lib import prompt_pools, store, synthesis, video
-from vau_lib.hivau import Instruction, says_anomaly
-from vau_lib.records import RecordError, Span, VideoRecord
+from vau_lib.data import video
+from vau_lib.data.answer_parsing import says_anomaly
+from vau_lib.data.hivau import Instruction
+from vau_lib.data.records import RecordError, Span, VideoRecord
+from vau_lib.workspace import artifacts
+
+# MERGE-DOC from prompt_pools:
+# """What is asked, in many words: a model trained on one phrasing answers one phrasing.
+#
+# The pools have the sizes of HIVAU-70k's (24, 10, 10, 10) and are worded here; `read` takes the released ones from a file of the
+# user's. `ENGINE` holds what a captioner and a language model are asked while annotating.
+# """
+
+PROMPT_POOLS: dict[str, tuple[str, ...]] = {
+    "caption": (
+        "What does this clip show?", "Say in a sentence or two what happens here.", "Who appears in the clip, and what do they do?",
+        "Write a caption for this clip.", "Tell me what is going on in these seconds.", "Which actions can be seen?",
+        "Give a short account of the scene.", "What are the people in view doing?", "Put the content of the clip into words.",
+        "Note what moves in this clip and how.", "What would a guard write down about this clip?", "Report what the camera sees.",
+        "Name the main figures and their actions.", "How would you sum up this short clip?", "What takes place from start to end?",
+        "Caption these frames briefly.", "What is the scene and what happens in it?",
+        "List what can be observed here, in one sentence.",
+        "Explain shortly what the clip is about.", "What do you notice in this clip?", "Retell the clip in few words.",
+        "Which subjects are visible and what are they up to?", "State plainly what is filmed.", "What is the main activity?",
+    ),
+    "judgement": (
+        "Is anything abnormal going on?", "Does this video contain an anomaly, and which?", "Judge whether the footage is normal.",
+        "Should a guard be alerted, and by what?", "Is there an unusual event here? Name it.",
+        "Normal or anomalous? Say which kind.",
+        "What sort of anomaly happens, if any?", "Decide whether something is wrong in this video.",
+        "Has any abnormal event been filmed?", "Tell whether this is an anomaly and what it is called.",
+    ),
+    "description": (
+        "Describe the event in question.", "What exactly happens in the event?", "Recount the incident, or the ordinary scene.",
+        "Give the details of what takes place.", "How does the event unfold?", "Summarise what the video shows of the event.",
+        "Write down the course of events.", "What can be seen of the incident?", "Depict the event from beginning to end.",
+        "Which actions make up the event?",
+    ),
+    "analysis": (
+        "What makes this an anomaly?", "On what grounds is the event abnormal?", "Why would this not happen on an ordinary day?",
+        "Justify the judgement.", "Which observation supports calling it abnormal?", "Explain the reason for the alarm.",
+        "How does the event differ from normal behaviour?", "What evidence speaks for an anomaly?",
+        "Why does the event deserve attention?", "Give the basis of this decision.",
+    ),
+}  # fmt: skip
+
+ENGINE_PROMPTS = {
+    "clip": "In one or two short sentences, say who or what is in the clip and what they do.",
+    "event": "Captions of the clips, in order: {texts}. It is known that {truth}. Answer in three parts. First one sentence: does "
+    "an anomaly exist, and what is it called. Then: a summary of the event. Last, if there is an anomaly, one sentence that starts "
+    "with 'The basis for judging this anomaly is'.",
+    "video": "Summaries of the events of a video, in order: {texts}. It is known that {truth}. Answer in three parts. First one "
+    "sentence: does an anomaly exist, and what is it called. Then: what happens, from the start to the end of the video. Last, if "
+    "there is an anomaly, one sentence that starts with 'The basis for judging this anomaly is'.",
+}
+
+
+def read_prompt_pools(path: str | Path) -> dict[str, tuple[str, ...]]:
+    """Read pools from a JSON object {task: [question, ...]}; other keys are left alone. RecordError names what lacks."""
+    content = artifacts.read_json(path)
+    if not isinstance(content, Mapping):
+        raise RecordError(f"{Path(path).name}: expected an object of tasks, got {type(content).__name__}")
+    for task in PROMPT_POOLS:
+        found = content.get(task)
+        if not isinstance(found, list) or not found or not all(isinstance(q, str) and q.strip() for q in found):
+            raise RecordError(f"{Path(path).name}: {task} must be a list of questions, got {found!r:.60}")
+    return {task: tuple(content[task]) for task in PROMPT_POOLS}
+
 
 BASIS = re.compile(r"(?:^|(?<=[.!?;]) )(?=The basis for judging)")
+
 BASIS_LEAD = re.compile(r"The basis for judging (?:this|the) anomaly is\s+")
+
 SENTENCE_END = re.compile(r"(?<=[.!?])\s")
+
 DECISIONS = ("accept", "edit", "drop")
+
 REVIEWED = [
     "id",
     "level",
@@ -117,7 +186,7 @@ def parse_summary(text: str, *, released: bool = False) -> dict[str, str]:
 
 def annotate(
     record: VideoRecord, events: Sequence[Event], *, caption: Writer, summarise: Writer, rng: np.random.Generator,
-    pools: Mapping[str, Sequence[str]] = prompt_pools.POOLS, engine: Mapping[str, str] = prompt_pools.ENGINE,
+    pools: Mapping[str, Sequence[str]] = PROMPT_POOLS, engine: Mapping[str, str] = ENGINE_PROMPTS,
     origin: str = "", folder: str = "",
 ) -> list[Instruction]:  # fmt: skip
     """Return a video's instructions: a caption per clip; judgement, description, analysis per event and for the video.
@@ -158,7 +227,7 @@ def annotate(
     return rows
 
 
-def see(asked: Asked, root: str | Path, *, num_frames: int = 8) -> np.ndarray:
+def sample_clip_frames(asked: Asked, root: str | Path, *, num_frames: int = 8) -> np.ndarray:
     """Return frames uint8 (num_frames, H, W, 3) spread over the seconds asked about, for a captioner that looks."""
     path = Path(root) / asked.record.path
     moments = asked.span.start_s + (np.arange(num_frames) + 0.5) / num_frames * (asked.span.end_s - asked.span.start_s)
@@ -177,13 +246,13 @@ def run(
     for record in records:
         place = out / f"{record.id}.json"
         try:
-            if place.exists() and store.read_json(place).get("facts") == known:
+            if place.exists() and artifacts.read_json(place).get("facts") == known:
                 continue
             rows = work(record)
         except (ValueError, OSError) as error:
             failed[record.id] = " ".join(str(error).split())
             continue
-        store.write_json(place, {"facts": known, "rows": [_plain(row) for row in rows]})
+        artifacts.write_json(place, {"facts": known, "rows": [_plain(row) for row in rows]})
     return failed
 
 
@@ -193,7 +262,7 @@ def collect(out: str | Path, records: Iterable[VideoRecord]) -> list[Instruction
     for record in records:
         place = Path(out) / f"{record.id}.json"
         if place.exists():
-            rows += [_row(found) for found in store.read_json(place)["rows"]]
+            rows += [_row(found) for found in artifacts.read_json(place)["rows"]]
     return rows
 
 
@@ -227,7 +296,7 @@ def review_table(rows: Iterable[Instruction], flagged: Mapping[str, str] | None 
 
 def write_review(path: str | Path, table: pd.DataFrame) -> None:
     """Write the table as csv for a spreadsheet, whole or not at all."""
-    with store.replacing(path) as temporary:
+    with artifacts.replacing(path) as temporary:
         table.to_csv(temporary, index=False)
 
 
@@ -263,80 +332,6 @@ def apply_review(
     return kept, tally
 
 
-class Templates:
-    """Write the truth of a drawn world: `caption` and `summarise` for `annotate`. Synthetic, exact, and a little dull.
-
-    `root` is the folder `synthesis.make_dataset` wrote; `rng` chooses among a few wordings.
-    """
-
-    origin = "synthetic truth by templates"
-    DOES = {
-        "fall": "a person falls and stays on the ground", "fight": "two people hit each other",
-        "intrusion": "a person climbs into a place that is closed off",
-        "left_package": "a person leaves a bag behind and walks away",
-        "vandalism": "a person beats a machine", "crash": "a vehicle crashes",
-    }  # fmt: skip
-    REASON = {
-        "fall": "somebody who stays on the ground may need help", "fight": "hitting somebody is violence",
-        "intrusion": "nobody is allowed in there", "left_package": "a bag without its owner may be a danger",
-        "vandalism": "the machine is damaged on purpose", "crash": "vehicles collide and people may be hurt",
-    }  # fmt: skip
-    NAMES = {"left_package": "left package"}
-
-    def __init__(self, root: str | Path, rng: np.random.Generator):
-        self.root, self.rng = Path(root), rng
-
-    def caption(self, asked: Asked) -> str:
-        """Say who is seen, where, and the event where the clip shows half a second or a third of it."""
-        boxes, kinds, scenario = self._truth(asked.record)
-        first = int(asked.span.start_s * asked.record.fps)
-        last = max(first + 1, int(asked.span.end_s * asked.record.fps))
-        seen = ~np.isnan(boxes[first:last, :, 0]).all(axis=0)
-        people = sum(kind == "person" for kind in kinds[seen])
-        things = _count(int(seen.sum()) - people, "vehicle or other thing", "vehicles or other things")
-        who = f"{_count(people, 'person', 'people')} and {things}"
-        where = f"{_article(scenario['scene'].replace('_', ' '))}, {scenario['lighting'].replace('_', ' ')}"
-        shown = [e for e in asked.record.events if _shared(e, asked.span) >= min(0.5, (e.end_s - e.start_s) / 3)]
-        what = " Then ".join(self.DOES[e.label] for e in shown) or f"people {self._usual(scenario)}"
-        opening = self.rng.choice(["The scene is", "The camera shows", "We see"])
-        return f"{opening} {where}, with {who} in view; {what}."
-
-    def summarise(self, asked: Asked) -> str:
-        """Say judgement, description, and, for an anomaly, its basis."""
-        scene = self._truth(asked.record)[2]
-        place = _article(scene["scene"].replace("_", " "))
-        if not asked.label:
-            judged = self.rng.choice(["No anomaly exists in the video.", "There is no anomaly in the video."])
-            return f"{judged} In {place}, people {self._usual(scene)} and nothing out of the ordinary happens."
-        labels = asked.label.split(", ")
-        names = " and ".join(self.NAMES.get(label, label) for label in labels)
-        judged = self.rng.choice(
-            [f"An anomaly exists, specifically a {names}.", f"The anomaly exists and its name is {names}."]
-        )
-        does = " and ".join(self.DOES[label] for label in labels)
-        when = self._when(asked)
-        return (
-            f"{judged} In {place}, {does}{when}. "
-            f"The basis for judging this anomaly is that {' and '.join(self.REASON[label] for label in labels)}."
-        )
-
-    def _when(self, asked: Asked) -> str:
-        if asked.level != "video":
-            return ""
-        spans = ", ".join(f"{e.start_s:.1f} to {e.end_s:.1f} s" for e in asked.record.events)
-        return f" (from {spans}), while others walk by"
-
-    def _usual(self, scenario: Mapping) -> str:
-        """What the normal event of this video is; its name is known, the word for an anomaly is never used here."""
-        return {"run": "walk and one runs", "loiter": "walk and some linger"}.get(scenario["event"], "walk by")
-
-    def _truth(self, record: VideoRecord) -> tuple[np.ndarray, np.ndarray, dict]:
-        path = self.root / "truth" / f"{record.id}.npz"
-        truth = synthesis.read_truth(path)
-        with np.load(path, allow_pickle=False) as file:
-            return truth["boxes"], truth["kinds"], json.loads(str(file["scenario"]))
-
-
 def _asked(record, level, span, label, texts, engine) -> Asked:
     truth = f"there is an anomaly ({label})" if label else "there is no anomaly"
     # not str.format: a caption, or a released prompt, may hold braces of its own
@@ -353,18 +348,6 @@ def _uniform(event: Span, clip_s: float) -> list[Span]:
     parts = max(1, round((event.end_s - event.start_s) / clip_s))
     edges = np.linspace(event.start_s, event.end_s, parts + 1).round(3).tolist()
     return [Span(start, end) for start, end in zip(edges, edges[1:], strict=False)]
-
-
-def _shared(one: Span, other: Span) -> float:
-    return max(0.0, min(one.end_s, other.end_s) - max(one.start_s, other.start_s))
-
-
-def _count(number: int, one: str, many: str) -> str:
-    return f"{number or 'no'} {one if number == 1 else many}"
-
-
-def _article(noun: str) -> str:
-    return f"{'an' if noun[:1] in 'aeiou' else 'a'} {noun}"
 
 
 def _fields(row: Instruction) -> dict:

@@ -17,20 +17,24 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from vau_lib import cluster, store, video
-from vau_lib.hivau import hivau_instructions as hivau_instructions
-from vau_lib.hivau import hivau_raw as hivau_raw
-from vau_lib.records import RecordError, Span, VideoRecord, leaks, locate
+from vau_lib.data import video
+from vau_lib.data.records import RecordError, Span, VideoRecord, leaks, locate
+from vau_lib.workspace import artifacts, parallel
 
 UCF_FPS = 30.0
+
 XD_FPS = 24.0  # measured: frames over the seconds in the names of the film clips
+
 UCF_CLASSES = {
     "Abuse": "abuse", "Arrest": "arrest", "Arson": "arson", "Assault": "assault", "Burglary": "burglary",
     "Explosion": "explosion", "Fighting": "fighting", "RoadAccidents": "road accident", "Robbery": "robbery",
     "Shooting": "shooting", "Shoplifting": "shoplifting", "Stealing": "stealing", "Vandalism": "vandalism",
 }  # fmt: skip
+
 XD_CLASSES = dict(B1="fighting", B2="shooting", B4="riot", B5="abuse", B6="car accident", G="explosion")
+
 UCF_NORMAL = {"Normal", "Testing_Normal_Videos_Anomaly", "Training_Normal_Videos_Anomaly"}
+
 VIDEO_SUFFIXES = {".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg"}
 
 
@@ -151,7 +155,7 @@ def frame_counts(source: str | Path | Mapping[str, int] | None) -> dict[str, int
         return {}
     if not isinstance(source, Mapping):
         path = Path(source)
-        source = {k: len(v) for k, v in _arrays(path).items()} if path.suffix == ".npz" else store.read_json(path)
+        source = {k: len(v) for k, v in _arrays(path).items()} if path.suffix == ".npz" else artifacts.read_json(path)
         if not isinstance(source, Mapping):
             raise RecordError(f"{path.name}: expected an object of video names and numbers of frames")
     for name, count in source.items():
@@ -189,7 +193,7 @@ def check(records: Sequence[VideoRecord], root: str | Path, *, engine: str = "se
     """Open every video and decode its last frame; return what is missing, broken, leaking, repeated or unlabelled."""
     missing, broken = {}, {}
     items = [(record, Path(root)) for record in records]
-    for (record, _), found, error in cluster.map_videos(_opens, items, engine=engine, workers=workers, desc="check"):
+    for (record, _), found, error in parallel.map_videos(_opens, items, engine=engine, workers=workers, desc="check"):
         if error:
             broken[record.id] = f"{record.id}: {error.removeprefix(f'{record.id}: ')}"
         elif not found:
@@ -393,7 +397,7 @@ def _opens(item: tuple[VideoRecord, Path]) -> bool:
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
-    with store.load_array(path) as file:
+    with artifacts.load_array(path) as file:
         try:
             return {name: file[name] for name in file.files}
         except ValueError as error:

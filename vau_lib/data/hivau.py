@@ -15,20 +15,25 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from vau_lib import store
-from vau_lib.records import RecordError, Span, VideoRecord
+from vau_lib.data.answer_parsing import says_anomaly
+from vau_lib.data.records import RecordError, Span, VideoRecord
+from vau_lib.workspace import artifacts
 
 TASKS = {
     "clip": ("caption",),
     "event": ("judgement", "description", "analysis"),
     "video": ("judgement", "description", "analysis"),
 }
+
 LEVELS = tuple(TASKS)
+
 FOLDERS = {"clip": "clips", "event": "events", "video": "videos"}
+
 DATASETS = {"ucf-crime": "ucf_crime", "xd-violence": "xd_violence"}  # HIVAU's folder -> this project's name
+
 RAW_NAMES = {"ucf": "ucf-crime", "xd": "xd-violence"}  # `ucf_database_test.json`
+
 NUMBERED = re.compile(r"(?P<video>.+?)(?:_E(?P<event>\d+)(?:C(?P<clip>\d+))?)?\.mp4")
-DENIES = re.compile(r"^(no|there (is|are) (no|not))\b|\b(no|not) anomal", re.IGNORECASE)
 
 
 class Rows(list):
@@ -152,7 +157,7 @@ def hivau_raw(path: str | Path, *, subset: str = "", split: str = "", strict: bo
     split = split or (named[2] if named else "")
     if subset not in DATASETS or not split:
         raise RecordError(f"{path.name}: say subset ({' or '.join(DATASETS)}) and split; the name does not")
-    content, rows, problems = store.read_json(path), [], []
+    content, rows, problems = artifacts.read_json(path), [], []
     if not isinstance(content, dict):
         raise RecordError(f"{path.name}: expected an object of video names, got {type(content).__name__}")
     for name, entry in content.items():
@@ -182,13 +187,6 @@ def segment_file(video: HivauVideo, event: int, clip: int | None = None) -> str:
     subset = PurePosixPath(video.path).parts[0]
     level, suffix = ("event", f"_E{event}") if clip is None else ("clip", f"_E{event}C{clip}")
     return f"{subset}/{FOLDERS[level]}/{video.split}/{video.id}{suffix}.mp4"
-
-
-def says_anomaly(text: str) -> bool:
-    """Return whether a judgement claims an anomaly: it does unless it denies one (22 phrasings in the test set)."""
-    if not text.strip():
-        raise ValueError("a judgement must not be empty")
-    return not DENIES.search(text.strip())
 
 
 def distinct(instructions: Iterable[Instruction]) -> list[Instruction]:
@@ -253,7 +251,7 @@ def as_sample(row: Instruction) -> dict:
 
 def write_samples(path: str | Path, instructions: Iterable[Instruction]) -> None:
     """Write one JSON object per line (`as_sample`), whole or not at all."""
-    with store.replacing(path) as temporary:
+    with artifacts.replacing(path) as temporary:
         lines = [json.dumps(as_sample(row), ensure_ascii=False) + "\n" for row in instructions]
         temporary.write_text("".join(lines), encoding="utf-8")
 
@@ -359,7 +357,7 @@ def _video(name: str, entry: Mapping, subset: str, split: str) -> HivauVideo:
 
 
 def _classes(labels: Sequence[str]) -> tuple[str, ...]:
-    from vau_lib.datasets import UCF_CLASSES, XD_CLASSES  # datasets names this module's readers as its own
+    from vau_lib.data.datasets import UCF_CLASSES, XD_CLASSES  # datasets names this module's readers as its own
 
     return tuple((UCF_CLASSES | XD_CLASSES).get(label, label.lower()) for label in labels)
 

@@ -15,11 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
-from vau_lib import cluster, hivau, store, video
-from vau_lib.hivau import HivauVideo, Instruction
-from vau_lib.records import RecordError, Span, VideoRecord, locate
+from vau_lib.data import hivau, video
+from vau_lib.data.hivau import HivauVideo, Instruction
+from vau_lib.data.records import RecordError, Span, VideoRecord, locate
+from vau_lib.workspace import artifacts, parallel
 
 CHUNK_FRAMES = 64  # decoded at once while cutting: memory stays flat however long a segment is
+
 UNAVAILABLE = {  # named by HIVAU-70k, but nobody who asked could find it (issue 10 of its repository)
     "NewAdd.NDA-2017.12.25_CLE@GSW__#01-08-34_01-40-09_label_A": "in no public copy of XD-Violence",
 }
@@ -84,7 +86,7 @@ def split(
     work = partial(_split_one, root=Path(root), out=Path(out), released=released, crf=crf)
     found: dict[str, list[Outcome]] = {}
     try:
-        for (record, wanted), done, error in cluster.map_videos(
+        for (record, wanted), done, error in parallel.map_videos(
             work, items, engine=engine, workers=workers, desc="cut"
         ):
             found[record.id] = done if error is None else [_outcome(record, p, "broken", error) for p in wanted]
@@ -92,7 +94,7 @@ def split(
         left = [record.id for record, _ in items if record.id not in found]
         raise RuntimeError(f"a worker died, {len(left)} videos are unfinished ({left[0]}, …); run again") from error
     facts = dict(levels=list(levels), released=released, crf=crf, rounding="down" if released else "nearest")
-    store.write_made_by(out, made="HIVAU-70k segments", **facts)
+    artifacts.write_made_by(out, made="HIVAU-70k segments", **facts)
     return [outcome for record, _ in items for outcome in found[record.id]]
 
 
@@ -111,7 +113,7 @@ def check(
     known = {record.id: record for record in videos}
     items = [(file, row, _expected(row, known.get(row.video_id), released)) for file, row in files.items()]
     found, work = {}, partial(_check_one, root=Path(root))
-    for (file, row, _), done, error in cluster.map_videos(work, items, engine=engine, workers=workers, desc="check"):
+    for (file, row, _), done, error in parallel.map_videos(work, items, engine=engine, workers=workers, desc="check"):
         found[file] = done or Outcome(file, row.level, row.split, "broken", error)
     return [found[file] for file in files]
 

@@ -13,7 +13,10 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from vau_lib import store
+from vau_lib.workspace import artifacts
+
+SNIPPET_FRAMES = 16  # frames summarised by one feature row, in every system here
+ROW_S = SNIPPET_FRAMES / 30  # seconds per row at 30 frames a second
 
 
 class RecordError(ValueError):
@@ -105,7 +108,7 @@ def leaks(records: Iterable[VideoRecord]) -> list[str]:
 
 def write_records(path: str | Path, records: Iterable[VideoRecord]) -> None:
     """Write one JSON object per line, whole or not at all."""
-    with store.replacing(path) as temporary:
+    with artifacts.replacing(path) as temporary:
         lines = [json.dumps(asdict(record), ensure_ascii=False) for record in records]
         temporary.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
@@ -125,3 +128,27 @@ def read_records(path: str | Path) -> list[VideoRecord]:
         except (ValueError, TypeError, AttributeError) as error:
             raise RecordError(f"{path.name} line {number} is not a record: {error}") from error
     return found
+
+
+@dataclass(frozen=True, eq=False)
+class LongStream:
+    """Hours of rows (T, D) float32 with labels (T,) uint8; `events` are half-open spans of rows, `row_s` s each."""
+
+    id: str
+    rows: np.ndarray
+    labels: np.ndarray
+    events: tuple[tuple[int, int], ...]
+    row_s: float = ROW_S
+
+    @property
+    def spans_s(self) -> list[tuple[float, float]]:
+        """Return the events in seconds, as `detection_report` wants them."""
+        return [(start * self.row_s, end * self.row_s) for start, end in self.events]
+
+    def after(self, seconds: float) -> np.ndarray:
+        """Return (T,) bool: rows that begin at `seconds` or later and are in no event that began earlier."""
+        kept = np.arange(len(self.rows)) * self.row_s >= seconds
+        for start, end in self.events:
+            if start * self.row_s < seconds:
+                kept[start:end] = False
+        return kept

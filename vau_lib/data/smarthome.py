@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from vau_lib import store
+from vau_lib.workspace import artifacts
 
 TAGS = {"Normal": 0, "Abnormal": 1, "Vague Abnormal": 1}  # vague: the annotators did not agree
 
@@ -114,7 +114,7 @@ def read_responses(path: str | Path, *, name: str = "", style: str = "") -> Resp
 
 def write_responses(path: str | Path, answers: Mapping[str, str | None]) -> None:
     """Write answers as JSON lines `read_responses` reads, whole or not at all."""
-    with store.replacing(path) as temporary:
+    with artifacts.replacing(path) as temporary:
         lines = [json.dumps({"id": name, "pred": text}, ensure_ascii=False) for name, text in answers.items()]
         temporary.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 

@@ -23,11 +23,14 @@ import decord
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from vau_lib import store
+from vau_lib.workspace import artifacts
 
 FOLDER_FPS = 10.0  # a folder of images carries no clock; UCSD's were taken at 10 frames per second
+
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".bmp"}
+
 READERS = ("auto", "decord", "pyav")
+
 CAMERAS = {"linux": ("/dev/video{}", "v4l2"), "darwin": ("{}:none", "avfoundation"), "win32": ("video={}", "dshow")}
 
 
@@ -177,7 +180,7 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], *, fps: float = 
             f"{_name(path)}: frames must be uint8 (H, W, 3), H and W even, got {first.dtype} {first.shape}"
         )
     count = 0
-    with store.replacing(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
+    with artifacts.replacing(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.thread_count = 1  # frame threads change the bits
@@ -306,3 +309,14 @@ def _name(path: str | Path) -> str:
 def _line(error: BaseException) -> str:
     said = getattr(error, "strerror", None) or str(error)
     return (said.splitlines() or [type(error).__name__])[0][:160]
+
+
+def chunks(items: Iterable, size: int) -> Iterator[list]:
+    part = []
+    for item in items:
+        part.append(item)
+        if len(part) == size:
+            yield part
+            part = []
+    if part:
+        yield part

@@ -24,22 +24,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vau_lib import records, store, training
-from vau_lib.dense import Glances as Glances  # passed on, like the following
-from vau_lib.dense import Tower as Tower
-from vau_lib.sampling import choose_frames as choose_frames
-from vau_lib.sampling import coarse_to_fine as coarse_to_fine
-from vau_lib.sampling import density_aware_sample as density_aware_sample
-from vau_lib.sampling import top_k_sample as top_k_sample
-from vau_lib.sampling import uniform_sample as uniform_sample
+from vau_lib.data import records
+from vau_lib.data.records import SNIPPET_FRAMES
+from vau_lib.detectors import preprocessing, training
+from vau_lib.features import checkpoints
+from vau_lib.workspace import artifacts
 
-SNIPPET_FRAMES = 16  # frames from one glance to the next
 TRAIN_ROWS = 200  # rows a training video is brought to, by means of equal parts
+
 NEAR_ROWS = 64  # e^(-64 / e) is 6e-11: what is farther adds nothing to a float32
+
 PARTS = {  # the weight of each part of the training loss
     "bag": 1.0, "abnormal_recalled": 0.1, "abnormal_unknown": 0.1, "normal_recalled": 0.1, "normal_unknown": 0.1,
     "triplet": 0.1, "kl": 1e-3, "distance": 1e-4, "frames": 1.0,
 }  # fmt: skip
+
 FAR = 100.0  # how much longer an anomalous answer should be than a normal one
 
 
@@ -269,14 +268,14 @@ _RELEASED_NAMES = (
 
 def load_released(source: str | Path | Mapping[str, Tensor], config: ScorerConfig | None = None) -> AnomalyScorer:
     """Return a scorer in eval mode with the release's 34 tensors (a state dict or a file of one), strictly; else StoreError."""
-    weights = source if isinstance(source, Mapping) else training.load_weights(source)
+    weights = source if isinstance(source, Mapping) else checkpoints.load_weights(source)
     renamed = {}
     for key, value in weights.items():
         for theirs, ours in _RELEASED_NAMES:
             key = re.sub(theirs, ours, key)
         renamed[key] = value.float()
     scorer = AnomalyScorer(config)
-    training.load_strictly(scorer, renamed, "the state dict" if isinstance(source, Mapping) else source)
+    checkpoints.load_strictly(scorer, renamed, "the state dict" if isinstance(source, Mapping) else source)
     return scorer.eval()
 
 
@@ -294,7 +293,7 @@ def frame_targets(record: records.VideoRecord, rows: int, *, stride: int = SNIPP
 # Training
 
 
-class _Rows(training.Sequences):
+class _Rows(preprocessing.Sequences):
     """Sequences whose "labels" are those of every row, (steps,): a part is positive where one of its rows is."""
 
     def __init__(self, features: Mapping[str, np.ndarray], targets: Mapping[str, np.ndarray], prepare):
@@ -306,7 +305,7 @@ class _Rows(training.Sequences):
 
 
 def _parts(targets: np.ndarray, steps: int) -> np.ndarray:
-    """Return targets (T,) as those of `steps` parts, float32: the parts `training.to_steps` makes of rows."""
+    """Return targets (T,) as those of `steps` parts, float32: the parts `preprocessing.to_steps` makes of rows."""
     targets = np.asarray(targets, np.float32)
     if len(targets) < steps:
         return targets[np.rint(np.linspace(0, len(targets) - 1, steps)).astype(int)]
@@ -329,7 +328,7 @@ class Trained:
     """A scorer with what it was trained on: how rows are prepared, and the curves, one row per epoch."""
 
     model: AnomalyScorer
-    prepare: training.Preparation
+    prepare: preprocessing.Preprocessing
     curves: pd.DataFrame
 
     @torch.inference_mode()
@@ -370,7 +369,7 @@ def train(
     sides = [[n for n in features if n not in chosen], [n for n in features if n in chosen]]
     if not all(sides):
         raise ValueError(f"need videos on both sides, got {len(sides[0])} to train on and {len(sides[1])} to choose by")
-    prepare = training.Preparation.fit({n: features[n] for n in sides[0]}, steps=steps, motion=motion)
+    prepare = preprocessing.Preprocessing.fit({n: features[n] for n in sides[0]}, steps=steps, motion=motion)
     sets = [_Rows({n: features[n] for n in names}, {n: targets[n] for n in names}, prepare) for names in sides]
     scorer = AnomalyScorer(config)
 
@@ -384,16 +383,19 @@ def train(
 def save_trained(folder: str | Path, trained: Trained, **made_by: object) -> None:
     """Write what `load_trained` reads."""
     config = {"sizes": asdict(trained.model.settings), "prepare": asdict(trained.prepare)}
-    training.save_model(Path(folder), trained.model, config, **made_by)
+    checkpoints.save_model(Path(folder), trained.model, config, **made_by)
 
 
 def load_trained(folder: str | Path) -> Trained:
     """Return a scorer saved beside its `sizes` and `prepare` (config.json), in eval mode; no curves. StoreError otherwise."""
-    config = store.read_json(Path(folder) / "config.json")
+    config = artifacts.read_json(Path(folder) / "config.json")
     try:
-        model, prepare = AnomalyScorer(ScorerConfig(**config["sizes"])), training.Preparation(**config["prepare"])
+        model, prepare = (
+            AnomalyScorer(ScorerConfig(**config["sizes"])),
+            preprocessing.Preprocessing(**config["prepare"]),
+        )
     except (KeyError, TypeError) as error:
-        raise store.StoreError(f"{folder}/config.json is not of an anomaly scorer: {error}") from error
+        raise artifacts.StoreError(f"{folder}/config.json is not of an anomaly scorer: {error}") from error
     path = Path(folder) / "model.safetensors"
-    training.load_strictly(model, training.load_weights(path), path)
+    checkpoints.load_strictly(model, checkpoints.load_weights(path), path)
     return Trained(model.eval(), prepare, pd.DataFrame())

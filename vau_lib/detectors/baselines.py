@@ -42,7 +42,7 @@ def cloud_distance(normal: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return LedoitWolf().fit(scale.transform(normal)).mahalanobis(scale.transform(rows))
 
 
-def logistic_on_change(
+def logistic_on_difference(
     train: Mapping[str, np.ndarray],
     labels: Mapping[str, int],
     test: Mapping[str, np.ndarray],

@@ -9,17 +9,19 @@ from pathlib import Path
 
 import numpy as np
 
-from vau_lib import features, presets, records, store
+from vau_lib.data import records
+from vau_lib.features import extraction
+from vau_lib.workspace import artifacts, presets
 
 
 def read_fold(records_file: str, fold: int, folder: Path) -> tuple[list[records.VideoRecord], dict[str, np.ndarray]]:
     """Return the records of one fold that have rows in `folder`, and the rows {id: (T, D)}; * in the name is the fold."""
     found = records.read_records(presets.project_path(records_file.replace("*", str(fold))))
-    rows = features.load(folder, found)
+    rows = extraction.load(folder, found)
     return [r for r in found if r.id in rows], rows
 
 
-def labels_of(
+def training_labels(
     found: Sequence[records.VideoRecord], *, shuffled: int | None = None, one_class: bool = False
 ) -> dict[str, int]:
     """Return {id: label} of training and validation videos; with a seed in `shuffled`, dealt out at random among them."""
@@ -33,7 +35,7 @@ def labels_of(
 
 def is_done(place: Path, facts: Mapping) -> bool:
     """Say whether a trial was finished with just these facts."""
-    return (place / "scores.json").exists() and store.read_json(place / "made_by.json").get("facts") == facts
+    return (place / "scores.json").exists() and artifacts.read_json(place / "made_by.json").get("facts") == facts
 
 
 def write_scores(
@@ -53,10 +55,10 @@ def write_scores(
             "video": float(video),
             "rows": np.round(segments, 6).tolist(),
         }
-    store.write_json(place / "scores.json", table)
+    artifacts.write_json(place / "scores.json", table)
 
 
 def test_scores(place: Path) -> tuple[dict[str, float], dict[str, int]]:
     """Return {id: score} and {id: label} of a trial's test videos."""
-    test = {name: row for name, row in store.read_json(place / "scores.json").items() if row["split"] == "test"}
+    test = {name: row for name, row in artifacts.read_json(place / "scores.json").items() if row["split"] == "test"}
     return {name: row["video"] for name, row in test.items()}, {name: row["label"] for name, row in test.items()}

@@ -21,12 +21,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vau_lib import store, training
-from vau_lib.keyclips import decide
-from vau_lib.keyclips import key_clips as key_clips  # passed on, like the next two
-from vau_lib.lshma_state import LSHMAConfig as LSHMAConfig
-from vau_lib.lshma_state import StreamState as StreamState
-from vau_lib.training import mil_loss as mil_loss
+from vau_lib.detectors import preprocessing, training
+from vau_lib.detectors.key_clips import decide, key_clips
+from vau_lib.detectors.lshma_state import LSHMAConfig, StreamState
+from vau_lib.detectors.training import mil_loss
+from vau_lib.features import checkpoints
+from vau_lib.workspace import artifacts
 
 
 class Block(nn.Module):
@@ -311,7 +311,7 @@ _RELEASED_NAMES = (
 
 def load_released(source: str | Path | Mapping[str, Tensor], config: LSHMAConfig) -> LSHMA:
     """Return a model in eval mode with a reference state dict (or a file of one) loaded strictly; StoreError otherwise."""
-    weights = source if isinstance(source, Mapping) else training.load_weights(source)
+    weights = source if isinstance(source, Mapping) else checkpoints.load_weights(source)
     name = "the state dict" if isinstance(source, Mapping) else source
     renamed = {}
     for key, value in weights.items():
@@ -319,11 +319,12 @@ def load_released(source: str | Path | Mapping[str, Tensor], config: LSHMAConfig
             key = re.sub(theirs, ours, key)
         renamed[key] = value.float()
     model = LSHMA(config)
-    training.load_strictly(model, renamed, name)
+    checkpoints.load_strictly(model, renamed, name)
     return model.eval()
 
 
 _PUBLISHED = training.Plan(15, 1e-5, 0.01, 1, milestones=(3, 6, 10), curriculum_epochs=0, noise_share=0.0)
+
 RECIPES = {  # as published: whole videos one by one, a step down at three (two) epochs
     "xd": _PUBLISHED, "ucf": replace(_PUBLISHED, learning_rate=2e-5, milestones=(3, 5), balanced=True),
 }  # fmt: skip
@@ -345,7 +346,7 @@ class Trained:
     """A model with what it was trained on: how rows are prepared, and the curves, one row per epoch."""
 
     model: LSHMA
-    prepare: training.Preparation
+    prepare: preprocessing.Preprocessing
     curves: pd.DataFrame
 
     def score(self, rows: np.ndarray) -> tuple[float, np.ndarray]:
@@ -356,20 +357,20 @@ class Trained:
 
 def load_trained(folder: str | Path) -> Trained:
     """Return a model saved beside its `sizes` and `prepare` (config.json), in eval mode; no curves. StoreError otherwise."""
-    config = store.read_json(Path(folder) / "config.json")
+    config = artifacts.read_json(Path(folder) / "config.json")
     try:
-        model, prepare = LSHMA(LSHMAConfig(**config["sizes"])), training.Preparation(**config["prepare"])
+        model, prepare = LSHMA(LSHMAConfig(**config["sizes"])), preprocessing.Preprocessing(**config["prepare"])
     except (KeyError, TypeError) as error:
-        raise store.StoreError(f"{folder}/config.json is not of an LSHMA model: {error}") from error
+        raise artifacts.StoreError(f"{folder}/config.json is not of an LSHMA model: {error}") from error
     path = Path(folder) / "model.safetensors"
-    training.load_strictly(model, training.load_weights(path), path)
+    checkpoints.load_strictly(model, checkpoints.load_weights(path), path)
     return Trained(model.eval(), prepare, pd.DataFrame())
 
 
 def save_trained(folder: str | Path, trained: Trained, **made_by: object) -> None:
     """Write what `load_trained` reads."""
     config = {"sizes": asdict(trained.model.settings), "prepare": asdict(trained.prepare)}
-    training.save_model(Path(folder), trained.model, config, **made_by)
+    checkpoints.save_model(Path(folder), trained.model, config, **made_by)
 
 
 def train(
@@ -389,7 +390,7 @@ def train(
     Sequences are brought to `steps` rows; None takes whole videos. Seeded by the plan.
     """
     training.seed_everything(plan.seed)
-    prepare, *sets = training.prepared(features, labels, val, steps=steps, motion=motion)
+    prepare, *sets = preprocessing.preprocess_splits(features, labels, val, steps=steps, motion=motion)
     model = LSHMA(config)
     curves = training.fit(
         _TimeLast(model), lambda output, _, y: loss(output, y), *sets, plan=plan, folder=folder, progress=progress

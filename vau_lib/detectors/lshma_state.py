@@ -17,8 +17,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vau_lib import store
-from vau_lib.keyclips import KeyState
+from vau_lib.detectors.key_clips import KeyState
+from vau_lib.workspace import artifacts
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class StreamState:
 
     def save(self, path: str | Path) -> None:
         """Write everything to a safetensors file, whole or not at all."""
-        with store.replacing(Path(path)) as temporary:
+        with artifacts.replacing(Path(path)) as temporary:
             values = {
                 name: value.clone(memory_format=torch.contiguous_format) for name, value in self._tensors().items()
             }
@@ -128,7 +128,7 @@ class StreamState:
             keys = KeyState(*(found.pop(f"keys.{name}") for name in KeyState._fields))
             return cls(config, **found, keys=keys)
         except Exception as error:  # a broken file can fail in any way; whichever, it is refused by name
-            raise store.StoreError(f"{Path(path).name} is no stream state ({type(error).__name__})") from error
+            raise artifacts.StoreError(f"{Path(path).name} is no stream state ({type(error).__name__})") from error
 
     @classmethod
     def stack(cls, states: "Sequence[StreamState]") -> "StreamState":

@@ -21,9 +21,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vau_lib import store, training
+from vau_lib.detectors import preprocessing, training
+from vau_lib.features import checkpoints
+from vau_lib.workspace import artifacts
 
 RELEASED_STEPS = 32  # time steps the published model is fed; its decoder rebuilds steps 8 to 24
+
 RELEASED_CENTRE = slice(8, 24)
 
 
@@ -235,9 +238,9 @@ def released_input(rows: np.ndarray) -> Tensor:
 def load_released(path: str | Path) -> MemTSM:
     """Return the published model (159,347 parameters) in eval mode, its weights loaded strictly; StoreError otherwise."""
     model = MemTSM(MemTSMConfig.released())
-    weights = training.load_weights(path)
+    weights = checkpoints.load_weights(path)
     renamed = {_ours(name): value for name, value in weights.items()}
-    training.load_strictly(model, renamed, path)
+    checkpoints.load_strictly(model, renamed, path)
     return model.eval()
 
 
@@ -254,7 +257,7 @@ class Trained:
     """A model with what it was trained on: how rows are prepared, and the curves, one row per epoch."""
 
     model: MemTSM
-    prepare: training.Preparation
+    prepare: preprocessing.Preprocessing
     curves: pd.DataFrame
 
     @torch.inference_mode()
@@ -275,14 +278,14 @@ class Trained:
 
 def load_trained(folder: str | Path) -> Trained:
     """Return a model saved beside its `sizes` and `prepare` (config.json), in eval mode; no curves. StoreError otherwise."""
-    config = store.read_json(Path(folder) / "config.json")
+    config = artifacts.read_json(Path(folder) / "config.json")
     try:
         model = MemTSM(MemTSMConfig(**config["sizes"]))
-        prepare = training.Preparation(**config["prepare"])
+        prepare = preprocessing.Preprocessing(**config["prepare"])
     except (KeyError, TypeError) as error:
-        raise store.StoreError(f"{folder}/config.json is not of a MemTSM model: {error}") from error
+        raise artifacts.StoreError(f"{folder}/config.json is not of a MemTSM model: {error}") from error
     path = Path(folder) / "model.safetensors"
-    training.load_strictly(model, training.load_weights(path), path)
+    checkpoints.load_strictly(model, checkpoints.load_weights(path), path)
     return Trained(model.eval(), prepare, pd.DataFrame())
 
 
@@ -304,7 +307,7 @@ def train(
     validation loss is kept. `config.as_released` trains by the released loss.
     """
     training.seed_everything(plan.seed)
-    prepare, *sets = training.prepared(features, labels, val, steps=steps, motion=motion)
+    prepare, *sets = preprocessing.preprocess_splits(features, labels, val, steps=steps, motion=motion)
     model = MemTSM(config)
     alpha = float(1 - sets[0].labels.mean())  # the share of normal videos: both classes weigh the same
 

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from vau_lib import streaming
+from vau_lib.data import records
+from vau_lib.evaluation import online_metrics
 
 Step = Callable[[Tensor, object], tuple[Tensor, object]]
+
 POINTS = 40  # rows of an endurance table
 
 
@@ -30,7 +32,7 @@ def latency(step: Step, shape: tuple[int, int, int], *, calls: int = 60) -> dict
         _, state = step(clip, state)
         taken.append(time.perf_counter() - start)
     return {
-        "streams": shape[0], **streaming.latency(np.array(taken) / shape[0]), "state_bytes": state.num_bytes() // shape[0]
+        "streams": shape[0], **online_metrics.latency(np.array(taken) / shape[0]), "state_bytes": state.num_bytes() // shape[0]
     }  # fmt: skip
 
 
@@ -46,11 +48,11 @@ def endure(step: Step, shape: tuple[int, int, int], *, clips: int, clip_s: float
         _, state = step(clip, state)
         taken.append(1000 * (time.perf_counter() - start))
         if number in (10, 100, 1000) or number % max(1, clips // POINTS) == 0:
-            rows.append([number, float(np.median(taken)), state.num_bytes(), streaming.resident_bytes()])
+            rows.append([number, float(np.median(taken)), state.num_bytes(), online_metrics.resident_bytes()])
             taken = []
     table = pd.DataFrame(rows, columns=["clips", "ms", "state_bytes", "resident_bytes"])
     late = table[table["clips"] >= clips / 2]
-    return table, streaming.slope_per_hour(late["resident_bytes"].to_numpy(), late["clips"].to_numpy() * clip_s)
+    return table, online_metrics.slope_per_hour(late["resident_bytes"].to_numpy(), late["clips"].to_numpy() * clip_s)
 
 
 def changed(trained: object, **sizes: object) -> torch.nn.Module:
@@ -61,7 +63,7 @@ def changed(trained: object, **sizes: object) -> torch.nn.Module:
 
 
 @torch.inference_mode()
-def scores(trained: object, streams: Sequence[streaming.LongStream], **sizes: object) -> dict[str, np.ndarray]:
+def scores(trained: object, streams: Sequence[records.LongStream], **sizes: object) -> dict[str, np.ndarray]:
     """Return {stream: (T,) in [0, 1]} of streams of one length, all in one call; `sizes` as in `changed`."""
     model = changed(trained, **sizes)
     logits, state = model.push(torch.stack([trained.prepare(s.rows).mT for s in streams]))
@@ -70,7 +72,12 @@ def scores(trained: object, streams: Sequence[streaming.LongStream], **sizes: ob
 
 
 def head_effect(
-    trained: object, stream: streaming.LongStream, other: streaming.LongStream, *, first: int, block: int = 8
+    trained: object,
+    stream: records.LongStream,
+    other: records.LongStream,
+    *,
+    first: int,
+    block: int = 8,
 ) -> pd.DataFrame:
     """Return how much every score changes when the first `first` rows are another camera's: minute, change (largest of a block)."""
     swapped = replace(stream, rows=np.concatenate([other.rows[:first], stream.rows[first:]]))
@@ -82,7 +89,7 @@ def head_effect(
 
 @torch.inference_mode()
 def exit_depths(
-    trained: object, streams: Sequence[streaming.LongStream], thresholds: Sequence[float], *, rows: int = 2000
+    trained: object, streams: Sequence[records.LongStream], thresholds: Sequence[float], *, rows: int = 2000
 ) -> pd.DataFrame:
     """Return the share of clips that leave after each block, one line per exit threshold."""
     x = torch.stack([trained.prepare(s.rows[:rows]).mT for s in streams])

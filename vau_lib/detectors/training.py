@@ -6,7 +6,7 @@
 - short videos first, as a schedule over epochs; sorting once and shuffling afterwards (as released) does nothing
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,11 +21,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from vau_lib import metrics
-from vau_lib.weights import load_strictly, load_weights, save_model
+from vau_lib.detectors.preprocessing import Sequences, pad_collate
+from vau_lib.evaluation import metrics
 
 ROWS_PER_CHOICE = 16  # multiple instances: one more row enters a bag's mean for every 16 rows of a video
-__all__ = ["load_strictly", "load_weights", "save_model"]  # passed on, so that notebooks need one import
 
 
 def seed_everything(seed: int) -> np.random.Generator:
@@ -72,17 +71,7 @@ def mil_loss(logits: Tensor, lengths: Tensor, labels: Tensor, counted: Tensor | 
     return F.binary_cross_entropy(bag_probability(logits, lengths, counted), labels.to(logits.dtype))
 
 
-def to_steps(rows: np.ndarray, steps: int) -> np.ndarray:
-    """Return rows (T, D) brought to (steps, D): means of equal parts when longer, linear in between when shorter."""
-    if rows.ndim != 2 or not len(rows):
-        raise ValueError(f"rows must be (T, D) with T at least 1, got shape {rows.shape}")
-    time_last = torch.from_numpy(np.ascontiguousarray(rows.T, dtype=np.float32))[None]
-    if len(rows) >= steps:
-        return F.adaptive_avg_pool1d(time_last, steps)[0].T.numpy()
-    return F.interpolate(time_last, steps, mode="linear", align_corners=True)[0].T.numpy()
-
-
-def disturb(x: Tensor, *, generator: torch.Generator, share: float = 0.7, noise: float = 0.02) -> Tensor:
+def augment(x: Tensor, *, generator: torch.Generator, share: float = 0.7, noise: float = 0.02) -> Tensor:
     """Return x (B, D, T) with spans of time dropped, channels masked and noise added, each with probability `share`.
 
     A span is 2 to T // 6 steps set to the video's mean; a mask hides an eighth of the channels; noise is normal with
@@ -162,7 +151,7 @@ class Plan:
 class _Engine(Trainer):
     """Trainer with a loss passed in, noise on training inputs and the short-first order."""
 
-    def __init__(self, *, objective: Callable, plan: Plan, videos: "Sequences", **arguments):
+    def __init__(self, *, objective: Callable, plan: Plan, videos: Sequences, **arguments):
         self.objective, self.plan, self.videos = objective, plan, videos
         self.generator = torch.Generator().manual_seed(plan.seed)
         super().__init__(**arguments)
@@ -182,7 +171,7 @@ class _Engine(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         x, labels = inputs["x"], inputs["labels"]
-        seen = disturb(x, generator=self.generator, share=self.plan.noise_share) if model.training else x
+        seen = augment(x, generator=self.generator, share=self.plan.noise_share) if model.training else x
         output = model(seen, inputs["lengths"]) if "lengths" in inputs else model(seen)
         value = self.objective(output, x, labels)
         return (value, {"logit": output.logit}) if return_outputs else value
@@ -191,8 +180,8 @@ class _Engine(Trainer):
 def fit(
     model: nn.Module,
     objective: Callable,
-    train: "Sequences",
-    val: "Sequences",
+    train: Sequences,
+    val: Sequences,
     *,
     plan: Plan,
     folder: Path | None = None,
@@ -217,7 +206,7 @@ def fit(
             train_dataset=train,
             eval_dataset={"train": train, "val": val},
             compute_metrics=_video_auc,
-            data_collator=None if train.prepare.steps else padded,
+            data_collator=None if train.prepare.steps else pad_collate,
         )
         engine.remove_callback(
             PrinterCallback
@@ -279,90 +268,6 @@ def curves(history: Sequence[Mapping]) -> pd.DataFrame:
         if kept:
             rows.setdefault(round(entry["epoch"]), {}).update(kept)
     return pd.DataFrame([{"epoch": epoch, **row} for epoch, row in sorted(rows.items())])
-
-
-@dataclass(frozen=True)
-class Preparation:
-    """What is done to feature rows before a model sees them; fitted on training videos, saved with the model.
-
-    `motion` replaces a row by |row - row before|: XFeat describes places, and what a fight changes is how they move.
-    `mean` and `spread` (D,) standardise each channel; `steps` is the length a training sequence is brought to, None leaves
-    videos whole.
-    """
-
-    steps: int | None
-    motion: bool
-    mean: tuple[float, ...]
-    spread: tuple[float, ...]
-
-    @classmethod
-    def fit(cls, features: Mapping[str, np.ndarray], *, steps: int | None, motion: bool) -> "Preparation":
-        """Measure the channels of the TRAINING videos, {id: (T, D)}."""
-        seen = [change(x) if motion else np.asarray(x, np.float32) for x in features.values()]
-        rows = np.concatenate([x if steps is None else to_steps(x, steps) for x in seen])
-        spread = np.maximum(rows.std(0), 1e-6)
-        return cls(steps, motion, tuple(map(float, rows.mean(0))), tuple(map(float, spread)))
-
-    def __call__(self, rows: np.ndarray, steps: int | None = None) -> Tensor:
-        """Return rows (T, D) as the model wants them: (D, steps), or (D, T) when `steps` is None."""
-        rows = change(rows) if self.motion else np.asarray(rows, np.float32)
-        rows = rows if steps is None else to_steps(rows, steps)
-        standard = (rows - np.float32(self.mean)) / np.float32(self.spread)
-        return torch.from_numpy(np.ascontiguousarray(standard.T))
-
-
-def change(rows: np.ndarray) -> np.ndarray:
-    """Return |row - row before|, (T, D) float32; the first step repeats the second's."""
-    rows = np.asarray(rows, np.float32)
-    if len(rows) < 2:
-        return np.zeros_like(rows)
-    steps = np.abs(np.diff(rows, axis=0))
-    return np.concatenate([steps[:1], steps])
-
-
-class Sequences(torch.utils.data.Dataset):
-    """Prepared videos: item {"x": (D, steps or T), "labels": 0 or 1}, in the order of `names`; whole ones have "lengths" too."""
-
-    def __init__(self, features: Mapping[str, np.ndarray], labels: Mapping[str, int], prepare: Preparation):
-        if set(features) != set(labels):
-            odd = sorted(set(features) ^ set(labels))[0]
-            raise ValueError(f"features and labels must name the same videos, {odd!r} is in one only")
-        self.names = sorted(features)
-        self.lengths = [len(features[name]) for name in self.names]
-        self.prepare = prepare
-        self.x = [prepare(features[name], prepare.steps) for name in self.names]  # (D, steps or T) each
-        self.labels = torch.tensor([float(labels[name]) for name in self.names])
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, place: int) -> dict[str, Tensor]:
-        item = {"x": self.x[place], "labels": self.labels[place]}
-        return item if self.prepare.steps else item | {"lengths": torch.tensor(self.lengths[place])}
-
-
-def padded(items: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Return whole videos as a batch: x (B, D, T) filled up with zeros, lengths (B,), labels (B,)."""
-    x = torch.nn.utils.rnn.pad_sequence([item["x"].T for item in items], batch_first=True).mT
-    return {"x": x, **{name: torch.stack([item[name] for item in items]) for name in ("labels", "lengths")}}
-
-
-def prepared(
-    features: Mapping[str, np.ndarray],
-    labels: Mapping[str, int],
-    val: Collection[str],
-    *,
-    steps: int | None,
-    motion: bool,
-) -> tuple[Preparation, Sequences, Sequences]:
-    """Return the preparation measured on the training videos, the training set, and that of the videos in `val`."""
-    chosen = set(val)
-    sides = [[n for n in features if n not in chosen], [n for n in features if n in chosen]]
-    if not all(sides):
-        raise ValueError(f"need videos on both sides, got {len(sides[0])} to train on and {len(sides[1])} to choose by")
-    prepare = Preparation.fit({name: features[name] for name in sides[0]}, steps=steps, motion=motion)
-    sets = [Sequences({n: features[n] for n in names}, {n: labels[n] for n in names}, prepare) for names in sides]
-    return prepare, *sets
 
 
 def count_macs(model: nn.Module, x: Tensor) -> int:

@@ -15,15 +15,18 @@ import numpy as np
 from scipy.signal import lfilter
 from sklearn import metrics as reference
 
-from vau_lib.text_metrics import text_scores as text_scores
+from vau_lib.data.records import SNIPPET_FRAMES
 
-SNIPPET_FRAMES = 16  # frames summarised by one feature row
 CHUNK = 4_000_000  # numbers held at once by a bootstrap, 32 MB each array
+
 GRID = np.linspace(0, 1, 201)  # where the band of a curve is drawn
+
 REDUCE = {"max": np.max, "mean": np.mean}
 
 Arrays = Mapping[str, np.ndarray]
+
 Rng = np.random.Generator
+
 Metric = Callable[[Arrays, Arrays], float]
 
 

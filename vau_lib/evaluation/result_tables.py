@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from vau_lib import metrics, store
+from vau_lib.evaluation import metrics
+from vau_lib.workspace import artifacts
 
 KINDS = ("ours", "peer", "released", "sanity")
+
 Run = Mapping[str, tuple[float, np.ndarray]]
 
 
@@ -100,5 +102,5 @@ def frame_row(
 
 def write_curve(path: Path, table: pd.DataFrame) -> None:
     """Write the points behind a figure as csv, whole or not at all; notebook 13 draws from it."""
-    with store.replacing(Path(path)) as temporary:
+    with artifacts.replacing(Path(path)) as temporary:
         table.to_csv(temporary, index=False)

@@ -8,42 +8,113 @@
 Source: SmartHome-Bench, arXiv 2506.12992, and its repository; Memories-S0's README for its row.
 """
 
-import ast
 import json
-import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from vau_lib import metrics
-from vau_lib.smarthome_files import (
-    TAGS,
-    Clip,
-    Responses,
-    SmartHomeError,
-    read_annotations,
-    read_benchmark,
-    read_responses,
-    write_responses,
-)
-from vau_lib.smarthome_prompts import PROMPTS, TAXONOMY, Model, Step, Style, ask, prepare, read_prompts
-from vau_lib.smarthome_published import MEMORIES_S0, PUBLISHED, SEED_TABLE, Published, fitting, fitting_subsets
+from vau_lib.data.answer_parsing import parse_answer
+from vau_lib.data.smarthome import TAGS, Clip, Responses, SmartHomeError, read_responses, write_responses
+from vau_lib.evaluation import metrics
+from vau_lib.evaluation.smarthome_prompts import Model, Style, ask, prepare
 
-__all__ = [
-    "MEMORIES_S0",
-    "PROMPTS",
-    "PUBLISHED",
-    "TAGS",
-    "TAXONOMY",
-    "Step",
-    "read_annotations",
-    "read_benchmark",
-    "read_prompts",
-]  # one import for notebooks
+# MERGE-DOC from smarthome_published:
+# """A published row of four rounded numbers gives away its confusion matrix, and with it the clips it was measured on.
+#
+# - every row of SmartHome-Bench's tables fits exactly one matrix on its 554 normal and 649 anomalous clips
+# - the row Memories-S0 prints beside them fits none there; over all subsets it fits one, 645 anomalous and 377 normal clips, and
+#   645 is the number of anomalous clips that are public (normal ones: 378). So it stands beside rows of another set
+# - with the matrix known, specificity, balanced accuracy and an interval follow for rows that never printed them
+# Source: tables of arXiv 2506.12992; the README of Memories-S0. Numbers are theirs, in percent.
+# """
+
+
+class Published(NamedTuple):
+    """One printed row, in percent."""
+
+    model: str
+    style: str
+    accuracy: float
+    precision: float
+    recall: float
+    f1: float
+
+
+STYLES = ("zero_shot", "cot", "few_shot_cot", "icl", "trlc")
+
+_PRINTED = {  # accuracy/precision/recall/F1, a column per style
+    "Gemini-1.5-flash": "58.44/79.22/31.12/44.69 69.58/74.44/66.41/70.20 68.41/79.43/55.93/65.64 67.08/80.78/51.16/62.64 "
+    "77.14/77.74/80.74/79.21",
+    "Gemini-1.5-pro": "57.36/84.34/25.73/39.43 74.06/83.77/64.41/72.82 76.39/86.87/66.26/75.17 74.40/86.20/62.56/72.50 "
+    "78.47/82.18/76.73/79.36",
+    "GPT-4o": "68.41/80.09/55.16/65.33 72.57/83.02/61.79/70.85 71.65/83.19/59.48/69.36 72.65/89.41/55.93/68.82 "
+    "77.47/79.35/78.74/79.04",
+    "GPT-4o-mini": "69.91/76.52/63.79/69.58 68.83/68.07/79.51/73.35 68.00/66.30/82.74/73.61 71.74/83.96/58.86/69.20 "
+    "70.82/67.74/87.67/76.43",
+    "Claude-3.5-sonnet": "70.82/69.66/81.36/75.05 71.90/83.44/59.78/69.66 72.98/77.65/70.11/73.68 73.82/84.22/63.33/72.30 "
+    "79.05/79.67/82.13/80.88",
+    "VILA-13b": "46.05/0/0/0 68.41/68.45/76.89/72.42 67.17/69.18/70.57/69.87 65.59/75.82/53.16/62.50",
+}
+
+PUBLISHED = [
+    Published(model, style, *map(float, numbers.split("/")))
+    for model, row in _PRINTED.items()
+    for style, numbers in zip(STYLES, row.split(), strict=False)  # VILA-13b has no reflective chain
+]
+
+MEMORIES_S0 = Published("Memories-S0", "zero_shot", 71.33, 73.04, 86.51, 79.21)
+
+SEED_TABLE = [  # the four rows Memories-S0's README prints side by side
+    MEMORIES_S0,
+    *[row for row in PUBLISHED if (row.model, row.style) == ("VILA-13b", "few_shot_cot")],
+    *[row for row in PUBLISHED if row.model in ("GPT-4o", "Gemini-1.5-pro") and row.style == "zero_shot"],
+]
+
+
+def fitting(row: Published, *, positives: int, negatives: int) -> list[tuple[int, int, int, int]]:
+    """Return every (tn, fp, fn, tp) on exactly these numbers of clips that rounds to the row's four numbers."""
+    tp, fp = np.meshgrid(np.arange(positives + 1), np.arange(negatives + 1), indexing="ij")
+    tn, fn = negatives - fp, positives - tp
+    kept = _rounds(row, tn, fp, fn, tp)
+    return [tuple(int(part[kept][k]) for part in (tn, fp, fn, tp)) for k in range(int(kept.sum()))]
+
+
+def fitting_subsets(row: Published, *, positives: int, negatives: int) -> list[tuple[int, int, int, int]]:
+    """Return every (tn, fp, fn, tp) that rounds to the row on ANY subset of at most these numbers of clips.
+
+    Recall bounds tp for a number of positives, precision bounds fp for a tp: few are left to try against accuracy and F1.
+    A row of zeros fits nearly everything and is refused.
+    """
+    if not row.recall or not row.precision:
+        raise ValueError(f"{row.model} {row.style} found no anomaly (recall {row.recall}): every subset fits")
+    found = []
+    for size in range(1, positives + 1):
+        for tp in _between(size * (row.recall - 0.01) / 100, size * (row.recall + 0.01) / 100, size):
+            least, most = tp * (100 / (row.precision + 0.01) - 1), tp * (100 / (row.precision - 0.01) - 1)
+            for fp in _between(least, most, negatives):
+                tn = np.arange(negatives - fp + 1)
+                kept = tn[_rounds(row, tn, fp, size - tp, tp)]
+                found += [(int(one), fp, size - tp, tp) for one in kept]
+    return found
+
+
+def _between(low: float, high: float, most: int) -> range:
+    return range(max(0, int(np.ceil(low))), min(most, int(np.floor(high))) + 1)
+
+
+def _rounds(row: Published, tn, fp, fn, tp) -> np.ndarray:
+    """Return where counts give the four printed numbers, half a hundredth either way; 0/0 counts as 0."""
+    pairs = (
+        (tn + tp, tn + fp + fn + tp, row.accuracy), (tp, tp + fp, row.precision), (tp, tp + fn, row.recall),
+        (2 * tp, 2 * tp + fp + fn, row.f1),
+    )  # fmt: skip
+    near = [np.abs(100 * np.asarray(part) / np.maximum(whole, 1) - printed) for part, whole, printed in pairs]
+    return np.all(np.broadcast_arrays(*[gap <= 0.005 + 1e-9 for gap in near]), axis=0)
+
 
 SPLITS: dict[str, Callable[[Clip], bool]] = {  # which clips a number is over
     "all": lambda clip: True,
@@ -51,100 +122,8 @@ SPLITS: dict[str, Callable[[Clip], bool]] = {  # which clips a number is over
     "no_vague": lambda clip: not clip.vague,
     "public_no_vague": lambda clip: clip.public and not clip.vague,
 }
+
 RATES = ("accuracy", "precision", "recall", "f1", "specificity", "balanced_accuracy")  # in percent; mcc is in [-1, 1]
-
-# One answer
-
-FINAL = ("updated_anomaly", "final_anomaly")  # a corrected label outranks the one it corrects
-PLAIN = ("anomaly", "result", "is_anomaly", "anomalous", "abnormal", "label", "prediction", "answer")
-TURNED = ("normal", "is_normal")  # 1 means no anomaly
-KEYS = {key: (rank, turned) for rank, keys, turned in ((0, FINAL, 0), (1, PLAIN, 0), (1, TURNED, 1)) for key in keys}
-WORDS = {
-    **dict.fromkeys(("1", "1.0", "true", "yes", "abnormal", "anomalous", "anomaly", "vague abnormal"), 1),
-    **dict.fromkeys(("0", "0.0", "false", "no", "normal", "none", "no anomaly"), 0),
-}
-WORD = "|".join(sorted(map(re.escape, WORDS), key=len, reverse=True))
-KEYED = re.compile(  # key: value anywhere, for what is nearly JSON; "0 or 1" and "0 for none" are a form, not an answer
-    rf"""["'*]?\b({"|".join(KEYS)})["'*]*\s*[:=]\s*["'*]*({WORD})(?![\w.]*\w)["'*]*(?!\s*(?:or\b|for\b|if\b|[|/]))""",
-    re.I,
-)
-HEDGE = re.compile(
-    r"\b(?:if|whether|unclear|might|may|could|would|cannot|can't|hard to|possibly|perhaps)\b[^.!?;\n]*", re.I
-)
-ODD, BE = r"(?:anomal\w+|abnormal\w*)", r"(?:is|are|was|were|seems?|appears?|looks?)(?:\s+to\s+be)?"
-NOT = rf"(?:not|n't|never)\s+(?:\w+\s+){{0,2}}?(?:an?\s+|any\s+)?{ODD}"
-SAYS_NORMAL = re.compile(
-    rf"^\W*(?:no|normal)\s*[,.;:!]|\b(?:no|without(?:\s+any)?|free of)\s+(?:\w+\s+){{0,3}}?{ODD}|\w{NOT}|\b{NOT}"
-    rf"|\b{BE}\s+(?:(?:all|completely|entirely|quite|perfectly)\s+)?normal\b|\bnothing\s+{ODD}",
-    re.I,
-)
-SAYS_ODD = re.compile(
-    rf"^\W*(?:yes|abnormal|anomalous)\s*[,.;:!]|\b{BE}\s+(?:an?\s+|clearly\s+|highly\s+)?{ODD}|\b(?:not|isn't|n't)\s+normal\b"
-    rf"|\b(?:contains?|shows?|has|have|depicts?|there\s+(?:is|are)|includes?)\s+(?:an?\s+|\w+\s+)?{ODD}|\b{ODD}\s+{BE}\s+(?:present|detected|found|seen)",
-    re.I,
-)
-
-
-def parse_answer(text: str | None) -> int | None:
-    """Return 1 for an anomaly, 0 for none, None where the answer says neither or both.
-
-    Read in this order: a key that holds a label (JSON, fenced JSON, a Python dict, or nearly so; `updated_anomaly` outranks
-    `anomaly`, `normal` is turned round); a text that is one word; sentences outside braces that state it. A description cut
-    off before its label stays None, whatever words it holds.
-    """
-    if text is None:
-        return None
-    if not isinstance(text, str):
-        raise ValueError(f"an answer is a text, got {text!r}")
-    keyed = list(_labels(text)) or [(m[1].lower(), m[2]) for m in KEYED.finditer(text)]
-    if keyed:
-        best = min(KEYS[key][0] for key, _ in keyed)
-        said = {_value(key, value) for key, value in keyed if KEYS[key][0] == best}
-        return said.pop() if len(said) == 1 else None
-    outside = re.sub(r"\{.*(?:\}|$)", " ", text, flags=re.S)
-    word = re.sub(r"[\s\"'`*.!]+", " ", outside).strip().lower()
-    return WORDS[word] if word in WORDS else _stated(outside)
-
-
-def _labels(text: str) -> Iterator[tuple[str, object]]:
-    """Yield (key, value) of every label in the JSON objects or Python dicts of `text`, nested ones too, repeats kept."""
-    found: list[tuple[str, object]] = []
-    decoder = json.JSONDecoder(object_pairs_hook=lambda pairs: found.extend(pairs) or dict(pairs), strict=False)
-    place, tries = text.find("{"), 0
-    while place >= 0 and tries < 64:  # enough for any answer, bounded for a hostile one
-        try:
-            _, end = decoder.raw_decode(text, place)
-        except (ValueError, RecursionError):
-            end = _python_dict(text, place, found)
-        place, tries = text.find("{", max(end, place + 1)), tries + 1
-    yield from ((key.lower(), value) for key, value in found if isinstance(key, str) and key.lower() in KEYS)
-
-
-def _python_dict(text: str, place: int, found: list) -> int:
-    """Add the pairs of a flat Python dict, or of JSON with // notes, that starts at `place`; return where it ends."""
-    end = text.find("}", place) + 1
-    body = re.sub(r"//[^\n]*", "", text[place:end])
-    try:
-        pairs = ast.literal_eval(re.sub(r"\b(true|false)\b", lambda word: word[0].title(), body))
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return 0
-    found.extend(pairs.items() if isinstance(pairs, dict) else ())
-    return end
-
-
-def _value(key: str, value: object) -> int | None:
-    said = WORDS.get(str(value).strip().lower())
-    return said if said is None else abs(said - KEYS[key][1])
-
-
-def _stated(text: str) -> int | None:
-    """Return what the sentences agree on; guesses and conditions say nothing."""
-    text = HEDGE.sub(" ", text)
-    turned = re.compile(r"\b(?:not|isn't|n't)\s+normal\b", re.I)
-    rest = SAYS_NORMAL.sub(" ", text)
-    said = {0} if SAYS_NORMAL.search(text) else set()
-    said |= {1} if SAYS_ODD.search(rest) or turned.search(text) else set()
-    return said.pop() if len(said) == 1 else None
 
 
 # Many answers

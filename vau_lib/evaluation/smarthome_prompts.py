@@ -15,9 +15,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from vau_lib import store
+from vau_lib.workspace import artifacts
 
 Model = Callable[[object, str], str]  # (video or None, prompt) -> text
+
 NAMED = re.compile(r"\[\[(\w+)\]\]")
 
 TAXONOMY = {  # category: (what is normal, what is not); second level of the benchmark's appendix B, in our words
@@ -95,18 +96,18 @@ def filled(text: str, answers: Mapping[str, str], *, partly: bool = False) -> st
 
 def read_prompts(path: str | Path) -> dict[str, Style]:
     """Read {style: text} or {style: [{name, text, sees_video, once}, ...]} from a JSON file; StoreError names what is off."""
-    content = store.read_json(path)
+    content = artifacts.read_json(path)
     if not isinstance(content, dict) or not content:
-        raise store.StoreError(f"{path} must hold an object of styles, got {type(content).__name__}")
+        raise artifacts.StoreError(f"{path} must hold an object of styles, got {type(content).__name__}")
     found = {}
     for name, steps in content.items():
         steps = [{"name": "answer", "text": steps}] if isinstance(steps, str) else steps
         try:
             found[name] = Style(name, tuple(Step(**step) for step in steps))
         except TypeError as error:
-            raise store.StoreError(f"{path}: style {name!r} is not a text nor a list of steps: {error}") from error
+            raise artifacts.StoreError(f"{path}: style {name!r} is not a text nor a list of steps: {error}") from error
         if not any(step.sees_video for step in found[name].steps):
-            raise store.StoreError(f"{path}: style {name!r} has no step that sees the video")
+            raise artifacts.StoreError(f"{path}: style {name!r} has no step that sees the video")
     return found
 
 
@@ -174,6 +175,7 @@ it. Answer with one JSON object with these keys and nothing else:
 where digit is 1 for an anomaly and 0 for none."""
 
 COT = f"{ROLE}\n{FORM}"
+
 _rules, _reflect = Step("rules", RULES, sees_video=False, once=True), Step("reflect", REFLECT, sees_video=False)
 
 PROMPTS: dict[str, Style] = {

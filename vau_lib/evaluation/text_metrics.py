@@ -15,12 +15,16 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from vau_lib.hivau import Instruction, distinct
+from vau_lib.data.hivau import Instruction, distinct
 
 PROTOCOLS = ("corpus", "task_mean", "sentence")
+
 BLEUS = ("bleu_1", "bleu_2", "bleu_3", "bleu_4")
+
 SCORES = (*BLEUS, "bleu", "cider", "meteor", "rouge_l")
+
 COUNTED = ("rows", "files")
+
 WORD = re.compile(r"\w+(?:'\w+)?")
 
 Texts = dict[str, str]

@@ -1,7 +1,7 @@
 """Turn answers and scores into numbers a reader can trust: judgement accuracy apart from wording, frames by asserted lengths.
 
 - a third of the judgement rows deny an anomaly in two stock sentences: word overlap rewards saying them, accuracy tells
-- an answer is compared with the reference's own judgement; both are read by `hivau.says_anomaly`
+- an answer is compared with the reference's own judgement; both are read by `answer_parsing.says_anomaly`
 - a score belongs to the 16 frames it was taken from: a video whose number of scores does not fit is refused, not cut
 """
 
@@ -9,9 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from vau_lib import metrics
-from vau_lib.hivau import Instruction, says_anomaly
-from vau_lib.records import VideoRecord, frame_labels
+from vau_lib.data import records
+from vau_lib.data.answer_parsing import says_anomaly
+from vau_lib.data.hivau import Instruction
+from vau_lib.data.records import VideoRecord, frame_labels
+from vau_lib.evaluation import metrics
 
 CONSTANT = "No anomaly exists in the video."
 
@@ -40,7 +42,7 @@ def _decided(text: str, truth: int) -> int:
 
 def detection(
     scores: Mapping[str, np.ndarray], truth: Mapping[str, np.ndarray] | Sequence[VideoRecord], *,
-    snippet_frames: int = metrics.SNIPPET_FRAMES, last: str = "kept",
+    snippet_frames: int = records.SNIPPET_FRAMES, last: str = "kept",
 ) -> tuple[dict[str, float], list[dict]]:  # fmt: skip
     """Return (summary, a row per video) of snippet scores {id: (n,)} against frame labels, or records with events.
 

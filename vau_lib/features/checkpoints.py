@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vau_lib import presets, store
+from vau_lib.workspace import artifacts, presets
 
 NEARBY = {  # files an encoder can take, best first
     "xfeat": ("xfeat/xfeat.pt", "xfeat/xfeat_bnfolded.pt"),
@@ -28,8 +28,8 @@ def given_weights(encoder: str, words: str) -> str | None:
         return words if words == "random" else (str(presets.project_path(words)) if words else None)
     for filename in NEARBY.get(encoder, ()):
         try:
-            return str(store.find_weights(filename))
-        except store.StoreError:
+            return str(artifacts.find_weights(filename))
+        except artifacts.StoreError:
             continue
     return "random"
 
@@ -38,7 +38,7 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
     """Return a state dict on the CPU from safetensors or a torch file; StoreError for anything that could run code."""
     path = Path(path)
     if not path.is_file():
-        raise store.StoreError(f"no weights at {path}")
+        raise artifacts.StoreError(f"no weights at {path}")
     try:
         weights = (
             load_file(path)
@@ -46,9 +46,9 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
             else torch.load(path, map_location="cpu", weights_only=True)
         )
     except Exception as error:  # a broken or hostile file can fail in any way; whichever, it is refused by name
-        raise store.StoreError(f"{path.name} is refused: not plain tensors ({type(error).__name__})") from error
+        raise artifacts.StoreError(f"{path.name} is refused: not plain tensors ({type(error).__name__})") from error
     if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise store.StoreError(f"{path.name} is refused: it holds something else than named tensors")
+        raise artifacts.StoreError(f"{path.name} is refused: it holds something else than named tensors")
     return dict(weights)
 
 
@@ -58,12 +58,12 @@ def load_strictly(model: nn.Module, weights: Mapping[str, Tensor], source: str |
         model.load_state_dict(weights, strict=True)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
-        raise store.StoreError(f"{Path(source).name} does not fit {type(model).__name__}: {reason}") from error
+        raise artifacts.StoreError(f"{Path(source).name} does not fit {type(model).__name__}: {reason}") from error
 
 
 def save_model(folder: Path, model: nn.Module, config: dict, **made_by: object) -> None:
     """Write model.safetensors, config.json and made_by.json, each whole or not at all."""
-    with store.replacing(Path(folder) / "model.safetensors") as temporary:
+    with artifacts.replacing(Path(folder) / "model.safetensors") as temporary:
         save_file({name: value.contiguous() for name, value in model.state_dict().items()}, temporary)
-    store.write_json(Path(folder) / "config.json", config)
-    store.write_made_by(folder, **made_by)
+    artifacts.write_json(Path(folder) / "config.json", config)
+    artifacts.write_made_by(folder, **made_by)

@@ -18,14 +18,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vau_lib import video
+from vau_lib.data import video
+from vau_lib.data.records import SNIPPET_FRAMES
 
-STRIDE_FRAMES = 16  # frames from one glance to the next
 BATCH_FRAMES = 16  # frames decoded and encoded at a time
+
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # RGB mean and deviation of values in [0, 1]
 
 
-class Tower:
+class FrameEncoder:
     """See frames with a vision transformer that was passed in: its class token is the feature, the rest are the tokens.
 
     `net(pixel_values=(t, 3, side, side)).last_hidden_state` must be (t, 1 + N, C). `project` makes of the patches (t, N, C)
@@ -50,7 +51,7 @@ class Tower:
         return hidden[:, 0], hidden[:, 1:] if self.project is None else self.project(hidden[:, 1:])
 
 
-class Glances:
+class FrameFeatures:
     """The frames of a video file at a stride, each seen at most once, when its features are first asked for.
 
     `index` (T,) are their frame numbers, T = ceil(frames / stride); with a `cap`, the stride grows until T <= cap.
@@ -59,7 +60,7 @@ class Glances:
     """
 
     def __init__(
-        self, path: str | Path, encoder: object, *, stride: int = STRIDE_FRAMES, cap: int | None = None,
+        self, path: str | Path, encoder: object, *, stride: int = SNIPPET_FRAMES, cap: int | None = None,
         tokens_file: str | Path | None = None,
     ):  # fmt: skip
         if stride < 1 or (cap is not None and cap < 1):

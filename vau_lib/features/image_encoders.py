@@ -19,22 +19,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vau_lib import store, video
-from vau_lib.weights import load_strictly, load_weights
+from vau_lib.data import video
+from vau_lib.data.records import SNIPPET_FRAMES
+from vau_lib.features.checkpoints import load_strictly, load_weights
+from vau_lib.workspace import artifacts
 
 # transformers and torchvision are imported where a tower is built: workers that make XFeat rows should not wait for them
-SNIPPET_FRAMES = 16  # frames summarised by one feature row
+
 READ_FRAMES = 32  # frames decoded at a time; 200 MB at 1920 x 1080
+
 BATCH_FRAMES = 16  # frames per pass through a network
+
 CROP_PIXELS, FULL_HEIGHT, FULL_WIDTH = 224, 256, 340  # pixels: a crop, and the resized frame it is cut from
+
 CLIP_MODEL = "openai/clip-vit-base-patch16"
+
 CLIP_PIXELS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))  # RGB mean and deviation
+
 TOWERS = {  # kind of vision config: class in transformers, its output that is the feature, the width's name, pixel values
     "clip_vision_model": ("CLIPVisionModelWithProjection", "image_embeds", "projection_dim", CLIP_PIXELS),
     "siglip_vision_model": ("SiglipVisionModel", "pooler_output", "hidden_size", ((0.5,) * 3, (0.5,) * 3)),
 }
+
 TEN_CROPS = tuple(range(10))
+
 SQUEEZENET_FILE = "squeezenet/squeezenet1_0_torchvision_keys_fp16.pt"
+
 CAFFE_MEAN_BGR = (104.0, 117.0, 123.0)  # of 255
 
 
@@ -146,9 +156,9 @@ class SqueezeNetEncoder(_StillEncoder):
             torch.manual_seed(0)
             whole = squeezenet1_0(weights=None).eval().requires_grad_(False)
         if str(weights) != "random":
-            path = store.find_weights(SQUEEZENET_FILE, weights)
+            path = artifacts.find_weights(SQUEEZENET_FILE, weights)
             load_strictly(whole, load_weights(path), path)  # half precision on disk, float32 here
-            self.weights = store.sha256(path)
+            self.weights = artifacts.sha256(path)
         self.net = whole.features  # the classifier is loaded, so that a foreign file is refused, and not used
 
     @torch.inference_mode()
@@ -192,10 +202,10 @@ def find_tower(model: str | Path) -> Path:
     if Path(model).is_dir():
         return Path(model)
     try:
-        placed = store.find_weights(f"{model}/config.json").parent
+        placed = artifacts.find_weights(f"{model}/config.json").parent
         if placed.name == Path(model).name:  # torch hub's cache is flat: a config.json there is somebody else's
             return placed
-    except store.StoreError:
+    except artifacts.StoreError:
         pass  # the hub is asked next, and the message below names both places
     reason, small = "no weights among its files", ["config.json", "preprocessor_config.json", "processor_config.json"]
     tensors, pickled = [*small, "model*.safetensors*"], [*small, "pytorch_model*.bin*"]
@@ -207,7 +217,7 @@ def find_tower(model: str | Path) -> Path:
             continue
         if _weight_files(folder):
             return folder
-    raise store.StoreError(
+    raise artifacts.StoreError(
         f"no weights {model}: put its config.json, preprocessor_config.json and model.safetensors in one folder and name "
         f"that folder, or put them in {model}/ under the folder named by VAU_WEIGHTS; the hub said: {reason}"
     )
@@ -221,7 +231,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 def _fingerprint(folder: Path) -> str:
     """Return the weights file's sha256; of several parts, that of their sha256."""
-    parts = [store.sha256(path) for path in _weight_files(folder)]
+    parts = [artifacts.sha256(path) for path in _weight_files(folder)]
     return parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
@@ -231,7 +241,7 @@ def _load_tower(folder: Path) -> nn.Module:
 
     files = _weight_files(folder)
     if not files:
-        raise store.StoreError(f"{folder.name}: no weights, neither model.safetensors nor pytorch_model.bin")
+        raise artifacts.StoreError(f"{folder.name}: no weights, neither model.safetensors nor pytorch_model.bin")
     kind, before = _tower_class(_vision_config(folder)), transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # its report lists every tensor of the text tower
     try:
@@ -241,11 +251,11 @@ def _load_tower(folder: Path) -> nn.Module:
         )  # fmt: skip
     except Exception as error:  # a broken or hostile file can fail in any way; whichever, it is refused by name
         reason = " ".join(str(error).split())[:200]
-        raise store.StoreError(f"{folder.name} does not load as a {kind.__name__}: {reason}") from error
+        raise artifacts.StoreError(f"{folder.name} does not load as a {kind.__name__}: {reason}") from error
     finally:
         transformers.logging.set_verbosity(before)
     if absent := sorted(report["missing_keys"]):  # transformers leaves them random
-        raise store.StoreError(f"{folder.name} lacks {absent[0]}; {len(absent)} such tensors of {kind.__name__}")
+        raise artifacts.StoreError(f"{folder.name} lacks {absent[0]}; {len(absent)} such tensors of {kind.__name__}")
     return net.eval().requires_grad_(False)
 
 
@@ -266,7 +276,7 @@ def _vision_config(folder: Path) -> object:
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        raise store.StoreError(f"{folder.name}: {' '.join(str(error).split())[:200]}") from error
+        raise artifacts.StoreError(f"{folder.name}: {' '.join(str(error).split())[:200]}") from error
     return getattr(config, "vision_config", config)
 
 
@@ -274,7 +284,9 @@ def _tower_class(config: object) -> type[nn.Module]:
     import transformers
 
     if config.model_type not in TOWERS or not getattr(config, "vision_use_head", True):
-        raise store.StoreError(f"a tower must be one of {', '.join(TOWERS)}, with its head, got {config.model_type}")
+        raise artifacts.StoreError(
+            f"a tower must be one of {', '.join(TOWERS)}, with its head, got {config.model_type}"
+        )
     return getattr(transformers, TOWERS[config.model_type][0])
 
 
@@ -282,7 +294,7 @@ def _pixel_values(folder: Path, standard: tuple) -> tuple[Sequence[float], Seque
     """Return RGB mean and deviation, of values in [0, 1], as the folder says, else `standard`."""
     for name in ("preprocessor_config.json", "processor_config.json"):
         if (folder / name).exists():
-            said = store.read_json(folder / name)
+            said = artifacts.read_json(folder / name)
             said = said.get("image_processor", said)
             if "image_mean" in said and "image_std" in said:
                 return said["image_mean"], said["image_std"]

@@ -14,9 +14,9 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from tqdm.auto import tqdm
 
-from vau_lib import store
+from vau_lib.data.records import SNIPPET_FRAMES
+from vau_lib.workspace import artifacts
 
-SNIPPET_FRAMES = 16  # frames summarised by one released row
 RELEASED_WIDTH = 512  # CLIP ViT-B/16's joint space
 
 
@@ -30,7 +30,7 @@ def released_rows(
     names = [PurePosixPath(f"{name}__{which}.npy") for which in crops] or [PurePosixPath(f"{name}.npy")]
     try:
         paths = [_find(folder, wanted, anywhere=False) for wanted in names]
-    except store.StoreError:
+    except artifacts.StoreError:
         _below.cache_clear()  # it may have come since
         paths = [_find(folder, wanted, anywhere=False) for wanted in names]
     return read_rows(paths, width=width)
@@ -40,14 +40,18 @@ def read_rows(paths: Sequence[Path], *, width: int = RELEASED_WIDTH) -> np.ndarr
     """Return (T, width) float32, the mean over files of rows; StoreError names the file and what is wrong with it."""
     if not len(paths):
         raise ValueError("rows are read from at least one file, got none")
-    found = [store.load_array(path) for path in paths]
+    found = [artifacts.load_array(path) for path in paths]
     for path, rows in zip(paths, found, strict=True):
         if rows.ndim != 2 or not len(rows) or rows.shape[1] != width or rows.dtype.kind != "f":
-            raise store.StoreError(f"{path.name}: rows must be (T, {width}) floats, got {rows.shape} of {rows.dtype}")
+            raise artifacts.StoreError(
+                f"{path.name}: rows must be (T, {width}) floats, got {rows.shape} of {rows.dtype}"
+            )
         if len(rows) != len(found[0]):
-            raise store.StoreError(f"{path.name}: {len(rows)} rows where {paths[0].name} has {len(found[0])}")
+            raise artifacts.StoreError(f"{path.name}: {len(rows)} rows where {paths[0].name} has {len(found[0])}")
         if not np.isfinite(rows).all():
-            raise store.StoreError(f"{path.name}: NaN or infinity, first in row {np.isfinite(rows).all(1).argmin()}")
+            raise artifacts.StoreError(
+                f"{path.name}: NaN or infinity, first in row {np.isfinite(rows).all(1).argmin()}"
+            )
     return np.mean(found, axis=0, dtype=np.float32)
 
 
@@ -64,17 +68,17 @@ def released_list(csv: str | Path, folder: str | Path) -> list[tuple[str, str, l
         parts = re.fullmatch(r"(.+?)(__\d)?\.npy", place.name)
         key = (parts[1] if parts[2] else str(place.with_suffix(""))) if parts else ""
         if not key or not label or labels.setdefault(key, label) != label or place in listed:
-            raise store.StoreError(f"{where}: expected a new file of a video and its one label, got {path},{label}")
+            raise artifacts.StoreError(f"{where}: expected a new file of a video and its one label, got {path},{label}")
         listed.add(place)
         try:
             file = _find(folder, place)
             if taken.setdefault(file, place) != place:  # longterm_normal/39.npy is no longterm_abnormal/39.npy
-                raise store.StoreError(f"{place} is not below {folder}, {file.name} there is {taken[file]}")
+                raise artifacts.StoreError(f"{place} is not below {folder}, {file.name} there is {taken[file]}")
             files.setdefault(key, []).append(file)
-        except store.StoreError as error:
+        except artifacts.StoreError as error:
             missing.append(str(error))
     if missing:
-        raise store.StoreError(
+        raise artifacts.StoreError(
             f"{Path(csv).name}: {len(missing):,} of {len(listed):,} files missing, first: {missing[0]}"
         )
     return [(key, label, sorted(files[key], key=lambda path: path.name)) for key, label in labels.items()]
@@ -95,23 +99,23 @@ def imported(
     many frames each video's rows stand for, which is what its ground truth is built with.
     """
     made_by = {
-        "encoder": "released", "lists": {Path(csv).name: store.sha256(csv) for csv in lists}, "crops": list(crops),
+        "encoder": "released", "lists": {Path(csv).name: artifacts.sha256(csv) for csv in lists}, "crops": list(crops),
         "snippet_frames": SNIPPET_FRAMES, "weights_sha256": "their authors'",
     }  # fmt: skip
     if (Path(folder) / "made_by.json").exists():
-        store.check_made_by(folder, **made_by)
+        artifacts.check_made_by(folder, **made_by)
     else:
-        store.write_made_by(folder, **made_by)
+        artifacts.write_made_by(folder, **made_by)
     counts = {}
     for name, _, files in tqdm([row for csv in lists for row in released_list(csv, rows_dir)], desc="released rows"):
         target, ending = Path(folder) / f"{name}.npy", tuple(f"__{which}.npy" for which in crops)
         chosen = [path for path in files if not crops or path.name.endswith(ending)]
         if not chosen:
-            raise store.StoreError(f"{name}: none of the crops {list(crops)} among its {len(files)} files")
+            raise artifacts.StoreError(f"{name}: none of the crops {list(crops)} among its {len(files)} files")
         if not target.exists():
-            store.save_array(target, read_rows(chosen, width=width))
-        counts[name] = len(store.load_array(target))
-    store.write_json(Path(folder) / "frames.json", {name: SNIPPET_FRAMES * rows for name, rows in counts.items()})
+            artifacts.save_array(target, read_rows(chosen, width=width))
+        counts[name] = len(artifacts.load_array(target))
+    artifacts.write_json(Path(folder) / "frames.json", {name: SNIPPET_FRAMES * rows for name, rows in counts.items()})
     return counts
 
 
@@ -120,9 +124,9 @@ def _list_lines(csv: Path) -> Iterator[tuple[str, str, str]]:
     try:
         lines = csv.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise store.StoreError(f"{csv}: not a readable list ({error})") from error
+        raise artifacts.StoreError(f"{csv}: not a readable list ({error})") from error
     if not lines or lines[0].strip() != "path,label":
-        raise store.StoreError(f"{csv.name}: a list starts with path,label, got {lines[:1]}")
+        raise artifacts.StoreError(f"{csv.name}: a list starts with path,label, got {lines[:1]}")
     for number, line in enumerate(lines[1:], start=2):
         path, _, label = line.strip().rpartition(",")
         yield f"{csv.name} line {number}", path, label
@@ -134,7 +138,7 @@ def _find(folder: str | Path, wanted: PurePosixPath, *, anywhere: bool = True) -
     inside = [path for path in places if path.parent.name == wanted.parent.name]
     places = inside if inside or (wanted.parent.name and not anywhere) else places
     if len(places) != 1:
-        raise store.StoreError(f"{wanted} is {'more than once' if places else 'not'} below {folder}")
+        raise artifacts.StoreError(f"{wanted} is {'more than once' if places else 'not'} below {folder}")
     return places[0]
 
 

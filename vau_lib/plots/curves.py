@@ -1,68 +1,151 @@
 """What reinforcement did: rewards by step, and what was right before and after."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from vau_lib import plots
+from vau_lib.plots import style
+from vau_lib.plots.style import ANOMALOUS, INK, METHOD_COLOURS, NORMAL, QUIET, SERIES, TRUTH, subplots
 
-WIDE = 15  # steps of the moving mean
-COLOURS = {
-    "supervised start": plots.QUIET, "rewarded": plots.ANOMALOUS, "rewarded, against the shuffled film": plots.SERIES[2],
-    "rewarded by dealt truths": plots.NORMAL,
-}  # fmt: skip
+
+def by_number(
+    table: pd.DataFrame, *, x: str, columns: Sequence[str], hue: str, highlight: str = "", title: str = ""
+) -> Figure:
+    """Draw each of `columns` over the number in column `x` in a panel of its own, a line per value of `hue`."""
+    figure, axes = subplots(1, len(columns), figsize=(3.6 * len(columns), 3.4), squeeze=False)
+    names = list(table[hue].unique())
+    others = iter((QUIET, INK, NORMAL, *SERIES[2:]))
+    colours = {name: ANOMALOUS if name == highlight else next(others) for name in names}
+    for axis, column in zip(axes.flat, columns, strict=True):
+        for name in names:
+            part = table[table[hue] == name].sort_values(x)
+            axis.plot(part[x], part[column], color=colours[name], marker="o", ms=4, label=name)
+        axis.set(xlabel=x.replace("_", " "), ylabel=column.replace("_", " "), xticks=sorted(table[x].unique()))
+        axis.set_ylim(0, None)
+    axes.flat[0].legend(fontsize=9)
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=12)
+    return figure
+
+
+def training(table: pd.DataFrame, *, title: str = "", chosen: int | None = None) -> Figure:
+    """Draw loss and video AUC by epoch, train beside validation; `chosen` marks the epoch kept (by validation)."""
+    figure, (left, right) = subplots(1, 2, figsize=(10, 3.4))
+    for axis, kind in ((left, "loss"), (right, "video_auc")):
+        for part, colour in (("train", NORMAL), ("val", ANOMALOUS)):
+            column = f"{part}_{kind}"
+            if column in table:
+                axis.plot(table["epoch"], table[column], color=colour, label={"val": "validation"}.get(part, part))
+        if chosen is not None:
+            axis.axvline(chosen, color=QUIET, ls=":", lw=1.2)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.set(xlabel="epoch", ylabel={"loss": "loss", "video_auc": "video AUC"}[kind])
+        axis.legend()
+    right.axhline(0.5, color=QUIET, ls="--", lw=1)
+    right.set_ylim(0.3, 1.02)
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=12)
+    return figure
+
+
+def losses(tables: Mapping[str, pd.DataFrame], *, floor: float | None = None, title: str = "") -> Figure:
+    """Draw loss by training step, one line per name (columns step, loss); `floor` is what guessing the answer costs."""
+    figure, axis = subplots(figsize=(7, 3.4))
+    for colour, (name, table) in zip((ANOMALOUS, NORMAL, *SERIES[2:]), tables.items(), strict=False):
+        axis.plot(table["step"], table["loss"], color=colour, label=name)
+    if floor is not None:
+        axis.axhline(floor, color=QUIET, ls="--", lw=1, label="guessing which answer")
+    axis.set(xlabel="step", ylabel="loss per answer token (nats)", title=title, ylim=(0, None))
+    axis.legend(fontsize=9)
+    return figure
+
+
+def roc_or_pr(
+    lines: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    *,
+    kind: str,
+    band: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
+    base_rate: float | None = None,
+    title: str = "",
+) -> Figure:
+    """Draw ROC (`kind` "roc": false alarm against hit rate) or PR ("pr": recall against precision) curves, name -> (x, y).
+
+    `band` is (x, low, high), a 95 % interval over videos; `base_rate` the share of positives, chance level of a PR curve.
+    """
+    labels = {"roc": ("false alarm rate", "hit rate"), "pr": ("recall", "precision")}[kind]
+    figure, axis = subplots(figsize=(5, 4.4))
+    if band is not None:
+        axis.fill_between(*band, color=ANOMALOUS, alpha=0.18, lw=0, label="95 % over videos")
+    for colour, (name, (x, y)) in zip((ANOMALOUS, NORMAL, *SERIES[2:]), lines.items(), strict=False):
+        axis.plot(x, y, color=colour, label=name, drawstyle="steps-post" if kind == "roc" else "steps-pre")
+    if kind == "roc":
+        axis.plot([0, 1], [0, 1], color=QUIET, ls="--", lw=1)
+    elif base_rate is not None:
+        axis.axhline(base_rate, color=QUIET, ls="--", lw=1)
+        axis.text(0.01, base_rate, "chance", va="bottom", fontsize=8, color=QUIET)
+    axis.set(xlabel=labels[0], ylabel=labels[1], xlim=(0, 1), ylim=(0, 1.02), title=title)
+    axis.legend(fontsize=9, loc="lower right" if kind == "roc" else "upper right")
+    return figure
+
+
+def lines(
+    table: pd.DataFrame, *, x: str, y: str, hue: str, low: str | None = None, high: str | None = None, title: str = "",
+    xlabel: str = "", ylabel: str = "", logx: bool = False, logy: bool = False, marks: bool = False,
+    spans: Sequence[tuple[float, float]] = (),
+) -> Figure:  # fmt: skip
+    """Draw y against x, a line per value of `hue`, with a band between `low` and `high`; amber `spans` are the truth."""
+    figure, axis = subplots(figsize=(8.5, 3.6))
+    for start, end in spans:
+        axis.axvspan(start, end, color=TRUTH, alpha=0.35, lw=0)
+    for colour, (name, part) in zip(
+        (ANOMALOUS, NORMAL, *SERIES[2:], QUIET), table.groupby(hue, sort=False), strict=False
+    ):
+        axis.plot(part[x], part[y], color=colour, label=name, marker="o" if marks else None, ms=4)
+        if low and high:
+            axis.fill_between(part[x], part[low], part[high], color=colour, alpha=0.18, lw=0)
+    axis.set(xlabel=xlabel or x.replace("_", " "), ylabel=ylabel or y.replace("_", " "), title=title)
+    axis.set_xscale("log" if logx else "linear")
+    axis.set_yscale("log" if logy else "linear")
+    axis.legend(fontsize=9)
+    return figure
+
+
+MEAN_STEPS = 15  # steps of the moving mean
+
 TITLES = {
     "dead": "groups all alike", "kl": "KL to the start", "length": "length (tokens)",
     "reward_order": "reward: order", "reward_form": "reward: form",
     "reward_judgement": "reward: judgement", "reward_shuffled": "reward: shuffled?",
 }  # fmt: skip
-SHOWN = ("reward_order", "reward_form", "reward_judgement", "kl", "length", "dead")
+
+SHOWN_COLUMNS = ("reward_order", "reward_form", "reward_judgement", "kl", "length", "dead")
 
 
-def rewards(curves: pd.DataFrame, *, columns: Sequence[str] = SHOWN, title: str = ""):
-    """Draw curves of `policy.optimise` by step, a panel per column, a line per `who`: thin as it was, thick its moving mean.
+def rewards(curves: pd.DataFrame, *, columns: Sequence[str] = SHOWN_COLUMNS, title: str = ""):
+    """Draw curves of `grpo.train` by step, a panel per column, a line per `who`: thin as it was, thick its moving mean.
 
     Where there are several of a column `seed`, each is thin and the thick line is of their mean. Columns that are
     missing or 0 are left out.
     """
     columns = [column for column in columns if column in curves and curves[column].any()]
-    figure, axes = plots._subplots(1, len(columns), figsize=(3.3 * len(columns), 3.1))
+    figure, axes = style.subplots(1, len(columns), figsize=(3.3 * len(columns), 3.1))
     who = curves["who"].unique() if "who" in curves else [""]
     for axis, column in zip(np.atleast_1d(axes), columns, strict=True):
         for name in who:
-            colour = COLOURS.get(name, plots.ANOMALOUS)
+            colour = METHOD_COLOURS.get(name, style.ANOMALOUS)
             part = curves[curves["who"] == name] if name else curves
             if part[column].isna().all():
                 continue
             wide = part.pivot_table(index="step", columns=part.get("seed", part["step"] * 0), values=column)
             axis.plot(wide.index, wide, color=colour, lw=0.6, alpha=0.4 / wide.shape[1] ** 0.5)
-            axis.plot(wide.index, wide.mean(axis=1).rolling(WIDE, min_periods=1).mean(), color=colour, lw=2, label=name)
+            axis.plot(
+                wide.index, wide.mean(axis=1).rolling(MEAN_STEPS, min_periods=1).mean(), color=colour, lw=2, label=name
+            )
         if column == "kl":  # one step of babble would hide the rest
             axis.set_ylim(0, 1.5 * max(line.get_ydata().max() for line in axis.lines if line.get_lw() > 1))
         axis.set(xlabel="step", title=TITLES.get(column, column))
     if len(who) > 1:
         np.atleast_1d(axes)[0].legend(fontsize=8)
-    figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=12)
-    return figure
-
-
-def before_after(table: pd.DataFrame, *, order: Sequence[str], guess: dict[str, float], title: str = ""):
-    """Draw accuracy (low, high) of each `asked`, a group of bars with one per value of `who` in `order`; `guess` is marked."""
-    figure, axis = plots._subplots(figsize=(10, 3.8))
-    asked, width = list(table["asked"].unique()), 0.8 / len(order)
-    for number, name in enumerate(order):
-        part = table[table["who"] == name].set_index("asked").loc[asked]
-        places = np.arange(len(asked)) + (number - (len(order) - 1) / 2) * width
-        edges = np.abs(part[["low", "high"]].to_numpy().T - part["accuracy"].to_numpy())
-        axis.bar(places, part["accuracy"], width * 0.92, yerr=edges, color=COLOURS.get(name, plots.INK), label=name,
-                 error_kw={"lw": 1, "ecolor": plots.INK})  # fmt: skip
-    for place, name in enumerate(asked):
-        if name in guess:
-            axis.plot([place - 0.42, place + 0.42], [guess[name]] * 2, color=plots.INK, ls="--", lw=1)
-    axis.set(xticks=range(len(asked)), ylim=(0, 1.05), ylabel="answers right")
-    axis.set_xticklabels([name.replace(", ", ",\n") for name in asked], fontsize=9)
-    axis.legend(fontsize=9, ncols=len(order), loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
-    axis.text(1, 1.03, "dashed: a guess", transform=axis.transAxes, fontsize=8, ha="right", color=plots.QUIET)
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=12)
     return figure

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
-from vau_lib import actors, props, stage, stories
+from vau_lib.synthetic import motion, objects, people, scenes
 
 EXPOSURE = [round(255 * (level / 255) ** 0.78) for level in range(256)] * 3  # a camera opens up for a dark place
 
@@ -39,8 +39,8 @@ LIGHTS = {
 class Set:
     """A place ready to be filmed: all that does not change during a video."""
 
-    layout: stage.Layout
-    camera: stage.Camera
+    layout: scenes.Layout
+    camera: scenes.Camera
     light: Light
     lit: Image.Image  # canvas size
     shaded: Image.Image  # the same place without direct light
@@ -53,23 +53,23 @@ HOURS = {"day": 11, "overcast": 9, "dusk": 17, "night": 22}  # on the recorder's
 
 
 def build(scenario) -> Set:
-    """Choose the camera of a `synthesis.Scenario` and paint all that stands still."""
+    """Choose the camera of a `scenarios.Scenario` and paint all that stands still."""
     rng = np.random.default_rng([scenario.world_seed, 4])
-    layout, light, indoors = stage.PLACES[scenario.scene](rng), LIGHTS[scenario.lighting], scenario.scene == "shop"
+    layout, light, indoors = scenes.PLACES[scenario.scene](rng), LIGHTS[scenario.lighting], scenario.scene == "shop"
     if indoors and scenario.lighting != "night":
         light = replace(light, sun=(0.08, 0.12), gain=tuple(0.5 + 0.45 * part for part in light.gain))
-    width, height = (stage.SUPERSAMPLING * side + 2 * stage.MARGIN for side in (scenario.width, scenario.height))
-    camera = stage.Camera(
+    width, height = (scenes.SUPERSAMPLING * side + 2 * scenes.MARGIN for side in (scenario.width, scenario.height))
+    camera = scenes.Camera(
         layout.height_m + rng.uniform(-0.3, 0.4), layout.pitch + rng.uniform(-0.02, 0.03),
         rng.uniform(-0.09, 0.09) if indoors else rng.uniform(-0.16, 0.16),
-        1.22 * scenario.height * stage.SUPERSAMPLING, width, height, int(rng.choice([-1, 1])),
+        1.22 * scenario.height * scenes.SUPERSAMPLING, width, height, int(rng.choice([-1, 1])),
     )  # fmt: skip
-    pixels, hit = stage.cast(camera, layout, rng, light.sky)
+    pixels, hit = scenes.cast(camera, layout, rng, light.sky)
     lit = Image.fromarray(pixels)
     furniture = []
     for kind, x, z, number in sorted(layout.props, key=lambda prop: -prop[2]):
-        sketch = stage.Sketch(camera, who=255)
-        props.prop(sketch, kind, x, z, number)
+        sketch = scenes.Sketch(camera, who=255)
+        objects.prop(sketch, kind, x, z, number)
         furniture.append((z, sketch.strokes))
     shadow = _shadow(camera, light, [stroke for _, strokes in furniture for stroke in strokes])
     lit = Image.composite(lit.point(lambda level: level * (1 - light.shadow)), lit, shadow)
@@ -79,7 +79,7 @@ def build(scenario) -> Set:
             cutouts.append(_cutout(block.low[2], lit, Image.fromarray((hit == number).astype(np.uint8) * 255)))
     for z, strokes in furniture:
         outline = Image.new("L", (width, height))
-        stage.paint(camera, strokes, lit, ids=outline)
+        scenes.paint(camera, strokes, lit, ids=outline)
         cutouts.append(_cutout(z, lit, outline))
     cutouts = tuple(cutout for cutout in cutouts if cutout)
     shaded = lit.point(lambda level: level * (1 - light.shadow))
@@ -95,7 +95,7 @@ def _cutout(z, image, outline):
 def _shadow(camera, light, strokes) -> Image.Image:
     """Soft shadows of everything sketched, canvas size, 255 in full shadow."""
     image = Image.new("L", (camera.width // 2, camera.height // 2))
-    stage.paint(camera, strokes, image, sun=light.sun, ink=255, scale=0.5)
+    scenes.paint(camera, strokes, image, sun=light.sun, ink=255, scale=0.5)
     return image.filter(ImageFilter.BoxBlur(camera.height / 480)).resize((camera.width, camera.height))
 
 
@@ -111,8 +111,8 @@ def _gain(scenario, layout, camera, light) -> Image.Image:
         for kind, x, z, _ in layout.props:
             places, scale = camera.project(np.array([[x + 0.8, 0.0, z]]))
             if kind == "lamp" and scale[0] > 0:
-                across, along = ((right, down)[i] - places[0, i] / stage.SUPERSAMPLING for i in (0, 1))
-                reach = scale[0] / stage.SUPERSAMPLING * 3.0
+                across, along = ((right, down)[i] - places[0, i] / scenes.SUPERSAMPLING for i in (0, 1))
+                reach = scale[0] / scenes.SUPERSAMPLING * 3.0
                 gain += (
                     np.array([0.5, 0.42, 0.28])
                     * np.exp(-((across / reach) ** 2) - (along / reach / 0.6) ** 2)[..., None]
@@ -120,10 +120,10 @@ def _gain(scenario, layout, camera, light) -> Image.Image:
     return Image.fromarray(np.clip(gain * 255, 0, 255).astype(np.uint8))
 
 
-def shoot(scenario, cast: stories.Cast | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def shoot(scenario, cast: motion.Cast | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Film frame by frame: yield colours uint8 (H, W, 3) and actor numbers uint8 (H, W), 0 where none is seen."""
     place = build(scenario)
-    cast = cast or stories.direct(scenario, place.layout)
+    cast = cast or motion.direct(scenario, place.layout)
     grain, clock = _grain(scenario, place.light.noise), _Clock(scenario)
     rng = np.random.default_rng([scenario.seed, 5])
     wobble = rng.uniform(0, 6.28, 4)
@@ -133,18 +133,18 @@ def shoot(scenario, cast: stories.Cast | None = None) -> Iterator[tuple[np.ndarr
         sway = place.shake * np.array(
             [np.sin(5.1 * t + wobble[0]) + np.sin(13 * t + wobble[1]), np.sin(7.3 * t + wobble[2])]
         )
-        left, top = (int(round(stage.MARGIN + part)) for part in np.clip(sway, -stage.MARGIN, stage.MARGIN))
-        box = (left, top, left + scenario.width * stage.SUPERSAMPLING, top + scenario.height * stage.SUPERSAMPLING)
-        film = ImageChops.multiply(colours.crop(box).reduce(stage.SUPERSAMPLING), place.gain).point(EXPOSURE)
+        left, top = (int(round(scenes.MARGIN + part)) for part in np.clip(sway, -scenes.MARGIN, scenes.MARGIN))
+        box = (left, top, left + scenario.width * scenes.SUPERSAMPLING, top + scenario.height * scenes.SUPERSAMPLING)
+        film = ImageChops.multiply(colours.crop(box).reduce(scenes.SUPERSAMPLING), place.gain).point(EXPOSURE)
         if glow:
-            light = glow.resize(colours.size).crop(box).reduce(stage.SUPERSAMPLING)
+            light = glow.resize(colours.size).crop(box).reduce(scenes.SUPERSAMPLING)
             film = ImageChops.screen(film, Image.merge("RGB", [light] * 3))
         if scenario.lighting == "night":
             film = film.convert("L").convert("RGB")
         down, right = rng.integers(0, 32, 2)
         noisy = np.asarray(film, np.int16) + grain[down : down + scenario.height, right : right + scenario.width]
         film = clock.stamp(Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)), t)
-        yield np.asarray(film), np.asarray(ids.crop(box))[1 :: stage.SUPERSAMPLING, 1 :: stage.SUPERSAMPLING].copy()
+        yield np.asarray(film), np.asarray(ids.crop(box))[1 :: scenes.SUPERSAMPLING, 1 :: scenes.SUPERSAMPLING].copy()
 
 
 def _grain(scenario, level) -> np.ndarray:
@@ -184,14 +184,14 @@ def _expose(place: Set, cast, t: float, *, lit: bool):
     seen, parts, shadows = [], list(place.cutouts), []
     for number, member in enumerate(cast.members, 1):
         if state := member.at(t):
-            sketch = stage.Sketch(place.camera, number)
+            sketch = scenes.Sketch(place.camera, number)
             _act(sketch, member, state, t, lit=lit)
             parts.append((state[1], sketch.strokes))
             shadows += sketch.strokes
             seen.append((member.kind, state))
     if cast.blows:
-        sketch = stage.Sketch(place.camera)
-        props.cracks(sketch, at=place.layout.machine, blows=sum(blow < t for blow in cast.blows))
+        sketch = scenes.Sketch(place.camera)
+        objects.cracks(sketch, at=place.layout.machine, blows=sum(blow < t for blow in cast.blows))
         parts.append((place.layout.machine[1] - 0.01, sketch.strokes))
     colours = Image.composite(place.shaded, place.lit, _shadow(place.camera, place.light, shadows))
     ids, waiting = Image.new("L", colours.size), []
@@ -199,14 +199,14 @@ def _expose(place: Set, cast, t: float, *, lit: bool):
         if len(part) == 1:
             waiting += part[0]
             continue
-        stage.paint(place.camera, waiting, colours, ids=ids)
+        scenes.paint(place.camera, waiting, colours, ids=ids)
         corner, image, outline = part
         colours.paste(image, corner, outline)
         ids.paste(0, corner, outline)
         waiting = []
-    stage.paint(place.camera, waiting, colours, ids=ids)
+    scenes.paint(place.camera, waiting, colours, ids=ids)
     if cast.burst and t >= cast.burst[0]:
-        colours = props.smoke(place.camera, colours, cast.burst[1:], t - cast.burst[0])
+        colours = objects.smoke(place.camera, colours, cast.burst[1:], t - cast.burst[0])
     return colours, ids, _glow(place.camera, seen) if lit else None
 
 
@@ -214,23 +214,23 @@ def _act(sketch, member, state, t, *, lit):
     x, z, heading, act, since, phase, speed = state
     if member.kind == "person":
         look = replace(member.look, carries="") if member.drops_at <= t < member.takes_at else member.look
-        actors.person(sketch, look, actors.pose_of(act, since, phase, speed), (x, z), heading)
+        people.person(sketch, look, people.pose_of(act, since, phase, speed), (x, z), heading)
     elif member.kind == "bicycle":
-        actors.bicycle(sketch, member.look, (x, z), heading, phase)
-    elif member.kind in props.BODIES:
+        people.bicycle(sketch, member.look, (x, z), heading, phase)
+    elif member.kind in objects.BODIES:
         crumple = float(np.clip((t - member.folds_at) / 0.15, 0, 1))
-        props.vehicle(sketch, member.kind, member.look, (x, z), heading, crumple=crumple, lit=lit)
+        objects.vehicle(sketch, member.kind, member.look, (x, z), heading, crumple=crumple, lit=lit)
     else:
         tall, colour = (0.55, (46, 50, 60)) if member.kind == "case" else (0.28, (58, 42, 34))
-        props.bag(sketch, np.array([x, 0.02, z]), np.array([1.0, 0, 0.2]), 0.42, tall_m=tall, colour=colour)
+        objects.bag(sketch, np.array([x, 0.02, z]), np.array([1.0, 0, 0.2]), 0.42, tall_m=tall, colour=colour)
 
 
 def _glow(camera, seen):
     """Shine of head lamps, at half the canvas size."""
-    image, sketch = Image.new("L", (camera.width // 2, camera.height // 2)), stage.Sketch(camera)
+    image, sketch = Image.new("L", (camera.width // 2, camera.height // 2)), scenes.Sketch(camera)
     for kind, (x, z, heading, *_) in seen:
-        if kind in props.BODIES:
-            for lamp in props.lamps(kind, (x, z), heading):
+        if kind in objects.BODIES:
+            for lamp in objects.lamps(kind, (x, z), heading):
                 sketch.limbs([lamp], (0.55,), 0)
-    stage.paint(camera, sketch.strokes, image, ink=150, scale=0.5)
+    scenes.paint(camera, sketch.strokes, image, ink=150, scale=0.5)
     return image.filter(ImageFilter.BoxBlur(camera.height / 130))

@@ -17,16 +17,14 @@ from pathlib import Path
 import numpy as np
 from scipy.ndimage import find_objects
 
-from vau_lib import cluster, filming, records, stage, store, stories, video, weather
-from vau_lib.exports import to_coco as to_coco  # passed on, so that notebooks need one import
-from vau_lib.exports import to_mot as to_mot
-from vau_lib.grammar import ANOMALOUS_EVENTS, EVENTS, NORMAL_EVENTS, Scenario
-from vau_lib.grammar import coverage as coverage
-from vau_lib.grammar import prompt as prompt
-from vau_lib.grammar import scenarios as scenarios
-from vau_lib.records import Span, VideoRecord
+from vau_lib.data import records, video
+from vau_lib.data.records import Span, VideoRecord
+from vau_lib.synthetic import camera, effects, motion, scenes
+from vau_lib.synthetic.scenarios import ANOMALOUS_EVENTS, EVENTS, NORMAL_EVENTS, Scenario
+from vau_lib.workspace import artifacts, parallel
 
 EDITION = 2  # of the drawing; a video of another edition is filmed again
+
 SPLITS = {"train": 0.6, "val": 0.2, "test": 0.2}  # shares of the worlds
 
 
@@ -61,11 +59,11 @@ def scenario_for(
     """Choose what is not given (`event`, `scene`, `lighting`, `num_people`, ...) by `seed`; 320 x 240, 15 per s."""
     rng = np.random.default_rng([seed if world_seed is None else world_seed, 1])
     event = event or str(np.random.default_rng([seed, 2]).choice(tuple(EVENTS)))
-    scene = fixed.pop("scene", None) or str(rng.choice(stage.SCENES[:2] if event == "crash" else stage.SCENES))
+    scene = fixed.pop("scene", None) or str(rng.choice(scenes.SCENES[:2] if event == "crash" else scenes.SCENES))
     chosen = dict(
         scene=scene, event=event, seed=seed, world_seed=seed if world_seed is None else world_seed,
         duration_s=float(duration_s),
-        fps=15.0, height=240, width=320, lighting=str(rng.choice(stage.LIGHTINGS, p=(0.35, 0.25, 0.15, 0.25))),
+        fps=15.0, height=240, width=320, lighting=str(rng.choice(scenes.LIGHTINGS, p=(0.35, 0.25, 0.15, 0.25))),
         num_people=int(rng.integers(4, 8)), num_vehicles=0 if scene == "shop" else int(rng.integers(2, 5)),
     )  # fmt: skip
     return Scenario(**chosen | fixed)
@@ -120,11 +118,11 @@ def render(scenario: Scenario, path: str | Path | None = None) -> Truth:
 
 
 def _cast(scenario):
-    return stories.direct(scenario, stage.PLACES[scenario.scene](np.random.default_rng([scenario.world_seed, 4])))
+    return motion.direct(scenario, scenes.PLACES[scenario.scene](np.random.default_rng([scenario.world_seed, 4])))
 
 
 def _shots(scenario, cast):
-    return weather.after(filming.shoot(scenario, cast), scenario)
+    return effects.after(camera.shoot(scenario, cast), scenario)
 
 
 def _who(scenario, cast, masks):
@@ -157,7 +155,7 @@ def _film(scenario: Scenario, path: Path, truth_path: Path) -> tuple[Span, ...]:
 
     video.write_video(path, frames(), fps=scenario.fps)
     truth = dict(masks=np.stack(masks), scenario=np.array(wanted)) | _who(scenario, cast, masks)
-    with store.replacing(truth_path) as temporary:
+    with artifacts.replacing(truth_path) as temporary:
         np.savez_compressed(temporary, **truth)
     return _spans(scenario, cast)
 
@@ -177,7 +175,7 @@ def read_truth(path: str | Path) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as truth:
             return {name: truth[name] for name in ("boxes", "masks", "depth", "track_ids", "kinds")}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise store.StoreError(f"{path} is not a film's truth: {error}") from error
+        raise artifacts.StoreError(f"{path} is not a film's truth: {error}") from error
 
 
 def make_dataset(
@@ -196,14 +194,14 @@ def make_dataset(
         for number, scenario in enumerate(sample_scenarios(num_videos, **settings))
     ]
     written, work = [], partial(_film_item, root=root)
-    for item, spans, error in cluster.map_videos(work, films, engine=engine, workers=workers, desc="filming"):
+    for item, spans, error in parallel.map_videos(work, films, engine=engine, workers=workers, desc="filming"):
         if error:
-            raise store.StoreError(f"{item[0]}: {error}")
+            raise artifacts.StoreError(f"{item[0]}: {error}")
         written.append(_record(*item, spans))
     written.sort(key=lambda record: record.id)
     records.write_records(root / "records.jsonl", written)
     facts = dict(num_videos=num_videos, splits=dict(splits), **settings)
-    store.write_made_by(root, dataset="synthetic", edition=EDITION, **facts)
+    artifacts.write_made_by(root, dataset="synthetic", edition=EDITION, **facts)
     return written
 
 

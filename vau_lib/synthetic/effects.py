@@ -13,7 +13,7 @@ Shot = tuple[np.ndarray, np.ndarray]  # colours uint8 (H, W, 3), actor numbers u
 
 
 def after(shots: Iterator[Shot], scenario) -> Iterator[Shot]:
-    """Yield the shots of a `grammar.Scenario` as its weather, camera and distractor leave them."""
+    """Yield the shots of a `scenarios.Scenario` as its weather, camera and distractor leave them."""
     rng = np.random.default_rng([scenario.seed, 31])
     layers = [
         LAYERS[name](scenario, rng)

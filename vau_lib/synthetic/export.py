@@ -13,15 +13,18 @@ from pathlib import Path
 
 import numpy as np
 
-from vau_lib import grammar, store
+from vau_lib.synthetic import scenarios
+from vau_lib.workspace import artifacts
 
 CATEGORIES = {"person": 1, "bicycle": 2, "car": 3, "van": 4, "bag": 5, "case": 6}  # COCO has no numbers for all of them
+
 MOT_CLASSES = {"person": 1, "bicycle": 4, "car": 3, "van": 3}  # of MOT16; things are "other", 8
+
 AROUND_S = 1.0  # seconds around a moment in which an actor's largest area counts as whole
 
 
 def to_coco(truths: Mapping[str, object], path: str | Path | None = None) -> dict:
-    """Return {video name: synthesis.Truth} as one COCO-video dict; with `path` write it as JSON.
+    """Return {video name: synthetic_dataset.Truth} as one COCO-video dict; with `path` write it as JSON.
 
     Frame n of a video is named NAME/000n.jpg, counted from 0. ValueError for no videos.
     """
@@ -52,12 +55,12 @@ def to_coco(truths: Mapping[str, object], path: str | Path | None = None) -> dic
                 })  # fmt: skip
         track += len(truth.kinds)
     if path is not None:
-        store.write_json(Path(path), out)
+        artifacts.write_json(Path(path), out)
     return out
 
 
 def to_mot(truth: object, path: str | Path | None = None) -> str:
-    """Return a synthesis.Truth as the text of a MOTChallenge gt.txt; with `path` write it."""
+    """Return a synthetic_dataset.Truth as the text of a MOTChallenge gt.txt; with `path` write it."""
     seen, lines = visibility(truth), []
     for frame, n in np.argwhere(~np.isnan(truth.boxes[..., 0])):
         left, top, right, bottom = (int(edge) for edge in truth.boxes[frame, n])
@@ -66,7 +69,7 @@ def to_mot(truth: object, path: str | Path | None = None) -> str:
         lines.append(f"{frame + 1},{truth.track_ids[n]},{box},1,{kind},{seen[frame, n]:.3f}")
     text = "".join(line + "\n" for line in lines)
     if path is not None:
-        with store.replacing(Path(path)) as temporary:
+        with artifacts.replacing(Path(path)) as temporary:
             Path(temporary).write_text(text)
     return text
 
@@ -93,11 +96,11 @@ def visibility(truth: object) -> np.ndarray:
 def instructions(name: str, truth: object, *, video: str = "", split: str = "train") -> list[dict]:
     """Return HIVAU-style rows of one video: a caption of the clip before, of and after the event, judgement, description, analysis.
 
-    Rows are those of `datasets.hivau_instructions`: id, level, task, video, span_s, question, answer, split.
+    Rows are those of `hivau.hivau_instructions`: id, level, task, video, span_s, question, answer, split.
     """
     scenario = truth.scenario
     event = truth.events[0] if truth.events else None
-    where = f"{grammar.PLACES[scenario.scene]}, {grammar.LIGHT[scenario.lighting]}"
+    where = f"{scenarios.PLACES[scenario.scene]}, {scenarios.LIGHT[scenario.lighting]}"
     ends = sorted({0.0, *((event.start_s, event.end_s) if event else ()), scenario.num_frames / scenario.fps})
     clips = list(zip(ends, ends[1:], strict=False))
     said = [(*span, scenario.event if not event or span[0] == event.start_s else "walk") for span in clips]
@@ -106,17 +109,17 @@ def instructions(name: str, truth: object, *, video: str = "", split: str = "tra
         f"An anomaly exists, specifically, the anomaly is named {kind}." if event else "No anomaly exists in the video."
     )
     rows = [
-        ("clip", "caption", (s, e), "Describe the video briefly.", f"On {where}: {grammar.SAID[what]}")
+        ("clip", "caption", (s, e), "Describe the video briefly.", f"On {where}: {scenarios.PHRASES[what]}")
         for s, e, what in said
     ]
     for level, span in (("event", (event.start_s, event.end_s) if event else None), ("video", None)):
         if level == "event" and not event:
             continue
         rows.append((level, "judgement", span, "Are there any anomaly events detected in the video?", verdict))
-        described = grammar.SAID[scenario.event] + ("" if event else " Nothing unusual happens.")
+        described = scenarios.PHRASES[scenario.event] + ("" if event else " Nothing unusual happens.")
         rows.append((level, "description", span, "Describe the anomaly events observed in the video.", described))
         if event:
-            why = f"{grammar.SAID[scenario.event]} That may hurt people or property."
+            why = f"{scenarios.PHRASES[scenario.event]} That may hurt people or property."
             rows.append((level, "analysis", span, "Why do you judge this event to be anomalous?", why))
     keys = ("level", "task", "span_s", "question", "answer")
     return [
@@ -130,12 +133,12 @@ def questions(truths: Mapping[str, object]) -> list[dict]:
     rows = []
     for name, truth in truths.items():
         scenario = truth.scenario
-        why = f"{grammar.SAID[scenario.event]} " + (
+        why = f"{scenarios.PHRASES[scenario.event]} " + (
             "This is not usual here." if scenario.label else "This is everyday."
         )
         rows.append({
             "Title": name, "Category": "Security", "Anomaly Tag": ("Normal", "Abnormal")[scenario.label],
-            "Video Description": grammar.prompt(scenario), "Reasoning behind Normality/Anomalies": why,
+            "Video Description": scenarios.prompt(scenario), "Reasoning behind Normality/Anomalies": why,
         })  # fmt: skip
     return rows
 

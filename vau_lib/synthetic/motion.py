@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vau_lib import actors, props, stage
+from vau_lib.synthetic import objects, people, scenes
 
 STRIDE_M, RUN_STRIDE_M = 1.35, 2.3  # ground covered by two steps
 
@@ -31,7 +31,7 @@ class Actor:
 
     kind: str
     script: list[Key]
-    look: object  # actors.Look of a person or rider, colour of a vehicle
+    look: object  # people.Look of a person or rider, colour of a vehicle
     phase: float = 0.0
     drops_at: float = np.inf  # seconds; when it no longer carries anything
     takes_at: float = np.inf  # seconds; when it carries it again
@@ -76,13 +76,13 @@ class Cast:
     burst: tuple[float, float, float] | None = None  # seconds, x, z
 
 
-def direct(scenario, layout: stage.Layout) -> Cast:
-    """Hand out the parts of a `synthesis.Scenario`: the event's own, then bystanders and traffic as in any video."""
+def direct(scenario, layout: scenes.Layout) -> Cast:
+    """Hand out the parts of a `scenarios.Scenario`: the event's own, then bystanders and traffic as in any video."""
     rng, cast = np.random.default_rng([scenario.seed, 3]), Cast()
     begin = scenario.duration_s * rng.uniform(0.25, 0.5)
     STORIES[scenario.event](cast, scenario, layout, rng, begin)
     people = sum(member.kind == "person" for member in cast.members)
-    vehicles = sum(member.kind in props.BODIES for member in cast.members)
+    vehicles = sum(member.kind in objects.BODIES for member in cast.members)
     focus = cast.focus if cast.focus is not None else np.array(layout.spots[rng.integers(len(layout.spots))])
     for _ in range(scenario.num_people - people):
         cast.members.append(_bystander(layout, rng, scenario.duration_s, focus))
@@ -91,7 +91,7 @@ def direct(scenario, layout: stage.Layout) -> Cast:
 
 
 def _person(rng, script, **look) -> Actor:
-    dressed = replace(actors.random_look(rng), **look)
+    dressed = replace(people.random_look(rng), **look)
     return Actor("person", script, dressed, phase=rng.uniform(0, 6.28))
 
 
@@ -156,13 +156,13 @@ def _traffic(cast, scenario, layout, rng, already) -> None:
         half = float(np.hypot(*(end - start))) / 2 / (layout.lane_speed * rng.uniform(0.96, 1.04))
         script = [Key(middle - half, *start), Key(middle + half, *end)]
         if layout.riders:
-            cast.members.append(Actor("bicycle", script, actors.random_look(rng), phase=rng.uniform(0, 6.28)))
+            cast.members.append(Actor("bicycle", script, people.random_look(rng), phase=rng.uniform(0, 6.28)))
         else:
             cast.members.append(_car(rng, script))
 
 
 def _car(rng, script) -> Actor:
-    return Actor("van" if rng.random() < 0.25 else "car", script, props.PAINTS[rng.integers(len(props.PAINTS))])
+    return Actor("van" if rng.random() < 0.25 else "car", script, objects.PAINTS[rng.integers(len(objects.PAINTS))])
 
 
 def _walk(cast, scenario, layout, rng, begin):

@@ -1,7 +1,7 @@
 """Things that do not walk: vehicles folded from a side profile, bags, street furniture, what an event leaves behind.
 
 - a vehicle is a profile swept across its width; only faces turned to the camera are painted
-- every function adds to a `stage.Sketch`, so the same strokes give colour, identity and shadow
+- every function adds to a `scenes.Sketch`, so the same strokes give colour, identity and shadow
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageFilter
 
-from vau_lib.stage import Camera, Colour, Sketch, paint, shade
+from vau_lib.synthetic.scenes import Camera, Colour, Sketch, paint, shade
 
 PAINTS = [
     (188, 190, 194),

@@ -2,7 +2,7 @@
 
 - a person is a pose (joint angles) and a look (build, clothes); the lowest foot stands on the ground, so steps bob
 - a pose is a function of the seconds into an act, so any moment can be painted without the one before
-- every function adds to a `stage.Sketch`, so the same strokes give colour, identity and shadow
+- every function adds to a `scenes.Sketch`, so the same strokes give colour, identity and shadow
 """
 
 from collections.abc import Callable
@@ -10,13 +10,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from vau_lib import props
-from vau_lib.stage import Colour, Sketch, shade
+from vau_lib.synthetic import objects
+from vau_lib.synthetic.scenes import Colour, Sketch, shade
 
 SKINS = [(232, 196, 168), (206, 160, 128), (160, 114, 84), (112, 78, 58), (224, 182, 150)]
+
 HAIRS = [(44, 36, 32), (78, 56, 40), (132, 98, 62), (28, 28, 30), (150, 146, 142)]
+
 TOPS = [(172, 54, 48), (46, 74, 122), (58, 60, 66), (210, 206, 196), (72, 106, 78), (196, 154, 70), (104, 74, 116),
         (96, 132, 158), (34, 36, 42), (150, 92, 58), (122, 124, 128), (200, 120, 130)]  # fmt: skip
+
 BOTTOMS = [(48, 58, 82), (38, 38, 42), (92, 84, 74), (132, 120, 98), (70, 74, 80), (58, 44, 40)]
 
 
@@ -291,9 +294,9 @@ def _held(sketch, look, joints, near, turn):
         arm = joints["right arm"]
         sketch.limbs([arm[2], arm[2] + (arm[2] - arm[1]) * 2.8], (0.045, 0.075), (206, 178, 128))
     elif look.carries == "bag":
-        props.bag(sketch, hand - [0, 0.3, 0], turn[0], 0.4)
+        objects.bag(sketch, hand - [0, 0.3, 0], turn[0], 0.4)
     elif look.carries == "case":
-        props.bag(
+        objects.bag(
             sketch, np.array([hand[0], 0.05, hand[2]]) + turn[0] * -0.2, turn[0], 0.42, tall_m=0.55, colour=(46, 50, 60)
         )
 

@@ -16,24 +16,34 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from vau_lib import stage
+from vau_lib.synthetic import scenes
 
 NORMAL_EVENTS = ("walk", "loiter", "run")
+
 ANOMALOUS_EVENTS = ("fall", "fight", "intrusion", "left_package", "vandalism", "crash")
+
 EVERYDAY = {  # anomaly -> what it is mistaken for
     "fall": "tie_shoe", "fight": "greet", "intrusion": "wait_at_gate", "left_package": "rest_bag",
     "vandalism": "use_machine", "crash": "stop_close",
 }  # fmt: skip
+
 EVENTS = {name: int(name in ANOMALOUS_EVENTS) for name in NORMAL_EVENTS + ANOMALOUS_EVENTS}  # name -> label
+
 LABELS = EVENTS | dict.fromkeys(EVERYDAY.values(), 0)
+
 WEATHERS = ("clear", "rain", "snow", "fog")
+
 CAMERAS = ("wall", "mast", "old_lens")  # as built; swaying in the wind; soft and dark at the edges
+
 DISTRACTORS = ("none", "insects", "lamp_flicker", "swaying_tree")
+
 CROWDS = {"few": (2, 0), "some": (4, 2), "many": (7, 3)}  # people, vehicles
+
 FACTORS: dict[str, tuple[str, ...]] = {
-    "event": tuple(LABELS), "scene": stage.SCENES, "lighting": stage.LIGHTINGS, "weather": WEATHERS,
+    "event": tuple(LABELS), "scene": scenes.SCENES, "lighting": scenes.LIGHTINGS, "weather": WEATHERS,
     "camera": CAMERAS, "crowd": tuple(CROWDS), "distractor": DISTRACTORS,
 }  # fmt: skip
+
 ROADS = ("street", "car_park")  # scenes where two cars can meet
 
 
@@ -114,7 +124,7 @@ def possible_pairs() -> set[tuple]:
     return found
 
 
-def scenarios(
+def covering_scenarios(
     n: int, seed: int = 0, *, duration_s: float = 6.0, fps: float = 10.0, height: int = 144, width: int = 192,
     tries: int = 30, **fixed: str,
 ) -> list[Scenario]:  # fmt: skip
@@ -182,7 +192,7 @@ def coverage(chosen: Iterable[Scenario]) -> tuple[pd.DataFrame, set[tuple]]:
     return pd.DataFrame(lines, columns=["factor", "other", "possible", "seen", "share"]), possible - seen
 
 
-SAID = {
+PHRASES = {
     "walk": "A person walks along.", "loiter": "A person waits in one place.", "run": "A person jogs past.",
     "fall": "A person suddenly falls to the ground and stays down.",
     "fight": "Two people start to push and punch each other.",
@@ -195,16 +205,21 @@ SAID = {
     "use_machine": "A person uses the machine, bends down to take something out and leaves.",
     "stop_close": "Two cars stop close to each other, wait and drive on unharmed.",
 }  # fmt: skip
+
 PLACES = {"street": "a street", "car_park": "a car park", "shop": "a shop's sales floor", "plaza": "a paved square"}
+
 LIGHT = {
     "day": "bright daylight with clear shadows", "overcast": "grey, even light", "dusk": "dusk, lamps are on",
     "night": "night, monochrome infrared picture",
 }  # fmt: skip
+
 SKY = {"clear": "no rain", "rain": "steady rain", "snow": "snow is falling", "fog": "thick fog"}
+
 HUNG = {
     "wall": "fixed on a wall, high, wide angle, no movement of the camera", "mast": "on a mast that sways a little in the wind",
     "old_lens": "with an old, soft lens, dark at the edges",
 }  # fmt: skip
+
 BESIDE = {
     "none": "", "insects": " Insects fly close to the lens.", "lamp_flicker": " A lamp flickers.",
     "swaying_tree": " A tree sways in the wind.",
@@ -217,7 +232,7 @@ def prompt(scenario: Scenario) -> str:
     cars = f", and {scenario.num_vehicles} vehicles drive by" if scenario.num_vehicles else ""
     return (
         f"Footage of a security camera {HUNG[scenario.camera]}. {PLACES[scenario.scene].capitalize()}, {LIGHT[scenario.lighting]}, "
-        f"{SKY[scenario.weather]}.{BESIDE[scenario.distractor]} {SAID[scenario.event]} {others[scenario.crowd]}{cars}. "
+        f"{SKY[scenario.weather]}.{BESIDE[scenario.distractor]} {PHRASES[scenario.event]} {others[scenario.crowd]}{cars}. "
         f"One single shot of {scenario.duration_s:.0f} seconds, realistic, no cuts, no zoom, no text, no sound."
     )
 

@@ -1,6 +1,6 @@
 """Make the twin that notebook 09 starts from, from nothing, and measure what it can do: `python -m vau_lib.twinning FAMILY`.
 
-Films the close-up world, teaches a random twin stills and captions, keeps it in data/twins/FAMILY; then tunes it by LoRA on
+Films the close-up world, teaches a random twin stills and captions, keeps it in data/toy_models/FAMILY; then tunes it by LoRA on
 instructions and answers for held-out worlds, beside what a guess is worth: the majority, black frames, shuffled answers.
 """
 
@@ -15,25 +15,32 @@ import numpy as np
 import pandas as pd
 import torch
 
-from vau_lib import closeups, presets, records, seeing, store, vlm
-from vau_lib.records import VideoRecord
+from vau_lib.data import records
+from vau_lib.data.records import VideoRecord
+from vau_lib.toy import dataset as toy_dataset
+from vau_lib.toy import pretraining, tiny_vlm
+from vau_lib.vlm import finetuning, inference, instruction_data, models
+from vau_lib.workspace import artifacts, presets
 
 NUM_VIDEOS = 1200
-TUNING = vlm.LoraPlan(
+
+TUNING = finetuning.LoraPlan(
     max_steps=160, learning_rate=3e-3, warmup_share=0.1, batch_size=16, log_steps=20, save_steps=10**9
 )
-FRAMES = seeing.Lessons().frames
-JUDGEMENTS = (closeups.NEGATIVE, *(closeups.answer("judgement", event) for event in closeups.EVENTS))
+
+FRAMES = pretraining.CaptionSamples().frames
+
+JUDGEMENTS = (toy_dataset.NEGATIVE, *(toy_dataset.answer("judgement", event) for event in toy_dataset.EVENTS))
 
 
-def tune(
-    speaker: vlm.Speaker, root: Path, rows: Sequence[dict], *, plan: vlm.LoraPlan = TUNING, frames: int = FRAMES,
+def tune_judgement(
+    speaker: models.VLM, root: Path, rows: Sequence[dict], *, plan: finetuning.LoraPlan = TUNING, frames: int = FRAMES,
     folder: Path | None = None, progress: bool = False,
-) -> tuple[vlm.Speaker, pd.DataFrame]:  # fmt: skip
+) -> tuple[models.VLM, pd.DataFrame]:  # fmt: skip
     """Return the speaker with an adapter trained on instruction rows, and the loss curve. The speaker's weights stay."""
-    tuned = speaker.but(model=vlm.lora(speaker.model, seed=plan.seed), kind=f"{speaker.kind}, LoRA")
-    data = vlm.Samples(rows, root, tuned, num_frames=frames, seed=plan.seed)
-    return tuned, vlm.fit(tuned, data, plan=plan, folder=folder, progress=progress)
+    tuned = speaker.but(model=finetuning.lora(speaker.model, seed=plan.seed), kind=f"{speaker.kind}, LoRA")
+    data = instruction_data.InstructionSamples(rows, root, tuned, num_frames=frames, seed=plan.seed)
+    return tuned, finetuning.fit(tuned, data, plan=plan, folder=folder, progress=progress)
 
 
 def shuffled(rows: Sequence[dict], *, seed: int) -> list[dict]:
@@ -47,52 +54,59 @@ def shuffled(rows: Sequence[dict], *, seed: int) -> list[dict]:
 
 
 def judge(
-    speaker: vlm.Speaker, root: Path, rows: Sequence[dict], *, frames: int = FRAMES, blind: bool = False
+    speaker: models.VLM, root: Path, rows: Sequence[dict], *, frames: int = FRAMES, blind: bool = False
 ) -> tuple[dict[str, float], list[str]]:
     """Return (accuracy of judgement and of name, answers) on rows of the task judgement, frames from interval middles."""
-    data = vlm.Samples(rows, root, speaker, answers=False, random=False, num_frames=frames, blind=blind)
-    said = vlm.answers(speaker, data)
-    return vlm.judgement_accuracy(said, rows), said
+    data = instruction_data.InstructionSamples(
+        rows, root, speaker, answers=False, random=False, num_frames=frames, blind=blind
+    )
+    said = inference.answers(speaker, data)
+    return inference.judgement_accuracy(said, rows), said
 
 
 def majority(train: Sequence[dict], test: Sequence[dict]) -> dict[str, float]:
     """Return the accuracy of always giving the training rows' most frequent judgement."""
     most = pd.Series([row["answer"] for row in train]).mode()[0]
-    return vlm.judgement_accuracy([most] * len(test), test)
+    return inference.judgement_accuracy([most] * len(test), test)
 
 
 def split_rows(found: Sequence[VideoRecord], *, seed: int = 0) -> tuple[list[dict], list[dict], list[dict]]:
     """Return instruction rows: (to train on, judgements among them, judgements of the test worlds)."""
-    rows = closeups.instructions(found, seed=seed)
+    rows = toy_dataset.instructions(found, seed=seed)
     train = [row for row in rows if row["split"] == "train"]
     judging = [row for row in rows if row["task"] == "judgement"]
     return train, *([row for row in judging if row["split"] == split] for split in ("train", "test"))
 
 
-def forced(speaker: vlm.Speaker, root: Path, rows: Sequence[dict], *, frames: int = FRAMES) -> dict[str, float]:
+def forced(speaker: models.VLM, root: Path, rows: Sequence[dict], *, frames: int = FRAMES) -> dict[str, float]:
     """Return the accuracy of a speaker made to choose among the judgements: the fair reading before it knows their form."""
-    data = vlm.Samples(rows, root, speaker, random=False, num_frames=frames)
-    return vlm.judgement_accuracy(vlm.preferred(speaker, data, JUDGEMENTS), rows)
+    data = instruction_data.InstructionSamples(rows, root, speaker, random=False, num_frames=frames)
+    return inference.judgement_accuracy(inference.likeliest_answers(speaker, data, JUDGEMENTS), rows)
 
 
 def make(
     family: str, root: Path, out: Path, *, num_videos: int = NUM_VIDEOS, workers: int = 2,
-    lessons: seeing.Lessons | None = None,
-) -> vlm.Speaker:  # fmt: skip
+    lessons: pretraining.CaptionSamples | None = None,
+) -> models.VLM:  # fmt: skip
     """Film, teach and keep a twin in `out`; its made_by says how, and the seconds (wall, CPU) it took."""
-    lessons, begin = lessons or seeing.Lessons(), _now()
-    found = closeups.make_dataset(root, num_videos=num_videos, engine="processes", workers=workers)
+    lessons, begin = lessons or pretraining.CaptionSamples(), _now()
+    found = toy_dataset.make_dataset(root, num_videos=num_videos, engine="processes", workers=workers)
     filmed = _now()
-    twin, curves = seeing.teach(vlm.tiny(family, seed=lessons.seed), root, found, lessons=lessons)
+    twin, curves = pretraining.teach(tiny_vlm.tiny(family, seed=lessons.seed), root, found, lessons=lessons)
     seconds = {"film": _between(begin, filmed), "teach": _between(filmed, _now())}
     loss = {name: table.iloc[-1].round(3).to_dict() for name, table in curves.items()}
-    facts = dict(lessons=asdict(lessons), num_videos=num_videos, events=list(closeups.EVENTS))
-    vlm.save(twin, out, **facts, seconds=seconds, loss=loss)
+    facts = dict(lessons=asdict(lessons), num_videos=num_videos, events=list(toy_dataset.EVENTS))
+    models.save(twin, out, **facts, seconds=seconds, loss=loss)
     return twin
 
 
 def measure(
-    root: Path, out: Path, *, plan: vlm.LoraPlan = TUNING, seed: int = 0, tell: Callable[[str], object] | None = None
+    root: Path,
+    out: Path,
+    *,
+    plan: finetuning.LoraPlan = TUNING,
+    seed: int = 0,
+    tell: Callable[[str], object] | None = None,
 ) -> dict:
     """Tune the twin kept in `out` and its peers, answer for the test worlds, and keep and return the accuracies."""
     found, begin, measured = records.read_records(root / "records.jsonl"), _now(), {}
@@ -108,16 +122,17 @@ def measure(
     note("untuned", judge(twin, root, test)[0])
     note("untuned, forced to choose", forced(twin, root, test))
     started = _now()
-    tuned, _ = tune(twin, root, train, plan=plan)
+    tuned, _ = tune_judgement(twin, root, train, plan=plan)
     measured["tuning seconds"] = dict(zip(("wall", "cpu"), _between(started, _now()), strict=True))
     note("tuned", judge(tuned, root, test)[0])
     note("blind", judge(tuned, root, test, blind=True)[0])
     note(
-        "shuffled answers", judge(tune(taught(out), root, shuffled(train, seed=seed + 1), plan=plan)[0], root, test)[0]
+        "shuffled answers",
+        judge(tune_judgement(taught(out), root, shuffled(train, seed=seed + 1), plan=plan)[0], root, test)[0],
     )
     measured["seconds"] = dict(zip(("wall", "cpu"), _between(begin, _now()), strict=True))
-    made_by = store.read_json(out / "made_by.json")
-    store.write_json(out / "made_by.json", made_by | {"measured": measured})
+    made_by = artifacts.read_json(out / "made_by.json")
+    artifacts.write_json(out / "made_by.json", made_by | {"measured": measured})
     return measured
 
 
@@ -130,9 +145,9 @@ def _between(then: tuple[float, float], now: tuple[float, float]) -> list[int]:
     return [round(now[0] - then[0]), round(now[1] - then[1])]
 
 
-def taught(out: Path) -> vlm.Speaker:
+def taught(out: Path) -> models.VLM:
     """Return the kept twin as it was before tuning."""
-    return vlm.load(out, dtype=torch.float32, local_only=True)
+    return models.load(out, dtype=torch.float32, local_only=True)
 
 
 def main() -> None:
@@ -145,8 +160,8 @@ def main() -> None:
     for family in given.families:
         place = presets.project() / "data"
         root = place / "synthetic" / "closeups_twin"
-        make(family, root, place / "twins" / family, num_videos=given.videos)
-        measure(root, place / "twins" / family, tell=print)
+        make(family, root, place / "toy_models" / family, num_videos=given.videos)
+        measure(root, place / "toy_models" / family, tell=print)
 
 
 if __name__ == "__main__":

@@ -15,15 +15,24 @@ from pathlib import Path
 
 import numpy as np
 
-from vau_lib import cluster, records, store, synthesis, video
-from vau_lib.records import VideoRecord
+from vau_lib.data import records, video
+from vau_lib.data.records import VideoRecord
+from vau_lib.synthetic import dataset as synthetic_dataset
+from vau_lib.synthetic import scenarios
+from vau_lib.workspace import artifacts, parallel
 
 EDITION = 1  # of window, texts and truth; a folder of another edition is made anew
+
 FILM_SIDE, SIDE = 160, 56  # pixels: what is filmed, and the window kept of it
+
 FPS, DURATION_S = 2.0, 6.0
+
 CELLS = 4  # the truth per cell is (T, 4, 4), as a toy's picture has 4 x 4 tokens
+
 COVERED = 0.04  # an actor is in a cell when it covers this share of it
+
 NOTHING, SOMEBODY, FIRST_EVENT = 0, 1, 2  # values of the truth; event n of `EVENTS` is FIRST_EVENT + n
+
 LEADING = {
     "fall": 1,
     "fight": 2,
@@ -31,8 +40,10 @@ LEADING = {
     "left_package": 2,
     "vandalism": 1,
 }  # actors an event is about; they come first
+
 EVENTS = ("fall", "fight", "crash")
-NORMAL = synthesis.NORMAL_EVENTS
+
+NORMAL = scenarios.NORMAL_EVENTS
 
 CAPTIONS = {
     "walk": ("A person walks along.", "Somebody walks past."),
@@ -44,10 +55,12 @@ CAPTIONS = {
     "left_package": ("A person puts a bag down and leaves it.", "Somebody leaves a bag behind."),
     "vandalism": ("A person strikes a machine with a bat.", "Somebody smashes a machine."),
 }
+
 NAMES = {
     "fall": "Fall", "fight": "Fighting", "crash": "Car Accident", "left_package": "Abandoned Object",
     "vandalism": "Vandalism",
 }  # fmt: skip
+
 BASIS = {
     "fall": "Somebody who lies on the ground may be hurt and needs help.",
     "fight": "Hitting others is violence and may end in injury.",
@@ -55,7 +68,9 @@ BASIS = {
     "left_package": "An object left alone in public may be dangerous.",
     "vandalism": "Breaking a machine damages property.",
 }
+
 NEGATIVE = "No anomaly exists in the video."  # HIVAU-70k's stock sentence
+
 QUESTIONS = {  # of the paper's pools
     "caption": ("Describe the video briefly.", "What happened in this video?"),
     "judgement": (
@@ -119,9 +134,9 @@ def event_of(record: VideoRecord) -> str:
     return record.id.split("_", 2)[2]
 
 
-def scenarios(
+def close_up_scenarios(
     num_videos: int, *, seed: int, events: Sequence[str] = EVENTS, fps: float = FPS
-) -> list[synthesis.Scenario]:
+) -> list[scenarios.Scenario]:
     """Return twins, anomalous then normal, of one world each; `events` in turn. ValueError for one not known here."""
     if unknown := [event for event in events if event not in LEADING]:
         raise ValueError(f"events must be of {', '.join(LEADING)}, got {unknown[0]!r}")
@@ -129,7 +144,7 @@ def scenarios(
     for pair in range(-(-num_videos // 2)):
         rng, event = np.random.default_rng([seed, 11, pair]), events[pair % len(events)]
         world_seed, first, second = (int(number) for number in rng.integers(2**31, size=3))
-        one = synthesis.scenario_for(
+        one = synthetic_dataset.scenario_for(
             first, event=event, world_seed=world_seed, duration_s=DURATION_S, fps=fps, height=FILM_SIDE,
             width=FILM_SIDE, num_people=2, num_vehicles=2 if event == "crash" else 0,
         )  # fmt: skip
@@ -137,9 +152,9 @@ def scenarios(
     return chosen[:num_videos]
 
 
-def close_up(scenario: synthesis.Scenario) -> tuple[np.ndarray, np.ndarray, tuple[records.Span, ...]]:
+def close_up(scenario: scenarios.Scenario) -> tuple[np.ndarray, np.ndarray, tuple[records.Span, ...]]:
     """Film a scenario from near: frames uint8 (T, 56, 56, 3), truth uint8 (T, 4, 4), event spans."""
-    filmed = synthesis.render(scenario)
+    filmed = synthetic_dataset.render(scenario)
     rng = np.random.default_rng([scenario.seed, 12])
     moment_s = filmed.events[0].start_s if filmed.events else scenario.duration_s * rng.uniform(0.25, 0.5)
     left, top = _corner(filmed.boxes[:, 0], moment_s * scenario.fps)
@@ -186,26 +201,26 @@ def make_dataset(
     name = "closeups" if fps == FPS else f"closeups, {fps:g} frames per second"
     facts = dict(dataset=name, edition=EDITION, num_videos=num_videos, seed=seed, events=list(events), splits=splits)
     try:
-        store.check_made_by(root, **facts)
+        artifacts.check_made_by(root, **facts)
         return records.read_records(root / "records.jsonl")
-    except (store.StoreError, records.RecordError):
+    except (artifacts.StoreError, records.RecordError):
         pass
     worlds = -(-num_videos // 2)
     edges = np.cumsum([round(share * worlds) for share in splits.values()])
     items = []
-    for number, scenario in enumerate(scenarios(num_videos, seed=seed, events=events, fps=fps)):
+    for number, scenario in enumerate(close_up_scenarios(num_videos, seed=seed, events=events, fps=fps)):
         split = list(splits)[min(int(np.searchsorted(edges, number // 2, side="right")), len(splits) - 1)]
         items.append((f"{seed}_{number:04d}_{scenario.event}", scenario, split))
     written = []
-    for item, spans, error in cluster.map_videos(
+    for item, spans, error in parallel.map_videos(
         partial(_film_item, root=root), items, engine=engine, workers=workers, desc="filming close-ups"
     ):
         if error:
-            raise store.StoreError(f"{item[0]}: {error}")
+            raise artifacts.StoreError(f"{item[0]}: {error}")
         written.append(_record(*item, spans))
     written.sort(key=lambda record: record.id)
     records.write_records(root / "records.jsonl", written)
-    store.write_made_by(root, **facts)
+    artifacts.write_made_by(root, **facts)
     return written
 
 
@@ -213,7 +228,7 @@ def _film_item(item, *, root):
     name, scenario, _ = item
     frames, truth, spans = close_up(scenario)
     video.write_video(root / "videos" / f"{name}.mp4", frames, fps=scenario.fps, crf=12)
-    store.save_array(root / "truth" / f"{name}.npy", truth)
+    artifacts.save_array(root / "truth" / f"{name}.npy", truth)
     return spans
 
 

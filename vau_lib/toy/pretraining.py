@@ -20,20 +20,27 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer
 
-from vau_lib import closeups, store, video
-from vau_lib.dialogue import Speaker
-from vau_lib.lora import LoraPlan, Samples, arguments, curve, fit
-from vau_lib.records import VideoRecord
+from vau_lib.data import video
+from vau_lib.data.records import VideoRecord
+from vau_lib.toy import dataset as toy_dataset
+from vau_lib.vlm import chat
+from vau_lib.vlm.finetuning import LoraPlan, arguments, curve, fit
+from vau_lib.vlm.instruction_data import InstructionSamples
+from vau_lib.vlm.models import VLM
+from vau_lib.workspace import artifacts
 
 TAUGHT = "toy, trained on drawn close-ups"
-CLASSES = closeups.FIRST_EVENT + len(closeups.LEADING)
+
+CLASSES = toy_dataset.FIRST_EVENT + len(toy_dataset.LEADING)
+
 NOTHING_WEIGHS = 0.3  # three cells in four are empty; at full weight "nothing" is the first thing learned and the last
+
 STILLS, TURNS = 48, 16  # batch sizes
 
 
 @dataclass(frozen=True)
-class Lessons:
-    """How long to teach; `frames` are how many a caption shows. The defaults took a twin to what `data/twins` says."""
+class CaptionSamples:
+    """How long to teach; `frames` are how many a caption shows. The defaults took a twin to what `data/toy_models` says."""
 
     still_epochs: float = 9.0
     still_rate: float = 2e-3
@@ -43,10 +50,10 @@ class Lessons:
     seed: int = 0
 
 
-class Eye(nn.Module):
+class EventClassifier(nn.Module):
     """Vision tower and projector with a linear head per picture token: stills -> what is in each of 16 cells."""
 
-    def __init__(self, speaker: Speaker):
+    def __init__(self, speaker: VLM):
         super().__init__()
         self.family, self.core = speaker.family, speaker.model.model
         self.head = nn.Linear(speaker.model.config.get_text_config().hidden_size, CLASSES)
@@ -66,14 +73,14 @@ class Eye(nn.Module):
         if labels is None:
             return {"logits": logits}
         weight = torch.ones(CLASSES, device=logits.device)
-        weight[closeups.NOTHING] = NOTHING_WEIGHS
+        weight[toy_dataset.NOTHING] = NOTHING_WEIGHS
         return {"loss": F.cross_entropy(logits.flatten(0, 1), labels.flatten(), weight=weight), "logits": logits}
 
 
 class Stills(torch.utils.data.Dataset):
     """Every frame of some videos as a picture of its own, with its cells' truth; mirrored half of the time to train."""
 
-    def __init__(self, frames: np.ndarray, truth: np.ndarray, speaker: Speaker, *, mirror: bool = True):
+    def __init__(self, frames: np.ndarray, truth: np.ndarray, speaker: VLM, *, mirror: bool = True):
         self.frames = torch.from_numpy(frames.reshape(-1, *frames.shape[-3:])).permute(0, 3, 1, 2)  # (N, 3, H, W)
         self.truth = torch.from_numpy(truth.astype(np.int64).reshape(-1, *truth.shape[-2:]))  # (N, 4, 4)
         self.speaker, self.mirror = speaker, mirror
@@ -89,29 +96,24 @@ class Stills(torch.utils.data.Dataset):
 
     def collate(self, items: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
         """Return stills as the processor prepares them, with labels (N, 16)."""
-        seen = look(self.speaker, [frame for frame, _ in items])
+        seen = chat.prepare_images(self.speaker, [frame for frame, _ in items])
         return seen | {"labels": torch.stack([truth for _, truth in items])}
-
-
-def look(speaker: Speaker, pictures: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Return pictures uint8 (3, H, W) as the family's image processor prepares them."""
-    one_tile = {"crop_to_patches": False} if speaker.family == "internvl" else {}
-    seen = speaker.processor.image_processor(images=list(pictures), return_tensors="pt", **one_tile)
-    return {key: seen[key] for key in ("pixel_values", "image_grid_thw") if key in seen}
 
 
 def read(root: str | Path, found: Sequence[VideoRecord]) -> tuple[np.ndarray, np.ndarray]:
     """Return close-ups as (frames uint8 (V, T, H, W, 3), truth uint8 (V, T, 4, 4))."""
     root = Path(root)
     frames = np.stack([video.read_frames(root / r.path, range(r.num_frames)) for r in found])
-    truth = np.stack([store.load_array(root / "truth" / f"{r.id}.npy") for r in found])
+    truth = np.stack([artifacts.load_array(root / "truth" / f"{r.id}.npy") for r in found])
     return frames, truth
 
 
-def warm_up(speaker: Speaker, train: Stills, val: Stills, *, lessons: Lessons) -> tuple[Eye, pd.DataFrame]:
+def warm_up(
+    speaker: VLM, train: Stills, val: Stills, *, lessons: CaptionSamples
+) -> tuple[EventClassifier, pd.DataFrame]:
     """Train the speaker's tower and projector in place on stills; return the eye with its head, and the loss curve."""
     torch.manual_seed(lessons.seed)
-    eye = Eye(speaker)
+    eye = EventClassifier(speaker)
     for name, part in eye.named_parameters():
         part.requires_grad_("language_model" not in name)
     steps = max(1, len(train) // STILLS)
@@ -130,29 +132,29 @@ def warm_up(speaker: Speaker, train: Stills, val: Stills, *, lessons: Lessons) -
 
 
 @torch.inference_mode()
-def alarm(eye: Eye, speaker: Speaker, frames: np.ndarray) -> np.ndarray:
+def alarm(eye: EventClassifier, speaker: VLM, frames: np.ndarray) -> np.ndarray:
     """Return how sure the eye is that some cell shows an event, (V, T) in [0, 1], of frames (V, T, H, W, 3)."""
     stills = torch.from_numpy(frames).permute(0, 1, 4, 2, 3).flatten(0, 1)
-    parts = [eye(**look(speaker, list(part)))["logits"].softmax(-1) for part in stills.split(STILLS)]
-    events = torch.cat(parts)[..., closeups.FIRST_EVENT :].sum(-1).amax(-1)
+    parts = [eye(**chat.prepare_images(speaker, list(part)))["logits"].softmax(-1) for part in stills.split(STILLS)]
+    events = torch.cat(parts)[..., toy_dataset.FIRST_EVENT :].sum(-1).amax(-1)
     return events.view(frames.shape[:2]).numpy()
 
 
 def teach(
-    speaker: Speaker, root: str | Path, found: Sequence[VideoRecord], *, lessons: Lessons | None = None
-) -> tuple[Speaker, dict[str, pd.DataFrame]]:
+    speaker: VLM, root: str | Path, found: Sequence[VideoRecord], *, lessons: CaptionSamples | None = None
+) -> tuple[VLM, dict[str, pd.DataFrame]]:
     """Teach a random twin on the close-ups of the splits train and val: stills, then captions. Return it and the curves.
 
     Its model is changed in place and ends with everything trainable again.
     """
-    lessons, parts = lessons or Lessons(), {s: [r for r in found if r.split == s] for s in ("train", "val")}
+    lessons, parts = lessons or CaptionSamples(), {s: [r for r in found if r.split == s] for s in ("train", "val")}
     stills = {s: Stills(*read(root, part), speaker, mirror=s == "train") for s, part in parts.items()}
     _, seen = warm_up(speaker, stills["train"], stills["val"], lessons=lessons)
     speaker.model.requires_grad_(True)
     tower(speaker).requires_grad_(False)
-    rows = {s: closeups.instructions(part, ["caption"], seed=lessons.seed) for s, part in parts.items()}
+    rows = {s: toy_dataset.instructions(part, ["caption"], seed=lessons.seed) for s, part in parts.items()}
     samples = {
-        s: Samples(r, root, speaker, random=s == "train", num_frames=lessons.frames, seed=lessons.seed)
+        s: InstructionSamples(r, root, speaker, random=s == "train", num_frames=lessons.frames, seed=lessons.seed)
         for s, r in rows.items()
     }
     plan = LoraPlan(
@@ -164,7 +166,7 @@ def teach(
     return replace(speaker, kind=TAUGHT), {"stills": seen, "captions": spoken}
 
 
-def tower(speaker: Speaker) -> nn.Module:
+def tower(speaker: VLM) -> nn.Module:
     """Return the part that looks: the vision tower without InternVL's projector, Qwen's with its merger."""
     core = speaker.model.model
     return core.vision_tower if speaker.family == "internvl" else core.visual

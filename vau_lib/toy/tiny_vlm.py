@@ -26,15 +26,21 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from vau_lib import closeups
-from vau_lib.dialogue import FAMILIES, Speaker
+from vau_lib.toy import dataset as toy_dataset
+from vau_lib.vlm.models import FAMILIES, VLM
 
 PICTURE_SIDE = 112  # pixels; 8 x 8 patches, of which 2 x 2 become one token: 16 tokens a frame
+
 PATCH = 14  # pixels, as both families have it
+
 MERGE = 2  # patches per token and side
+
 VOCABULARY = 640  # 256 bytes, the marks, and pairs learned from the close-up world's texts
+
 RANDOM = "toy, random weights"
+
 TURNS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+
 MARKS = {
     "internvl": {
         "start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>",
@@ -45,6 +51,7 @@ MARKS = {
         "image_token": "<|image_pad|>", "video_token": "<|video_pad|>",
     },
 }  # fmt: skip
+
 PICTURE_IN_TEMPLATE = {
     "internvl": ("<IMG_CONTEXT>\n", "<video>\n"),
     "qwen2_5_vl": (
@@ -52,6 +59,7 @@ PICTURE_IN_TEMPLATE = {
         "<|vision_start|><|video_pad|><|vision_end|>",
     ),
 }
+
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
@@ -74,7 +82,7 @@ class TinySizes:
     spread: float = 0.08  # standard deviation of the first weights
 
 
-def tiny(family: str, *, sizes: TinySizes | None = None, seed: int = 0) -> Speaker:
+def tiny(family: str, *, sizes: TinySizes | None = None, seed: int = 0) -> VLM:
     """Return a model of the real class at toy width with random weights, and its tokenizer, template and processor.
 
     `family` is "internvl" or "qwen2_5_vl". The same seed gives the same weights; float32, on the CPU.
@@ -91,7 +99,7 @@ def tiny(family: str, *, sizes: TinySizes | None = None, seed: int = 0) -> Speak
     model.generation_config = GenerationConfig(
         do_sample=False, eos_token_id=end, pad_token_id=tokenizer.pad_token_id, max_new_tokens=64
     )
-    return Speaker(model.eval(), processor, family, f"tiny-{family}", RANDOM)
+    return VLM(model.eval(), processor, family, f"tiny-{family}", RANDOM)
 
 
 def make_tokenizer(family: str, texts: Iterable[str] | None = None) -> Qwen2Tokenizer:
@@ -104,7 +112,7 @@ def make_tokenizer(family: str, texts: Iterable[str] | None = None) -> Qwen2Toke
         vocab_size=VOCABULARY, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False,
         special_tokens=[*TURNS, *named.values()],
     )  # fmt: skip
-    learner.train_from_iterator(closeups.texts() if texts is None else texts, trainer)
+    learner.train_from_iterator(toy_dataset.texts() if texts is None else texts, trainer)
     merges = json.loads(learner.to_str())["model"]["merges"]
     return Qwen2Tokenizer(
         vocab=learner.get_vocab(), merges=[tuple(pair) for pair in merges], eos_token="<|im_end|>", pad_token="<|endoftext|>",

@@ -9,49 +9,21 @@ Source: Holmes-VAU code, holmesvau_utils.py:63-65 and internvl_chat/finetune.py:
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, ProcessorMixin
 from transformers.video_utils import VideoMetadata
 
+from vau_lib.vlm.models import VLM
+
 MAX_FRAMES = 32  # pictures in one prompt; the released system hands over 12
-FAMILIES = ("internvl", "qwen2_5_vl")
-PICTURE = "<image>"  # stands for one frame in a prompt, whatever the family calls it
-NEGATIVE = "no anomaly"  # how a judgement says that nothing is wrong, in any case
+
+IMAGE_TOKEN = "<image>"  # stands for one frame in a prompt, whatever the family calls it
+
 IGNORED = -100  # label of a token that is given, not learned
+
 CLOCK_S = 1e-6  # times that differ by less are one
-
-
-@dataclass(frozen=True)
-class Speaker:
-    """A model with its processor. `kind` says what its answers are worth, "" for a model with real weights."""
-
-    model: PreTrainedModel
-    processor: ProcessorMixin
-    family: str
-    name: str
-    kind: str = ""
-
-    @property
-    def tokenizer(self):
-        return self.processor.tokenizer
-
-    @property
-    def label(self) -> str:
-        """The name to print beside an answer, with what it is worth."""
-        return f"{self.name} ({self.kind})" if self.kind else self.name
-
-    @property
-    def context(self) -> int:
-        """Tokens the language model was made for."""
-        return self.model.config.get_text_config().max_position_embeddings
-
-    def but(self, **changes) -> "Speaker":
-        """Return the same speaker with another model, kind or name."""
-        return replace(self, **changes)
 
 
 def frame_prompt(
@@ -67,12 +39,12 @@ def frame_prompt(
         raise ValueError(f"a prompt needs at least one frame, got {num_frames}")
     if released not in (None, "train", "inference"):
         raise ValueError(f'released must be None, "train" or "inference", got {released!r}')
-    if not question.strip() or PICTURE in question:
-        raise ValueError(f"a question must say something and hold no {PICTURE}, got {question!r}")
+    if not question.strip() or IMAGE_TOKEN in question:
+        raise ValueError(f"a question must say something and hold no {IMAGE_TOKEN}, got {question!r}")
     moments = [""] * num_frames
     if times_s is not None and released is None:
         moments = [f" at {time:.1f}s" for time in _rising(times_s, num_frames)]
-    lines = "\n".join(f"Frame{n}{moment}: {PICTURE}" for n, moment in enumerate(moments, 1))
+    lines = "\n".join(f"Frame{n}{moment}: {IMAGE_TOKEN}" for n, moment in enumerate(moments, 1))
     return lines + ("" if released == "train" else "\n") + question
 
 
@@ -87,7 +59,7 @@ def _rising(times_s: Sequence[float], num_frames: int) -> list[float]:
 
 
 def encode(
-    speaker: Speaker,
+    speaker: VLM,
     frames: np.ndarray,
     question: str,
     *,
@@ -108,7 +80,7 @@ def encode(
         inputs = _encode_video(speaker, frames, question, times_s)
     else:
         text = frame_prompt(len(frames), question, times_s=times_s, released=released)
-        text = _turn(speaker, question, text.replace(PICTURE, _placeholder(speaker)))
+        text = _turn(speaker, question, text.replace(IMAGE_TOKEN, _placeholder(speaker)))
         one_tile = {"crop_to_patches": False} if speaker.family == "internvl" else {}
         pictures = [torch.from_numpy(frame).permute(2, 0, 1) for frame in np.ascontiguousarray(frames)]
         inputs = speaker.processor(images=pictures, text=[text], return_tensors="pt", **one_tile)
@@ -124,6 +96,13 @@ def encode(
     return inputs
 
 
+def prepare_images(speaker: VLM, pictures: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Return pictures uint8 (3, H, W) as the family's image processor prepares them."""
+    one_tile = {"crop_to_patches": False} if speaker.family == "internvl" else {}
+    seen = speaker.processor.image_processor(images=list(pictures), return_tensors="pt", **one_tile)
+    return {key: seen[key] for key in ("pixel_values", "image_grid_thw") if key in seen}
+
+
 def check_frames(frames: np.ndarray, max_frames: int = MAX_FRAMES) -> None:
     """Refuse what is no stack of RGB frames, or more of them than `max_frames`; ValueError."""
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not len(frames):
@@ -132,13 +111,13 @@ def check_frames(frames: np.ndarray, max_frames: int = MAX_FRAMES) -> None:
         raise ValueError(f"{len(frames)} frames are more than max_frames={max_frames}: choose fewer")
 
 
-def _placeholder(speaker: Speaker) -> str:
+def _placeholder(speaker: VLM) -> str:
     if speaker.family == "qwen2_5_vl":
         return f"<|vision_start|>{speaker.processor.image_token}<|vision_end|>"
     return speaker.processor.image_token
 
 
-def _turn(speaker: Speaker, question: str, text: str) -> str:
+def _turn(speaker: VLM, question: str, text: str) -> str:
     """Return the conversation up to where the model speaks; a question may not forge pictures or turns."""
     forged = [token for token in speaker.tokenizer.all_special_tokens if token in question]
     if forged:
@@ -147,7 +126,7 @@ def _turn(speaker: Speaker, question: str, text: str) -> str:
     return speaker.processor.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
 
 
-def _encode_video(speaker: Speaker, frames: np.ndarray, question: str, times_s) -> dict:
+def _encode_video(speaker: VLM, frames: np.ndarray, question: str, times_s) -> dict:
     """Encode evenly spaced frames as one video: pairs of frames share tokens, their times go in as positions."""
     if speaker.family != "qwen2_5_vl":
         raise ValueError(f"as_video is for qwen2_5_vl; {speaker.family} reads frames as pictures")
@@ -168,7 +147,7 @@ def _encode_video(speaker: Speaker, frames: np.ndarray, question: str, times_s) 
     )  # fmt: skip
 
 
-def _with_answer(speaker: Speaker, inputs: dict[str, Tensor], answer: str) -> dict[str, Tensor]:
+def _with_answer(speaker: VLM, inputs: dict[str, Tensor], answer: str) -> dict[str, Tensor]:
     if not answer.strip():
         raise ValueError("an answer to learn must say something, got an empty one")
     ids = speaker.tokenizer(answer, add_special_tokens=False)["input_ids"] + [speaker.tokenizer.eos_token_id]
@@ -184,7 +163,7 @@ def _with_answer(speaker: Speaker, inputs: dict[str, Tensor], answer: str) -> di
     return inputs | longer
 
 
-def collate(speaker: Speaker, turns: Sequence[dict[str, Tensor]], *, side: str = "right") -> dict[str, Tensor]:
+def collate(speaker: VLM, turns: Sequence[dict[str, Tensor]], *, side: str = "right") -> dict[str, Tensor]:
     """Return turns of `encode` as one batch: texts filled up on `side` ("left" to generate), pictures one after another."""
     if side not in ("left", "right"):
         raise ValueError(f'side must be "left" or "right", got {side!r}')
@@ -208,19 +187,13 @@ def collate(speaker: Speaker, turns: Sequence[dict[str, Tensor]], *, side: str =
     return batch
 
 
-def to_model(speaker: Speaker, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+def to_model(speaker: VLM, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the batch where the model is, pixels in the model's number format."""
     model = speaker.model
     moved = {key: value.to(model.device) for key, value in batch.items()}
     return {key: v.to(model.dtype) if v.is_floating_point() and "pixel" in key else v for key, v in moved.items()}
 
 
-def say(speaker: Speaker, ids: Tensor) -> list[str]:
+def decode(speaker: VLM, ids: Tensor) -> list[str]:
     """Return token ids (B, N) as texts, without marks."""
     return [text.strip() for text in speaker.tokenizer.batch_decode(ids, skip_special_tokens=True)]
-
-
-def judged(judgement: str) -> bool | None:
-    """Return whether a judgement says that something is anomalous; None where it says neither (babble, silence)."""
-    said = judgement.lower()
-    return False if NEGATIVE in said else True if "anomal" in said else None

@@ -21,9 +21,10 @@ from urllib.parse import urlsplit
 import numpy as np
 from PIL import Image
 
-from vau_lib import store
+from vau_lib.workspace import artifacts
 
 TRY_AGAIN = {408, 409, 425, 429, 500, 502, 503, 504}
+
 LOCAL = {"localhost", "127.0.0.1", "::1"}
 
 
@@ -129,7 +130,7 @@ def replay(path: str | Path, *, source: str, id_key: str = "id", text_key: str =
         )
     except (OSError, ValueError) as error:
         raise AnswerError(f"{path.name}: not a file of answers ({error})") from error
-    rows = store.read_json(path) if rows is None else rows
+    rows = artifacts.read_json(path) if rows is None else rows
     try:
         pairs = rows.items() if isinstance(rows, Mapping) else [(row[id_key], row[text_key]) for row in rows]
         pairs = [(str(name), text) for name, text in pairs]

@@ -18,22 +18,33 @@ from typing import TypeVar
 import numpy as np
 import pandas as pd
 
-from vau_lib import policy, records, video
-from vau_lib.dialogue import Speaker, encode, judged
-from vau_lib.lora import LoraPlan, Samples, fit
-from vau_lib.policy import PolicyPlan
+from vau_lib.data import records, video
+from vau_lib.data.answer_parsing import judgement_of, parse_order, parse_span
+from vau_lib.vlm import grpo
+from vau_lib.vlm.chat import encode
+from vau_lib.vlm.finetuning import LoraPlan, fit
+from vau_lib.vlm.grpo import GRPOPlan
+from vau_lib.vlm.instruction_data import InstructionSamples
+from vau_lib.vlm.models import VLM
 
 PARTIAL = 0.3  # what all pairs in the right order but one are worth at most; below the exact order's 1
+
 FORM = 0.1  # for an answer that is an order at all
+
 CONTRAST = 0.3  # for a right judgement of a film that is judged better in order
+
 FRAMES = 6  # of one question
+
 QUESTION = "The film was cut into {count} pieces of {each} frames and shuffled. In which order did they happen?"
+
 SHUFFLED = "Was this film shuffled?"
-SAID = {True: "Yes, it was shuffled.", False: "No, it is in order."}
+
+SHUFFLED_ANSWERS = {True: "Yes, it was shuffled.", False: "No, it is in order."}
+
 NEVER = "No anomaly exists in the video."
+
 WHEN = "From when to when does an anomaly happen?"
-BETWEEN = re.compile(r"(\d+(?:\.\d+)?)\s*s?(?:econds)?\s*(?:to|-|–|and|until)\s*(\d+(?:\.\d+)?)")
-ORDER = re.compile(r"^\W*(\d+(?:[\s,>-]+\d+)*)\W*$")
+
 Event = TypeVar("Event")
 
 
@@ -52,15 +63,6 @@ def unshuffle(shuffled: Sequence[Event], order: Sequence[int]) -> list[Event]:
     if sorted(order) != list(range(1, len(shuffled) + 1)):
         raise ValueError(f"an order of {len(shuffled)} pieces holds 1 to {len(shuffled)} once each, got {list(order)}")
     return [shuffled[place - 1] for place in order]
-
-
-def parse_order(answer: str, count: int) -> list[int]:
-    """Return the order an answer gives, like "2 1 3"; ValueError in one line where it is none of `count` pieces."""
-    found = ORDER.match(answer.strip())
-    order = [int(part) for part in re.findall(r"\d+", found[1])] if found else []
-    if sorted(order) != list(range(1, count + 1)):
-        raise ValueError(f"an order of {count} pieces was asked, the answer is {answer[:60]!r}")
-    return order
 
 
 def order_reward(answer: str, order: Sequence[int]) -> float:
@@ -97,16 +99,6 @@ def temporal_reward(said: tuple[float, float] | None, truth: tuple[float, float]
     return shared / (max(said[1], truth[1]) - min(said[0], truth[0]))
 
 
-def parse_span(answer: str) -> tuple[float, float] | None:
-    """Return the seconds an answer names, like "From 1.5 s to 3 s."; None where it denies. ValueError where it does neither."""
-    if judged(answer) is False:
-        return None
-    found = BETWEEN.search(answer)
-    if found and float(found[2]) > float(found[1]):
-        return float(found[1]), float(found[2])
-    raise ValueError(f"an answer must name seconds that rise or deny an anomaly, it is {answer[:60]!r}")
-
-
 def span_reward(answer: str, truth: tuple[float, float] | None) -> float:
     """Return `temporal_reward` of what an answer names, and 0 where it names nothing."""
     try:
@@ -117,7 +109,7 @@ def span_reward(answer: str, truth: tuple[float, float] | None) -> float:
 
 def judgement_reward(answer: str, truth: str) -> float:
     """Return 1 for a judgement that agrees with the true one, 0 otherwise and where it says neither."""
-    return float(judged(answer) is judged(truth))
+    return float(judgement_of(answer) is judgement_of(truth))
 
 
 def contrast(ordered: Sequence[float], shuffled: Sequence[float]) -> list[float]:
@@ -195,8 +187,8 @@ def shuffled_rows(
         for was in (False, True):
             rows.append({
                 "id": f"{record.id}_{'shuffled' if was else 'ordered'}", "level": "video", "task": "shuffled", "video": record.path,
-                "span_s": None, "pieces": count, "question": SHUFFLED, "answer": SAID[was], "split": record.split,
-                "frames": np.concatenate(disturbed(parts, rng) if was else parts), "event": record.events[0].label,
+                "span_s": None, "pieces": count, "question": SHUFFLED, "answer": SHUFFLED_ANSWERS[was], "split": record.split,
+                "frames": np.concatenate(wrong_order(parts, rng) if was else parts), "event": record.events[0].label,
             })  # fmt: skip
     return rows
 
@@ -216,7 +208,7 @@ def when_rows(found: Sequence[records.VideoRecord]) -> list[dict]:
     return rows
 
 
-def disturbed(parts: Sequence[Event], rng: np.random.Generator) -> list[Event]:
+def wrong_order(parts: Sequence[Event], rng: np.random.Generator) -> list[Event]:
     """Return two parts or more in an order drawn among all but the true one."""
     if len(parts) < 2:
         raise ValueError("one piece has one order only")
@@ -225,10 +217,10 @@ def disturbed(parts: Sequence[Event], rng: np.random.Generator) -> list[Event]:
     return [parts[int(place)] for place in places]
 
 
-class Turns:
+class OrderPrompts:
     """Questions as turns, without clocks unless they ask when; pictures of a video are decoded once and kept."""
 
-    def __init__(self, speaker: Speaker, root: str | Path, frames: int = FRAMES):
+    def __init__(self, speaker: VLM, root: str | Path, frames: int = FRAMES):
         self.speaker, self.root, self.frames, self._kept = speaker, Path(root), frames, {}
 
     def __call__(self, row: Mapping, answer: str | None = None) -> dict:
@@ -242,25 +234,25 @@ class Turns:
         return encode(self.speaker, film[index], row["question"], times_s=times, answer=answer)
 
 
-class Lessons(Samples):
+class OrderSamples(InstructionSamples):
     """Rows of both tasks for supervised tuning, shown as they will be asked in reinforcement."""
 
-    def __init__(self, rows: Sequence[Mapping], root: str | Path, speaker: Speaker, *, frames: int = FRAMES):
+    def __init__(self, rows: Sequence[Mapping], root: str | Path, speaker: VLM, *, frames: int = FRAMES):
         super().__init__(rows, root, speaker, random=False, num_frames=frames)
-        self.shown = Turns(speaker, root, frames)
+        self.shown = OrderPrompts(speaker, root, frames)
 
     def turn(self, place: int, answer: str | None) -> dict:
         return self.shown(self.rows[place], answer)
 
 
-def start(
-    speaker: Speaker, rows: Sequence[Mapping], root: str | Path, *, plan: LoraPlan, progress: bool = False
+def supervised_start(
+    speaker: VLM, rows: Sequence[Mapping], root: str | Path, *, plan: LoraPlan, progress: bool = False
 ) -> pd.DataFrame:
     """Tune on order and judgement rows by supervision, in place, and stop early: reinforcement needs a start above chance."""
-    return fit(speaker, Lessons(rows, root, speaker), plan=plan, progress=progress)
+    return fit(speaker, OrderSamples(rows, root, speaker), plan=plan, progress=progress)
 
 
-def paid(row: Mapping, answer: str) -> dict[str, float]:
+def reward_parts(row: Mapping, answer: str) -> dict[str, float]:
     """Return what an answer to a row is worth, in parts: order and form, or judgement, or shuffled, or when."""
     if row["task"] == "order":
         return {"order": order_reward(answer, row["order"]), "form": format_reward(answer, len(row["order"]))}
@@ -272,13 +264,13 @@ def paid(row: Mapping, answer: str) -> dict[str, float]:
     return {"judgement": judgement_reward(answer, row["answer"])}
 
 
-def rewarded(row: Mapping, answer: str) -> float:
+def reward(row: Mapping, answer: str) -> float:
     """Return the sum of `paid`."""
-    return sum(paid(row, answer).values())
+    return sum(reward_parts(row, answer).values())
 
 
 def train(
-    speaker: Speaker, rows: Sequence[Mapping], root: str | Path, *, plan: PolicyPlan | None = None, judgements: float = 0.5,
+    speaker: VLM, rows: Sequence[Mapping], root: str | Path, *, plan: GRPOPlan | None = None, judgements: float = 0.5,
     dealt: bool = False, contrasted: bool = False, folder: Path | None = None, progress: bool = False,
 ) -> pd.DataFrame:  # fmt: skip
     """Reinforce on all rows, and on judgement rows in a share `judgements` of the questions; return the curves.
@@ -287,11 +279,11 @@ def train(
     `contrasted` asks judgements of a shuffled film too, where a row has `cut` (the frames of its pieces), and pays `contrast`.
     ValueError for rows without an order question.
     """
-    plan = plan or PolicyPlan()
+    plan = plan or GRPOPlan()
     if not any(row["task"] == "order" for row in rows):
         raise ValueError("no order question among the rows")
     sides = [[row for row in rows if (row["task"] == "judgement") == judging] for judging in (False, True)]
-    truth, shown = _truths(rows, plan.seed if dealt else None), Turns(speaker, root)
+    truth, shown = _truths(rows, plan.seed if dealt else None), OrderPrompts(speaker, root)
 
     def questions(step: int, rng: np.random.Generator) -> list:
         asked = []
@@ -300,12 +292,12 @@ def train(
             row = side[int(rng.integers(len(side)))]
             rival = ()
             if contrasted and row["task"] == "judgement" and row.get("cut") is not None:
-                rival = (shown({**row, "frames": np.concatenate(disturbed(row["cut"], rng))}),)
+                rival = (shown({**row, "frames": np.concatenate(wrong_order(row["cut"], rng))}),)
             asked.append((shown(row), truth[id(row)], *rival))
         return asked
 
-    return policy.optimise(
-        speaker, questions, lambda text, row: paid(row, text), plan=plan, bonus=contrast if contrasted else None,
+    return grpo.train(
+        speaker, questions, lambda text, row: reward_parts(row, text), plan=plan, bonus=contrast if contrasted else None,
         folder=folder, progress=progress,
     )  # fmt: skip
 

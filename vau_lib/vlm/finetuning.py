@@ -8,33 +8,45 @@
 Source: Holmes-VAU code, shell/internvl2_2b_finetune_lora.sh, internvl_chat/finetune.py:424-486, dataset.py:35-130.
 """
 
+import hashlib
+import json
 import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
 import pandas as pd
 import torch
+from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainingArguments
+from trl import SFTConfig, SFTTrainer
 
-from vau_lib import store, video
-from vau_lib.dialogue import Speaker, collate, encode
+from vau_lib.data import records
+from vau_lib.vlm.chat import collate
+from vau_lib.vlm.instruction_data import EpochCallback
+from vau_lib.vlm.models import VLM
+from vau_lib.workspace import artifacts
+
+# MERGE-DOC from supervised:
+# """Supervised tuning by TRL's trainer, on rows shown as videos: the recipe Memories-S0 starts from, with films that may have holes.
+#
+# - TRL's own collator knows images only, and fills missing videos with None; here a row is a number, and our collator shows it
+# - films may be cut to a share drawn for each batch: what it will meet at the edge is what it learned on
+# - what trains is what is not frozen (LoRA by peft); the wrapper that cuts is not saved, the model inside is
+# - rows of several files, each with its own folder of videos: generated ones and HIVAU-70k's have one format
+# Source: TRL 1.16, SFTTrainer; EVS (arXiv 2510.14624) tunes on random shares too.
+# """
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
 PROJECTIONS_INTERNLM2 = ("wqkv", "wo", "w1", "w2", "w3")  # the same, as the released model's own code names them
-CLIP_FRAMES = range(6, 13)  # drawn anew every time; events and whole videos get the last
-KEPT_BYTES = 2**30  # of decoded frames a data set keeps; what does not fit is decoded again
-KEPT_WHOLE = (
-    2**24
-)  # bytes up to which a video is decoded whole and kept; of a longer one only the chosen frames are read
 
 
 @dataclass(frozen=True)
@@ -119,116 +131,14 @@ def merge(model: PeftModel, adapter: str | Path | None = None) -> nn.Module:
 def load_adapter(model: nn.Module, folder: str | Path) -> PeftModel:
     """Return the model with a trained adapter from a folder; StoreError where there is none or it does not fit."""
     if not (Path(folder) / "adapter_config.json").is_file():
-        raise store.StoreError(f"no adapter at {folder}")
+        raise artifacts.StoreError(f"no adapter at {folder}")
     try:
         with _quietly():
             return PeftModel.from_pretrained(model, str(folder)).eval()
     except (RuntimeError, ValueError, OSError) as error:
-        raise store.StoreError(f"the adapter at {folder} does not fit: {' '.join(str(error).split())[:200]}") from error
-
-
-def interval_frames(first: int, last: int, count: int, rng: np.random.Generator | None) -> np.ndarray:
-    """Return `count` frame places, one from each of equal intervals of [first, last), sorted; repeats where there are fewer.
-
-    Drawn by `rng`; the middles without. The released code never draws an interval's last frame; every one can come here.
-    """
-    if last <= first or count < 1:
-        raise ValueError(f"need frames to choose from and a count, got [{first}, {last}) and {count}")
-    edges = np.linspace(first, last, count + 1)
-    share = 0.5 if rng is None else rng.random(count)
-    return np.minimum((edges[:-1] + share * np.diff(edges)).astype(int), last - 1)
-
-
-class Samples(torch.utils.data.Dataset):
-    """Instruction rows as turns of a conversation, with labels; an item is what `dialogue.encode` returns.
-
-    A row holds id, level (clip, event, video), task, video, span_s ([start, end) or None), question, answer. `root` is
-    where videos lie. Frames are random, one per equal interval; `random` False takes the middles, `picks(row)` gives their
-    places. `answers` False leaves the answer out (to ask), `blind` shows black frames (what language alone can guess).
-    """
-
-    def __init__(
-        self,
-        rows: Sequence[Mapping],
-        root: str | Path,
-        speaker: Speaker,
-        *,
-        random: bool = True,
-        picks: Callable[[Mapping], np.ndarray] | None = None,
-        num_frames: int | None = None,
-        released: bool = False,
-        answers: bool = True,
-        blind: bool = False,
-        seed: int = 0,
-    ):
-        self.rows, self.root, self.speaker = [_checked(row) for row in rows], Path(root), speaker
-        if not self.rows:
-            raise ValueError("no instruction rows to train on")
-        self.random, self.picks, self.num_frames = random, picks, num_frames
-        self.answers, self.blind = answers, blind
-        self.released, self.seed, self.epoch = "train" if released else None, seed, 0
-        self._kept: dict[str, np.ndarray] = {}
-        self._bytes = 0
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def index(self, place: int) -> np.ndarray:
-        """Return the frames a row shows in this epoch, int (N,), places in its video."""
-        row = self.rows[place]
-        if self.picks is not None:
-            return np.asarray(self.picks(row), int)
-        info = video.probe(self.root / row["video"])
-        start_s, end_s = row.get("span_s") or (0.0, info.duration_s)
-        first, last = (min(round(t * info.fps), info.num_frames) for t in (start_s, end_s))
-        rng = np.random.default_rng([self.seed, self.epoch, place]) if self.random else None
-        count = CLIP_FRAMES[-1]
-        if self.num_frames:
-            count = self.num_frames
-        elif row["level"] == "clip" and rng is not None:
-            count = int(rng.choice(CLIP_FRAMES))
-        first = min(first, info.num_frames - 1)
-        return interval_frames(first, max(last, first + 1), count, rng)
-
-    def frames(self, place: int) -> tuple[np.ndarray, list[float]]:
-        """Return (frames uint8 (N, H, W, 3), their times in seconds)."""
-        path, index = self.root / self.rows[place]["video"], self.index(place)
-        times_s = video.frame_times(path)[index].tolist()
-        if str(path) not in self._kept:
-            info = video.probe(path)
-            size = info.num_frames * info.height * info.width * 3
-            if size > KEPT_WHOLE or self._bytes + size > KEPT_BYTES:
-                return video.read_frames(path, index), times_s
-            self._kept[str(path)] = video.read_frames(path, range(info.num_frames))
-            self._bytes += size
-        return self._kept[str(path)][index], times_s
-
-    def __getitem__(self, place: int) -> dict[str, torch.Tensor]:
-        return self.turn(place, self.rows[place]["answer"] if self.answers else None)
-
-    def turn(self, place: int, answer: str | None) -> dict[str, torch.Tensor]:
-        """Return a row's question with another answer, or none."""
-        frames, times_s = self.frames(place)
-        frames = np.zeros_like(frames) if self.blind else frames
-        asked = dict(times_s=times_s, answer=answer, released=self.released)
-        return encode(self.speaker, frames, self.rows[place]["question"], **asked)
-
-
-def _checked(row: Mapping) -> Mapping:
-    missing = [key for key in ("level", "video", "question", "answer") if not row.get(key)]
-    if missing:
-        raise ValueError(f"instruction {row.get('id', row)!r} has no {missing[0]}")
-    return row
-
-
-class Epochs(TrainerCallback):
-    """Tells the data which epoch it is, so that other frames are drawn, the same ones when a stopped run goes on."""
-
-    def __init__(self, data):
-        self.data = data
-
-    def on_epoch_begin(self, args, state, control, **_):
-        self.data.epoch = int(state.epoch or 0)
+        raise artifacts.StoreError(
+            f"the adapter at {folder} does not fit: {' '.join(str(error).split())[:200]}"
+        ) from error
 
 
 def last_checkpoint(folder: Path | None) -> str | None:
@@ -238,7 +148,7 @@ def last_checkpoint(folder: Path | None) -> str | None:
 
 
 def fit(
-    speaker: Speaker,
+    speaker: VLM,
     train: torch.utils.data.Dataset,
     val: torch.utils.data.Dataset | None = None,
     *,
@@ -267,7 +177,7 @@ def fit(
             train_dataset=train,
             eval_dataset=val,
             data_collator=partial(collate, speaker),
-            callbacks=[Epochs(train)],
+            callbacks=[EpochCallback(train)],
         )
         engine.remove_callback(PrinterCallback)
         engine.train(resume_from_checkpoint=last_checkpoint(folder))
@@ -322,3 +232,111 @@ def curve(history: Sequence[Mapping]) -> pd.DataFrame:
             if theirs in entry:
                 rows.setdefault(entry["step"], {"step": entry["step"]})[ours] = entry[theirs]
     return pd.DataFrame(sorted(rows.values(), key=lambda row: row["step"]))
+
+
+def read_rows(files: Mapping[Path, Path], *, split: str = "train") -> list[dict]:
+    """Return the instruction rows of a split from {file of JSON lines: folder of its videos}, `video` made a whole path.
+
+    ValueError in one line for a line that is no row, a file without rows of the split, and videos that are not there.
+    """
+    rows = []
+    for file, root in files.items():
+        kept, lines = [], Path(file).read_text(encoding="utf-8").splitlines()
+        for number, line in enumerate(lines, start=1):
+            try:
+                row = json.loads(line)
+                if row["split"] == split:
+                    kept.append({**row, "video": str(records.inside(row["video"], root).resolve())})
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"{file} line {number} is no instruction row: {error!r}") from error
+        if not kept:
+            raise ValueError(f"{file}: none of {len(lines)} rows is of split {split!r}")
+        missing = sorted({row["video"] for row in kept if not Path(row["video"]).is_file()})
+        if missing:
+            raise ValueError(f"{file}: {len(missing)} videos are not under {root}, the first is {missing[0]}")
+        rows += kept
+    return rows
+
+
+class _Tuner(SFTTrainer):
+    """Checkpoints are of the model itself, also while a wrapper that cuts its films is what trains."""
+
+    def __init__(self, model: nn.Module, cut: Callable[[nn.Module], nn.Module] | None, **how):
+        super().__init__(model=model, **how)
+        self.inner = model
+        if cut is not None:
+            self.model = self.model_wrapped = cut(self.model)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        outer, self.model = self.model, self.inner
+        super()._save(output_dir, None)
+        self.model = outer
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, self.inner)
+
+
+def tune(
+    speaker: VLM, samples: torch.utils.data.Dataset, *, plan: LoraPlan, folder: Path | None = None,
+    cut: Callable[[nn.Module], nn.Module] | None = None, facts: Mapping | None = None, progress: bool = False,
+) -> pd.DataFrame:  # fmt: skip
+    """Train what of the speaker's model is not frozen on turns of `encode` with labels, in place; return step, loss.
+
+    `cut(model)` wraps the model for training only, such as `token_pruning.compressed`. With `folder` checkpoints and at the end the
+    adapter are there, and a stopped run goes on; StoreError where that folder's run was of other rows, model, plan or `facts`.
+    ValueError when every weight is frozen or there is nothing to learn from.
+    """
+    if not trainable_share(speaker.model)[0]:
+        raise ValueError(f"nothing to train: every weight of {speaker.name} is frozen")
+    if not len(samples):
+        raise ValueError("no instruction rows to train on")
+
+    def show(rows: Sequence[dict]) -> dict:
+        return collate(speaker, [samples[int(row["place"])] for row in rows])
+
+    if folder is not None:
+        _claimed(folder, speaker, samples, plan, facts or {})
+    with TemporaryDirectory() as scratch:
+        settings = _arguments(str(folder or scratch), plan, progress, kept=folder is not None)
+        places = Dataset.from_dict({"place": list(range(len(samples)))})
+        engine = _Tuner(
+            speaker.model, cut, args=settings, data_collator=show, train_dataset=places, processing_class=speaker.tokenizer,
+            callbacks=[EpochCallback(samples)],
+        )  # fmt: skip
+        engine.remove_callback(PrinterCallback)
+        last = last_checkpoint(folder)
+        state = json.loads((Path(last) / "trainer_state.json").read_text()) if last else {}
+        if state and state["global_step"] >= state["max_steps"]:  # finished; Trainer would take one step more
+            engine._load_from_checkpoint(last)
+        else:
+            engine.train(resume_from_checkpoint=last)
+            state = {"log_history": engine.state.log_history}
+        found = curve(state["log_history"])
+    speaker.model.eval()
+    if folder is not None:
+        speaker.model.save_pretrained(str(folder))
+    return found
+
+
+def _claimed(folder: Path, speaker: VLM, samples, plan: LoraPlan, facts: Mapping) -> None:
+    """Write down what a folder's run is of; where it holds a checkpoint already, check that it is of the same."""
+    told = {name: value for name, value in asdict(plan).items() if name not in ("save_steps", "log_steps")}
+    told |= {"model": speaker.name, "trained": trainable_share(speaker.model)[0], **facts}
+    told["rows"] = hashlib.sha256(json.dumps(getattr(samples, "rows", len(samples)), default=str).encode()).hexdigest()
+    if last_checkpoint(folder):
+        artifacts.check_made_by(folder, **told)
+    else:
+        artifacts.write_made_by(folder, **told)
+
+
+def _arguments(folder: str, plan: LoraPlan, progress: bool, *, kept: bool) -> SFTConfig:
+    fast = torch.cuda.is_available()
+    return SFTConfig(
+        output_dir=folder, num_train_epochs=plan.epochs, max_steps=plan.max_steps, learning_rate=plan.learning_rate,
+        weight_decay=plan.weight_decay, lr_scheduler_type="cosine", warmup_steps=plan.warmup_share, max_grad_norm=plan.clip,
+        per_device_train_batch_size=plan.batch_size, gradient_accumulation_steps=plan.accumulate,
+        activation_checkpointing=plan.checkpointing, bf16=fast, use_cpu=not fast, save_strategy="steps" if kept else "no",
+        save_steps=plan.save_steps, save_total_limit=2, logging_steps=plan.log_steps,
+        remove_unused_columns=False, dataset_kwargs={"skip_prepare_dataset": True}, max_length=None, label_names=["labels"],
+        dataloader_pin_memory=False, seed=plan.seed, report_to="none", disable_tqdm=not progress,
+    )  # fmt: skip

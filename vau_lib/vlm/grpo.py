@@ -26,12 +26,13 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from vau_lib import dialogue, store
-from vau_lib.dialogue import Speaker
+from vau_lib.vlm import chat
+from vau_lib.vlm.models import VLM
+from vau_lib.workspace import artifacts
 
 
 @dataclass(frozen=True)
-class PolicyPlan:
+class GRPOPlan:
     """How to optimise. `by_deviation` divides advantages by their group's deviation and lets every answer weigh alike (GRPO);
     without, neither (Dr. GRPO): sums over tokens are divided by a constant, so that length is not rewarded.
     """
@@ -52,7 +53,7 @@ class PolicyPlan:
 
 
 @dataclass(frozen=True)
-class Sampled:
+class Rollout:
     """Answers to one step's questions: token ids (B * G, N), which of them count, bool, texts, and their log-probabilities."""
 
     ids: Tensor
@@ -69,7 +70,7 @@ def advantages(rewards: Tensor, *, by_deviation: bool) -> Tensor:
 
 
 def objective(
-    said: Tensor, old: Tensor, advantage: Tensor, counts: Tensor, *, plan: PolicyPlan, reference: Tensor | None = None
+    said: Tensor, old: Tensor, advantage: Tensor, counts: Tensor, *, plan: GRPOPlan, reference: Tensor | None = None
 ) -> tuple[Tensor, dict[str, float]]:
     """Return the loss and what to log, of log-probabilities (M, N) now and when sampled, advantages (M,), counts (M, N).
 
@@ -94,33 +95,33 @@ def objective(
     }
 
 
-Seen = (
+VisualTokens = (
     tuple[Tensor, ...] | dict[str, Tensor]
-)  # picture tokens, or prompts with the kept ones in them (tokens.compressed)
+)  # picture tokens, or prompts with the kept ones in them (token_pruning.compressed)
 
 
-def see(speaker: Speaker, batch: dict[str, Tensor], *, learn: bool = False) -> Seen:
+def visual_tokens(speaker: VLM, batch: dict[str, Tensor], *, learn: bool = False) -> VisualTokens:
     """Return the picture tokens of a batch, one entry per picture; with `learn` gradients reach the tower.
 
-    Of a model that reads a share of them (`tokens.compressed`): the shortened prompts, embedded and with their positions.
+    Of a model that reads a share of them (`token_pruning.compressed`): the shortened prompts, embedded and with their positions.
     """
     with torch.set_grad_enabled(learn):
-        inputs, core = dialogue.to_model(speaker, batch), speaker.model
-        if hasattr(core, "prune"):  # a `tokens.Compressed`, of a layer above this one
+        inputs, core = chat.to_model(speaker, batch), speaker.model
+        if hasattr(core, "prune"):  # a `token_pruning.Compressed`, of a layer above this one
             return core.prune(**{name: value for name, value in inputs.items() if name != "labels"})[0]
         if speaker.family == "internvl":
             return tuple(core.get_image_features(pixel_values=inputs["pixel_values"]).pooler_output)
         return tuple(core.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"]).pooler_output)
 
 
-def sample(speaker: Speaker, batch: dict[str, Tensor], seen: Seen, plan: PolicyPlan, *, group: int) -> Sampled:
+def rollout(speaker: VLM, batch: dict[str, Tensor], seen: VisualTokens, plan: GRPOPlan, *, group: int) -> Rollout:
     """Return `group` answers to each question of a left-padded batch, drawn at the plan's temperature."""
     marks = {getattr(speaker.processor, name, None) for name in ("image_token_id", "video_token_id")} - {None}
     model, inputs = speaker.model, seen
     if isinstance(seen, dict):
         model = speaker.model.model  # what is shortened already goes to the model itself
     else:
-        inputs = {k: v for k, v in dialogue.to_model(speaker, batch).items() if k not in ("pixel_values", "labels")}
+        inputs = {k: v for k, v in chat.to_model(speaker, batch).items() if k not in ("pixel_values", "labels")}
         inputs["mm_encoder_outputs"] = _outputs(speaker, seen)
     with torch.no_grad():
         out = model.generate(
@@ -130,11 +131,11 @@ def sample(speaker: Speaker, batch: dict[str, Tensor], seen: Seen, plan: PolicyP
     ids = out[:, inputs["input_ids"].shape[1] :]
     ended = (ids == speaker.tokenizer.eos_token_id).int()
     counts = (ended.cumsum(1) - ended) == 0  # up to the end mark, and it too
-    return Sampled(ids, counts, dialogue.say(speaker, torch.where(counts, ids, speaker.tokenizer.pad_token_id)))
+    return Rollout(ids, counts, chat.decode(speaker, torch.where(counts, ids, speaker.tokenizer.pad_token_id)))
 
 
-def log_probabilities(
-    speaker: Speaker, batch: dict[str, Tensor], seen: Seen, said: Sampled, *, temperature: float
+def logprobs(
+    speaker: VLM, batch: dict[str, Tensor], seen: VisualTokens, said: Rollout, *, temperature: float
 ) -> Tensor:
     """Return the log-probability of every token of the answers, (B * G, N), given the questions and their pictures."""
     keep, group = said.ids.shape[1] + 1, len(said.ids) // len(batch["input_ids"])
@@ -146,7 +147,7 @@ def log_probabilities(
     return scores.gather(2, said.ids[..., None])[..., 0]
 
 
-def _longer(speaker: Speaker, short: dict[str, Tensor], said: Sampled, group: int) -> dict[str, Tensor]:
+def _longer(speaker: VLM, short: dict[str, Tensor], said: Rollout, group: int) -> dict[str, Tensor]:
     """Return shortened prompts, each `group` times, with their answers: embeddings, mask and positions that go on by one."""
     many = short["inputs_embeds"].repeat_interleave(group, 0)
     answers = speaker.model.get_input_embeddings()(said.ids)
@@ -159,7 +160,7 @@ def _longer(speaker: Speaker, short: dict[str, Tensor], said: Sampled, group: in
     }  # fmt: skip
 
 
-def _whole(speaker: Speaker, batch: dict[str, Tensor], seen: tuple[Tensor, ...], said: Sampled, group: int) -> dict:
+def _whole(speaker: VLM, batch: dict[str, Tensor], seen: tuple[Tensor, ...], said: Rollout, group: int) -> dict:
     """Return whole prompts, each `group` times, with their answers and what was seen."""
     prompt = {
         name: value.repeat_interleave(group, 0)
@@ -181,22 +182,24 @@ def _whole(speaker: Speaker, batch: dict[str, Tensor], seen: tuple[Tensor, ...],
     many = [
         one for row in range(len(batch["input_ids"])) for _ in range(group) for one in seen[row * per : (row + 1) * per]
     ]
-    return {**dialogue.to_model(speaker, inputs), "mm_encoder_outputs": _outputs(speaker, many)}
+    return {**chat.to_model(speaker, inputs), "mm_encoder_outputs": _outputs(speaker, many)}
 
 
-def _outputs(speaker: Speaker, seen: Sequence[Tensor]) -> dict:
+def _outputs(speaker: VLM, seen: Sequence[Tensor]) -> dict:
     """Return picture tokens as the family's forward takes them; a fresh object per call, for generate changes it."""
     tokens = torch.stack(tuple(seen)) if speaker.family == "internvl" else tuple(seen)
     return {"image": BaseModelOutputWithPooling(pooler_output=tokens)}
 
 
-Turns = Callable[[int, np.random.Generator], list[tuple]]  # step -> [(turn, what its reward needs[, a rival turn])]
+Prompts = Callable[[int, np.random.Generator], list[tuple]]  # step -> [(turn, what its reward needs[, a rival turn])]
+
 Reward = Callable[[str, object], float | Mapping[str, float]]
+
 Bonus = Callable[[list[float], list[float]], list[float]]  # (group's rewards, rival's) -> the group's
 
 
-def optimise(
-    speaker: Speaker, turns: Turns, reward: Reward, *, plan: PolicyPlan, bonus: Bonus | None = None, folder: Path | None = None,
+def train(
+    speaker: VLM, turns: Prompts, reward: Reward, *, plan: GRPOPlan, bonus: Bonus | None = None, folder: Path | None = None,
     learn_tower: bool = False, progress: bool = False,
 ) -> pd.DataFrame:  # fmt: skip
     """Train what of the speaker's model is not frozen, in place; return a row per step: reward, length, entropy, kl, dead, loss.
@@ -228,24 +231,24 @@ def optimise(
     return pd.DataFrame(rows)
 
 
-def _asked(speaker: Speaker, turns: Sequence[dict]) -> dict[str, Tensor]:
-    return dialogue.collate(speaker, [{k: v for k, v in turn.items() if k != "labels"} for turn in turns], side="left")
+def _asked(speaker: VLM, turns: Sequence[dict]) -> dict[str, Tensor]:
+    return chat.collate(speaker, [{k: v for k, v in turn.items() if k != "labels"} for turn in turns], side="left")
 
 
-def _worth(speaker: Speaker, said: Sampled, needs: Sequence, reward: Reward, group: int) -> list[dict[str, float]]:
+def _worth(speaker: VLM, said: Rollout, needs: Sequence, reward: Reward, group: int) -> list[dict[str, float]]:
     """Return the named parts of every answer's reward."""
     paid = [reward(text, needs[n // group]) for n, text in enumerate(said.texts)]
     paid = [dict(value) if isinstance(value, Mapping) else {"": value} for value in paid]
     return [{k: _number(v, text) for k, v in value.items()} for value, text in zip(paid, said.texts, strict=True)]
 
 
-def _compared(speaker, given, values: list[float], reward: Reward, bonus: Bonus, plan: PolicyPlan) -> list[float]:
+def _compared(speaker, given, values: list[float], reward: Reward, bonus: Bonus, plan: GRPOPlan) -> list[float]:
     """Return rewards after the bonus, where a question has a rival; what is said to rivals teaches nothing by itself."""
     places = [n for n, item in enumerate(given) if len(item) > 2]
     if not places:
         return values
     batch = _asked(speaker, [given[n][2] for n in places])
-    said = sample(speaker, batch, see(speaker, batch), plan, group=plan.group)
+    said = rollout(speaker, batch, visual_tokens(speaker, batch), plan, group=plan.group)
     rival = [sum(parts.values()) for parts in _worth(speaker, said, [given[n][1] for n in places], reward, plan.group)]
     values = list(values)
     for number, place in enumerate(places):
@@ -255,12 +258,12 @@ def _compared(speaker, given, values: list[float], reward: Reward, bonus: Bonus,
 
 
 def _one_step(
-    speaker, given, reward: Reward, bonus, plan: PolicyPlan, optimiser, trained, started, *, learn_tower: bool
+    speaker, given, reward: Reward, bonus, plan: GRPOPlan, optimiser, trained, started, *, learn_tower: bool
 ) -> dict:
     batch = _asked(speaker, [item[0] for item in given])
-    seen = see(speaker, batch, learn=learn_tower)
+    seen = visual_tokens(speaker, batch, learn=learn_tower)
     still = {k: v.detach() for k, v in seen.items()} if isinstance(seen, dict) else tuple(one.detach() for one in seen)
-    said = sample(speaker, batch, still, plan, group=plan.group)
+    said = rollout(speaker, batch, still, plan, group=plan.group)
     parts = _worth(speaker, said, [item[1] for item in given], reward, plan.group)
     values = [sum(one.values()) for one in parts]
     if bonus is not None:
@@ -275,11 +278,11 @@ def _one_step(
               for name in sorted({name for one in parts for name in one} - {""})}  # fmt: skip
     if not alive.any():
         return facts | {"loss": 0.0, "kl": 0.0, "clipped": 0.0, "entropy": math.nan}
-    now = log_probabilities(speaker, batch, seen, said, temperature=plan.temperature)
+    now = logprobs(speaker, batch, seen, said, temperature=plan.temperature)
     reference = None
     if plan.beta:
         with torch.no_grad(), _as(trained, started):
-            reference = log_probabilities(speaker, batch, still, said, temperature=plan.temperature)
+            reference = logprobs(speaker, batch, still, said, temperature=plan.temperature)
     loss, more = objective(now, now.detach(), better, said.counts, plan=plan, reference=reference)
     optimiser.zero_grad()
     loss.backward()
@@ -310,14 +313,14 @@ def _number(value: float, text: str) -> float:
     return float(value)
 
 
-def _save(folder: Path, plan: PolicyPlan, trained: list, started: list, optimiser, rows: list[dict]) -> None:
+def _save(folder: Path, plan: GRPOPlan, trained: list, started: list, optimiser, rows: list[dict]) -> None:
     state = {"plan": asdict(plan), "weights": [part.detach().cpu() for part in trained], "optimiser": optimiser.state_dict(),
              "started": [part.cpu() for part in started], "rows": rows, "random": torch.get_rng_state()}  # fmt: skip
-    with store.replacing(Path(folder) / "policy.pt") as temporary:
+    with artifacts.replacing(Path(folder) / "policy.pt") as temporary:
         torch.save(state, temporary)
 
 
-def _resumed(folder: Path | None, plan: PolicyPlan, trained: list, optimiser) -> tuple[list[dict], int, list[Tensor]]:
+def _resumed(folder: Path | None, plan: GRPOPlan, trained: list, optimiser) -> tuple[list[dict], int, list[Tensor]]:
     """Return what a stopped run left: its rows, the next step, the weights it started from (kept only where KL needs them)."""
     path = folder and Path(folder) / "policy.pt"
     if not path or not path.is_file():
@@ -325,7 +328,7 @@ def _resumed(folder: Path | None, plan: PolicyPlan, trained: list, optimiser) ->
     state = torch.load(path, weights_only=True)
     known = {name: value for name, value in state["plan"].items() if name not in ("steps", "save_every")}
     if known != {name: value for name, value in asdict(plan).items() if name in known}:
-        raise store.StoreError(f"{path} belongs to another plan: {state['plan']}")
+        raise artifacts.StoreError(f"{path} belongs to another plan: {state['plan']}")
     with torch.no_grad():
         for part, kept in zip(trained, state["weights"], strict=True):
             part.copy_(kept)

@@ -19,35 +19,19 @@ from torch import Tensor
 from transformers import TextStreamer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from vau_lib import dialogue, video
-from vau_lib.dialogue import MAX_FRAMES, Speaker, collate, encode, frame_prompt, judged
-from vau_lib.lora import LoraPlan, Samples, fit, load_adapter, lora, lora_targets, merge, trainable_share
-from vau_lib.speakers import REMOTE, load, save
-from vau_lib.twins import TinySizes, tiny
-
-__all__ = ["LoraPlan", "Samples", "Speaker", "TinySizes", "collate", "encode", "fit", "frame_prompt", "load_adapter"]
-__all__ += [
-    "answers",
-    "ask",
-    "cost",
-    "explain",
-    "generate",
-    "load",
-    "lora",
-    "lora_targets",
-    "merge",
-    "preferred",
-    "save",
-    "streamer",
-    "tiny",
-]
-__all__ += ["judged", "judgement_accuracy", "trainable_share"]
+from vau_lib.data import video
+from vau_lib.data.answer_parsing import judgement_of
+from vau_lib.vlm import chat
+from vau_lib.vlm.chat import MAX_FRAMES, collate, encode
+from vau_lib.vlm.instruction_data import InstructionSamples
+from vau_lib.vlm.models import REMOTE, VLM
 
 QUESTIONS = {  # one of the paper's ten of each kind
     "judgement": "Are there any anomaly events detected in the video?",
     "description": "Could you describe the anomaly events observed in the video?",
     "analysis": "Why do you judge this event to be anomalous?",
 }
+
 NUM_FRAMES = 12  # of the released pipeline
 
 
@@ -103,7 +87,7 @@ class Explanation:
         return asdict(self)
 
 
-def cost(speaker: Speaker, batch: dict[str, Tensor], max_new_tokens: int) -> Cost:
+def cost(speaker: VLM, batch: dict[str, Tensor], max_new_tokens: int) -> Cost:
     """Return what generating up to `max_new_tokens` after this batch takes; the cache is exact, the work an estimate.
 
     Cache: 2 x layers x key-value heads x head width x tokens x batch. Work: the widest layer's activations over the prompt
@@ -126,7 +110,7 @@ def cost(speaker: Speaker, batch: dict[str, Tensor], max_new_tokens: int) -> Cos
     return Cost(rows * prompt, pictures, rows * max_new_tokens, weights, cache, work * size)
 
 
-def _patches_per_token(speaker: Speaker) -> int:
+def _patches_per_token(speaker: VLM) -> int:
     config = speaker.model.config
     if speaker.family == "internvl":
         return round(1 / config.downsample_ratio) ** 2
@@ -135,7 +119,7 @@ def _patches_per_token(speaker: Speaker) -> int:
 
 @torch.inference_mode()
 def generate(
-    speaker: Speaker,
+    speaker: VLM,
     turns: Sequence[dict[str, Tensor]],
     *,
     max_new_tokens: int = 128,
@@ -167,8 +151,8 @@ def generate(
         settings["mm_encoder_outputs"] = {
             "image": BaseModelOutputWithPooling(pooler_output=_of_all(speaker, seen, len(turns)))
         }
-    out = speaker.model.generate(**dialogue.to_model(speaker, batch), **settings)
-    return dialogue.say(speaker, out[:, length:])
+    out = speaker.model.generate(**chat.to_model(speaker, batch), **settings)
+    return chat.decode(speaker, out[:, length:])
 
 
 class _Pieces(TextStreamer):
@@ -182,28 +166,28 @@ class _Pieces(TextStreamer):
         self.write(text)
 
 
-def streamer(speaker: Speaker, write: Callable[[str], object]) -> TextStreamer:
+def streamer(speaker: VLM, write: Callable[[str], object]) -> TextStreamer:
     """Return what `generate` takes as `streamer`: `write` gets pieces of an answer as they are made; one turn at a time."""
     return _Pieces(speaker.tokenizer, write)
 
 
 @torch.inference_mode()
-def see(speaker: Speaker, turn: dict[str, Tensor]) -> tuple[Tensor, ...]:
+def image_features(speaker: VLM, turn: dict[str, Tensor]) -> tuple[Tensor, ...]:
     """Return a turn's pictures as the tokens the language model reads, one (tokens, width) per frame: one call of the tower."""
-    inputs, core = dialogue.to_model(speaker, turn), speaker.model
+    inputs, core = chat.to_model(speaker, turn), speaker.model
     if speaker.family == "internvl":
         return tuple(core.get_image_features(pixel_values=inputs["pixel_values"]).pooler_output)
     return tuple(core.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"]).pooler_output)
 
 
-def _of_all(speaker: Speaker, seen: Sequence[Tensor], times: int) -> Tensor | tuple[Tensor, ...]:
+def _of_all(speaker: VLM, seen: Sequence[Tensor], times: int) -> Tensor | tuple[Tensor, ...]:
     """Return the frames' tokens once per turn, as the family's forward takes them."""
     tokens = tuple(seen) * times
     return torch.stack(tokens) if speaker.family == "internvl" else tokens
 
 
 def ask(
-    speaker: Speaker,
+    speaker: VLM,
     frames: np.ndarray,
     question: str,
     *,
@@ -219,16 +203,16 @@ def ask(
     return generate(speaker, [turn], max_new_tokens=max_new_tokens, tell=tell)[0]
 
 
-def evenly(path: str | Path, num_frames: int) -> tuple[np.ndarray, None]:
+def uniform_frames(path: str | Path, num_frames: int) -> tuple[np.ndarray, None]:
     """Return the middles of `num_frames` equal parts of a video, and no scores: what `explain` does without a sampler."""
     return video.sample_index(video.probe(path).num_frames, num_frames), None
 
 
 def explain(
     path: str | Path,
-    speaker: Speaker,
+    speaker: VLM,
     *,
-    choose: Callable[[Path, int], tuple[np.ndarray, np.ndarray | None]] = evenly,
+    choose: Callable[[Path, int], tuple[np.ndarray, np.ndarray | None]] = uniform_frames,
     look: Callable[[np.ndarray], Sequence[Tensor]] | None = None,
     num_frames: int = NUM_FRAMES,
     questions: dict[str, str] | None = None,
@@ -258,7 +242,7 @@ def explain(
     turns = {name: encode(speaker, frames, question, **asking) for name, question in questions.items()}
 
     # once: the frames are the same in all three
-    seen = see(speaker, turns["judgement"]) if look is None else tuple(look(index))
+    seen = image_features(speaker, turns["judgement"]) if look is None else tuple(look(index))
 
     def say(*names):
         chosen = [turns[name] for name in names]
@@ -266,7 +250,7 @@ def explain(
         return generate(speaker, chosen, max_new_tokens=max_new_tokens, seen=seen, tell=tell)
 
     judgement, description = say("judgement", "description")
-    anomalous = judged(judgement)
+    anomalous = judgement_of(judgement)
     analysis = say("analysis")[0] if anomalous is not False else ""
     return Explanation(
         video=Path(path).name, model=speaker.label, anomalous=anomalous, judgement=judgement, description=description,
@@ -276,7 +260,7 @@ def explain(
     )  # fmt: skip
 
 
-def answers(speaker: Speaker, samples: Samples, *, batch_size: int = 16, max_new_tokens: int = 32) -> list[str]:
+def answers(speaker: VLM, samples: InstructionSamples, *, batch_size: int = 16, max_new_tokens: int = 32) -> list[str]:
     """Return what the speaker answers to every row of `samples` (made with answers=False), in order, greedily."""
     if samples.answers:
         raise ValueError("samples hold the answers: make them with answers=False to ask")
@@ -288,7 +272,9 @@ def answers(speaker: Speaker, samples: Samples, *, batch_size: int = 16, max_new
 
 
 @torch.inference_mode()
-def preferred(speaker: Speaker, samples: Samples, candidates: Sequence[str], *, batch_size: int = 16) -> list[str]:
+def likeliest_answers(
+    speaker: VLM, samples: InstructionSamples, candidates: Sequence[str], *, batch_size: int = 16
+) -> list[str]:
     """Return which of the candidate answers the speaker finds likeliest for every row: a choice forced on it.
 
     Likelihood is the mean of the log-probabilities of an answer's tokens, its end too. What a model would say when it may
@@ -298,10 +284,10 @@ def preferred(speaker: Speaker, samples: Samples, candidates: Sequence[str], *, 
     for start in range(0, len(samples), batch_size):
         places = range(start, min(start + batch_size, len(samples)))
         for column, candidate in enumerate(candidates):
-            batch = dialogue.to_model(speaker, collate(speaker, [samples.turn(place, candidate) for place in places]))
+            batch = chat.to_model(speaker, collate(speaker, [samples.turn(place, candidate) for place in places]))
             labels = batch.pop("labels")[:, 1:]
             scores = speaker.model(**batch).logits[:, :-1].float().log_softmax(-1)
-            learned = labels != dialogue.IGNORED
+            learned = labels != chat.IGNORED
             said = scores.gather(-1, labels.clamp_min(0)[..., None])[..., 0]
             likelihood[places, column] = ((said * learned).sum(1) / learned.sum(1)).cpu().numpy()
     return [candidates[best] for best in likelihood.argmax(1)]
@@ -315,7 +301,7 @@ def judgement_accuracy(said: Sequence[str], rows: Sequence[dict]) -> dict[str, f
     """
     if len(said) != len(rows) or not rows:
         raise ValueError(f"need an answer per row, got {len(said)} answers and {len(rows)} rows")
-    right = [judged(a) == judged(row["answer"]) for a, row in zip(said, rows, strict=True)]
+    right = [judgement_of(a) == judgement_of(row["answer"]) for a, row in zip(said, rows, strict=True)]
     named = [a.strip() == row["answer"].strip() for a, row in zip(said, rows, strict=True)]
     share = binomtest(sum(right), len(right)).proportion_ci(method="wilson")
     return {

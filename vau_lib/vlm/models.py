@@ -6,6 +6,7 @@
 
 import os
 import shutil
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -17,13 +18,47 @@ from transformers import (
     AutoProcessor,
     AutoTokenizer,
     BitsAndBytesConfig,
+    PreTrainedModel,
+    ProcessorMixin,
 )
 from transformers.utils import is_bitsandbytes_available, is_flash_attn_2_available
 
-from vau_lib import dialogue, store
-from vau_lib.dialogue import Speaker
+from vau_lib.workspace import artifacts
+
+FAMILIES = ("internvl", "qwen2_5_vl")
+
+
+@dataclass(frozen=True)
+class VLM:
+    """A model with its processor. `kind` says what its answers are worth, "" for a model with real weights."""
+
+    model: PreTrainedModel
+    processor: ProcessorMixin
+    family: str
+    name: str
+    kind: str = ""
+
+    @property
+    def tokenizer(self):
+        return self.processor.tokenizer
+
+    @property
+    def label(self) -> str:
+        """The name to print beside an answer, with what it is worth."""
+        return f"{self.name} ({self.kind})" if self.kind else self.name
+
+    @property
+    def context(self) -> int:
+        """Tokens the language model was made for."""
+        return self.model.config.get_text_config().max_position_embeddings
+
+    def but(self, **changes) -> "VLM":
+        """Return the same speaker with another model, kind or name."""
+        return replace(self, **changes)
+
 
 OWN_CODE = "{} runs code of its own; it is run only where the argument trust_remote_code says so"
+
 REMOTE = {"internvl_chat": "InternVL2"}  # model types that have no native class: their own code must run
 
 
@@ -37,7 +72,7 @@ def load(
     trust_remote_code: bool = False,
     revision: str | None = None,
     local_only: bool = False,
-) -> Speaker:
+) -> VLM:
     """Return a model from a folder or the hub, ready to speak.
 
     `dtype` "auto" is bfloat16 on an accelerator, float32 on the CPU; `device` "auto" spreads over what there is;
@@ -51,8 +86,8 @@ def load(
     family = config.model_type
     if family in REMOTE and not trust_remote_code:
         raise ValueError(OWN_CODE.format(name_or_path))
-    if family not in (*dialogue.FAMILIES, *REMOTE):
-        raise store.StoreError(f"{name_or_path} is a {family}, need one of {', '.join((*dialogue.FAMILIES, *REMOTE))}")
+    if family not in (*FAMILIES, *REMOTE):
+        raise artifacts.StoreError(f"{name_or_path} is a {family}, need one of {', '.join((*FAMILIES, *REMOTE))}")
     options = _options(dtype, device, attention, bits)
     if family in REMOTE:
         options.pop("attn_implementation")  # their code chooses for itself, and refuses what it does not know
@@ -62,28 +97,28 @@ def load(
         reader = AutoTokenizer if family in REMOTE else AutoProcessor  # their code prepares pictures itself
         processor = reader.from_pretrained(name_or_path, **asked)
     except (OSError, ValueError, RuntimeError) as error:
-        raise store.StoreError(f"{name_or_path} cannot be loaded: {_line(error)}") from error
+        raise artifacts.StoreError(f"{name_or_path} cannot be loaded: {_line(error)}") from error
     made_by = Path(name_or_path) / "made_by.json"
-    facts = store.read_json(made_by) if made_by.is_file() else {}
-    return Speaker(model, processor, family, facts.get("name", Path(name_or_path).name), facts.get("kind", ""))
+    facts = artifacts.read_json(made_by) if made_by.is_file() else {}
+    return VLM(model, processor, family, facts.get("name", Path(name_or_path).name), facts.get("kind", ""))
 
 
 def _config(name_or_path, asked: dict):
     path = Path(name_or_path)
     looks_like_a_place = path.is_absolute() or str(name_or_path).startswith(".") or path.is_dir()
     if looks_like_a_place and not (path / "config.json").is_file():
-        raise store.StoreError(
+        raise artifacts.StoreError(
             f"no model at {name_or_path}: a folder with config.json, weights and processor files is needed"
         )
     try:
         return AutoConfig.from_pretrained(name_or_path, **asked)
     except ValueError as error:
-        kind = store.read_json(path / "config.json").get("model_type") if path.is_dir() else None
+        kind = artifacts.read_json(path / "config.json").get("model_type") if path.is_dir() else None
         if kind in REMOTE or "trust_remote_code" in str(error):
             raise ValueError(OWN_CODE.format(name_or_path)) from error
-        raise store.StoreError(f"{name_or_path} has no readable config.json: {_line(error)}") from error
+        raise artifacts.StoreError(f"{name_or_path} has no readable config.json: {_line(error)}") from error
     except OSError as error:
-        raise store.StoreError(f"no model {name_or_path} here or on the hub: {_line(error)}") from error
+        raise artifacts.StoreError(f"no model {name_or_path} here or on the hub: {_line(error)}") from error
 
 
 def _options(dtype, device: str, attention: str, bits: int | None) -> dict:
@@ -108,7 +143,7 @@ def _line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200]
 
 
-def save(speaker: Speaker, folder: str | Path, **facts: object) -> Path:
+def save(speaker: VLM, folder: str | Path, **facts: object) -> Path:
     """Write model, processor and made_by.json as one folder that `load` reads; it appears whole or not at all.
 
     ValueError where the folder is there already and is not one of these.
@@ -120,7 +155,7 @@ def save(speaker: Speaker, folder: str | Path, **facts: object) -> Path:
     scratch = Path(mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     speaker.model.save_pretrained(scratch)
     speaker.processor.save_pretrained(scratch)
-    store.write_made_by(scratch, name=speaker.name, kind=speaker.kind, family=speaker.family, **facts)
+    artifacts.write_made_by(scratch, name=speaker.name, kind=speaker.kind, family=speaker.family, **facts)
     _as_any_file(scratch)
     if folder.exists():
         old = Path(mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))

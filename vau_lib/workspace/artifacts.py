@@ -2,7 +2,7 @@
 
 - written under a temporary name in the same folder, synced, then renamed: a killed job leaves no half file
 - `made_by.json` stands beside every folder of results; who reads a folder states what it expects and is refused otherwise
-- nothing read from disk may run code: arrays without pickles here, weights through `training.load_weights`
+- nothing read from disk may run code: arrays without pickles here, weights through `checkpoints.load_weights`
 """
 
 import hashlib

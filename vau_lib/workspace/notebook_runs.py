@@ -23,16 +23,14 @@ from typing import TYPE_CHECKING
 
 from tqdm.auto import tqdm
 
-from vau_lib import cluster, presets, store
-from vau_lib.presets import KERNEL, Parameter, RunError, declared, load_preset, notebooks, project, project_path
+from vau_lib.workspace import artifacts, parallel, presets
+from vau_lib.workspace.presets import KERNEL, RunError, declared, load_preset, notebooks, project
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Parameter", "RunError", "Step", "declared", "load_preset", "notebooks", "project", "project_path"]
-__all__ += ["plan", "record", "run", "sweep", "table"]
-
 RECORD = "application/vnd.vau.record+json"  # how recorded metrics lie among a cell's outputs
+
 OWN_COLUMNS = ("preset", "notebook", "seconds", "failed", "commit")
 
 
@@ -101,7 +99,7 @@ def run(
         return steps
     failed = []
     with tqdm(total=len(waiting), unit="notebook", desc=preset) as bar, _fewer_threads(workers):
-        for name, error in cluster.in_order(
+        for name, error in parallel.in_order(
             _execute_quietly, waiting, {n: presets.needs(n) for n in waiting}, workers=workers
         ):
             bar.update()
@@ -147,7 +145,7 @@ def sweep(
     done = [(step, None) for step in steps.values() if not step.why]
     waiting = [step for step in steps.values() if step.why]
     if waiting:
-        ran = cluster.map_videos(_execute_quietly, waiting, engine=engine, workers=workers, desc=name)
+        ran = parallel.map_videos(_execute_quietly, waiting, engine=engine, workers=workers, desc=name)
         done += [(step, error) for step, _, error in ran]
     return done
 
@@ -220,9 +218,9 @@ def _code(notebook: dict) -> str:
 def _stamp(step: Step, code: str, failed: str | None) -> None:
     if copy := _copy(step.output):
         failed = f"interrupted at {_stop(copy)}" if failed is None else failed
-        facts = {"preset": step.preset, "parameters": step.parameters, "code": code, "commit": store.commit()}
+        facts = {"preset": step.preset, "parameters": step.parameters, "code": code, "commit": artifacts.commit()}
         copy["metadata"]["vau"] = {**facts, "failed": failed, "ended": _timing(copy).get("end_time")}
-        store.write_json(step.output, copy)
+        artifacts.write_json(step.output, copy)
 
 
 def _stamp_of(copy: dict) -> dict:

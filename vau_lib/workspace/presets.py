@@ -20,8 +20,11 @@ from pathlib import Path
 import yaml
 
 KERNEL = "python3"
+
 NUMBERS = (int, float)  # an int does where a float is asked for; YAML has no tuples
+
 KINDS = {"str": str, "int": int, "float": NUMBERS, "bool": bool, "list": list, "dict": dict, "tuple": (list, tuple)}
+
 EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")  # 1e-3 is a number to everyone but YAML 1.1
 
 
@@ -44,7 +47,7 @@ class Parameter:
 
 def project() -> Path:
     """Return the project's root: the folder named by VAU_PROJECT, else the one `vau_lib` is installed from."""
-    return Path(os.environ.get("VAU_PROJECT") or Path(__file__).parents[1]).expanduser().resolve()
+    return Path(os.environ.get("VAU_PROJECT") or Path(__file__).parents[2]).expanduser().resolve()
 
 
 def project_path(text: str | Path) -> Path:

@@ -1,0 +1,53 @@
+"""TODO header."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from vau_lib.data import video
+from vau_lib.data.video import chunks
+
+
+class FlowEncoder:
+    """Describe how a frame moves: box means of optical-flow magnitude, the strongest place kept.
+
+    Dense inverse-search flow between neighbouring frames, magnitude on a quarter-size grid, averaged in squares of
+    `boxes` cells; a row is (len(boxes) * 2,): for each square the maximum and the mean over places, in pixels per frame.
+    Training-free. The first frame of a video takes the second's flow.
+    """
+
+    name = "flow"
+
+    def __init__(self, *, boxes: Sequence[int] = (1, 3, 5), height: int = 240, width: int = 360):
+        self.boxes, self.height, self.width = tuple(boxes), height, width
+
+    def magnitudes(self, gray: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Yield the flow magnitude (height/4, width/4), pixels per frame, of each frame of a gray stream."""
+        flow, before, waiting = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM), None, 0
+        for frame in gray:
+            now = cv2.resize(frame, (self.width, self.height), interpolation=cv2.INTER_AREA).astype(np.uint8)
+            if before is None:
+                before, waiting = now, 1
+                continue
+            moved = flow.calc(before, now, None)  # (height, width, 2)
+            speed = cv2.resize(
+                np.hypot(moved[..., 0], moved[..., 1]), None, fx=0.25, fy=0.25, interpolation=cv2.INTER_AREA
+            )
+            for _ in range(1 + waiting):
+                yield speed
+            before, waiting = now, 0
+        if waiting:  # a single frame: nothing moved
+            yield np.zeros((self.height // 4, self.width // 4), np.float32)
+
+    def encode(self, path: Path, snippet_frames: int) -> Iterator[np.ndarray]:
+        """Yield the rows of a video file; a segment keeps the largest of its frames' values."""
+        for part in chunks(self.magnitudes(video.gray_frames(path)), snippet_frames):
+            smooth = [[cv2.blur(speed, (box, box)) for box in self.boxes] for speed in part]
+            values = [[value for square in frame for value in (square.max(), square.mean())] for frame in smooth]
+            yield np.asarray(values, np.float32).max(0)
+
+    def made_by(self) -> dict:
+        """What a reader must agree on."""
+        return {"encoder": self.name, "boxes": list(self.boxes), "size": [self.height, self.width]}

@@ -1,0 +1,123 @@
+"""TODO header."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from kornia.feature import XFeat
+from torch import Tensor
+
+from vau_lib.data import video
+from vau_lib.data.records import SNIPPET_FRAMES
+from vau_lib.data.video import chunks
+from vau_lib.features.checkpoints import load_strictly, load_weights
+from vau_lib.workspace import artifacts
+
+BATCH_FRAMES = 16  # frames per pass through the network; larger is slower on a CPU (page faults)
+
+XFEAT_GRID = 32  # pixels; height and width must be multiples of it
+
+XFEAT_FILE = "xfeat/xfeat.pt"  # as released; the batch-norm-folded copy works too
+
+
+class XFeatEncoder:
+    """Describe frames by XFeat's dense descriptors.
+
+    `weights` is None (search), a path, or "random" (seeded; every result must then say so). `bfloat16` None means where
+    the processor has it. Rows are (128,): mean | max of L2-normalised descriptors over a segment's frames and places.
+    """
+
+    name, width = "xfeat", 128
+
+    def __init__(self, weights: str | Path | None = None, *, side: int = 224, bfloat16: bool | None = None):
+        if side % XFEAT_GRID or side < XFEAT_GRID:
+            raise ValueError(f"side must be a multiple of {XFEAT_GRID} pixels, got {side}")
+        self.side = side
+        self.bfloat16 = torch.ops.mkldnn._is_mkldnn_bf16_supported() if bfloat16 is None else bfloat16
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.net = XFeat().net.eval().requires_grad_(False)  # kornia hands it over in training mode
+        self.weights = "random"
+        if str(weights) != "random":
+            path = find_xfeat(weights)
+            load_strictly(self.net, load_weights(path), path)
+            self.weights = artifacts.sha256(path)
+        self.net = self.net.to(memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def dense(self, frames: np.ndarray) -> Tensor:
+        """Return the raw descriptor map (T, 64, H/8, W/8) float32 of frames (T, H, W, 3) or gray (T, H, W).
+
+        H and W must be multiples of 32; values of any scale (each image is normalised first, in float32).
+        """
+        pixels = torch.as_tensor(frames)
+        if pixels.ndim == 4:
+            pixels = pixels.float().mean(-1)
+        if pixels.ndim != 3 or pixels.shape[1] % XFEAT_GRID or pixels.shape[2] % XFEAT_GRID:
+            raise ValueError(
+                f"frames must be (T, H, W[, 3]), H and W multiples of {XFEAT_GRID}, got {tuple(frames.shape)}"
+            )
+        net = self.net
+        gray = net.norm(pixels.float()[:, None] / 255)  # (T, 1, H, W)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16):
+            quarter = net.block2(net.block1(gray) + net.skip1(gray))  # (T, 24, H/4, W/4)
+            eighth = net.block3(quarter)  # (T, 64, H/8, W/8)
+            sixteenth = net.block4(eighth)
+            coarse = net.block5(sixteenth)
+            size = eighth.shape[-2:]
+            levels = (F.interpolate(level, size, mode="bilinear", align_corners=False) for level in (sixteenth, coarse))
+            return net.block_fusion(eighth + sum(levels)).float()
+
+    def __call__(self, frames: np.ndarray, *, snippet_frames: int = SNIPPET_FRAMES) -> np.ndarray:
+        """Return one row per segment, float32 (ceil(T / snippet_frames), 128), of frames (T, H, W, 3) of any size."""
+        if np.ndim(frames) != 4 or len(frames) == 0:
+            raise ValueError(f"frames must be (T, H, W, 3) with T at least 1, got shape {np.shape(frames)}")
+        return np.stack(list(self.rows((frame.mean(-1, dtype=np.float32) for frame in frames), snippet_frames)))
+
+    def rows(self, gray: Iterable[np.ndarray], snippet_frames: int) -> Iterator[np.ndarray]:
+        """Yield (128,) per segment of a stream of gray frames (H, W); the last segment may be short."""
+        for batch in chunks(gray, max(snippet_frames, BATCH_FRAMES // snippet_frames * snippet_frames)):
+            small = _resized(np.stack(batch), self.side)
+            means, peaks = zip(*(_pool(self.dense(part)) for part in small.split(BATCH_FRAMES)), strict=True)
+            mean, peak = torch.cat(means), torch.cat(peaks)  # (frames, 64) each
+            for first in range(0, len(batch), snippet_frames):
+                segment = slice(first, first + snippet_frames)
+                yield torch.cat([mean[segment].mean(0), peak[segment].amax(0)]).numpy()
+
+    def encode(self, path: Path, snippet_frames: int) -> Iterator[np.ndarray]:
+        """Yield the rows of a video file, decoding as it goes."""
+        return self.rows(video.gray_frames(path), snippet_frames)
+
+    def made_by(self) -> dict:
+        """What a reader must agree on."""
+        return {"encoder": self.name, "weights_sha256": self.weights, "side": self.side}
+
+
+def find_xfeat(weights: str | Path | None = None) -> Path:
+    """Return XFeat's weights file, fetched from its authors' page when nothing nearer has it (6 MB, once)."""
+    for name in (XFEAT_FILE, "xfeat/xfeat_bnfolded.pt"):
+        try:
+            return artifacts.find_weights(name, weights)
+        except artifacts.StoreError as error:
+            missing = error
+    if weights:
+        raise missing
+    try:
+        XFeat.from_pretrained()  # leaves xfeat.pt in torch hub's cache
+        return artifacts.find_weights(XFEAT_FILE)
+    except (OSError, RuntimeError) as error:
+        raise artifacts.StoreError(f"{missing}; the download failed too") from error
+
+
+def _resized(gray: np.ndarray, side: int) -> Tensor:
+    """Shrink gray (T, H, W) to (T, side, side), averaging what it drops (antialiased)."""
+    size = (side, side)
+    return F.interpolate(torch.from_numpy(gray)[:, None], size, mode="bilinear", antialias=True)[:, 0]
+
+
+def _pool(dense: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and max over places, (T, 64) each, of a map (T, 64, h, w) of descriptors made unit length."""
+    unit = F.normalize(dense, dim=1)
+    return unit.mean((2, 3)), unit.amax((2, 3))

@@ -1,0 +1,65 @@
+"""One look for every figure: the axes have units, the title is the finding, the truth is a band you can see.
+
+Every function returns a matplotlib Figure and shows nothing; `save` writes it as PNG and SVG. Colours are Okabe and Ito's,
+told apart by colour-blind readers: blue normal, vermilion anomalous, amber the truth's band.
+"""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from vau_lib.workspace import artifacts
+
+NORMAL, ANOMALOUS, TRUTH, INK, QUIET = "#0072B2", "#D55E00", "#F0B429", "#22303C", "#8A97A3"
+
+SERIES = (NORMAL, ANOMALOUS, "#009E73", "#CC79A7", "#56B4E9", INK)
+
+FORMATS = ("png", "svg")
+
+
+def use() -> None:
+    """Set the house style; called once in a notebook's set-up cell."""
+    sns.set_theme(
+        context="notebook",
+        style="ticks",
+        rc={
+            "figure.dpi": 110,
+            "savefig.dpi": 160,
+            "figure.constrained_layout.use": True,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.titlelocation": "left",
+            "axes.titleweight": "bold",
+            "axes.titlesize": 12,
+            "axes.labelcolor": INK,
+            "axes.edgecolor": QUIET,
+            "text.color": INK,
+            "legend.frameon": False,
+            "lines.linewidth": 1.8,
+        },
+    )
+
+
+def save(figure: Figure, path: Path) -> list[Path]:
+    """Write the figure beside `path` as .png and .svg, whole or not at all; return the files."""
+    written = []
+    for suffix in FORMATS:
+        with artifacts.replacing(Path(path).with_suffix(f".{suffix}")) as temporary:
+            figure.savefig(temporary, format=suffix)
+        written.append(Path(path).with_suffix(f".{suffix}"))
+    return written
+
+
+def subplots(*arguments, **options) -> tuple:
+    """Make a figure that pyplot forgets at once, so that a notebook shows what is returned and shows it once."""
+    figure, axes = plt.subplots(*arguments, **options)
+    plt.close(figure)
+    return figure, axes
+
+
+METHOD_COLOURS = {
+    "supervised start": QUIET, "rewarded": ANOMALOUS, "rewarded, against the shuffled film": SERIES[2],
+    "rewarded by dealt truths": NORMAL,
+}  # fmt: skip

@@ -1,0 +1,7 @@
+"""Running things: no torch, no knowledge of videos.
+
+- `artifacts`: files written whole or not at all, with what made them beside them
+- `presets`: notebook parameters and the YAML files that change them
+- `notebook_runs`: papermill runs that can be resumed, swept and tabulated
+- `parallel`: the same function over many items, serially, in processes or on Ray
+"""
