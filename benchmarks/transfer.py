@@ -84,8 +84,9 @@ def learned(rows: dict, found: list, test: dict, aim: str) -> list[result_tables
     seen, said = {name: rows[name] for name in labels}, f"learned on drawings ({aim})"
     lengths = {name: len(x) for name, x in test.items()}
     found_by_rows = RowModel(rows, known, kinds)
+    by_videos = baselines.logistic_on_difference(seen, labels, test)
     out = [
-        result_tables.per_video(f"logistic regression on videos, {said}", "peer", baselines.logistic_on_difference(seen, labels, test), lengths),
+        result_tables.per_video(f"logistic regression on videos, {said}", "peer", by_videos, lengths),
         result_tables.per_row(f"logistic regression on rows, {said}", "peer", {n: found_by_rows(x) for n, x in test.items()}),
     ]  # fmt: skip
     for title, kind in (("MemTSM as intended, on change (ours)", "ours"), ("MemTSM, shuffled labels", "sanity")):
@@ -135,8 +136,9 @@ def main() -> None:
             result_tables.Method(m.name, m.kind, [{n: run[name, n] for n in test} for run in m.runs])
             for m in everywhere
         ]
+        differences = {n: baselines.difference(x) for n, x in test.items()}
         methods += [
-            result_tables.per_row("change of XFeat rows, not trained", "peer", {n: baselines.difference(x) for n, x in test.items()}),
+            result_tables.per_row("change of XFeat rows, not trained", "peer", differences),
             result_tables.per_row("a constant", "sanity", {n: np.zeros(len(x)) for n, x in test.items()}),
         ]  # fmt: skip
         if name == "ped2":

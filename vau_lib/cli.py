@@ -237,7 +237,8 @@ def tune(
     )  # fmt: skip
     cut = partial(token_pruning.compressed, share=1.0, rule=token_selection.random_ratio(share)) if share < 1 else None
     found = finetuning.tune(
-        speaker, instruction_data.InstructionSamples(rows, "/", speaker, num_frames=frames, seed=seed), plan=plan, folder=presets.project_path(str(out)),
+        speaker, instruction_data.InstructionSamples(rows, "/", speaker, num_frames=frames, seed=seed), plan=plan,
+        folder=presets.project_path(str(out)),
         cut=cut, facts={"share": share, "rank": rank, "frames": frames}, progress=True,
     )  # fmt: skip
     first, last = found["loss"].iloc[[0, -1]]

@@ -28,8 +28,8 @@ from vau_lib.workspace import artifacts
 # MERGE-DOC from heads:
 # """Attention heads fall in groups: a key/value head goes with all the query heads that read it, or stays with them.
 #
-# Recognised: q/k/v_proj with o_proj or out_proj (grouped queries or not), and a fused qkv with proj (vision towers). Width of a head
-# is never touched, since rotary sections must add up to it.
+# Recognised: q/k/v_proj with o_proj or out_proj (grouped queries or not), and a fused qkv with proj (vision towers). Width
+# of a head # is never touched, since rotary sections must add up to it.
 # """
 
 

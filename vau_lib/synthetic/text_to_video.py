@@ -40,8 +40,8 @@ from vau_lib.workspace import artifacts, parallel
 # - enterprise mode only: from version 3 the client refuses Veo with a plain developer key; a key (express mode) or a project with
 #   its own credentials, both from the environment
 # - a refusal is an answer without videos, with reasons: another seed is tried twice, then it is recorded
-# - too many requests, a server's error and a broken line are tried again with growing pauses; a deadline leaves the operation's name
-#   in the ledger, so that the next run fetches what was paid
+# - too many requests, a server's error and a broken line are tried again with growing pauses; a deadline leaves the
+# operation's name #   in the ledger, so that the next run fetches what was paid
 # - sound is switched off: its filter refuses without reason, and nobody here listens
 # Source: google-genai 3.4 (read for its protocol): models.generate_videos, operations.get.
 # """
@@ -177,7 +177,7 @@ def diffusers(
 
 
 def veo(*, price_per_second: float, **options: Any) -> Generator:
-    """Return the paid service Veo; `text_to_video.Veo` lists its options (model, duration_s, ...). ValueError where no key is set."""
+    """Return the paid service Veo; `Veo` lists its options (model, duration_s, ...). ValueError where no key is set."""
     return Veo(price_per_second=price_per_second, **options)
 
 

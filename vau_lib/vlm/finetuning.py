@@ -35,7 +35,7 @@ from vau_lib.vlm.models import VLM
 from vau_lib.workspace import artifacts
 
 # MERGE-DOC from supervised:
-# """Supervised tuning by TRL's trainer, on rows shown as videos: the recipe Memories-S0 starts from, with films that may have holes.
+# Supervised tuning by TRL's trainer, on rows shown as videos: the recipe Memories-S0 starts from.
 #
 # - TRL's own collator knows images only, and fills missing videos with None; here a row is a number, and our collator shows it
 # - films may be cut to a share drawn for each batch: what it will meet at the edge is what it learned on
