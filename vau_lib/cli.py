@@ -43,7 +43,7 @@ class OneLine(typer.core.TyperGroup):
         except (ValueError, OSError, ImportError) as error:  # RunError, StoreError; a full disk, a missing extra
             if ctx.params.get("debug"):
                 raise
-            typer.echo(f"vau: {presets.one_line(error, limit=600)}", err=True)
+            typer.echo(f"vau: {artifacts.one_line(error, limit=600)}", err=True)
         except KeyboardInterrupt as error:
             typer.echo("vau: stopped; the same command goes on from here", err=True)
             raise typer.Exit(130) from error
@@ -287,7 +287,7 @@ def doctor() -> None:
         try:
             found = str(look())
         except Exception as error:  # a broken library may raise anything; telling so is what a doctor is for
-            found = f"no: {type(error).__name__}: {presets.one_line(error)}"
+            found = f"no: {type(error).__name__}: {artifacts.one_line(error)}"
         shown.add_row(what, found)
     _console().print(shown)
 
@@ -322,7 +322,7 @@ def _imports() -> str:
         try:
             importlib.import_module(name)
         except Exception as error:  # a wrong build fails as OSError, RuntimeError and others
-            broken.append(f"{name} ({type(error).__name__}: {presets.one_line(error, 120)})")
+            broken.append(f"{name} ({type(error).__name__}: {artifacts.one_line(error, 120)})")
     return "broken: " + ", ".join(broken) if broken else "all well"
 
 
@@ -348,7 +348,7 @@ def _codecs() -> str:
             try:
                 found[f"read by {reader}"] = f"{len(video.read_frames(path, range(8), reader=reader))} of 8 frames"
             except (ValueError, RuntimeError) as error:
-                found[f"read by {reader}"] = f"no: {presets.one_line(error)}"
+                found[f"read by {reader}"] = f"no: {artifacts.one_line(error)}"
     return ", ".join(f"{what}: {said}" for what, said in found.items())
 
 

@@ -28,8 +28,6 @@ End with one line of JSON: {"anomaly": 0 or 1, "kind": "a few words", "from_s": 
 
 NEW_TOKENS = 768  # of the released script
 
-VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".ts"}
-
 
 @dataclass(frozen=True)
 class GuardPlan:
@@ -48,9 +46,9 @@ def sources(where: str | Path) -> list[tuple[str, Path]]:
     if where.suffix == ".jsonl":
         return [(record.id, records.locate(record, where.parent)) for record in records.read_records(where)]
     if where.is_dir():
-        found = sorted(path for path in where.rglob("*") if path.suffix.lower() in VIDEOS)
+        found = sorted(path for path in where.rglob("*") if path.suffix.lower() in video.VIDEO_SUFFIXES)
         if not found:
-            raise ValueError(f"{where} holds no video ({', '.join(sorted(VIDEOS))})")
+            raise ValueError(f"{where} holds no video ({', '.join(sorted(video.VIDEO_SUFFIXES))})")
         return [(str(path.relative_to(where)), path) for path in found]
     if not where.is_file():
         raise ValueError(f"no video, folder or records.jsonl at {where}")

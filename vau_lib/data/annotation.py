@@ -250,7 +250,7 @@ def run(
                 continue
             rows = work(record)
         except (ValueError, OSError) as error:
-            failed[record.id] = " ".join(str(error).split())
+            failed[record.id] = artifacts.one_line(error)
             continue
         artifacts.write_json(place, {"facts": known, "rows": [_plain(row) for row in rows]})
     return failed

@@ -35,8 +35,6 @@ XD_CLASSES = dict(B1="fighting", B2="shooting", B4="riot", B5="abuse", B6="car a
 
 UCF_NORMAL = {"Normal", "Testing_Normal_Videos_Anomaly", "Training_Normal_Videos_Anomaly"}
 
-VIDEO_SUFFIXES = {".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg"}
-
 
 @dataclass(frozen=True)
 class Report:
@@ -171,7 +169,7 @@ def measured(records: Iterable[VideoRecord], root: str | Path) -> list[VideoReco
     What is missing or does not open stays as it was: `check` reports it.
     """
     root = Path(root).resolve()  # as `locate` does
-    files = sorted(path for path in root.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
+    files = sorted(path for path in root.rglob("*") if path.suffix.lower() in video.VIDEO_SUFFIXES)
     places = {key: path for path in reversed(files) for key in (path.stem, path.name)}
     found = []
     for record in records:
@@ -309,7 +307,7 @@ def _clip(where: str, row: Mapping[str, str], test_fold: int | str | None, datas
     if split not in ("train", "val", "test"):
         raise RecordError(f"{where}: split must be train, val or test, got {split!r}")
     place = _inside(where, PurePosixPath(row["clip"]))
-    name = place.stem if place.suffix.lower() in VIDEO_SUFFIXES else place.name
+    name = place.stem if place.suffix.lower() in video.VIDEO_SUFFIXES else place.name
     classes = (row["class"],) if row.get("class") else ()
     return VideoRecord(name, str(place), dataset, split, int(row["label"]), classes, group=row.get("source_group", ""))
 

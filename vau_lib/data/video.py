@@ -27,6 +27,8 @@ from vau_lib.workspace import artifacts
 
 FOLDER_FPS = 10.0  # a folder of images carries no clock; UCSD's were taken at 10 frames per second
 
+VIDEO_SUFFIXES = {".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".ts"}
+
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".bmp"}
 
 READERS = ("auto", "decord", "pyav")
@@ -115,7 +117,8 @@ def read_frames(path: str | Path, index: Sequence[int], *, reader: str = "auto")
             return _read_decord(path, wanted)[order]
         except (decord.DECORDError, RuntimeError) as error:
             if reader == "decord":
-                raise VideoError(f"{_name(path)}: decord cannot read it: {_line(error)}") from error
+                first_line = artifacts.one_line(str(error).split("\n")[0], 160)  # below it decord prints its stack
+                raise VideoError(f"{_name(path)}: decord cannot read it: {first_line}") from error
     return np.stack([frame.to_ndarray(format="rgb24") for frame in _read_av(path, wanted)])[order]
 
 
@@ -162,7 +165,9 @@ def live(source: str | Path, *, timeout_s: float = 10.0) -> Iterator[tuple[float
                 first = moment if first is None else first
                 yield moment - first, frame.to_ndarray(format="rgb24")
     except (av.error.FFmpegError, OSError) as error:
-        raise VideoError(f"{name}: no pictures from there: {_line(error)}") from error
+        raise VideoError(
+            f"{name}: no pictures from there: {artifacts.one_line(error.strerror or error, 160)}"
+        ) from error
 
 
 def write_video(path: str | Path, frames: Iterable[np.ndarray], *, fps: float = 30.0, crf: int = 20) -> VideoInfo:
@@ -223,7 +228,9 @@ def _index(path: str, changed_ns: int, size: int) -> _Track:
             height, width, time_base = stream.height, stream.width, stream.time_base
             rate = float(stream.average_rate or stream.guessed_rate or 0)
     except (av.error.FFmpegError, OSError) as error:
-        raise VideoError(f"{_name(path)}: not a readable video: {_line(error)}") from error
+        raise VideoError(
+            f"{_name(path)}: not a readable video: {artifacts.one_line(error.strerror or error, 160)}"
+        ) from error
     packets = sorted((pts, key) for pts, key in packets if pts is not None)
     if not packets or not height or not width:
         raise VideoError(f"{_name(path)}: it has no frames")
@@ -304,11 +311,6 @@ def _pixels(path: Path) -> np.ndarray:
 
 def _name(path: str | Path) -> str:
     return "/".join(Path(path).parts[-2:])
-
-
-def _line(error: BaseException) -> str:
-    said = getattr(error, "strerror", None) or str(error)
-    return (said.splitlines() or [type(error).__name__])[0][:160]
 
 
 def chunks(items: Iterable, size: int) -> Iterator[list]:

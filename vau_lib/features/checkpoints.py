@@ -57,7 +57,7 @@ def load_strictly(model: nn.Module, weights: Mapping[str, Tensor], source: str |
     try:
         model.load_state_dict(weights, strict=True)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = artifacts.one_line(error, 300)
         raise artifacts.StoreError(f"{Path(source).name} does not fit {type(model).__name__}: {reason}") from error
 
 

@@ -250,7 +250,7 @@ def _load_tower(folder: Path) -> nn.Module:
             use_safetensors=files[0].suffix == ".safetensors",
         )  # fmt: skip
     except Exception as error:  # a broken or hostile file can fail in any way; whichever, it is refused by name
-        reason = " ".join(str(error).split())[:200]
+        reason = artifacts.one_line(error, 200)
         raise artifacts.StoreError(f"{folder.name} does not load as a {kind.__name__}: {reason}") from error
     finally:
         transformers.logging.set_verbosity(before)
@@ -276,7 +276,7 @@ def _vision_config(folder: Path) -> object:
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        raise artifacts.StoreError(f"{folder.name}: {' '.join(str(error).split())[:200]}") from error
+        raise artifacts.StoreError(f"{folder.name}: {artifacts.one_line(error, 200)}") from error
     return getattr(config, "vision_config", config)
 
 

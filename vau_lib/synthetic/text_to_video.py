@@ -150,7 +150,7 @@ class _Diffusers:
         try:
             out = self.pipeline(prompt=self.prompt(scenario), generator=generator, output_type="np", **self.options)
         except (RuntimeError, ValueError) as error:  # out of memory, sizes a model cannot take
-            raise GenerationError(f"{self.name}: {' '.join(str(error).split())[:200]}") from error
+            raise GenerationError(f"{self.name}: {artifacts.one_line(error, 200)}") from error
         frames = np.asarray(out.frames[0])
         frames = frames if frames.dtype == np.uint8 else np.clip(frames * 255, 0, 255).round().astype(np.uint8)
         video.write_video(path, frames, fps=self.fps)
@@ -544,7 +544,7 @@ class Veo:
 
     def _clean(self, text: str) -> str:
         """Return a message as one line without the key, whatever the service put into it."""
-        text = " ".join(str(text).split())[:400]
+        text = artifacts.one_line(text, 400)
         return text.replace(self._secret, "***") if self._secret else text
 
 

@@ -83,7 +83,7 @@ class Endpoint:
                 raise _TryAgain(line, _seconds(error.headers.get("Retry-After"))) from None
             raise AnswerError(f"{self.label}: {line}") from None
         except (OSError, ValueError) as error:  # refused, timed out, cut off, not JSON
-            raise _TryAgain(f"{type(error).__name__}: {' '.join(str(error).split())[:120]}") from None
+            raise _TryAgain(f"{type(error).__name__}: {artifacts.one_line(error, 120)}") from None
         try:
             text = content["choices"][0]["message"]["content"]
         except (KeyError, IndexError, TypeError):

@@ -136,9 +136,7 @@ def load_adapter(model: nn.Module, folder: str | Path) -> PeftModel:
         with _quietly():
             return PeftModel.from_pretrained(model, str(folder)).eval()
     except (RuntimeError, ValueError, OSError) as error:
-        raise artifacts.StoreError(
-            f"the adapter at {folder} does not fit: {' '.join(str(error).split())[:200]}"
-        ) from error
+        raise artifacts.StoreError(f"the adapter at {folder} does not fit: {artifacts.one_line(error, 200)}") from error
 
 
 def last_checkpoint(folder: Path | None) -> str | None:

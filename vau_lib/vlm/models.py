@@ -97,7 +97,7 @@ def load(
         reader = AutoTokenizer if family in REMOTE else AutoProcessor  # their code prepares pictures itself
         processor = reader.from_pretrained(name_or_path, **asked)
     except (OSError, ValueError, RuntimeError) as error:
-        raise artifacts.StoreError(f"{name_or_path} cannot be loaded: {_line(error)}") from error
+        raise artifacts.StoreError(f"{name_or_path} cannot be loaded: {artifacts.one_line(error)}") from error
     made_by = Path(name_or_path) / "made_by.json"
     facts = artifacts.read_json(made_by) if made_by.is_file() else {}
     return VLM(model, processor, family, facts.get("name", Path(name_or_path).name), facts.get("kind", ""))
@@ -116,9 +116,13 @@ def _config(name_or_path, asked: dict):
         kind = artifacts.read_json(path / "config.json").get("model_type") if path.is_dir() else None
         if kind in REMOTE or "trust_remote_code" in str(error):
             raise ValueError(OWN_CODE.format(name_or_path)) from error
-        raise artifacts.StoreError(f"{name_or_path} has no readable config.json: {_line(error)}") from error
+        raise artifacts.StoreError(
+            f"{name_or_path} has no readable config.json: {artifacts.one_line(error)}"
+        ) from error
     except OSError as error:
-        raise artifacts.StoreError(f"no model {name_or_path} here or on the hub: {_line(error)}") from error
+        raise artifacts.StoreError(
+            f"no model {name_or_path} here or on the hub: {artifacts.one_line(error)}"
+        ) from error
 
 
 def _options(dtype, device: str, attention: str, bits: int | None) -> dict:
@@ -137,10 +141,6 @@ def _options(dtype, device: str, attention: str, bits: int | None) -> dict:
             raise ValueError(f"bits={bits} needs the package bitsandbytes, which is not installed")
         options["quantization_config"] = BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8)
     return options
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
 
 
 def save(speaker: VLM, folder: str | Path, **facts: object) -> Path:

@@ -23,6 +23,14 @@ class StoreError(ValueError):
     """A file that is missing, broken, or made by something else than asked for."""
 
 
+def one_line(text: object, limit: int = 300) -> str:
+    """Return any text or error as one line of at most `limit` characters; an error without words gives its type."""
+    line = " ".join(str(text).split())
+    if not line and isinstance(text, BaseException):
+        line = type(text).__name__
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path` (same suffix); on success it takes the place of `path` in one step."""

@@ -260,7 +260,7 @@ def _stop(copy: dict, error: BaseException | None = None) -> str:
         where += f": {output['ename']}: {output['evalue']}"
     elif error:
         where += f": {type(error).__name__}: {error}"
-    return presets.one_line(where)
+    return artifacts.one_line(where)
 
 
 def _outputs(copy: dict) -> list[dict]:
@@ -310,7 +310,9 @@ def _scalar(name: str, value: object) -> str | bool | int | float:
     if getattr(value, "ndim", None) == 0:  # numpy's scalars, tensors of no axis
         value = value.item()
     if not isinstance(value, str | bool | int | float) or (isinstance(value, float) and not math.isfinite(value)):
-        raise RunError(f"record: {name} must be text, a bool, an int or a finite float, got {presets.one_line(value)}")
+        raise RunError(
+            f"record: {name} must be text, a bool, an int or a finite float, got {artifacts.one_line(value)}"
+        )
     return value
 
 

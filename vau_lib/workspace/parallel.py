@@ -12,6 +12,8 @@ from multiprocessing import get_context
 
 from tqdm.auto import tqdm
 
+from vau_lib.workspace import artifacts
+
 ENGINES = ("serial", "processes", "ray")
 
 
@@ -20,7 +22,7 @@ def _attempt(fn: Callable, item: object) -> tuple[object, str | None]:
     try:
         return fn(item), None
     except (ValueError, OSError) as error:
-        return None, " ".join(str(error).split())
+        return None, artifacts.one_line(error, limit=600)
 
 
 def map_videos(

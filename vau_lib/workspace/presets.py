@@ -19,6 +19,8 @@ from pathlib import Path
 
 import yaml
 
+from vau_lib.workspace.artifacts import one_line
+
 KERNEL = "python3"
 
 NUMBERS = (int, float)  # an int does where a float is asked for; YAML has no tuples
@@ -69,12 +71,6 @@ def project_path(text: str | Path) -> Path:
 def shown(path: Path) -> str:
     """Return a path as messages show it: relative to the project where it lies inside."""
     return str(path.relative_to(project())) if path.is_relative_to(project()) else str(path)
-
-
-def one_line(text: object, limit: int = 300) -> str:
-    """Return any text as one line of at most `limit` characters."""
-    line = " ".join(str(text).split())
-    return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
 def notebooks() -> dict[str, Path]:
