@@ -30,11 +30,11 @@ CALIBRATION, HEALING, BATCH, EPOCHS, RATE = 4, 30, 16, 8, 2e-3  # batches, batch
 ROUNDS = 9
 
 
-def batches_of(speaker: models.VLM, root: Path, rows: list[dict], count: int) -> list[dict]:
+def batches_of(vlm: models.VLM, root: Path, rows: list[dict], count: int) -> list[dict]:
     """Return `count` batches of training questions with their answers, without labels."""
-    data = instruction_data.InstructionSamples(rows, root, speaker, num_frames=toy_benchmark.FRAMES, seed=1)
+    data = instruction_data.InstructionSamples(rows, root, vlm, num_frames=toy_benchmark.FRAMES, seed=1)
     order = np.random.default_rng(0).permutation(len(data))[: count * BATCH].reshape(-1, BATCH)
-    found = [chat.collate(speaker, [data[int(n)] for n in part]) for part in order]
+    found = [chat.collate(vlm, [data[int(n)] for n in part]) for part in order]
     return [{name: value for name, value in batch.items() if name != "labels"} for batch in found]
 
 
@@ -96,7 +96,7 @@ def main() -> None:
     asked = [row for row in toy_dataset.instructions(found[part]) if row["task"] == "judgement"]
     twin = toy_benchmark.taught(project / "data" / "toy_models" / "internvl")
     tuned, _ = toy_benchmark.tune_judgement(twin, folder / "train", rows)
-    whole = tuned.but(model=finetuning.merge(tuned.model).eval())
+    whole = tuned.replace(model=finetuning.merge(tuned.model).eval())
     embedded = whole.model.get_input_embeddings().weight.numel()
     everything = sum(part.numel() for part in whole.model.parameters())
     print(f"{whole.label}: {everything:,} parameters, {embedded / everything:.0%} of them word vectors")
@@ -104,7 +104,7 @@ def main() -> None:
     healing = batches_of(whole, folder / "train", rows, HEALING)
 
     def accuracy(model: nn.Module) -> dict:
-        return toy_benchmark.judge(whole.but(model=model), folder / part, asked)[0]
+        return toy_benchmark.judge(whole.replace(model=model), folder / part, asked)[0]
 
     small, lines = cuts(whole.model, calibration), []
     seconds = dict(zip(small, latency(list(small.values()), calibration[0]), strict=True))
@@ -122,7 +122,7 @@ def main() -> None:
         )
         lines.append({"method": name} | cost | right)
         print(f"  {name:32}", "  ".join(f"{key} {value:.3g}" for key, value in (cost | right).items()), flush=True)
-    table = pd.DataFrame(lines).assign(speaker=whole.label, videos=len(asked))
+    table = pd.DataFrame(lines).assign(model=whole.label, videos=len(asked))
     if part == "test":
         result_tables.write_curve(project / "data" / "results" / "curves" / "compressed_twin.csv", table.round(4))
 

@@ -2,11 +2,11 @@
 
 - a long video is 15 close-ups joined, 90 s; in half of them one, in the middle part, shows an event of a few seconds; the
   other half is the same film with that place's normal twin, so that nothing but the event tells them apart
-- the speaker is the kept twin, LoRA-tuned here on short close-ups; the scorer is trained on the twin's own rows of others
+- the model is the kept twin, LoRA-tuned here on short close-ups; the scorer is trained on the twin's own rows of others
 - frames: uniform; ATS with RANDOM weights; ATS trained on the tower's class token (which nothing taught to say anything) and
   on its picture tokens, at the paper's tau, and at the tau that put most frames into events of the videos that chose the epoch;
   and the true span (uniform where there is no event)
-- last, the speaker is tuned on with long videos of the tuning worlds, shown as it will be asked: its ATS's frames, or even ones
+- last, the model is tuned on with long videos of the tuning worlds, shown as it will be asked: its ATS's frames, or even ones
 Worlds: tuning, scorer and held-out have seeds of their own; the intervals are over held-out worlds.
     python benchmarks/explanations.py [SEED OF THE HELD-OUT WORLDS]
 """
@@ -36,7 +36,7 @@ JOINED = 240  # rows of long videos the scorer learns from, a quarter of them to
 SCORER = dict(hidden=32, heads=2, head_width=8, slots=16)
 TAUS = (0.1, 0.03, 0.01, 0.003)  # the paper's first
 PLAN = anomaly_scorer.recipe(epochs=20, learning_rate=2e-3, batch_size=16)
-LONG_WORLDS = 150  # tuning worlds whose long videos the speaker is tuned on with
+LONG_WORLDS = 150  # tuning worlds whose long videos the model is tuned on with
 OWN_TAU = 0.01  # then; with rate and steps chosen on 60 other tuning worlds (.842; .808 at tau .1; .775 at rate 1e-3)
 TUNING_ON = finetuning.LoraPlan(
     max_steps=200, learning_rate=3e-3, warmup_share=0.1, batch_size=16, log_steps=20, save_steps=10**9
@@ -121,10 +121,10 @@ def true_span(root: Path, row: dict) -> np.ndarray:
     return event[video.sample_index(len(event), FRAMES)] if len(event) else evenly(root, row)
 
 
-def tune_on(speaker: models.VLM, root: Path, rows: list[dict], choose) -> models.VLM:
-    """Return a copy of the speaker, its adapter trained further on long videos shown as `choose(row)` says."""
+def tune_on(vlm: models.VLM, root: Path, rows: list[dict], choose) -> models.VLM:
+    """Return a copy of the model, its adapter trained further on long videos shown as `choose(row)` says."""
     picks = {row["id"]: choose(row) for row in rows}
-    fresh = speaker.but(model=deepcopy(speaker.model))
+    fresh = vlm.replace(model=deepcopy(vlm.model))
     finetuning.fit(
         fresh,
         instruction_data.InstructionSamples(rows, root, fresh, picks=lambda row: picks[row["id"]]),
@@ -195,12 +195,12 @@ def report(held: Path, asked: list[dict], ways: dict) -> None:
     worlds, right = np.array([row["world"] for row in asked]), {}
     anomalous = np.array([len(row["event"]) > 0 for row in asked])
     print(f"\n{len(asked)} long videos of {len(set(worlds))} worlds, half with an event; {FRAMES} frames shown")
-    for name, (speaker, choose) in ways.items():
+    for name, (vlm, choose) in ways.items():
         picks = {row["id"]: choose(row) for row in asked}
         data = instruction_data.InstructionSamples(
-            asked, held, speaker, picks=lambda row, picks=picks: picks[row["id"]], answers=False
+            asked, held, vlm, picks=lambda row, picks=picks: picks[row["id"]], answers=False
         )
-        said = inference.answers(speaker, data)
+        said = inference.answers(vlm, data)
         right[name] = np.array(
             [
                 answer_parsing.judgement_of(a) == answer_parsing.judgement_of(r["answer"])

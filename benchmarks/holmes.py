@@ -52,9 +52,7 @@ def scorer_of(width: int) -> explain.Scorer:
     return explain.random_scorer(width)
 
 
-def timed(
-    path: Path, speaker: models.VLM, scorer: explain.Scorer, *, reuse: bool
-) -> tuple[explain.ExplainedVideo, dict]:
+def timed(path: Path, vlm: models.VLM, scorer: explain.Scorer, *, reuse: bool) -> tuple[explain.ExplainedVideo, dict]:
     """Explain a video; return it with seconds by stage, generating apart from the rest of "ask"."""
     generate, spent = inference.generate, []
 
@@ -67,19 +65,19 @@ def timed(
 
     inference.generate = watched
     try:
-        found = explain.explain_video(path, speaker, scorer, reuse=reuse, max_new_tokens=NEW_TOKENS)
+        found = explain.explain_video(path, vlm, scorer, reuse=reuse, max_new_tokens=NEW_TOKENS)
     finally:
         inference.generate = generate
     return found, found.seconds | {"prompt": found.seconds["ask"] - sum(spent), "generate": sum(spent)}
 
 
-def stages(speaker: models.VLM, scorer: explain.Scorer, found: dict[str, Path]) -> None:
+def stages(vlm: models.VLM, scorer: explain.Scorer, found: dict[str, Path]) -> None:
     print(f"\nSeconds by stage, median of {ROUNDS} interleaved rounds, share of the whole in brackets")
     for name, path in found.items():
         runs = {True: [], False: []}
         for _ in range(ROUNDS):
             for reuse, kept in runs.items():
-                kept.append(timed(path, speaker, scorer, reuse=reuse))
+                kept.append(timed(path, vlm, scorer, reuse=reuse))
         seconds = {}
         for reuse, kept in runs.items():
             seconds[reuse] = {stage: np.median([run[stage] for _, run in kept]) for stage in STAGES}
@@ -98,15 +96,15 @@ def stages(speaker: models.VLM, scorer: explain.Scorer, found: dict[str, Path]) 
         )
 
 
-def memory(speaker: models.VLM, scorer: explain.Scorer, scratch: Path) -> None:
+def memory(vlm: models.VLM, scorer: explain.Scorer, scratch: Path) -> None:
     print("\nResident memory above what is held before (320 x 240 noise, tokens in a scratch file)")
-    explain.explain_video(film(scratch, 200), speaker, scorer, max_new_tokens=NEW_TOKENS)  # warm-up
+    explain.explain_video(film(scratch, 200), vlm, scorer, max_new_tokens=NEW_TOKENS)  # warm-up
     risen = {}
     for count in (800, 6400):
         path = film(scratch, count)
         video.frame_times(path)
         with Peak() as peak:
-            found = explain.explain_video(path, speaker, scorer, max_new_tokens=NEW_TOKENS)
+            found = explain.explain_video(path, vlm, scorer, max_new_tokens=NEW_TOKENS)
         risen[count] = peak.mb
         print(f"  {count:5} frames: {found.vision_frames:3} frames seen, +{peak.mb:5.1f} MB, {peak.seconds:5.2f} s")
     print(
@@ -116,12 +114,12 @@ def memory(speaker: models.VLM, scorer: explain.Scorer, scratch: Path) -> None:
 
 def main() -> None:
     torch.set_num_threads(1)
-    speaker = toy_benchmark.taught(presets.project() / "data" / "toy_models" / "internvl")
-    scorer = scorer_of(speaker.model.config.vision_config.hidden_size)
-    print(f"{speaker.label}; {scorer.label}; {inference.NUM_FRAMES} frames, {torch.get_num_threads()} thread")
+    vlm = toy_benchmark.taught(presets.project() / "data" / "toy_models" / "internvl")
+    scorer = scorer_of(vlm.model.config.vision_config.hidden_size)
+    print(f"{vlm.label}; {scorer.label}; {inference.NUM_FRAMES} frames, {torch.get_num_threads()} thread")
     with TemporaryDirectory() as scratch:
-        stages(speaker, scorer, films(Path(scratch)))
-        memory(speaker, scorer, Path(scratch))
+        stages(vlm, scorer, films(Path(scratch)))
+        memory(vlm, scorer, Path(scratch))
 
 
 if __name__ == "__main__":

@@ -63,16 +63,16 @@ class Exam:
         self.order = [row for seed in (1, 2) for row in event_order.order_rows(found, seed=seed)]
         self.judgement = [row for row in toy_dataset.instructions(found) if row["task"] == "judgement"]
 
-    def ask(self, speaker: models.VLM, rows: list[dict], length: int) -> list[str]:
-        shown, said = event_order.OrderPrompts(speaker, self.root), []
+    def ask(self, vlm: models.VLM, rows: list[dict], length: int) -> list[str]:
+        shown, said = event_order.OrderPrompts(vlm, self.root), []
         for start in range(0, len(rows), 16):
             turns = [shown(row) for row in rows[start : start + 16]]
-            said += inference.generate(speaker, turns, max_new_tokens=length, tell=None)
+            said += inference.generate(vlm, turns, max_new_tokens=length, tell=None)
         return said
 
-    def sit(self, speaker: models.VLM) -> pd.DataFrame:
+    def sit(self, vlm: models.VLM) -> pd.DataFrame:
         """Return a row per question and part of the exam it counts for: asked, video, right."""
-        said, judged = self.ask(speaker, self.order, 8), self.ask(speaker, self.judgement, 24)
+        said, judged = self.ask(vlm, self.order, 8), self.ask(vlm, self.judgement, 24)
         rows = []
         for row, answer in zip(self.order, said, strict=True):
             name, right = f"order, {row['pieces']} pieces", event_order.order_reward(answer, row["order"]) == 1
@@ -109,7 +109,7 @@ def learner_of(project: Path, study: Study) -> models.VLM:
     """Return the kept twin with a fresh adapter, and the digits' vectors free where a study needs to say new ones."""
     twin = toy_benchmark.taught(project / "data" / "toy_models" / "internvl")
     digits = twin.tokenizer.convert_tokens_to_ids(["1", "2", "3"]) if study.digits else ()
-    return twin.but(model=finetuning.lora(twin.model, tokens=digits, seed=0), kind=f"{twin.kind}, LoRA")
+    return twin.replace(model=finetuning.lora(twin.model, tokens=digits, seed=0), kind=f"{twin.kind}, LoRA")
 
 
 def main() -> None:
@@ -124,17 +124,17 @@ def main() -> None:
                 place, num_videos=count, seed=seed, splits={side: 1.0}, engine="processes"
             )
             exam = Exam(place, found[side])
-    rows, speaker = rows_of(found["train"], study.counts), learner_of(project, study)
+    rows, vlm = rows_of(found["train"], study.counts), learner_of(project, study)
     begun = time.process_time()
-    event_order.supervised_start(speaker, rows, folder / "train", plan=replace(START, max_steps=study.start_steps))
+    event_order.supervised_start(vlm, rows, folder / "train", plan=replace(START, max_steps=study.start_steps))
     print(f"supervised start: {time.process_time() - begun:.0f} CPU s")
-    rated, curves = lines("supervised start", [exam.sit(speaker)]), []
+    rated, curves = lines("supervised start", [exam.sit(vlm)]), []
     for who, how in WAYS.items():
         if name == "three" and "contrasted" in how:
             continue  # it paid nothing on orders with two
         sat = []
         for seed in SEEDS:
-            learner, begun = speaker.but(model=deepcopy(speaker.model)), (time.perf_counter(), time.process_time())
+            learner, begun = vlm.replace(model=deepcopy(vlm.model)), (time.perf_counter(), time.process_time())
             plan = replace(study.plan, seed=seed)
             curve = event_order.train(learner, rows, folder / "train", plan=plan, judgements=JUDGEMENTS, **how)
             print(
@@ -149,7 +149,7 @@ def main() -> None:
     print(table[table["seeds"] > 1].round(3).to_string(index=False))
     if part == "test":
         place, end = project / "data" / "results" / "curves", "" if name == "two" else f"_{name}"
-        result_tables.write_curve(place / f"ordering{end}.csv", table.assign(speaker=speaker.label).round(4))
+        result_tables.write_curve(place / f"ordering{end}.csv", table.assign(model=vlm.label).round(4))
         result_tables.write_curve(place / f"ordering{end}_reward.csv", pd.concat(curves).round(4))
 
 

@@ -1,6 +1,6 @@
 """What does a judgement cost that is made from a fifth of the tokens? With a toy, on SYNTHETIC close-ups. One run.
 
-- the speaker is the kept InternVL twin, LoRA-tuned here on twelve frames a question (192 picture tokens) of films with holes: cut
+- the model is the kept InternVL twin, LoRA-tuned here on twelve frames a question (192 picture tokens) of films with holes: cut
   by our rule to a share drawn for every film, log-uniform in [.1, 1]. Peers are judged by the same weights, which favours ours
 - worlds of tuning, of validation (where frames, steps, rate and shares were chosen) and of the test are apart; intervals are over
   worlds, whose twins stay together
@@ -61,14 +61,14 @@ def tune(
     facts = dict(frames=FRAMES, fps=FPS, steps=steps, rate=PLAN.learning_rate, rules=names, rows=len(rows))
     try:
         artifacts.check_made_by(folder, **facts)
-        return twin.but(model=finetuning.load_adapter(twin.model, folder), kind=f"{twin.kind}, LoRA")
+        return twin.replace(model=finetuning.load_adapter(twin.model, folder), kind=f"{twin.kind}, LoRA")
     except artifacts.StoreError:
         pass
-    tuned = twin.but(model=finetuning.lora(twin.model, seed=PLAN.seed), kind=f"{twin.kind}, LoRA")
+    tuned = twin.replace(model=finetuning.lora(twin.model, seed=PLAN.seed), kind=f"{twin.kind}, LoRA")
     seen = tuned
     if names:
         rule = drawn(names, np.random.default_rng(PLAN.seed))
-        seen = tuned.but(model=token_pruning.compressed(tuned.model, share=1.0, rule=rule))
+        seen = tuned.replace(model=token_pruning.compressed(tuned.model, share=1.0, rule=rule))
     curve = finetuning.fit(
         seen,
         instruction_data.InstructionSamples(rows, root, tuned, num_frames=FRAMES, seed=PLAN.seed),
@@ -89,9 +89,9 @@ class Judge:
         group = {record.path: record.group for record in found}
         self.worlds = np.array([group[row["video"]] for row in self.rows])
 
-    def right(self, speaker: models.VLM, **how) -> np.ndarray:
+    def right(self, vlm: models.VLM, **how) -> np.ndarray:
         """Return which judgements are right, bool (rows,)."""
-        _, said = toy_benchmark.judge(speaker, self.root, self.rows, frames=FRAMES, **how)
+        _, said = toy_benchmark.judge(vlm, self.root, self.rows, frames=FRAMES, **how)
         return np.array(
             [
                 answer_parsing.judgement_of(a) == answer_parsing.judgement_of(row["answer"])
@@ -99,10 +99,10 @@ class Judge:
             ]
         )
 
-    def cut(self, speaker: models.VLM, rule: str, share: float) -> np.ndarray:
+    def cut(self, vlm: models.VLM, rule: str, share: float) -> np.ndarray:
         """Return which judgements are right from a share of the tokens."""
         chosen = lots(rule, np.random.default_rng(0))
-        return self.right(speaker.but(model=token_pruning.compressed(speaker.model, share=share, rule=chosen)))
+        return self.right(vlm.replace(model=token_pruning.compressed(vlm.model, share=share, rule=chosen)))
 
     def over_worlds(self, values: np.ndarray) -> tuple[float, float, float]:
         """Return a mean and its 95 % interval over worlds."""
@@ -133,18 +133,18 @@ def main() -> None:
     taught = partial(toy_benchmark.taught, project / "data" / "toy_models" / "internvl")
     print(f"{len(judge.rows)} {part} close-ups, {FRAMES} frames, judgement right:")
     for name, rules in TUNED_ON.items():
-        speaker = tune(taught(), folder / "train", rows, kept / name.replace(" ", "_"), rules)
-        whole = judge.right(speaker)
+        vlm = tune(taught(), folder / "train", rows, kept / name.replace(" ", "_"), rules)
+        whole = judge.right(vlm)
         judge.enter(name, "keep all", 1.0, whole, whole)
         for rule in [OURS, *PEERS] if part == "test" else [OURS]:
             for share in SHARES if rule == OURS else (0.3, 0.2):
-                judge.enter(name, rule, share, judge.cut(speaker, rule, share), whole)
-        judge.enter(name, "blind", 1.0, judge.right(speaker, blind=True), whole)
+                judge.enter(name, rule, share, judge.cut(vlm, rule, share), whole)
+        judge.enter(name, "blind", 1.0, judge.right(vlm, blind=True), whole)
     if part == "test":
         dealt = toy_benchmark.shuffled(rows, seed=0)
         noise = tune(taught(), folder / "train", dealt, kept / "shuffled", TUNED_ON["our holes"], steps=150)
         judge.enter("shuffled answers", OURS, 0.2, judge.cut(noise, OURS, 0.2), whole)
-        table = pd.DataFrame(judge.lines).assign(speaker=speaker.label)
+        table = pd.DataFrame(judge.lines).assign(model=vlm.label)
         result_tables.write_curve(project / "data" / "results" / "curves" / "token_accuracy.csv", table.round(4))
 
 

@@ -26,7 +26,7 @@ def train(steps: int, processes: int) -> None:
 
     torch.set_num_threads(1)
     twin = tiny_vlm.tiny("internvl")
-    tuned = twin.but(model=finetuning.lora(twin.model))
+    tuned = twin.replace(model=finetuning.lora(twin.model))
     with TemporaryDirectory() as place:
         rows = []
         for number in range(16):

@@ -105,8 +105,8 @@ def test_when_it_happens_is_asked_with_clocks_and_paid_by_overlap(world):
         assert event_order.reward_parts(row, row["answer"])["when"] > 0.9  # the answer is rounded
         assert event_order.reward_parts(row, event_order.NEVER)["when"] == (not one.events)
     assert event_order.when_rows([record([])]) == [], "an anomaly whose seconds nobody knows is no question"
-    speaker = tiny_vlm.tiny("internvl", sizes=SMALL)
-    text = speaker.tokenizer.decode(event_order.OrderPrompts(speaker, root)(rows[0])["input_ids"][0])
+    vlm = tiny_vlm.tiny("internvl", sizes=SMALL)
+    text = vlm.tokenizer.decode(event_order.OrderPrompts(vlm, root)(rows[0])["input_ids"][0])
     assert re.search(r"Frame1 at \d+\.\ds", text)
 
 
@@ -143,9 +143,9 @@ def test_a_question_shows_the_pieces_in_the_shuffled_order(world):
         parts = np.split(row["frames"], row["pieces"])
         ordered = event_order.unshuffle(parts, row["order"])
         assert (np.diff(np.concatenate(ordered)) > 0).all()
-    speaker = tiny_vlm.tiny("internvl", sizes=SMALL)
-    turn = event_order.OrderPrompts(speaker, root)(rows[0], rows[0]["answer"])
-    text = speaker.tokenizer.decode(turn["input_ids"][0])
+    vlm = tiny_vlm.tiny("internvl", sizes=SMALL)
+    turn = event_order.OrderPrompts(vlm, root)(rows[0], rows[0]["answer"])
+    text = vlm.tokenizer.decode(turn["input_ids"][0])
     assert rows[0]["question"] in text and " at " not in text.split("In which order")[0].split("Frame1")[-1]  # no clock
 
 
@@ -153,16 +153,16 @@ def test_supervision_then_reinforcement_run_end_to_end(world):
     root, found = world
     rows = event_order.order_rows(found) + [r for r in toy_dataset.instructions(found) if r["task"] == "judgement"]
     twin = tiny_vlm.tiny("internvl", sizes=SMALL)
-    speaker = twin.but(model=finetuning.lora(twin.model, r=4, alpha=8, seed=0))
+    vlm = twin.replace(model=finetuning.lora(twin.model, r=4, alpha=8, seed=0))
     losses = event_order.supervised_start(
-        speaker, rows, root, plan=finetuning.LoraPlan(max_steps=2, batch_size=4, log_steps=1)
+        vlm, rows, root, plan=finetuning.LoraPlan(max_steps=2, batch_size=4, log_steps=1)
     )
     plan = grpo.GRPOPlan(steps=2, questions=2, group=2, max_new_tokens=4)
-    curves, dealt = (event_order.train(speaker, rows, root, plan=plan, dealt=kind) for kind in (False, True))
+    curves, dealt = (event_order.train(vlm, rows, root, plan=plan, dealt=kind) for kind in (False, True))
     assert len(losses) >= 2 and len(curves) == len(dealt) == 2
     assert {"reward", "length", "kl", "entropy", "dead"} <= set(curves.columns)
     rows = event_order.with_cuts(rows, found) + event_order.shuffled_rows(found) + event_order.when_rows(found)
-    against = event_order.train(speaker, rows, root, plan=replace(plan, questions=10), contrasted=True)
+    against = event_order.train(vlm, rows, root, plan=replace(plan, questions=10), contrasted=True)
     parts = {name for name in against if name.startswith("reward_")}
     assert parts and parts <= {f"reward_{part}" for part in ("order", "form", "judgement", "shuffled", "when")}
 

@@ -33,8 +33,8 @@ def told(scores) -> explain.Scorer:
     return explain.Scorer(lambda rows: np.asarray(scores, float), "told scores")
 
 
-def explain_clip(path, speaker, scorer, **how) -> explain.ExplainedVideo:
-    return explain.explain_video(path, speaker, scorer, **({"num_frames": 4, "stride": 5, "max_new_tokens": 4} | how))
+def explain_clip(path, vlm, scorer, **how) -> explain.ExplainedVideo:
+    return explain.explain_video(path, vlm, scorer, **({"num_frames": 4, "stride": 5, "max_new_tokens": 4} | how))
 
 
 # What is shown is what was seen
@@ -146,8 +146,8 @@ def test_a_single_frame_is_a_figure_too(twin, tmp_path):
 def test_real_videos_go_from_file_to_figure(real_data, name, tmp_path):
     """TOY model, RANDOM scorer: what is true of it are frames, times and labels. The earthquake has a variable rate."""
     (path,) = (real_data / "videos" / "demo").glob(f"*{name}*")
-    speaker = models.load(KEPT, local_only=True)
-    found = explain.explain_video(path, speaker, explain.random_scorer(64), max_new_tokens=24)
+    vlm = models.load(KEPT, local_only=True)
+    found = explain.explain_video(path, vlm, explain.random_scorer(64), max_new_tokens=24)
     container = video.frame_times(path)
     assert len(set(found.said.index)) == 12 and np.array_equal(found.times_s, container[found.index])
     assert found.said.times_s == pytest.approx(container[list(found.said.index)], abs=1e-3)
@@ -173,9 +173,7 @@ def test_real_videos_go_from_file_to_figure(real_data, name, tmp_path):
 )
 def test_an_empty_answer_is_called_empty(twin, clip, monkeypatch, judgement, title, caption):
     """Answers replayed in place of generating; two of the three say nothing."""
-    monkeypatch.setattr(
-        inference, "generate", lambda speaker, turns, **how: [judgement, ""] if len(turns) == 2 else [""]
-    )
+    monkeypatch.setattr(inference, "generate", lambda vlm, turns, **how: [judgement, ""] if len(turns) == 2 else [""])
     figure = explain.figure(explain_clip(clip, twin, told([0.5] * 10)))
     assert title in figure.get_suptitle() and caption in figure.get_supxlabel()
     assert "description: (the model said nothing)" in figure.get_supxlabel()
@@ -244,7 +242,7 @@ def test_a_model_without_its_tokens_is_refused(twin):
         pass
 
     with pytest.raises(ValueError) as error:
-        explain.VisionTower(twin.but(model=Closed()))
+        explain.VisionTower(twin.replace(model=Closed()))
     assert line_of(error) == "tiny-internvl (internvl) does not show its picture tokens"
 
 

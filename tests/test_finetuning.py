@@ -169,7 +169,7 @@ def test_a_row_without_what_it_needs_is_named(twin, rows, key):
 
 
 def test_a_few_steps_lower_the_loss(twin, rows):
-    tuned = twin.but(model=finetuning.lora(twin.model))
+    tuned = twin.replace(model=finetuning.lora(twin.model))
     plan = finetuning.LoraPlan(max_steps=9, learning_rate=1e-2, batch_size=8, log_steps=3)
     data = samples(tuned, rows)
     curve = finetuning.fit(tuned, data, data, plan=plan, progress=False)
@@ -180,7 +180,7 @@ def test_a_few_steps_lower_the_loss(twin, rows):
 def test_a_stopped_run_goes_on_to_the_same_weights(rows, tmp_path):
     def train(folder):
         twin = tiny_vlm.tiny("internvl", sizes=SMALL)
-        tuned = twin.but(model=finetuning.lora(twin.model))
+        tuned = twin.replace(model=finetuning.lora(twin.model))
         plan = finetuning.LoraPlan(max_steps=4, learning_rate=1e-3, batch_size=4, save_steps=2, log_steps=1)
         finetuning.fit(tuned, samples(tuned, rows), plan=plan, folder=folder, progress=False)
         return load_file(folder / "adapter_model.safetensors")
@@ -198,7 +198,7 @@ def test_checkpointing_activations_changes_no_gradient(twin, rows):
     ends = []
     for checkpointing in (False, True):
         fresh = tiny_vlm.tiny(twin.family, sizes=SMALL)
-        tuned = fresh.but(model=finetuning.lora(fresh.model, dropout=0.0))
+        tuned = fresh.replace(model=finetuning.lora(fresh.model, dropout=0.0))
         plan = finetuning.LoraPlan(max_steps=2, learning_rate=1e-2, batch_size=4, checkpointing=checkpointing)
         finetuning.fit(tuned, samples(tuned, rows), plan=plan, progress=False)
         ends.append({name: p.detach().clone() for name, p in tuned.model.named_parameters() if p.requires_grad})
@@ -221,7 +221,7 @@ def test_nothing_to_train_is_refused(twin, rows):
 
 
 def test_another_number_of_processes_than_asked_is_refused(twin, rows):
-    tuned = twin.but(model=finetuning.lora(twin.model))
+    tuned = twin.replace(model=finetuning.lora(twin.model))
     with pytest.raises(RuntimeError, match="1 processes train together, 2 were asked for"):
         finetuning.fit(tuned, samples(tuned, rows), plan=finetuning.LoraPlan(max_steps=1), expect_processes=2)
 
@@ -248,7 +248,7 @@ def test_merged_equals_adapter_and_survives_a_round_trip(twin, tmp_path):
         merged = finetuning.merge(tuned)
         assert (adapted - plain).abs().max() > 1e-2, "the adapter does something"
         assert (merged(**turn).logits - adapted).abs().max() < 1e-4
-        models.save(twin.but(model=merged), tmp_path / "merged")
+        models.save(twin.replace(model=merged), tmp_path / "merged")
         back = models.load(tmp_path / "merged", dtype=torch.float32)
         assert (back.model(**turn).logits - adapted).abs().max() < 1e-4
         again = finetuning.merge(tiny_vlm.tiny(twin.family, sizes=SMALL).model, tmp_path / "adapter")

@@ -17,20 +17,20 @@ SMALL = tiny_vlm.TinySizes(width=32, vision_width=32, text_layers=1, vision_laye
 PLAN = GRPOPlan(steps=3, questions=2, group=4, max_new_tokens=5, learning_rate=1e-2, warmup=1, save_every=1)
 
 
-def speaker_of(family):
+def vlm_of(family):
     twin = tiny_vlm.tiny(family, sizes=SMALL)
-    return twin.but(model=finetuning.lora(twin.model, r=4, alpha=8, seed=0))
+    return twin.replace(model=finetuning.lora(twin.model, r=4, alpha=8, seed=0))
 
 
 @pytest.fixture(scope="module", params=models.FAMILIES)
-def any_speaker(request):
-    return speaker_of(request.param)
+def any_vlm(request):
+    return vlm_of(request.param)
 
 
-def turns_of(speaker):
+def turns_of(vlm):
     rng = np.random.default_rng(0)
     films = rng.integers(0, 255, (4, 3, 56, 56, 3), dtype=np.uint8)
-    asked = [chat.encode(speaker, film, f"What is it, {n}?") for n, film in enumerate(films)]
+    asked = [chat.encode(vlm, film, f"What is it, {n}?") for n, film in enumerate(films)]
     return lambda step, draw: [(asked[int(n)], int(n)) for n in draw.integers(4, size=PLAN.questions)]
 
 
@@ -96,15 +96,15 @@ def test_advantages_are_trl_s():
     assert torch.allclose(scaled[0], mean[0] / (rewards[0].std() + 1e-4)) and not scaled[1].any()
 
 
-def test_log_probabilities_are_those_of_a_plain_forward(any_speaker):
+def test_log_probabilities_are_those_of_a_plain_forward(any_vlm):
     """With pictures given as pixels and the whole text at once, one question at a time."""
-    speaker = any_speaker
-    given = turns_of(speaker)(0, np.random.default_rng(3))
-    batch = chat.collate(speaker, [turn for turn, _ in given], side="left")
+    vlm = any_vlm
+    given = turns_of(vlm)(0, np.random.default_rng(3))
+    batch = chat.collate(vlm, [turn for turn, _ in given], side="left")
     torch.manual_seed(0)
-    seen = grpo.visual_tokens(speaker, batch)
-    said = grpo.rollout(speaker, batch, seen, PLAN, group=2)
-    found = grpo.logprobs(speaker, batch, seen, said, temperature=1.0)
+    seen = grpo.visual_tokens(vlm, batch)
+    said = grpo.rollout(vlm, batch, seen, PLAN, group=2)
+    found = grpo.logprobs(vlm, batch, seen, said, temperature=1.0)
     for row in range(len(said.ids)):
         turn, count = given[row // 2][0], int(said.counts[row].sum())
         whole = {**turn, "input_ids": torch.cat([turn["input_ids"], said.ids[row : row + 1, :count]], 1)}
@@ -113,16 +113,16 @@ def test_log_probabilities_are_those_of_a_plain_forward(any_speaker):
             extra = torch.zeros(1, count, dtype=whole["mm_token_type_ids"].dtype)
             whole["mm_token_type_ids"] = torch.cat([turn["mm_token_type_ids"], extra], 1)
         with torch.no_grad():
-            scores = speaker.model(**whole).logits[0, -count - 1 : -1].log_softmax(-1)
+            scores = vlm.model(**whole).logits[0, -count - 1 : -1].log_softmax(-1)
         wanted = scores.gather(1, said.ids[row, :count, None])[:, 0]
         assert torch.allclose(found[row, :count], wanted, atol=1e-4)
 
 
 @pytest.mark.parametrize("share", [1.0, 0.4])
-def test_a_share_of_the_tokens_is_enough_to_be_rewarded(any_speaker, share):
+def test_a_share_of_the_tokens_is_enough_to_be_rewarded(any_vlm, share):
     """Log-probabilities are those of the compressed model's own forward; with every token, those of the whole model."""
-    whole = any_speaker
-    small = whole.but(model=token_pruning.compressed(whole.model, share=share))
+    whole = any_vlm
+    small = whole.replace(model=token_pruning.compressed(whole.model, share=share))
     given = turns_of(whole)(0, np.random.default_rng(3))
     batch = chat.collate(small, [turn for turn, _ in given], side="left")
     torch.manual_seed(0)
@@ -150,62 +150,62 @@ def test_a_share_of_the_tokens_is_enough_to_be_rewarded(any_speaker, share):
 # Learning
 
 
-def test_gradients_reach_the_vision_tower(any_speaker):
-    speaker = any_speaker
-    given = turns_of(speaker)(0, np.random.default_rng(0))
-    batch = chat.collate(speaker, [turn for turn, _ in given], side="left")
-    tower = [part for name, part in speaker.model.named_parameters() if "vision" in name or "visual" in name]
+def test_gradients_reach_the_vision_tower(any_vlm):
+    vlm = any_vlm
+    given = turns_of(vlm)(0, np.random.default_rng(0))
+    batch = chat.collate(vlm, [turn for turn, _ in given], side="left")
+    tower = [part for name, part in vlm.model.named_parameters() if "vision" in name or "visual" in name]
     for part in tower:
         part.requires_grad_(True)
-    seen = grpo.visual_tokens(speaker, batch, learn=True)
-    said = grpo.rollout(speaker, batch, [one.detach() for one in seen], PLAN, group=2)
-    grpo.logprobs(speaker, batch, seen, said, temperature=1.0).sum().backward()
+    seen = grpo.visual_tokens(vlm, batch, learn=True)
+    said = grpo.rollout(vlm, batch, [one.detach() for one in seen], PLAN, group=2)
+    grpo.logprobs(vlm, batch, seen, said, temperature=1.0).sum().backward()
     assert sum(float(part.grad.abs().sum()) for part in tower if part.grad is not None) > 0
-    for part in speaker.model.parameters():
+    for part in vlm.model.parameters():
         part.grad = None
     for part in tower:
         part.requires_grad_(False)
 
 
 def test_a_group_that_is_all_alike_changes_nothing():
-    speaker = speaker_of("internvl")
-    before = {n: p.clone() for n, p in get_peft_model_state_dict(speaker.model).items()}
-    curves = grpo.train(speaker, turns_of(speaker), lambda *_: 1.0, plan=PLAN)
+    vlm = vlm_of("internvl")
+    before = {n: p.clone() for n, p in get_peft_model_state_dict(vlm.model).items()}
+    curves = grpo.train(vlm, turns_of(vlm), lambda *_: 1.0, plan=PLAN)
     assert (curves["dead"] == 1).all() and (curves["loss"] == 0).all()
-    assert all(torch.equal(before[n], p) for n, p in get_peft_model_state_dict(speaker.model).items())
+    assert all(torch.equal(before[n], p) for n, p in get_peft_model_state_dict(vlm.model).items())
 
 
 def test_one_step_makes_the_better_answers_likelier():
     """A bandit of one question: the same draw, scored before and after one step; what beat its group gains on what did not."""
-    speaker = speaker_of("internvl")
-    asked = turns_of(speaker)(0, np.random.default_rng(0))[:1]
+    vlm = vlm_of("internvl")
+    asked = turns_of(vlm)(0, np.random.default_rng(0))[:1]
     plan = GRPOPlan(steps=1, questions=1, group=16, max_new_tokens=3, learning_rate=1e-3, warmup=1)
-    batch = chat.collate(speaker, [asked[0][0]], side="left")
-    seen = grpo.visual_tokens(speaker, batch)
+    batch = chat.collate(vlm, [asked[0][0]], side="left")
+    seen = grpo.visual_tokens(vlm, batch)
     torch.manual_seed(plan.seed)
-    drawn = grpo.rollout(speaker, batch, seen, plan, group=plan.group)
+    drawn = grpo.rollout(vlm, batch, seen, plan, group=plan.group)
     rewards = torch.tensor([[float(len(text) % 3) for text in drawn.texts]])
     better = grpo.advantages(rewards, by_deviation=False)[0]
     assert better.abs().max() > 0
 
     def gained():
         with torch.no_grad():
-            scores = grpo.logprobs(speaker, batch, seen, drawn, temperature=1.0)
+            scores = grpo.logprobs(vlm, batch, seen, drawn, temperature=1.0)
         return float(((scores * drawn.counts).sum(1) * better).sum())
 
     before = gained()
-    grpo.train(speaker, lambda *_: asked, lambda text, _: float(len(text) % 3), plan=plan)
+    grpo.train(vlm, lambda *_: asked, lambda text, _: float(len(text) % 3), plan=plan)
     assert gained() > before
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.1])
 def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(tmp_path, beta):
     plan = GRPOPlan(**{**vars(PLAN), "beta": beta})
-    whole, parts = speaker_of("qwen2_5_vl"), speaker_of("qwen2_5_vl")
+    whole, parts = vlm_of("qwen2_5_vl"), vlm_of("qwen2_5_vl")
     straight = grpo.train(whole, turns_of(whole), length_reward, plan=plan)
     short = GRPOPlan(**{**vars(plan), "steps": 2})
     grpo.train(parts, turns_of(parts), length_reward, plan=short, folder=tmp_path)
-    again = parts if beta else speaker_of("qwen2_5_vl")  # the start is in the checkpoint, whatever is passed in
+    again = parts if beta else vlm_of("qwen2_5_vl")  # the start is in the checkpoint, whatever is passed in
     resumed = grpo.train(again, turns_of(again), length_reward, plan=plan, folder=tmp_path)
     assert resumed["reward"].tolist() == pytest.approx(straight["reward"].tolist())
     ours, theirs = (get_peft_model_state_dict(s.model) for s in (again, whole))
@@ -213,8 +213,8 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(tmp_path, beta):
 
 
 def test_parts_of_a_reward_are_logged_by_name():
-    speaker = speaker_of("internvl")
-    parts = grpo.train(speaker, turns_of(speaker), lambda text, n: {"a": 1.0, **({"b": 2.0} if n else {})}, plan=PLAN)
+    vlm = vlm_of("internvl")
+    parts = grpo.train(vlm, turns_of(vlm), lambda text, n: {"a": 1.0, **({"b": 2.0} if n else {})}, plan=PLAN)
     assert (
         (parts["reward_a"] == 1).all() and (parts["reward_b"].dropna() == 2).all() and parts["reward_b"].notna().any()
     )
@@ -222,52 +222,50 @@ def test_parts_of_a_reward_are_logged_by_name():
 
 @pytest.mark.parametrize("worth", [0.1, 0.4, 1.3])
 def test_groups_alike_are_dead_whatever_they_are_paid(worth):
-    speaker = speaker_of("internvl")
-    before = [part.detach().clone() for part in speaker.model.parameters()]
-    curves = grpo.train(speaker, turns_of(speaker), lambda *_: worth, plan=GRPOPlan(**{**vars(PLAN), "group": 8}))
+    vlm = vlm_of("internvl")
+    before = [part.detach().clone() for part in vlm.model.parameters()]
+    curves = grpo.train(vlm, turns_of(vlm), lambda *_: worth, plan=GRPOPlan(**{**vars(PLAN), "group": 8}))
     assert (curves["dead"] == 1).all() and (curves["loss"] == 0).all()
-    assert all(torch.equal(a, b) for a, b in zip(before, speaker.model.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before, vlm.model.parameters(), strict=True))
 
 
 def test_a_rival_is_heard_before_anything_is_paid():
     """Two of the three questions have one; the bonus decides, and what it says is what is learned from."""
-    speaker, heard = speaker_of("internvl"), []
+    vlm, heard = vlm_of("internvl"), []
 
     def turns(step, rng):
-        asked = turns_of(speaker)(step, rng)
+        asked = turns_of(vlm)(step, rng)
         return [(*asked[0], asked[1][0]), asked[1], (*asked[0], asked[0][0])]
 
     def bonus(own, rival):
         heard.append((len(own), len(rival)))
         return [9.0] * len(own)
 
-    curves = grpo.train(speaker, turns, lambda *_: 0.0, plan=PLAN, bonus=bonus)
+    curves = grpo.train(vlm, turns, lambda *_: 0.0, plan=PLAN, bonus=bonus)
     assert heard == [(PLAN.group, PLAN.group)] * 2 * PLAN.steps
     assert curves["reward"].tolist() == pytest.approx([6.0] * PLAN.steps)
 
 
 def test_another_plan_s_checkpoint_is_refused(tmp_path):
-    speaker = speaker_of("internvl")
-    grpo.train(speaker, turns_of(speaker), length_reward, plan=PLAN, folder=tmp_path)
+    vlm = vlm_of("internvl")
+    grpo.train(vlm, turns_of(vlm), length_reward, plan=PLAN, folder=tmp_path)
     with pytest.raises(ValueError, match="belongs to another plan"):
-        grpo.train(
-            speaker, turns_of(speaker), length_reward, plan=GRPOPlan(**{**vars(PLAN), "group": 2}), folder=tmp_path
-        )
+        grpo.train(vlm, turns_of(vlm), length_reward, plan=GRPOPlan(**{**vars(PLAN), "group": 2}), folder=tmp_path)
 
 
 def test_the_reference_is_what_it_started_from():
-    speaker = speaker_of("internvl")
+    vlm = vlm_of("internvl")
     tuned = GRPOPlan(**{**vars(PLAN), "steps": 4})
-    grpo.train(speaker, turns_of(speaker), length_reward, plan=tuned)  # an adapter that changes something already
+    grpo.train(vlm, turns_of(vlm), length_reward, plan=tuned)  # an adapter that changes something already
     plan = GRPOPlan(**{**vars(PLAN), "beta": 0.5, "steps": 6})
-    curves = grpo.train(speaker, turns_of(speaker), length_reward, plan=plan)
+    curves = grpo.train(vlm, turns_of(vlm), length_reward, plan=plan)
     assert curves["kl"].iloc[0] == pytest.approx(0, abs=1e-6) and curves["kl"].iloc[-1] > 0
 
 
 def test_bad_input_is_one_clear_line():
-    speaker = speaker_of("internvl")
+    vlm = vlm_of("internvl")
     with pytest.raises(ValueError, match=r"^the reward of the answer '.*' is nan: a reward must be a number$"):
-        grpo.train(speaker, turns_of(speaker), lambda *_: float("nan"), plan=PLAN)
+        grpo.train(vlm, turns_of(vlm), lambda *_: float("nan"), plan=PLAN)
     frozen = tiny_vlm.tiny("internvl", sizes=SMALL)
     for part in frozen.model.parameters():
         part.requires_grad_(False)

@@ -34,8 +34,8 @@ def folder(clip, tmp_path):
     return place
 
 
-def watch(speaker, where, out=None, **how):
-    return guard.guard(speaker, where, out, **({"watch": FEW, "tell": None, "progress": False} | how))
+def watch(vlm, where, out=None, **how):
+    return guard.guard(vlm, where, out, **({"watch": FEW, "tell": None, "progress": False} | how))
 
 
 def test_a_video_a_folder_and_records_are_the_same_call(any_twin, folder):

@@ -125,7 +125,7 @@ def test_pictures_cannot_be_spoken(twin, monkeypatch):
     """A head that wants nothing but the picture's mark is made to say something else."""
     mark = twin.processor.image_token_id
     wish = torch.nn.functional.one_hot(torch.tensor(mark), twin.model.lm_head.out_features) * 1e4
-    monkeypatch.setattr(chat, "decode", lambda speaker, ids: ids)
+    monkeypatch.setattr(chat, "decode", lambda vlm, ids: ids)
     hook = twin.model.lm_head.register_forward_hook(lambda part, given, logits: logits + wish)
     try:
         said = inference.generate(twin, [chat.encode(twin, FRAMES, "What?")], max_new_tokens=4, tell=None)
@@ -228,10 +228,10 @@ def test_code_of_the_weights_runs_only_when_allowed(tmp_path, monkeypatch):
     ):
         models.load(place, local_only=True)
     assert not ran.exists()
-    speaker = models.load(place, local_only=True, trust_remote_code=True)
-    assert ran.exists() and speaker.model.weigh.weight.item() == 1
-    with pytest.raises(ValueError, match="speaker.model.chat"):
-        inference.ask(speaker, FRAMES, "What?")
+    vlm = models.load(place, local_only=True, trust_remote_code=True)
+    assert ran.exists() and vlm.model.weigh.weight.item() == 1
+    with pytest.raises(ValueError, match="vlm.model.chat"):
+        inference.ask(vlm, FRAMES, "What?")
 
 
 def test_quantisation_without_its_package_is_refused(tmp_path):
@@ -288,7 +288,7 @@ def test_why_is_not_asked_where_nothing_is_wrong(twin, clip, monkeypatch):
     """Answers replayed in place of generating: the second batch is the analysis."""
     batches = []
 
-    def replay(speaker, turns, **how):
+    def replay(vlm, turns, **how):
         batches.append(len(turns))
         return answers[: len(turns)]
 

@@ -27,18 +27,18 @@ def lessons(tmp_path_factory):
 def test_loss_falls_and_only_the_adapter_changes(lessons, family, holes, tmp_path):
     root, rows = lessons
     twin = tiny_vlm.tiny(family, sizes=SMALL)
-    speaker = twin.but(model=finetuning.lora(twin.model, r=4, alpha=8, seed=0))
-    frozen = {n: p.clone() for n, p in speaker.model.named_parameters() if not p.requires_grad}
-    samples = instruction_data.InstructionSamples(rows, root, speaker, num_frames=4)
+    vlm = twin.replace(model=finetuning.lora(twin.model, r=4, alpha=8, seed=0))
+    frozen = {n: p.clone() for n, p in vlm.model.named_parameters() if not p.requires_grad}
+    samples = instruction_data.InstructionSamples(rows, root, vlm, num_frames=4)
 
     def cut(model):
         return token_pruning.compressed(model, share=0.5)
 
-    losses = finetuning.tune(speaker, samples, plan=PLAN, folder=tmp_path / "adapter", cut=cut if holes else None)
+    losses = finetuning.tune(vlm, samples, plan=PLAN, folder=tmp_path / "adapter", cut=cut if holes else None)
     assert losses["loss"].iloc[-1] < losses["loss"].iloc[0]
-    assert all(torch.equal(frozen[n], p) for n, p in speaker.model.named_parameters() if n in frozen)
+    assert all(torch.equal(frozen[n], p) for n, p in vlm.model.named_parameters() if n in frozen)
     again = finetuning.load_adapter(tiny_vlm.tiny(family, sizes=SMALL).model, tmp_path / "adapter")
-    ours, theirs = dict(speaker.model.named_parameters()), dict(again.named_parameters())
+    ours, theirs = dict(vlm.model.named_parameters()), dict(again.named_parameters())
     assert all(torch.allclose(ours[n], theirs[n]) for n in ours if "lora" in n)
 
 
@@ -72,19 +72,19 @@ def test_a_stopped_run_goes_on_where_it_was(lessons, tmp_path, holes):
     def learn(folder, *stops):
         for steps in stops:
             twin = tiny_vlm.tiny("qwen2_5_vl", sizes=SMALL)
-            speaker = twin.but(model=finetuning.lora(twin.model, r=4, alpha=8, dropout=0.0, seed=0))
+            vlm = twin.replace(model=finetuning.lora(twin.model, r=4, alpha=8, dropout=0.0, seed=0))
             samples, plan = (
-                instruction_data.InstructionSamples(rows, root, speaker, num_frames=4),
+                instruction_data.InstructionSamples(rows, root, vlm, num_frames=4),
                 replace(PLAN, max_steps=6, save_steps=3),
             )
             item, asked = _stops_after(steps * plan.batch_size)
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(instruction_data.InstructionSamples, "__getitem__", item)
                 if steps == plan.max_steps:
-                    losses = finetuning.tune(speaker, samples, plan=plan, folder=folder, cut=cut)
+                    losses = finetuning.tune(vlm, samples, plan=plan, folder=folder, cut=cut)
                     continue
                 with pytest.raises(KeyboardInterrupt):
-                    finetuning.tune(speaker, samples, plan=plan, folder=folder, cut=cut)
+                    finetuning.tune(vlm, samples, plan=plan, folder=folder, cut=cut)
         adapted = finetuning.load_adapter(tiny_vlm.tiny("qwen2_5_vl", sizes=SMALL).model, folder)
         return losses["loss"].tolist(), adapted.state_dict(), len(asked)
 
@@ -99,10 +99,10 @@ def test_a_finished_run_is_loaded_and_another_one_refused(lessons, tmp_path):
 
     def learn(part=rows, plan=PLAN, **facts):
         twin = tiny_vlm.tiny("internvl", sizes=SMALL)
-        speaker = twin.but(model=finetuning.lora(twin.model, r=4, alpha=8, dropout=0.0, seed=0))
-        samples = instruction_data.InstructionSamples(part, root, speaker, num_frames=4)
-        losses = finetuning.tune(speaker, samples, plan=plan, folder=tmp_path, facts=facts)
-        return losses, speaker.model.state_dict()
+        vlm = twin.replace(model=finetuning.lora(twin.model, r=4, alpha=8, dropout=0.0, seed=0))
+        samples = instruction_data.InstructionSamples(part, root, vlm, num_frames=4)
+        losses = finetuning.tune(vlm, samples, plan=plan, folder=tmp_path, facts=facts)
+        return losses, vlm.model.state_dict()
 
     first, again = learn(share=1), learn(share=1)
     assert first[0].equals(again[0]) and all(torch.equal(value, again[1][name]) for name, value in first[1].items())

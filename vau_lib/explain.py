@@ -29,29 +29,27 @@ GRID = 4000  # points of the drawn curve
 
 
 class VisionTower:
-    """A speaker's vision tower as an encoder of `frame_features.FrameFeatures`; `seen` counts the frames that went through it.
+    """A model's vision tower as an encoder of `frame_features.FrameFeatures`; `seen` counts the frames that went through it.
 
     A row is the class token where the tower has one (InternVL), else the mean of the frame's picture tokens; `describe(row,
     tokens (t, N, C)) -> (t, D)` makes another of it.
     """
 
-    def __init__(self, speaker: models.VLM, *, describe: Callable[[Tensor, Tensor], Tensor] | None = None):
-        if not hasattr(speaker.model, "get_image_features"):
-            raise ValueError(f"{speaker.name} ({speaker.family}) does not show its picture tokens")
-        self.speaker, self.describe, self.seen = speaker, describe, 0
+    def __init__(self, vlm: models.VLM, *, describe: Callable[[Tensor, Tensor], Tensor] | None = None):
+        if not hasattr(vlm.model, "get_image_features"):
+            raise ValueError(f"{vlm.name} ({vlm.family}) does not show its picture tokens")
+        self.vlm, self.describe, self.seen = vlm, describe, 0
 
     @torch.inference_mode()
     def see(self, frames: np.ndarray) -> tuple[Tensor, Tensor]:
         """Return rows (t, D) and picture tokens (t, N, C) as the language model reads them, of frames (t, H, W, 3)."""
-        model, pictures = self.speaker.model, torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)
-        given = {
-            key: value.to(model.device) for key, value in chat.prepare_images(self.speaker, list(pictures)).items()
-        }
+        model, pictures = self.vlm.model, torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)
+        given = {key: value.to(model.device) for key, value in chat.prepare_images(self.vlm, list(pictures)).items()}
         given["pixel_values"] = given["pixel_values"].to(model.dtype)
         found = model.get_image_features(**given)
         self.seen += len(frames)
         tokens = torch.stack(list(found.pooler_output))
-        row = found.last_hidden_state[:, 0] if self.speaker.family == "internvl" else tokens.mean(1)
+        row = found.last_hidden_state[:, 0] if self.vlm.family == "internvl" else tokens.mean(1)
         return (row if self.describe is None else self.describe(row, tokens)), tokens
 
 
@@ -117,7 +115,7 @@ class ExplainedVideo:
 
 def explain_video(
     path: str | Path,
-    speaker: models.VLM,
+    vlm: models.VLM,
     scorer: Scorer,
     *,
     num_frames: int = inference.NUM_FRAMES,
@@ -136,7 +134,7 @@ def explain_video(
     glances, which are encoded then. VideoError names a broken file; ValueError for scores that are none (NaN, outside
     [0, 1], not one per glance) and for more frames than the model takes.
     """
-    path, eye, clock = Path(path), eye or VisionTower(speaker), _Clock()
+    path, eye, clock = Path(path), eye or VisionTower(vlm), _Clock()
     before, started = eye.seen, time.perf_counter()
     with TemporaryDirectory() as scratch:
         glances = frame_features.FrameFeatures(
@@ -159,7 +157,7 @@ def explain_video(
                 return _tokens(glances, eye, index, reuse=reuse)
 
         said = inference.explain(
-            path, speaker, choose=choose, look=look, num_frames=num_frames, max_new_tokens=max_new_tokens, tell=tell
+            path, vlm, choose=choose, look=look, num_frames=num_frames, max_new_tokens=max_new_tokens, tell=tell
         )
     seconds = clock.seconds | {"ask": time.perf_counter() - started - sum(clock.seconds.values())}
     return ExplainedVideo(
@@ -194,7 +192,7 @@ def _tokens(glances: frame_features.FrameFeatures, eye: VisionTower, index: np.n
     """Return the picture tokens of chosen frames (N, tokens, C), those of glances where all of them are glances."""
     if reuse and not (index % glances.stride).any():
         kept = glances.tokens(index // glances.stride)
-        return kept.to(eye.speaker.model.device, eye.speaker.model.dtype)
+        return kept.to(eye.vlm.model.device, eye.vlm.model.dtype)
     return eye.see(video.read_frames(glances.path, index))[1]
 
 

@@ -56,7 +56,7 @@ def sources(where: str | Path) -> list[tuple[str, Path]]:
 
 
 def guard(
-    speaker: models.VLM, where: str | Path, out: str | Path | None = None, *, watch: GuardPlan | None = None,
+    vlm: models.VLM, where: str | Path, out: str | Path | None = None, *, watch: GuardPlan | None = None,
     stream: Callable[[str], object] | None = None, tell: Callable[[str], object] | None = print, progress: bool = True,
 ) -> list[dict]:  # fmt: skip
     """Ask about every video of `sources(where)`; return a row each: id, model, anomaly, text, times_s, seconds, error, ...
@@ -71,16 +71,14 @@ def guard(
     if watch.batch_size < 1:
         raise ValueError(f"batch_size must be 1 or more, got {watch.batch_size}")
     done = {row["id"]: row for row in _kept(out)}
-    if strangers := {(row["model"], row["share"]) for row in done.values()} - {(speaker.label, watch.share)}:
+    if strangers := {(row["model"], row["share"]) for row in done.values()} - {(vlm.label, watch.share)}:
         said = "; ".join(f"{model}, share {share}" for model, share in sorted(strangers))
-        raise artifacts.StoreError(
-            f"{out} holds answers of {said}; these would be of {speaker.label}, share {watch.share}"
-        )
+        raise artifacts.StoreError(f"{out} holds answers of {said}; these would be of {vlm.label}, share {watch.share}")
     left = [(name, path) for name, path in found if name not in done]
     with tqdm(total=len(left), desc="watching", unit="video", disable=not progress) as bar:
         for start in range(0, len(left), watch.batch_size):
             part = left[start : start + watch.batch_size]
-            for row in _asked(speaker, part, watch, stream, tell, alone=len(found) == 1):
+            for row in _asked(vlm, part, watch, stream, tell, alone=len(found) == 1):
                 done[row["id"]] = row
                 if out is not None:
                     _append(Path(out), row)
@@ -88,36 +86,32 @@ def guard(
     return [done[name] for name, _ in found]
 
 
-def _asked(speaker, part, watch: GuardPlan, stream, tell, *, alone: bool) -> Iterator[dict]:
+def _asked(vlm, part, watch: GuardPlan, stream, tell, *, alone: bool) -> Iterator[dict]:
     turns, shown, started = {}, {}, time.perf_counter()
     for name, path in part:
         try:
             index, _ = inference.uniform_frames(path, watch.num_frames)
             shown[name] = video.frame_times(path)[index].round(3).tolist()
-            turns[name] = chat.encode(speaker, video.read_frames(path, index), watch.question, times_s=shown[name])
+            turns[name] = chat.encode(vlm, video.read_frames(path, index), watch.question, times_s=shown[name])
         except video.VideoError as error:
             if alone:
                 raise
-            yield _row(name, path, speaker, watch, error=str(error))
+            yield _row(name, path, vlm, watch, error=str(error))
     if not turns:
         return
-    reader = (
-        speaker if watch.share == 1 else speaker.but(model=token_pruning.compressed(speaker.model, share=watch.share))
-    )
-    options = {"streamer": inference.streamer(speaker, stream)} if stream else {}
+    reader = vlm if watch.share == 1 else vlm.replace(model=token_pruning.compressed(vlm.model, share=watch.share))
+    options = {"streamer": inference.streamer(vlm, stream)} if stream else {}
     texts = inference.generate(reader, list(turns.values()), max_new_tokens=watch.max_new_tokens, tell=tell, **options)
     seconds = round((time.perf_counter() - started) / len(turns), 3)
     paths = dict(part)
     for (name, turn), text in zip(turns.items(), texts, strict=True):
         counted = {"prompt_tokens": turn["input_ids"].shape[1], "times_s": shown[name], "seconds": seconds}
-        yield _row(name, paths[name], speaker, watch, text=text, **counted)
+        yield _row(name, paths[name], vlm, watch, text=text, **counted)
 
 
-def _row(
-    name: str, path: Path, speaker: models.VLM, watch: GuardPlan, *, text: str = "", error: str = "", **facts
-) -> dict:
+def _row(name: str, path: Path, vlm: models.VLM, watch: GuardPlan, *, text: str = "", error: str = "", **facts) -> dict:
     said = {"anomaly": answer_parsing.parse_answer(text) if text else None, "text": text, "error": error}
-    return {"id": name, "video": path.name, "model": speaker.label, "share": watch.share, **said, **facts}
+    return {"id": name, "video": path.name, "model": vlm.label, "share": watch.share, **said, **facts}
 
 
 def _kept(out: str | Path | None) -> list[dict]:

@@ -34,11 +34,11 @@ JUDGEMENTS = (toy_dataset.NEGATIVE, *(toy_dataset.answer("judgement", event) for
 
 
 def tune_judgement(
-    speaker: models.VLM, root: Path, rows: Sequence[dict], *, plan: finetuning.LoraPlan = TUNING, frames: int = FRAMES,
+    vlm: models.VLM, root: Path, rows: Sequence[dict], *, plan: finetuning.LoraPlan = TUNING, frames: int = FRAMES,
     folder: Path | None = None, progress: bool = False,
 ) -> tuple[models.VLM, pd.DataFrame]:  # fmt: skip
-    """Return the speaker with an adapter trained on instruction rows, and the loss curve. The speaker's weights stay."""
-    tuned = speaker.but(model=finetuning.lora(speaker.model, seed=plan.seed), kind=f"{speaker.kind}, LoRA")
+    """Return the model with an adapter trained on instruction rows, and the loss curve. The given model's weights stay."""
+    tuned = vlm.replace(model=finetuning.lora(vlm.model, seed=plan.seed), kind=f"{vlm.kind}, LoRA")
     data = instruction_data.InstructionSamples(rows, root, tuned, num_frames=frames, seed=plan.seed)
     return tuned, finetuning.fit(tuned, data, plan=plan, folder=folder, progress=progress)
 
@@ -54,13 +54,13 @@ def shuffled(rows: Sequence[dict], *, seed: int) -> list[dict]:
 
 
 def judge(
-    speaker: models.VLM, root: Path, rows: Sequence[dict], *, frames: int = FRAMES, blind: bool = False
+    vlm: models.VLM, root: Path, rows: Sequence[dict], *, frames: int = FRAMES, blind: bool = False
 ) -> tuple[dict[str, float], list[str]]:
     """Return (accuracy of judgement and of name, answers) on rows of the task judgement, frames from interval middles."""
     data = instruction_data.InstructionSamples(
-        rows, root, speaker, answers=False, random=False, num_frames=frames, blind=blind
+        rows, root, vlm, answers=False, random=False, num_frames=frames, blind=blind
     )
-    said = inference.answers(speaker, data)
+    said = inference.answers(vlm, data)
     return inference.judgement_accuracy(said, rows), said
 
 
@@ -78,10 +78,10 @@ def split_rows(found: Sequence[VideoRecord], *, seed: int = 0) -> tuple[list[dic
     return train, *([row for row in judging if row["split"] == split] for split in ("train", "test"))
 
 
-def forced(speaker: models.VLM, root: Path, rows: Sequence[dict], *, frames: int = FRAMES) -> dict[str, float]:
-    """Return the accuracy of a speaker made to choose among the judgements: the fair reading before it knows their form."""
-    data = instruction_data.InstructionSamples(rows, root, speaker, random=False, num_frames=frames)
-    return inference.judgement_accuracy(inference.likeliest_answers(speaker, data, JUDGEMENTS), rows)
+def forced(vlm: models.VLM, root: Path, rows: Sequence[dict], *, frames: int = FRAMES) -> dict[str, float]:
+    """Return the accuracy of a model made to choose among the judgements: the fair reading before it knows their form."""
+    data = instruction_data.InstructionSamples(rows, root, vlm, random=False, num_frames=frames)
+    return inference.judgement_accuracy(inference.likeliest_answers(vlm, data, JUDGEMENTS), rows)
 
 
 def make(

@@ -53,10 +53,10 @@ class CaptionSamples:
 class EventClassifier(nn.Module):
     """Vision tower and projector with a linear head per picture token: stills -> what is in each of 16 cells."""
 
-    def __init__(self, speaker: VLM):
+    def __init__(self, vlm: VLM):
         super().__init__()
-        self.family, self.core = speaker.family, speaker.model.model
-        self.head = nn.Linear(speaker.model.config.get_text_config().hidden_size, CLASSES)
+        self.family, self.core = vlm.family, vlm.model.model
+        self.head = nn.Linear(vlm.model.config.get_text_config().hidden_size, CLASSES)
 
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None, image_grid_thw: Tensor | None = None) -> dict:
         """labels (N, 16) -> {"loss", "logits" (N, 16, classes)}; the picture inputs are the processor's own."""
@@ -80,10 +80,10 @@ class EventClassifier(nn.Module):
 class Stills(torch.utils.data.Dataset):
     """Every frame of some videos as a picture of its own, with its cells' truth; mirrored half of the time to train."""
 
-    def __init__(self, frames: np.ndarray, truth: np.ndarray, speaker: VLM, *, mirror: bool = True):
+    def __init__(self, frames: np.ndarray, truth: np.ndarray, vlm: VLM, *, mirror: bool = True):
         self.frames = torch.from_numpy(frames.reshape(-1, *frames.shape[-3:])).permute(0, 3, 1, 2)  # (N, 3, H, W)
         self.truth = torch.from_numpy(truth.astype(np.int64).reshape(-1, *truth.shape[-2:]))  # (N, 4, 4)
-        self.speaker, self.mirror = speaker, mirror
+        self.vlm, self.mirror = vlm, mirror
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -96,7 +96,7 @@ class Stills(torch.utils.data.Dataset):
 
     def collate(self, items: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
         """Return stills as the processor prepares them, with labels (N, 16)."""
-        seen = chat.prepare_images(self.speaker, [frame for frame, _ in items])
+        seen = chat.prepare_images(self.vlm, [frame for frame, _ in items])
         return seen | {"labels": torch.stack([truth for _, truth in items])}
 
 
@@ -108,12 +108,10 @@ def read(root: str | Path, found: Sequence[VideoRecord]) -> tuple[np.ndarray, np
     return frames, truth
 
 
-def warm_up(
-    speaker: VLM, train: Stills, val: Stills, *, lessons: CaptionSamples
-) -> tuple[EventClassifier, pd.DataFrame]:
-    """Train the speaker's tower and projector in place on stills; return the eye with its head, and the loss curve."""
+def warm_up(vlm: VLM, train: Stills, val: Stills, *, lessons: CaptionSamples) -> tuple[EventClassifier, pd.DataFrame]:
+    """Train the model's tower and projector in place on stills; return the eye with its head, and the loss curve."""
     torch.manual_seed(lessons.seed)
-    eye = EventClassifier(speaker)
+    eye = EventClassifier(vlm)
     for name, part in eye.named_parameters():
         part.requires_grad_("language_model" not in name)
     steps = max(1, len(train) // STILLS)
@@ -132,41 +130,41 @@ def warm_up(
 
 
 @torch.inference_mode()
-def alarm(eye: EventClassifier, speaker: VLM, frames: np.ndarray) -> np.ndarray:
+def alarm(eye: EventClassifier, vlm: VLM, frames: np.ndarray) -> np.ndarray:
     """Return how sure the eye is that some cell shows an event, (V, T) in [0, 1], of frames (V, T, H, W, 3)."""
     stills = torch.from_numpy(frames).permute(0, 1, 4, 2, 3).flatten(0, 1)
-    parts = [eye(**chat.prepare_images(speaker, list(part)))["logits"].softmax(-1) for part in stills.split(STILLS)]
+    parts = [eye(**chat.prepare_images(vlm, list(part)))["logits"].softmax(-1) for part in stills.split(STILLS)]
     events = torch.cat(parts)[..., toy_dataset.FIRST_EVENT :].sum(-1).amax(-1)
     return events.view(frames.shape[:2]).numpy()
 
 
 def teach(
-    speaker: VLM, root: str | Path, found: Sequence[VideoRecord], *, lessons: CaptionSamples | None = None
+    vlm: VLM, root: str | Path, found: Sequence[VideoRecord], *, lessons: CaptionSamples | None = None
 ) -> tuple[VLM, dict[str, pd.DataFrame]]:
     """Teach a random twin on the close-ups of the splits train and val: stills, then captions. Return it and the curves.
 
     Its model is changed in place and ends with everything trainable again.
     """
     lessons, parts = lessons or CaptionSamples(), {s: [r for r in found if r.split == s] for s in ("train", "val")}
-    stills = {s: Stills(*read(root, part), speaker, mirror=s == "train") for s, part in parts.items()}
-    _, seen = warm_up(speaker, stills["train"], stills["val"], lessons=lessons)
-    speaker.model.requires_grad_(True)
-    tower(speaker).requires_grad_(False)
+    stills = {s: Stills(*read(root, part), vlm, mirror=s == "train") for s, part in parts.items()}
+    _, seen = warm_up(vlm, stills["train"], stills["val"], lessons=lessons)
+    vlm.model.requires_grad_(True)
+    tower(vlm).requires_grad_(False)
     rows = {s: toy_dataset.instructions(part, ["caption"], seed=lessons.seed) for s, part in parts.items()}
     samples = {
-        s: InstructionSamples(r, root, speaker, random=s == "train", num_frames=lessons.frames, seed=lessons.seed)
+        s: InstructionSamples(r, root, vlm, random=s == "train", num_frames=lessons.frames, seed=lessons.seed)
         for s, r in rows.items()
     }
     plan = LoraPlan(
         max_steps=lessons.caption_steps, learning_rate=lessons.caption_rate, batch_size=TURNS, warmup_share=0.1,
         log_steps=50, save_steps=10**9, seed=lessons.seed,
     )  # fmt: skip
-    spoken = fit(speaker, samples["train"], samples["val"], plan=plan, progress=False)
-    speaker.model.requires_grad_(True).eval()
-    return replace(speaker, kind=TAUGHT), {"stills": seen, "captions": spoken}
+    spoken = fit(vlm, samples["train"], samples["val"], plan=plan, progress=False)
+    vlm.model.requires_grad_(True).eval()
+    return replace(vlm, kind=TAUGHT), {"stills": seen, "captions": spoken}
 
 
-def tower(speaker: VLM) -> nn.Module:
+def tower(vlm: VLM) -> nn.Module:
     """Return the part that looks: the vision tower without InternVL's projector, Qwen's with its merger."""
-    core = speaker.model.model
-    return core.vision_tower if speaker.family == "internvl" else core.visual
+    core = vlm.model.model
+    return core.vision_tower if vlm.family == "internvl" else core.visual

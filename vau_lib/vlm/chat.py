@@ -59,7 +59,7 @@ def _rising(times_s: Sequence[float], num_frames: int) -> list[float]:
 
 
 def encode(
-    speaker: VLM,
+    vlm: VLM,
     frames: np.ndarray,
     question: str,
     *,
@@ -77,29 +77,29 @@ def encode(
     """
     check_frames(frames, max_frames)
     if as_video:
-        inputs = _encode_video(speaker, frames, question, times_s)
+        inputs = _encode_video(vlm, frames, question, times_s)
     else:
         text = frame_prompt(len(frames), question, times_s=times_s, released=released)
-        text = _turn(speaker, question, text.replace(IMAGE_TOKEN, _placeholder(speaker)))
-        one_tile = {"crop_to_patches": False} if speaker.family == "internvl" else {}
+        text = _turn(vlm, question, text.replace(IMAGE_TOKEN, _placeholder(vlm)))
+        one_tile = {"crop_to_patches": False} if vlm.family == "internvl" else {}
         pictures = [torch.from_numpy(frame).permute(2, 0, 1) for frame in np.ascontiguousarray(frames)]
-        inputs = speaker.processor(images=pictures, text=[text], return_tensors="pt", **one_tile)
+        inputs = vlm.processor(images=pictures, text=[text], return_tensors="pt", **one_tile)
     inputs = {key: value for key, value in inputs.items() if isinstance(value, Tensor)}
     if answer is not None:
-        inputs = _with_answer(speaker, inputs, answer)
+        inputs = _with_answer(vlm, inputs, answer)
     needed = inputs["input_ids"].shape[1] + room
-    if needed > speaker.context:
+    if needed > vlm.context:
         raise ValueError(
             f"{len(frames)} frames and the question need {needed} tokens with the answer, "
-            f"{speaker.name} has {speaker.context}: take fewer frames or smaller ones"
+            f"{vlm.name} has {vlm.context}: take fewer frames or smaller ones"
         )
     return inputs
 
 
-def prepare_images(speaker: VLM, pictures: Sequence[Tensor]) -> dict[str, Tensor]:
+def prepare_images(vlm: VLM, pictures: Sequence[Tensor]) -> dict[str, Tensor]:
     """Return pictures uint8 (3, H, W) as the family's image processor prepares them."""
-    one_tile = {"crop_to_patches": False} if speaker.family == "internvl" else {}
-    seen = speaker.processor.image_processor(images=list(pictures), return_tensors="pt", **one_tile)
+    one_tile = {"crop_to_patches": False} if vlm.family == "internvl" else {}
+    seen = vlm.processor.image_processor(images=list(pictures), return_tensors="pt", **one_tile)
     return {key: seen[key] for key in ("pixel_values", "image_grid_thw") if key in seen}
 
 
@@ -111,25 +111,25 @@ def check_frames(frames: np.ndarray, max_frames: int = MAX_FRAMES) -> None:
         raise ValueError(f"{len(frames)} frames are more than max_frames={max_frames}: choose fewer")
 
 
-def _placeholder(speaker: VLM) -> str:
-    if speaker.family == "qwen2_5_vl":
-        return f"<|vision_start|>{speaker.processor.image_token}<|vision_end|>"
-    return speaker.processor.image_token
+def _placeholder(vlm: VLM) -> str:
+    if vlm.family == "qwen2_5_vl":
+        return f"<|vision_start|>{vlm.processor.image_token}<|vision_end|>"
+    return vlm.processor.image_token
 
 
-def _turn(speaker: VLM, question: str, text: str) -> str:
+def _turn(vlm: VLM, question: str, text: str) -> str:
     """Return the conversation up to where the model speaks; a question may not forge pictures or turns."""
-    forged = [token for token in speaker.tokenizer.all_special_tokens if token in question]
+    forged = [token for token in vlm.tokenizer.all_special_tokens if token in question]
     if forged:
         raise ValueError(f"the question holds {forged[0]!r}, a mark the model takes for structure: {question!r}")
     turn = [{"role": "user", "content": text}]
-    return speaker.processor.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    return vlm.processor.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
 
 
-def _encode_video(speaker: VLM, frames: np.ndarray, question: str, times_s) -> dict:
+def _encode_video(vlm: VLM, frames: np.ndarray, question: str, times_s) -> dict:
     """Encode evenly spaced frames as one video: pairs of frames share tokens, their times go in as positions."""
-    if speaker.family != "qwen2_5_vl":
-        raise ValueError(f"as_video is for qwen2_5_vl; {speaker.family} reads frames as pictures")
+    if vlm.family != "qwen2_5_vl":
+        raise ValueError(f"as_video is for qwen2_5_vl; {vlm.family} reads frames as pictures")
     if times_s is None or len(frames) < 2:
         raise ValueError("as_video needs times_s and two frames or more: without a clock positions are wrong")
     steps = np.diff(_rising(times_s, len(frames)))
@@ -138,19 +138,19 @@ def _encode_video(speaker: VLM, frames: np.ndarray, question: str, times_s) -> d
             f"as_video needs evenly spaced frames, got steps from {steps.min():.2f} to {steps.max():.2f} s"
         )
     fps = float(1 / steps.mean())
-    text = _turn(speaker, question, f"<|vision_start|>{speaker.processor.video_token}<|vision_end|>{question}")
+    text = _turn(vlm, question, f"<|vision_start|>{vlm.processor.video_token}<|vision_end|>{question}")
     count = len(frames)
     metadata = VideoMetadata(total_num_frames=count, fps=fps, duration=count / fps, frames_indices=list(range(count)))
-    return speaker.processor(
+    return vlm.processor(
         videos=[torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)], text=[text], return_tensors="pt",
         video_metadata=[metadata], do_sample_frames=False,
     )  # fmt: skip
 
 
-def _with_answer(speaker: VLM, inputs: dict[str, Tensor], answer: str) -> dict[str, Tensor]:
+def _with_answer(vlm: VLM, inputs: dict[str, Tensor], answer: str) -> dict[str, Tensor]:
     if not answer.strip():
         raise ValueError("an answer to learn must say something, got an empty one")
-    ids = speaker.tokenizer(answer, add_special_tokens=False)["input_ids"] + [speaker.tokenizer.eos_token_id]
+    ids = vlm.tokenizer(answer, add_special_tokens=False)["input_ids"] + [vlm.tokenizer.eos_token_id]
     learned = torch.tensor([ids])
     given = inputs["input_ids"]
     longer = {
@@ -163,12 +163,12 @@ def _with_answer(speaker: VLM, inputs: dict[str, Tensor], answer: str) -> dict[s
     return inputs | longer
 
 
-def collate(speaker: VLM, turns: Sequence[dict[str, Tensor]], *, side: str = "right") -> dict[str, Tensor]:
+def collate(vlm: VLM, turns: Sequence[dict[str, Tensor]], *, side: str = "right") -> dict[str, Tensor]:
     """Return turns of `encode` as one batch: texts filled up on `side` ("left" to generate), pictures one after another."""
     if side not in ("left", "right"):
         raise ValueError(f'side must be "left" or "right", got {side!r}')
     filling = {
-        "input_ids": speaker.tokenizer.pad_token_id,
+        "input_ids": vlm.tokenizer.pad_token_id,
         "labels": IGNORED,
         "attention_mask": 0,
         "mm_token_type_ids": 0,
@@ -187,13 +187,13 @@ def collate(speaker: VLM, turns: Sequence[dict[str, Tensor]], *, side: str = "ri
     return batch
 
 
-def to_model(speaker: VLM, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+def to_model(vlm: VLM, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the batch where the model is, pixels in the model's number format."""
-    model = speaker.model
+    model = vlm.model
     moved = {key: value.to(model.device) for key, value in batch.items()}
     return {key: v.to(model.dtype) if v.is_floating_point() and "pixel" in key else v for key, v in moved.items()}
 
 
-def decode(speaker: VLM, ids: Tensor) -> list[str]:
+def decode(vlm: VLM, ids: Tensor) -> list[str]:
     """Return token ids (B, N) as texts, without marks."""
-    return [text.strip() for text in speaker.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+    return [text.strip() for text in vlm.tokenizer.batch_decode(ids, skip_special_tokens=True)]

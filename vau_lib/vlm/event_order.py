@@ -220,8 +220,8 @@ def wrong_order(parts: Sequence[Event], rng: np.random.Generator) -> list[Event]
 class OrderPrompts:
     """Questions as turns, without clocks unless they ask when; pictures of a video are decoded once and kept."""
 
-    def __init__(self, speaker: VLM, root: str | Path, frames: int = FRAMES):
-        self.speaker, self.root, self.frames, self._kept = speaker, Path(root), frames, {}
+    def __init__(self, vlm: VLM, root: str | Path, frames: int = FRAMES):
+        self.vlm, self.root, self.frames, self._kept = vlm, Path(root), frames, {}
 
     def __call__(self, row: Mapping, answer: str | None = None) -> dict:
         """Return a row as `encode` does, its frames in the order they are to be shown; `answer` adds labels."""
@@ -231,25 +231,25 @@ class OrderPrompts:
         film = self._kept[row["video"]]
         index = row["frames"] if "frames" in row else video.sample_index(len(film), self.frames)
         times = video.frame_times(self.root / row["video"])[index].tolist() if row["task"] == "when" else None
-        return encode(self.speaker, film[index], row["question"], times_s=times, answer=answer)
+        return encode(self.vlm, film[index], row["question"], times_s=times, answer=answer)
 
 
 class OrderSamples(InstructionSamples):
     """Rows of both tasks for supervised tuning, shown as they will be asked in reinforcement."""
 
-    def __init__(self, rows: Sequence[Mapping], root: str | Path, speaker: VLM, *, frames: int = FRAMES):
-        super().__init__(rows, root, speaker, random=False, num_frames=frames)
-        self.shown = OrderPrompts(speaker, root, frames)
+    def __init__(self, rows: Sequence[Mapping], root: str | Path, vlm: VLM, *, frames: int = FRAMES):
+        super().__init__(rows, root, vlm, random=False, num_frames=frames)
+        self.shown = OrderPrompts(vlm, root, frames)
 
     def turn(self, place: int, answer: str | None) -> dict:
         return self.shown(self.rows[place], answer)
 
 
 def supervised_start(
-    speaker: VLM, rows: Sequence[Mapping], root: str | Path, *, plan: LoraPlan, progress: bool = False
+    vlm: VLM, rows: Sequence[Mapping], root: str | Path, *, plan: LoraPlan, progress: bool = False
 ) -> pd.DataFrame:
     """Tune on order and judgement rows by supervision, in place, and stop early: reinforcement needs a start above chance."""
-    return fit(speaker, OrderSamples(rows, root, speaker), plan=plan, progress=progress)
+    return fit(vlm, OrderSamples(rows, root, vlm), plan=plan, progress=progress)
 
 
 def reward_parts(row: Mapping, answer: str) -> dict[str, float]:
@@ -270,7 +270,7 @@ def reward(row: Mapping, answer: str) -> float:
 
 
 def train(
-    speaker: VLM, rows: Sequence[Mapping], root: str | Path, *, plan: GRPOPlan | None = None, judgements: float = 0.5,
+    vlm: VLM, rows: Sequence[Mapping], root: str | Path, *, plan: GRPOPlan | None = None, judgements: float = 0.5,
     dealt: bool = False, contrasted: bool = False, folder: Path | None = None, progress: bool = False,
 ) -> pd.DataFrame:  # fmt: skip
     """Reinforce on all rows, and on judgement rows in a share `judgements` of the questions; return the curves.
@@ -283,7 +283,7 @@ def train(
     if not any(row["task"] == "order" for row in rows):
         raise ValueError("no order question among the rows")
     sides = [[row for row in rows if (row["task"] == "judgement") == judging] for judging in (False, True)]
-    truth, shown = _truths(rows, plan.seed if dealt else None), OrderPrompts(speaker, root)
+    truth, shown = _truths(rows, plan.seed if dealt else None), OrderPrompts(vlm, root)
 
     def questions(step: int, rng: np.random.Generator) -> list:
         asked = []
@@ -297,7 +297,7 @@ def train(
         return asked
 
     return grpo.train(
-        speaker, questions, lambda text, row: reward_parts(row, text), plan=plan, bonus=contrast if contrasted else None,
+        vlm, questions, lambda text, row: reward_parts(row, text), plan=plan, bonus=contrast if contrasted else None,
         folder=folder, progress=progress,
     )  # fmt: skip
 

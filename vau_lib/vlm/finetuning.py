@@ -146,7 +146,7 @@ def last_checkpoint(folder: Path | None) -> str | None:
 
 
 def fit(
-    speaker: VLM,
+    vlm: VLM,
     train: torch.utils.data.Dataset,
     val: torch.utils.data.Dataset | None = None,
     *,
@@ -155,13 +155,13 @@ def fit(
     progress: bool = True,
     expect_processes: int | None = None,
 ) -> pd.DataFrame:
-    """Train whatever of the speaker's model is not frozen, in place; return the loss curve, columns step, loss, val_loss.
+    """Train the weights that are not frozen, in place; return the loss curve, columns step, loss, val_loss.
 
     `train` gives items of `encode` with labels. With `folder` checkpoints stay there and a stopped run goes on where it was.
     `expect_processes` raises a RuntimeError where another number runs: a launcher that starts one looks like several.
     """
-    if not trainable_share(speaker.model)[0]:
-        raise ValueError(f"nothing to train: every weight of {speaker.name} is frozen")
+    if not trainable_share(vlm.model)[0]:
+        raise ValueError(f"nothing to train: every weight of {vlm.name} is frozen")
     with TemporaryDirectory() as scratch:
         out = Path(folder or scratch)
         settings = arguments(out, plan, progress, evaluate=val is not None)
@@ -170,18 +170,18 @@ def fit(
         if expect_processes not in (None, settings.world_size):
             raise RuntimeError(f"{settings.world_size} processes train together, {expect_processes} were asked for")
         engine = Trainer(
-            model=speaker.model,
+            model=vlm.model,
             args=settings,
             train_dataset=train,
             eval_dataset=val,
-            data_collator=partial(collate, speaker),
+            data_collator=partial(collate, vlm),
             callbacks=[EpochCallback(train)],
         )
         engine.remove_callback(PrinterCallback)
         engine.train(resume_from_checkpoint=last_checkpoint(folder))
         if folder is not None:
             engine.save_model(str(out))
-        speaker.model.eval()
+        vlm.model.eval()
         return curve(engine.state.log_history)
 
 
@@ -275,30 +275,30 @@ class _Tuner(SFTTrainer):
 
 
 def tune(
-    speaker: VLM, samples: torch.utils.data.Dataset, *, plan: LoraPlan, folder: Path | None = None,
+    vlm: VLM, samples: torch.utils.data.Dataset, *, plan: LoraPlan, folder: Path | None = None,
     cut: Callable[[nn.Module], nn.Module] | None = None, facts: Mapping | None = None, progress: bool = False,
 ) -> pd.DataFrame:  # fmt: skip
-    """Train what of the speaker's model is not frozen on turns of `encode` with labels, in place; return step, loss.
+    """Train the weights that are not frozen on turns of `encode` with labels, in place; return step, loss.
 
     `cut(model)` wraps the model for training only, such as `token_pruning.compressed`. With `folder` checkpoints and at the end the
     adapter are there, and a stopped run goes on; StoreError where that folder's run was of other rows, model, plan or `facts`.
     ValueError when every weight is frozen or there is nothing to learn from.
     """
-    if not trainable_share(speaker.model)[0]:
-        raise ValueError(f"nothing to train: every weight of {speaker.name} is frozen")
+    if not trainable_share(vlm.model)[0]:
+        raise ValueError(f"nothing to train: every weight of {vlm.name} is frozen")
     if not len(samples):
         raise ValueError("no instruction rows to train on")
 
     def show(rows: Sequence[dict]) -> dict:
-        return collate(speaker, [samples[int(row["place"])] for row in rows])
+        return collate(vlm, [samples[int(row["place"])] for row in rows])
 
     if folder is not None:
-        _claimed(folder, speaker, samples, plan, facts or {})
+        _claimed(folder, vlm, samples, plan, facts or {})
     with TemporaryDirectory() as scratch:
         settings = _arguments(str(folder or scratch), plan, progress, kept=folder is not None)
         places = Dataset.from_dict({"place": list(range(len(samples)))})
         engine = _Tuner(
-            speaker.model, cut, args=settings, data_collator=show, train_dataset=places, processing_class=speaker.tokenizer,
+            vlm.model, cut, args=settings, data_collator=show, train_dataset=places, processing_class=vlm.tokenizer,
             callbacks=[EpochCallback(samples)],
         )  # fmt: skip
         engine.remove_callback(PrinterCallback)
@@ -310,16 +310,16 @@ def tune(
             engine.train(resume_from_checkpoint=last)
             state = {"log_history": engine.state.log_history}
         found = curve(state["log_history"])
-    speaker.model.eval()
+    vlm.model.eval()
     if folder is not None:
-        speaker.model.save_pretrained(str(folder))
+        vlm.model.save_pretrained(str(folder))
     return found
 
 
-def _claimed(folder: Path, speaker: VLM, samples, plan: LoraPlan, facts: Mapping) -> None:
+def _claimed(folder: Path, vlm: VLM, samples, plan: LoraPlan, facts: Mapping) -> None:
     """Write down what a folder's run is of; where it holds a checkpoint already, check that it is of the same."""
     told = {name: value for name, value in asdict(plan).items() if name not in ("save_steps", "log_steps")}
-    told |= {"model": speaker.name, "trained": trainable_share(speaker.model)[0], **facts}
+    told |= {"model": vlm.name, "trained": trainable_share(vlm.model)[0], **facts}
     told["rows"] = hashlib.sha256(json.dumps(getattr(samples, "rows", len(samples)), default=str).encode()).hexdigest()
     if last_checkpoint(folder):
         artifacts.check_made_by(folder, **told)

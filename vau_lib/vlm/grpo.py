@@ -100,57 +100,55 @@ VisualTokens = (
 )  # picture tokens, or prompts with the kept ones in them (token_pruning.compressed)
 
 
-def visual_tokens(speaker: VLM, batch: dict[str, Tensor], *, learn: bool = False) -> VisualTokens:
+def visual_tokens(vlm: VLM, batch: dict[str, Tensor], *, learn: bool = False) -> VisualTokens:
     """Return the picture tokens of a batch, one entry per picture; with `learn` gradients reach the tower.
 
     Of a model that reads a share of them (`token_pruning.compressed`): the shortened prompts, embedded and with their positions.
     """
     with torch.set_grad_enabled(learn):
-        inputs, core = chat.to_model(speaker, batch), speaker.model
+        inputs, core = chat.to_model(vlm, batch), vlm.model
         if hasattr(core, "prune"):  # a `token_pruning.Compressed`, of a layer above this one
             return core.prune(**{name: value for name, value in inputs.items() if name != "labels"})[0]
-        if speaker.family == "internvl":
+        if vlm.family == "internvl":
             return tuple(core.get_image_features(pixel_values=inputs["pixel_values"]).pooler_output)
         return tuple(core.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"]).pooler_output)
 
 
-def rollout(speaker: VLM, batch: dict[str, Tensor], seen: VisualTokens, plan: GRPOPlan, *, group: int) -> Rollout:
+def rollout(vlm: VLM, batch: dict[str, Tensor], seen: VisualTokens, plan: GRPOPlan, *, group: int) -> Rollout:
     """Return `group` answers to each question of a left-padded batch, drawn at the plan's temperature."""
-    marks = {getattr(speaker.processor, name, None) for name in ("image_token_id", "video_token_id")} - {None}
-    model, inputs = speaker.model, seen
+    marks = {getattr(vlm.processor, name, None) for name in ("image_token_id", "video_token_id")} - {None}
+    model, inputs = vlm.model, seen
     if isinstance(seen, dict):
-        model = speaker.model.model  # what is shortened already goes to the model itself
+        model = vlm.model.model  # what is shortened already goes to the model itself
     else:
-        inputs = {k: v for k, v in chat.to_model(speaker, batch).items() if k not in ("pixel_values", "labels")}
-        inputs["mm_encoder_outputs"] = _outputs(speaker, seen)
+        inputs = {k: v for k, v in chat.to_model(vlm, batch).items() if k not in ("pixel_values", "labels")}
+        inputs["mm_encoder_outputs"] = _outputs(vlm, seen)
     with torch.no_grad():
         out = model.generate(
             **inputs, do_sample=True, temperature=plan.temperature, top_k=0, top_p=1.0,
             num_return_sequences=group, max_new_tokens=plan.max_new_tokens, suppress_tokens=sorted(marks),
         )  # fmt: skip
     ids = out[:, inputs["input_ids"].shape[1] :]
-    ended = (ids == speaker.tokenizer.eos_token_id).int()
+    ended = (ids == vlm.tokenizer.eos_token_id).int()
     counts = (ended.cumsum(1) - ended) == 0  # up to the end mark, and it too
-    return Rollout(ids, counts, chat.decode(speaker, torch.where(counts, ids, speaker.tokenizer.pad_token_id)))
+    return Rollout(ids, counts, chat.decode(vlm, torch.where(counts, ids, vlm.tokenizer.pad_token_id)))
 
 
-def logprobs(
-    speaker: VLM, batch: dict[str, Tensor], seen: VisualTokens, said: Rollout, *, temperature: float
-) -> Tensor:
+def logprobs(vlm: VLM, batch: dict[str, Tensor], seen: VisualTokens, said: Rollout, *, temperature: float) -> Tensor:
     """Return the log-probability of every token of the answers, (B * G, N), given the questions and their pictures."""
     keep, group = said.ids.shape[1] + 1, len(said.ids) // len(batch["input_ids"])
     if isinstance(seen, dict):
-        logits = speaker.model.model(**_longer(speaker, seen, said, group), logits_to_keep=keep).logits
+        logits = vlm.model.model(**_longer(vlm, seen, said, group), logits_to_keep=keep).logits
     else:
-        logits = speaker.model(**_whole(speaker, batch, seen, said, group), logits_to_keep=keep).logits
+        logits = vlm.model(**_whole(vlm, batch, seen, said, group), logits_to_keep=keep).logits
     scores = (logits[:, -keep:-1].float() / temperature).log_softmax(-1)
     return scores.gather(2, said.ids[..., None])[..., 0]
 
 
-def _longer(speaker: VLM, short: dict[str, Tensor], said: Rollout, group: int) -> dict[str, Tensor]:
+def _longer(vlm: VLM, short: dict[str, Tensor], said: Rollout, group: int) -> dict[str, Tensor]:
     """Return shortened prompts, each `group` times, with their answers: embeddings, mask and positions that go on by one."""
     many = short["inputs_embeds"].repeat_interleave(group, 0)
-    answers = speaker.model.get_input_embeddings()(said.ids)
+    answers = vlm.model.get_input_embeddings()(said.ids)
     mask = torch.cat([short["attention_mask"].repeat_interleave(group, 0), said.counts.long()], 1)
     places = short["position_ids"].repeat_interleave(group, -2)
     after = places[..., -1:] + torch.arange(1, said.ids.shape[1] + 1, device=places.device)
@@ -160,7 +158,7 @@ def _longer(speaker: VLM, short: dict[str, Tensor], said: Rollout, group: int) -
     }  # fmt: skip
 
 
-def _whole(speaker: VLM, batch: dict[str, Tensor], seen: tuple[Tensor, ...], said: Rollout, group: int) -> dict:
+def _whole(vlm: VLM, batch: dict[str, Tensor], seen: tuple[Tensor, ...], said: Rollout, group: int) -> dict:
     """Return whole prompts, each `group` times, with their answers and what was seen."""
     prompt = {
         name: value.repeat_interleave(group, 0)
@@ -182,12 +180,12 @@ def _whole(speaker: VLM, batch: dict[str, Tensor], seen: tuple[Tensor, ...], sai
     many = [
         one for row in range(len(batch["input_ids"])) for _ in range(group) for one in seen[row * per : (row + 1) * per]
     ]
-    return {**chat.to_model(speaker, inputs), "mm_encoder_outputs": _outputs(speaker, many)}
+    return {**chat.to_model(vlm, inputs), "mm_encoder_outputs": _outputs(vlm, many)}
 
 
-def _outputs(speaker: VLM, seen: Sequence[Tensor]) -> dict:
+def _outputs(vlm: VLM, seen: Sequence[Tensor]) -> dict:
     """Return picture tokens as the family's forward takes them; a fresh object per call, for generate changes it."""
-    tokens = torch.stack(tuple(seen)) if speaker.family == "internvl" else tuple(seen)
+    tokens = torch.stack(tuple(seen)) if vlm.family == "internvl" else tuple(seen)
     return {"image": BaseModelOutputWithPooling(pooler_output=tokens)}
 
 
@@ -199,57 +197,57 @@ Bonus = Callable[[list[float], list[float]], list[float]]  # (group's rewards, r
 
 
 def train(
-    speaker: VLM, turns: Prompts, reward: Reward, *, plan: GRPOPlan, bonus: Bonus | None = None, folder: Path | None = None,
+    vlm: VLM, turns: Prompts, reward: Reward, *, plan: GRPOPlan, bonus: Bonus | None = None, folder: Path | None = None,
     learn_tower: bool = False, progress: bool = False,
 ) -> pd.DataFrame:  # fmt: skip
-    """Train what of the speaker's model is not frozen, in place; return a row per step: reward, length, entropy, kl, dead, loss.
+    """Train the weights that are not frozen, in place; return a row per step: reward, length, entropy, kl, dead, loss.
 
     `turns(step, rng)` gives a step's questions, each with what `reward(text, needs)` must know; named parts of a reward are
     logged as reward_NAME. A question with a rival has its group's rewards passed through `bonus(rewards, rival's rewards)`.
     With `folder` a stopped run goes on.
     ValueError when a reward is no number (it is named), or nothing can be trained.
     """
-    trained = [part for part in speaker.model.parameters() if part.requires_grad]
+    trained = [part for part in vlm.model.parameters() if part.requires_grad]
     if not trained:
-        raise ValueError(f"nothing to train: every weight of {speaker.name} is frozen")
+        raise ValueError(f"nothing to train: every weight of {vlm.name} is frozen")
     optimiser = torch.optim.AdamW(trained, lr=plan.learning_rate, weight_decay=0.0)
     rows, first, started = _resumed(folder, plan, trained, optimiser)
     if not rows:
         torch.manual_seed(plan.seed)
         random.seed(plan.seed)
-    speaker.model.eval()  # no dropout: what is sampled is what is scored
+    vlm.model.eval()  # no dropout: what is sampled is what is scored
     for step in tqdm(range(first, plan.steps), desc="policy", disable=not progress, initial=first, total=plan.steps):
         for part in optimiser.param_groups:
             part["lr"] = plan.learning_rate * min(1.0, (step + 1) / max(1, plan.warmup))
         given = turns(step, np.random.default_rng([plan.seed, step]))
         rows.append(
             {"step": step}
-            | _one_step(speaker, given, reward, bonus, plan, optimiser, trained, started, learn_tower=learn_tower)
+            | _one_step(vlm, given, reward, bonus, plan, optimiser, trained, started, learn_tower=learn_tower)
         )
         if folder and ((step + 1) % plan.save_every == 0 or step + 1 == plan.steps):
             _save(folder, plan, trained, started, optimiser, rows)
     return pd.DataFrame(rows)
 
 
-def _asked(speaker: VLM, turns: Sequence[dict]) -> dict[str, Tensor]:
-    return chat.collate(speaker, [{k: v for k, v in turn.items() if k != "labels"} for turn in turns], side="left")
+def _asked(vlm: VLM, turns: Sequence[dict]) -> dict[str, Tensor]:
+    return chat.collate(vlm, [{k: v for k, v in turn.items() if k != "labels"} for turn in turns], side="left")
 
 
-def _worth(speaker: VLM, said: Rollout, needs: Sequence, reward: Reward, group: int) -> list[dict[str, float]]:
+def _worth(vlm: VLM, said: Rollout, needs: Sequence, reward: Reward, group: int) -> list[dict[str, float]]:
     """Return the named parts of every answer's reward."""
     paid = [reward(text, needs[n // group]) for n, text in enumerate(said.texts)]
     paid = [dict(value) if isinstance(value, Mapping) else {"": value} for value in paid]
     return [{k: _number(v, text) for k, v in value.items()} for value, text in zip(paid, said.texts, strict=True)]
 
 
-def _compared(speaker, given, values: list[float], reward: Reward, bonus: Bonus, plan: GRPOPlan) -> list[float]:
+def _compared(vlm, given, values: list[float], reward: Reward, bonus: Bonus, plan: GRPOPlan) -> list[float]:
     """Return rewards after the bonus, where a question has a rival; what is said to rivals teaches nothing by itself."""
     places = [n for n, item in enumerate(given) if len(item) > 2]
     if not places:
         return values
-    batch = _asked(speaker, [given[n][2] for n in places])
-    said = rollout(speaker, batch, visual_tokens(speaker, batch), plan, group=plan.group)
-    rival = [sum(parts.values()) for parts in _worth(speaker, said, [given[n][1] for n in places], reward, plan.group)]
+    batch = _asked(vlm, [given[n][2] for n in places])
+    said = rollout(vlm, batch, visual_tokens(vlm, batch), plan, group=plan.group)
+    rival = [sum(parts.values()) for parts in _worth(vlm, said, [given[n][1] for n in places], reward, plan.group)]
     values = list(values)
     for number, place in enumerate(places):
         own, other = (slice(n * plan.group, (n + 1) * plan.group) for n in (place, number))
@@ -258,16 +256,16 @@ def _compared(speaker, given, values: list[float], reward: Reward, bonus: Bonus,
 
 
 def _one_step(
-    speaker, given, reward: Reward, bonus, plan: GRPOPlan, optimiser, trained, started, *, learn_tower: bool
+    vlm, given, reward: Reward, bonus, plan: GRPOPlan, optimiser, trained, started, *, learn_tower: bool
 ) -> dict:
-    batch = _asked(speaker, [item[0] for item in given])
-    seen = visual_tokens(speaker, batch, learn=learn_tower)
+    batch = _asked(vlm, [item[0] for item in given])
+    seen = visual_tokens(vlm, batch, learn=learn_tower)
     still = {k: v.detach() for k, v in seen.items()} if isinstance(seen, dict) else tuple(one.detach() for one in seen)
-    said = rollout(speaker, batch, still, plan, group=plan.group)
-    parts = _worth(speaker, said, [item[1] for item in given], reward, plan.group)
+    said = rollout(vlm, batch, still, plan, group=plan.group)
+    parts = _worth(vlm, said, [item[1] for item in given], reward, plan.group)
     values = [sum(one.values()) for one in parts]
     if bonus is not None:
-        values = _compared(speaker, given, values, reward, bonus, plan)
+        values = _compared(vlm, given, values, reward, bonus, plan)
     rewards = torch.tensor(values, dtype=torch.float64).view(-1, plan.group)  # alike is alike: no rounding
     better = advantages(rewards, by_deviation=plan.by_deviation).flatten()
     alive, better = better.abs() > 1e-9, better.float().to(said.ids.device)
@@ -278,11 +276,11 @@ def _one_step(
               for name in sorted({name for one in parts for name in one} - {""})}  # fmt: skip
     if not alive.any():
         return facts | {"loss": 0.0, "kl": 0.0, "clipped": 0.0, "entropy": math.nan}
-    now = logprobs(speaker, batch, seen, said, temperature=plan.temperature)
+    now = logprobs(vlm, batch, seen, said, temperature=plan.temperature)
     reference = None
     if plan.beta:
         with torch.no_grad(), _as(trained, started):
-            reference = logprobs(speaker, batch, still, said, temperature=plan.temperature)
+            reference = logprobs(vlm, batch, still, said, temperature=plan.temperature)
     loss, more = objective(now, now.detach(), better, said.counts, plan=plan, reference=reference)
     optimiser.zero_grad()
     loss.backward()

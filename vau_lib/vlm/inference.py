@@ -87,21 +87,21 @@ class Explanation:
         return asdict(self)
 
 
-def cost(speaker: VLM, batch: dict[str, Tensor], max_new_tokens: int) -> Cost:
+def cost(vlm: VLM, batch: dict[str, Tensor], max_new_tokens: int) -> Cost:
     """Return what generating up to `max_new_tokens` after this batch takes; the cache is exact, the work an estimate.
 
     Cache: 2 x layers x key-value heads x head width x tokens x batch. Work: the widest layer's activations over the prompt
     and over the vision tower's patches (MLP and residual), which is what peaks in one forward pass.
     """
-    model, text = speaker.model, speaker.model.config.get_text_config()
+    model, text = vlm.model, vlm.model.config.get_text_config()
     rows, prompt = batch["input_ids"].shape
     size = torch.finfo(model.dtype).bits // 8
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     per_token = 2 * text.num_hidden_layers * text.num_key_value_heads * head * size
-    marks = [getattr(speaker.processor, name, None) for name in ("image_token_id", "video_token_id")]
+    marks = [getattr(vlm.processor, name, None) for name in ("image_token_id", "video_token_id")]
     pictures = int(sum((batch["input_ids"] == mark).sum() for mark in marks if mark is not None))
     vision = model.config.vision_config
-    patches = pictures * _patches_per_token(speaker)
+    patches = pictures * _patches_per_token(vlm)
     work = rows * prompt * (2 * text.intermediate_size + 4 * text.hidden_size)
     work = max(work, patches * (2 * vision.intermediate_size + 4 * vision.hidden_size))
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
@@ -110,16 +110,16 @@ def cost(speaker: VLM, batch: dict[str, Tensor], max_new_tokens: int) -> Cost:
     return Cost(rows * prompt, pictures, rows * max_new_tokens, weights, cache, work * size)
 
 
-def _patches_per_token(speaker: VLM) -> int:
-    config = speaker.model.config
-    if speaker.family == "internvl":
+def _patches_per_token(vlm: VLM) -> int:
+    config = vlm.model.config
+    if vlm.family == "internvl":
         return round(1 / config.downsample_ratio) ** 2
     return config.vision_config.spatial_merge_size**2
 
 
 @torch.inference_mode()
 def generate(
-    speaker: VLM,
+    vlm: VLM,
     turns: Sequence[dict[str, Tensor]],
     *,
     max_new_tokens: int = 128,
@@ -134,25 +134,23 @@ def generate(
     `tell` is told tokens and memory before anything runs (print; None for silence). ValueError where a prompt and its
     answer do not fit the context.
     """
-    batch = collate(speaker, [{k: v for k, v in turn.items() if k != "labels"} for turn in turns], side="left")
+    batch = collate(vlm, [{k: v for k, v in turn.items() if k != "labels"} for turn in turns], side="left")
     length = batch["input_ids"].shape[1]
-    if length + max_new_tokens > speaker.context:
-        raise ValueError(
-            f"{length} tokens and {max_new_tokens} new ones exceed the {speaker.context} of {speaker.name}"
-        )
+    if length + max_new_tokens > vlm.context:
+        raise ValueError(f"{length} tokens and {max_new_tokens} new ones exceed the {vlm.context} of {vlm.name}")
     if tell is not None:
-        tell(f"{speaker.label}: {cost(speaker, batch, max_new_tokens)}")
-    marks = {getattr(speaker.processor, name, None) for name in ("image_token_id", "video_token_id")} - {None}
+        tell(f"{vlm.label}: {cost(vlm, batch, max_new_tokens)}")
+    marks = {getattr(vlm.processor, name, None) for name in ("image_token_id", "video_token_id")} - {None}
     settings = dict(do_sample=False, max_new_tokens=max_new_tokens, suppress_tokens=sorted(marks)) | options
-    speaker.model.eval()
+    vlm.model.eval()
     if seen is not None:
         del batch["pixel_values"]
         # a fresh object per call: generate changes it
         settings["mm_encoder_outputs"] = {
-            "image": BaseModelOutputWithPooling(pooler_output=_of_all(speaker, seen, len(turns)))
+            "image": BaseModelOutputWithPooling(pooler_output=_of_all(vlm, seen, len(turns)))
         }
-    out = speaker.model.generate(**chat.to_model(speaker, batch), **settings)
-    return chat.decode(speaker, out[:, length:])
+    out = vlm.model.generate(**chat.to_model(vlm, batch), **settings)
+    return chat.decode(vlm, out[:, length:])
 
 
 class _Pieces(TextStreamer):
@@ -166,28 +164,28 @@ class _Pieces(TextStreamer):
         self.write(text)
 
 
-def streamer(speaker: VLM, write: Callable[[str], object]) -> TextStreamer:
+def streamer(vlm: VLM, write: Callable[[str], object]) -> TextStreamer:
     """Return what `generate` takes as `streamer`: `write` gets pieces of an answer as they are made; one turn at a time."""
-    return _Pieces(speaker.tokenizer, write)
+    return _Pieces(vlm.tokenizer, write)
 
 
 @torch.inference_mode()
-def image_features(speaker: VLM, turn: dict[str, Tensor]) -> tuple[Tensor, ...]:
+def image_features(vlm: VLM, turn: dict[str, Tensor]) -> tuple[Tensor, ...]:
     """Return a turn's pictures as the tokens the language model reads, one (tokens, width) per frame: one call of the tower."""
-    inputs, core = chat.to_model(speaker, turn), speaker.model
-    if speaker.family == "internvl":
+    inputs, core = chat.to_model(vlm, turn), vlm.model
+    if vlm.family == "internvl":
         return tuple(core.get_image_features(pixel_values=inputs["pixel_values"]).pooler_output)
     return tuple(core.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"]).pooler_output)
 
 
-def _of_all(speaker: VLM, seen: Sequence[Tensor], times: int) -> Tensor | tuple[Tensor, ...]:
+def _of_all(vlm: VLM, seen: Sequence[Tensor], times: int) -> Tensor | tuple[Tensor, ...]:
     """Return the frames' tokens once per turn, as the family's forward takes them."""
     tokens = tuple(seen) * times
-    return torch.stack(tokens) if speaker.family == "internvl" else tokens
+    return torch.stack(tokens) if vlm.family == "internvl" else tokens
 
 
 def ask(
-    speaker: VLM,
+    vlm: VLM,
     frames: np.ndarray,
     question: str,
     *,
@@ -197,10 +195,10 @@ def ask(
     **how,
 ) -> str:
     """Answer one question about frames uint8 (T, H, W, 3); `how` goes to `encode` (released, max_frames, as_video)."""
-    if speaker.family in REMOTE:
-        raise ValueError(f"{speaker.family} speaks through its own code: call speaker.model.chat")
-    turn = encode(speaker, frames, question, times_s=times_s, room=max_new_tokens, **how)
-    return generate(speaker, [turn], max_new_tokens=max_new_tokens, tell=tell)[0]
+    if vlm.family in REMOTE:
+        raise ValueError(f"{vlm.family} speaks through its own code: call vlm.model.chat")
+    turn = encode(vlm, frames, question, times_s=times_s, room=max_new_tokens, **how)
+    return generate(vlm, [turn], max_new_tokens=max_new_tokens, tell=tell)[0]
 
 
 def uniform_frames(path: str | Path, num_frames: int) -> tuple[np.ndarray, None]:
@@ -210,7 +208,7 @@ def uniform_frames(path: str | Path, num_frames: int) -> tuple[np.ndarray, None]
 
 def explain(
     path: str | Path,
-    speaker: VLM,
+    vlm: VLM,
     *,
     choose: Callable[[Path, int], tuple[np.ndarray, np.ndarray | None]] = uniform_frames,
     look: Callable[[np.ndarray], Sequence[Tensor]] | None = None,
@@ -239,43 +237,43 @@ def explain(
     frames, told = video.read_frames(path, index), []
     times_s = tuple(video.frame_times(path)[index].round(3).tolist())
     asking = dict(times_s=times_s, room=max_new_tokens, max_frames=max_frames)
-    turns = {name: encode(speaker, frames, question, **asking) for name, question in questions.items()}
+    turns = {name: encode(vlm, frames, question, **asking) for name, question in questions.items()}
 
     # once: the frames are the same in all three
-    seen = image_features(speaker, turns["judgement"]) if look is None else tuple(look(index))
+    seen = image_features(vlm, turns["judgement"]) if look is None else tuple(look(index))
 
     def say(*names):
         chosen = [turns[name] for name in names]
         told.append(sum(turn["input_ids"].numel() for turn in chosen))
-        return generate(speaker, chosen, max_new_tokens=max_new_tokens, seen=seen, tell=tell)
+        return generate(vlm, chosen, max_new_tokens=max_new_tokens, seen=seen, tell=tell)
 
     judgement, description = say("judgement", "description")
     anomalous = judgement_of(judgement)
     analysis = say("analysis")[0] if anomalous is not False else ""
     return Explanation(
-        video=Path(path).name, model=speaker.label, anomalous=anomalous, judgement=judgement, description=description,
+        video=Path(path).name, model=vlm.label, anomalous=anomalous, judgement=judgement, description=description,
         analysis=analysis, index=tuple(index.tolist()), times_s=times_s,
         scores=None if scores is None else tuple(float(score) for score in scores), questions=questions,
         prompt_tokens=sum(told), seconds=round(time.perf_counter() - started, 3),
     )  # fmt: skip
 
 
-def answers(speaker: VLM, samples: InstructionSamples, *, batch_size: int = 16, max_new_tokens: int = 32) -> list[str]:
-    """Return what the speaker answers to every row of `samples` (made with answers=False), in order, greedily."""
+def answers(vlm: VLM, samples: InstructionSamples, *, batch_size: int = 16, max_new_tokens: int = 32) -> list[str]:
+    """Return what the model answers to every row of `samples` (made with answers=False), in order, greedily."""
     if samples.answers:
         raise ValueError("samples hold the answers: make them with answers=False to ask")
     said = []
     for start in range(0, len(samples), batch_size):
         turns = [samples[place] for place in range(start, min(start + batch_size, len(samples)))]
-        said += generate(speaker, turns, max_new_tokens=max_new_tokens, tell=None)
+        said += generate(vlm, turns, max_new_tokens=max_new_tokens, tell=None)
     return said
 
 
 @torch.inference_mode()
 def likeliest_answers(
-    speaker: VLM, samples: InstructionSamples, candidates: Sequence[str], *, batch_size: int = 16
+    vlm: VLM, samples: InstructionSamples, candidates: Sequence[str], *, batch_size: int = 16
 ) -> list[str]:
-    """Return which of the candidate answers the speaker finds likeliest for every row: a choice forced on it.
+    """Return which of the candidate answers the model finds likeliest for every row: a choice forced on it.
 
     Likelihood is the mean of the log-probabilities of an answer's tokens, its end too. What a model would say when it may
     not say anything else: the fair way to ask one that was never taught the form of an answer.
@@ -284,9 +282,9 @@ def likeliest_answers(
     for start in range(0, len(samples), batch_size):
         places = range(start, min(start + batch_size, len(samples)))
         for column, candidate in enumerate(candidates):
-            batch = chat.to_model(speaker, collate(speaker, [samples.turn(place, candidate) for place in places]))
+            batch = chat.to_model(vlm, collate(vlm, [samples.turn(place, candidate) for place in places]))
             labels = batch.pop("labels")[:, 1:]
-            scores = speaker.model(**batch).logits[:, :-1].float().log_softmax(-1)
+            scores = vlm.model(**batch).logits[:, :-1].float().log_softmax(-1)
             learned = labels != chat.IGNORED
             said = scores.gather(-1, labels.clamp_min(0)[..., None])[..., 0]
             likelihood[places, column] = ((said * learned).sum(1) / learned.sum(1)).cpu().numpy()

@@ -44,7 +44,7 @@ class InstructionSamples(torch.utils.data.Dataset):
         self,
         rows: Sequence[Mapping],
         root: str | Path,
-        speaker: VLM,
+        vlm: VLM,
         *,
         random: bool = True,
         picks: Callable[[Mapping], np.ndarray] | None = None,
@@ -54,7 +54,7 @@ class InstructionSamples(torch.utils.data.Dataset):
         blind: bool = False,
         seed: int = 0,
     ):
-        self.rows, self.root, self.speaker = [_checked(row) for row in rows], Path(root), speaker
+        self.rows, self.root, self.vlm = [_checked(row) for row in rows], Path(root), vlm
         if not self.rows:
             raise ValueError("no instruction rows to train on")
         self.random, self.picks, self.num_frames = random, picks, num_frames
@@ -104,7 +104,7 @@ class InstructionSamples(torch.utils.data.Dataset):
         frames, times_s = self.frames(place)
         frames = np.zeros_like(frames) if self.blind else frames
         asked = dict(times_s=times_s, answer=answer, released=self.released)
-        return encode(self.speaker, frames, self.rows[place]["question"], **asked)
+        return encode(self.vlm, frames, self.rows[place]["question"], **asked)
 
 
 def _checked(row: Mapping) -> Mapping:

@@ -52,8 +52,8 @@ class VLM:
         """Tokens the language model was made for."""
         return self.model.config.get_text_config().max_position_embeddings
 
-    def but(self, **changes) -> "VLM":
-        """Return the same speaker with another model, kind or name."""
+    def replace(self, **changes) -> "VLM":
+        """Return a copy with another model, kind or name."""
         return replace(self, **changes)
 
 
@@ -143,7 +143,7 @@ def _options(dtype, device: str, attention: str, bits: int | None) -> dict:
     return options
 
 
-def save(speaker: VLM, folder: str | Path, **facts: object) -> Path:
+def save(vlm: VLM, folder: str | Path, **facts: object) -> Path:
     """Write model, processor and made_by.json as one folder that `load` reads; it appears whole or not at all.
 
     ValueError where the folder is there already and is not one of these.
@@ -153,9 +153,9 @@ def save(speaker: VLM, folder: str | Path, **facts: object) -> Path:
         raise ValueError(f"{folder} is there already and holds something else")
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    speaker.model.save_pretrained(scratch)
-    speaker.processor.save_pretrained(scratch)
-    artifacts.write_made_by(scratch, name=speaker.name, kind=speaker.kind, family=speaker.family, **facts)
+    vlm.model.save_pretrained(scratch)
+    vlm.processor.save_pretrained(scratch)
+    artifacts.write_made_by(scratch, name=vlm.name, kind=vlm.kind, family=vlm.family, **facts)
     _as_any_file(scratch)
     if folder.exists():
         old = Path(mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
