@@ -50,8 +50,8 @@ STUDIES = {
 SEEDS = (1, 2, 3)  # of reinforcement
 WAYS = {
     "rewarded": {},
-    "rewarded, against the shuffled film": {"contrasted": True},
-    "rewarded by dealt truths": {"dealt": True},
+    "rewarded, against the shuffled video": {"contrasted": True},
+    "rewarded, shuffled labels": {"dealt": True},
 }
 
 
@@ -84,7 +84,7 @@ class Exam:
         return pd.DataFrame(rows, columns=["asked", "video", "right"])
 
 
-def lines(who: str, sat: list[pd.DataFrame]) -> list[dict]:
+def lines(method: str, sat: list[pd.DataFrame]) -> list[dict]:
     """Return accuracy over seeds by part of the exam, with an interval over videos, a row each."""
     found = []
     for asked, part in pd.concat(dict(enumerate(sat)), names=["seed"]).groupby("asked"):
@@ -92,7 +92,7 @@ def lines(who: str, sat: list[pd.DataFrame]) -> list[dict]:
         drawn = each[np.random.default_rng(0).integers(0, len(each), (4000, len(each)))].mean(1)
         low, high = np.quantile(drawn, (0.025, 0.975))
         found.append({
-            "who": who, "asked": asked, "accuracy": part["right"].mean(), "low": low, "high": high, "seeds": len(sat),
+            "method": method, "asked": asked, "accuracy": part["right"].mean(), "low": low, "high": high, "seeds": len(sat),
             "worst_seed": seeds.min(), "best_seed": seeds.max(), "questions": len(part) // len(sat), "videos": len(each),
         })  # fmt: skip
     return found
@@ -129,23 +129,23 @@ def main() -> None:
     event_order.supervised_start(vlm, rows, folder / "train", plan=replace(START, max_steps=study.start_steps))
     print(f"supervised start: {time.process_time() - begun:.0f} CPU s")
     rated, curves = lines("supervised start", [exam.sit(vlm)]), []
-    for who, how in WAYS.items():
-        if name == "three" and "contrasted" in how:
+    for method, options in WAYS.items():
+        if name == "three" and "contrasted" in options:
             continue  # it paid nothing on orders with two
         sat = []
         for seed in SEEDS:
             learner, begun = vlm.replace(model=deepcopy(vlm.model)), (time.perf_counter(), time.process_time())
             plan = replace(study.plan, seed=seed)
-            curve = event_order.train(learner, rows, folder / "train", plan=plan, judgements=JUDGEMENTS, **how)
+            curve = event_order.train(learner, rows, folder / "train", plan=plan, judgements=JUDGEMENTS, **options)
             print(
-                f"{who}, seed {seed}: {time.perf_counter() - begun[0]:.0f} s, {time.process_time() - begun[1]:.0f} CPU s",
+                f"{method}, seed {seed}: {time.perf_counter() - begun[0]:.0f} s, {time.process_time() - begun[1]:.0f} CPU s",
                 flush=True,
             )
             sat.append(exam.sit(learner))
-            curves.append(curve.assign(who=who, seed=seed))
-        rated += lines(who, sat)
+            curves.append(curve.assign(method=method, seed=seed))
+        rated += lines(method, sat)
     table = pd.DataFrame(rated)
-    print(table.pivot(index="asked", columns="who", values="accuracy").round(3).to_string())
+    print(table.pivot(index="asked", columns="method", values="accuracy").round(3).to_string())
     print(table[table["seeds"] > 1].round(3).to_string(index=False))
     if part == "test":
         place, end = project / "data" / "results" / "curves", "" if name == "two" else f"_{name}"

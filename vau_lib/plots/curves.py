@@ -123,18 +123,18 @@ SHOWN_COLUMNS = ("reward_order", "reward_form", "reward_judgement", "kl", "lengt
 
 
 def rewards(curves: pd.DataFrame, *, columns: Sequence[str] = SHOWN_COLUMNS, title: str = ""):
-    """Draw curves of `grpo.train` by step, a panel per column, a line per `who`: thin as it was, thick its moving mean.
+    """Draw curves of `grpo.train` by step, a panel per column, a line per `method`: thin as it was, thick its moving mean.
 
     Where there are several of a column `seed`, each is thin and the thick line is of their mean. Columns that are
     missing or 0 are left out.
     """
     columns = [column for column in columns if column in curves and curves[column].any()]
     figure, axes = style.subplots(1, len(columns), figsize=(3.3 * len(columns), 3.1))
-    who = curves["who"].unique() if "who" in curves else [""]
+    methods = curves["method"].unique() if "method" in curves else [""]
     for axis, column in zip(np.atleast_1d(axes), columns, strict=True):
-        for name in who:
+        for name in methods:
             colour = METHOD_COLOURS.get(name, style.ANOMALOUS)
-            part = curves[curves["who"] == name] if name else curves
+            part = curves[curves["method"] == name] if name else curves
             if part[column].isna().all():
                 continue
             wide = part.pivot_table(index="step", columns=part.get("seed", part["step"] * 0), values=column)
@@ -145,7 +145,7 @@ def rewards(curves: pd.DataFrame, *, columns: Sequence[str] = SHOWN_COLUMNS, tit
         if column == "kl":  # one step of babble would hide the rest
             axis.set_ylim(0, 1.5 * max(line.get_ydata().max() for line in axis.lines if line.get_lw() > 1))
         axis.set(xlabel="step", title=TITLES.get(column, column))
-    if len(who) > 1:
+    if len(methods) > 1:
         np.atleast_1d(axes)[0].legend(fontsize=8)
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=12)
     return figure

@@ -79,11 +79,11 @@ def covered(table: pd.DataFrame, *, columns: Mapping[str, str], title: str = "")
 
 
 def before_after(table: pd.DataFrame, *, order: Sequence[str], guess: dict[str, float], title: str = ""):
-    """Draw accuracy (low, high) of each `asked`, a group of bars with one per value of `who` in `order`; `guess` is marked."""
+    """Draw accuracy (low, high) of each `asked`, a group of bars with one per value of `method` in `order`; `guess` is marked."""
     figure, axis = style.subplots(figsize=(10, 3.8))
     asked, width = list(table["asked"].unique()), 0.8 / len(order)
     for number, name in enumerate(order):
-        part = table[table["who"] == name].set_index("asked").loc[asked]
+        part = table[table["method"] == name].set_index("asked").loc[asked]
         places = np.arange(len(asked)) + (number - (len(order) - 1) / 2) * width
         edges = np.abs(part[["low", "high"]].to_numpy().T - part["accuracy"].to_numpy())
         axis.bar(places, part["accuracy"], width * 0.92, yerr=edges, color=METHOD_COLOURS.get(name, style.INK), label=name,

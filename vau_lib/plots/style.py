@@ -60,6 +60,6 @@ def subplots(*arguments, **options) -> tuple:
 
 
 METHOD_COLOURS = {
-    "supervised start": QUIET, "rewarded": ANOMALOUS, "rewarded, against the shuffled film": SERIES[2],
-    "rewarded by dealt truths": NORMAL,
+    "supervised start": QUIET, "rewarded": ANOMALOUS, "rewarded, against the shuffled video": SERIES[2],
+    "rewarded, shuffled labels": NORMAL,
 }  # fmt: skip
