@@ -71,7 +71,7 @@ class Exam:
         return said
 
     def sit(self, vlm: models.VLM) -> pd.DataFrame:
-        """Return a row per question and part of the exam it counts for: asked, video, right."""
+        """Return a row per question and part of the exam it counts for: question, video, right."""
         said, judged = self.ask(vlm, self.order, 8), self.ask(vlm, self.judgement, 24)
         rows = []
         for row, answer in zip(self.order, said, strict=True):
@@ -81,18 +81,18 @@ class Exam:
                 rows.append((f"{name}, {row['event']}", row["video"], right))
         for row, answer in zip(self.judgement, judged, strict=True):
             rows.append(("judgement", row["video"], event_order.judgement_reward(answer, row["answer"]) == 1))
-        return pd.DataFrame(rows, columns=["asked", "video", "right"])
+        return pd.DataFrame(rows, columns=["question", "video", "right"])
 
 
 def lines(method: str, sat: list[pd.DataFrame]) -> list[dict]:
     """Return accuracy over seeds by part of the exam, with an interval over videos, a row each."""
     found = []
-    for asked, part in pd.concat(dict(enumerate(sat)), names=["seed"]).groupby("asked"):
+    for question, part in pd.concat(dict(enumerate(sat)), names=["seed"]).groupby("question"):
         each, seeds = part.groupby("video")["right"].mean().to_numpy(), part.groupby("seed")["right"].mean()
         drawn = each[np.random.default_rng(0).integers(0, len(each), (4000, len(each)))].mean(1)
         low, high = np.quantile(drawn, (0.025, 0.975))
         found.append({
-            "method": method, "asked": asked, "accuracy": part["right"].mean(), "low": low, "high": high, "seeds": len(sat),
+            "method": method, "question": question, "accuracy": part["right"].mean(), "low": low, "high": high, "seeds": len(sat),
             "worst_seed": seeds.min(), "best_seed": seeds.max(), "questions": len(part) // len(sat), "videos": len(each),
         })  # fmt: skip
     return found
@@ -145,7 +145,7 @@ def main() -> None:
             curves.append(curve.assign(method=method, seed=seed))
         rated += lines(method, sat)
     table = pd.DataFrame(rated)
-    print(table.pivot(index="asked", columns="method", values="accuracy").round(3).to_string())
+    print(table.pivot(index="question", columns="method", values="accuracy").round(3).to_string())
     print(table[table["seeds"] > 1].round(3).to_string(index=False))
     if part == "test":
         place, end = project / "data" / "results" / "curves", "" if name == "two" else f"_{name}"

@@ -79,20 +79,20 @@ def covered(table: pd.DataFrame, *, columns: Mapping[str, str], title: str = "")
 
 
 def before_after(table: pd.DataFrame, *, order: Sequence[str], guess: dict[str, float], title: str = ""):
-    """Draw accuracy (low, high) of each `asked`, a group of bars with one per value of `method` in `order`; `guess` is marked."""
+    """Draw accuracy (low, high) of each `question`, a group of bars with one per value of `method` in `order`; `guess` is marked."""
     figure, axis = style.subplots(figsize=(10, 3.8))
-    asked, width = list(table["asked"].unique()), 0.8 / len(order)
+    questions, width = list(table["question"].unique()), 0.8 / len(order)
     for number, name in enumerate(order):
-        part = table[table["method"] == name].set_index("asked").loc[asked]
-        places = np.arange(len(asked)) + (number - (len(order) - 1) / 2) * width
+        part = table[table["method"] == name].set_index("question").loc[questions]
+        places = np.arange(len(questions)) + (number - (len(order) - 1) / 2) * width
         edges = np.abs(part[["low", "high"]].to_numpy().T - part["accuracy"].to_numpy())
         axis.bar(places, part["accuracy"], width * 0.92, yerr=edges, color=METHOD_COLOURS.get(name, style.INK), label=name,
                  error_kw={"lw": 1, "ecolor": style.INK})  # fmt: skip
-    for place, name in enumerate(asked):
+    for place, name in enumerate(questions):
         if name in guess:
             axis.plot([place - 0.42, place + 0.42], [guess[name]] * 2, color=style.INK, ls="--", lw=1)
-    axis.set(xticks=range(len(asked)), ylim=(0, 1.05), ylabel="answers right")
-    axis.set_xticklabels([name.replace(", ", ",\n") for name in asked], fontsize=9)
+    axis.set(xticks=range(len(questions)), ylim=(0, 1.05), ylabel="answers right")
+    axis.set_xticklabels([name.replace(", ", ",\n") for name in questions], fontsize=9)
     axis.legend(fontsize=9, ncols=len(order), loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
     axis.text(1, 1.03, "dashed: a guess", transform=axis.transAxes, fontsize=8, ha="right", color=style.QUIET)
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=12)
