@@ -79,7 +79,7 @@ def covered(table: pd.DataFrame, *, columns: Mapping[str, str], title: str = "")
 
 
 def before_after(table: pd.DataFrame, *, order: Sequence[str], guess: dict[str, float], title: str = ""):
-    """Draw accuracy (low, high) of each `question`, a group of bars with one per value of `method` in `order`; `guess` is marked."""
+    """Draw accuracy (low, high) of each `question`: bars per `method` in `order`; `guess` is marked."""
     figure, axis = style.subplots(figsize=(10, 3.8))
     questions, width = list(table["question"].unique()), 0.8 / len(order)
     for number, name in enumerate(order):
