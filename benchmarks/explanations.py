@@ -203,7 +203,7 @@ def report(held: Path, asked: list[dict], ways: dict) -> None:
         said = inference.answers(vlm, data)
         right[name] = np.array(
             [
-                answer_parsing.judgement_of(a) == answer_parsing.judgement_of(r["answer"])
+                answer_parsing.parse_verdict(a) == answer_parsing.parse_verdict(r["answer"])
                 for a, r in zip(said, asked, strict=True)
             ]
         )

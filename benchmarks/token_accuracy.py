@@ -94,7 +94,7 @@ class Judge:
         _, said = toy_benchmark.judge(vlm, self.root, self.rows, frames=FRAMES, **how)
         return np.array(
             [
-                answer_parsing.judgement_of(a) == answer_parsing.judgement_of(row["answer"])
+                answer_parsing.parse_verdict(a) == answer_parsing.parse_verdict(row["answer"])
                 for a, row in zip(said, self.rows, strict=True)
             ]
         )

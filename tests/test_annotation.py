@@ -193,7 +193,7 @@ def test_templates_speak_the_truth_of_the_drawn_world(world):
         rows = annotation.annotate(
             record, events, caption=writer.caption, summarise=writer.summarise, rng=rng(), origin=writer.origin
         )
-        assert all(answer_parsing.says_anomaly(r.answer) == bool(record.label) for r in rows if r.task == "judgement")
+        assert all(answer_parsing.parse_verdict(r.answer) == bool(record.label) for r in rows if r.task == "judgement")
         assert not annotation.flags(rows, [record])
         told = " ".join(r.answer for r in rows)
         assert any(captions.CaptionTemplates.DOES[kind] in told for kind in record.classes) == bool(record.label)

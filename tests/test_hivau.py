@@ -116,15 +116,6 @@ def test_samples_come_back_as_they_were(tmp_path):
     assert keys <= set(json.loads((tmp_path / "out.jsonl").read_text()))
 
 
-@pytest.mark.parametrize(
-    "text, claims",
-    [("No anomaly exists in the video.", False), ("There is no anomaly in it.", False), ("An anomaly exists.", True),
-     ("The anomaly exists, a Riot.", True), ("There are not any.", False)],
-)  # fmt: skip
-def test_a_judgement_is_read(text, claims):
-    assert answer_parsing.says_anomaly(text) is claims
-
-
 def test_quality_names_what_is_odd(tmp_path):
     denied = {"judgement": "No anomaly exists.", "description": "x"}
     found = hivau.quality(hivau.hivau_raw(raw(tmp_path, video_summary_split=denied)))
@@ -217,7 +208,8 @@ def test_every_released_test_row_is_read(released):
     }  # fmt: skip
     assert len(hivau.distinct(r for r in rows if r.level == "clip")) == 943
     judged = [r.answer for r in rows if r.task == "judgement"]
-    assert sum(not answer_parsing.says_anomaly(text) for text in judged) == 170
+    assert sum(answer_parsing.parse_verdict(text) == 0 for text in judged) == 170
+    assert sum(answer_parsing.parse_verdict(text) == 1 for text in judged) == len(judged) - 170
 
 
 @pytest.mark.real

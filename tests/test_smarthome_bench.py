@@ -33,64 +33,6 @@ def vila(real_data, method):
     return smarthome.read_responses(real_data / BENCH / f"responses_vila-13b_{method}.json", name="VILA-13b")
 
 
-@pytest.mark.parametrize(
-    "text, label",
-    [
-        ('{"result": 0}', 0),
-        ('{"result": "1"}', 1),
-        ('```json\n{"video_description": "a man, {quoted}", "anomaly": 1}\n```', 1),
-        ("{'reasoning': 'it\\'s calm', 'anomaly': 0}", 0),
-        ("{'anomaly': True}", 1),
-        ('{"result": 1 // 1 for an anomaly\n}', 1),
-        ('{"reasoning": "line\nbreak", "anomaly": 0,}', 0),
-        ('{"video_description": "never closed, "anomaly": 1', 1),
-        ('{"anomaly": 0, "updated_anomaly": 1}', 1),
-        ('{"normal": 1}', 0),
-        ('{"verdict": {"anomaly": "abnormal"}}', 1),
-        ('The scene looks normal at first. {"anomaly": 1}', 1),
-        ("Yes", 1),
-        ("0", 0),
-        ("**Abnormal.**", 1),
-        ("Answer: 1", 1),
-        ("Final label = normal", 0),
-        ("The clip contains an anomaly: a man breaks a window.", 1),
-        ("There are no signs of any anomaly in this video.", 0),
-        ("The video does not show any anomalous behaviour.", 0),
-        ("This is not normal.", 1),
-        ("No anomalies were detected.", 0),
-        ("No, the man only delivers a parcel.", 0),
-        ("Yes, a window breaks.", 1),
-        ("The man's behaviour is abnormal.", 1),
-    ],
-)
-def test_an_answer_is_read(text, label):
-    assert answer_parsing.parse_answer(text) == label
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        None,
-        "",
-        "A dog crosses the garden.",
-        "No idea.",
-        "No dog is seen.",
-        '{"anomaly": 2}',
-        '{"anomaly": 0, "anomaly": 1}',
-        '{"anomaly": 1} or rather {"anomaly": 0}',
-        '{"anomaly": 1, "normal": 1}',
-        '{"anomaly": 0 or 1}',
-        '{"video_description": "an anomaly is present, the man is abnormal and',
-        "It is unclear whether the video contains an anomaly.",
-        "The scene may be abnormal.",
-        "The first half is normal. The second half is abnormal.",
-        "{" * 100_000,
-    ],
-)
-def test_an_answer_that_says_neither_or_both_is_none(text):
-    assert answer_parsing.parse_answer(text) is None
-
-
 def test_an_unreadable_answer_is_the_wrong_class_and_counted():
     found = smarthome_bench.evaluate({"a": NO, "b": YES, "c": "no idea", "d": "no idea"}, CLIPS)
     assert (found["n"], found["unparsed"], found["accuracy"]) == (4, 2, 50.0)
@@ -233,7 +175,7 @@ def test_the_chain_asks_for_rules_once_and_reflects_without_the_video(tmp_path):
     assert "A stranger at night" in model.asked[2][1] and '"anomaly": 0' in model.asked[2][1]
     assert "stranger at night" not in model.asked[1][1]  # the first guess does not know the rules
     assert '"[[rules]]"' in model.asked[2][1]  # what a model says is not filled in again
-    assert answer_parsing.parse_answer(found.answers["a"]) == 1 and not found.replayed
+    assert answer_parsing.parse_verdict(found.answers["a"]) == 1 and not found.replayed
     assert smarthome.read_responses(path).answers == found.answers
 
 

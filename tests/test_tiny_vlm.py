@@ -155,7 +155,7 @@ def test_instructions_ask_why_only_where_something_is_wrong(world):
     rows = toy_dataset.instructions(world[1])
     tasks = {r.path: [row["task"] for row in rows if row["video"] == r.path] for r in world[1]}
     assert all(("analysis" in tasks[r.path]) == bool(r.label) for r in world[1])
-    judged = [(answer_parsing.judgement_of(row["answer"]), row["video"]) for row in rows if row["task"] == "judgement"]
+    judged = [(answer_parsing.parse_verdict(row["answer"]), row["video"]) for row in rows if row["task"] == "judgement"]
     labels = {r.path: bool(r.label) for r in world[1]}
     assert all(labels[path] == said for said, path in judged)
 

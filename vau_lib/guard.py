@@ -110,7 +110,7 @@ def _asked(vlm, part, watch: GuardPlan, stream, tell, *, alone: bool) -> Iterato
 
 
 def _row(name: str, path: Path, vlm: models.VLM, watch: GuardPlan, *, text: str = "", error: str = "", **facts) -> dict:
-    said = {"anomaly": answer_parsing.parse_answer(text) if text else None, "text": text, "error": error}
+    said = {"anomaly": answer_parsing.parse_verdict(text), "text": text, "error": error}
     return {"id": name, "video": path.name, "model": vlm.label, "share": watch.share, **said, **facts}
 
 

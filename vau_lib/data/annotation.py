@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from vau_lib.data import video
-from vau_lib.data.answer_parsing import says_anomaly
+from vau_lib.data.answer_parsing import parse_verdict
 from vau_lib.data.hivau import Instruction
 from vau_lib.data.records import RecordError, Span, VideoRecord
 from vau_lib.workspace import artifacts
@@ -273,10 +273,12 @@ def flags(rows: Sequence[Instruction], records: Iterable[VideoRecord]) -> dict[s
     seen, found = Counter(row.answer for row in rows if row.level == "clip"), {}
     for row in rows:
         if row.task == "judgement":
-            claims = says_anomaly(row.answer)
-            if row.level == "video" and claims != bool(labels.get(row.video_id, claims)):
-                found[row.id] = f"judged {'anomalous' if claims else 'normal'}, labelled otherwise"
-            elif claims and (row.video_id, row.event) not in reasons:
+            verdict = parse_verdict(row.answer)
+            if verdict is None:
+                found[row.id] = "a judgement without a verdict"
+            elif row.level == "video" and verdict != labels.get(row.video_id, verdict):
+                found[row.id] = f"judged {'anomalous' if verdict else 'normal'}, labelled otherwise"
+            elif verdict and (row.video_id, row.event) not in reasons:
                 found[row.id] = "judged anomalous without a reason"
         elif row.level == "clip" and seen[row.answer] > 3:
             found[row.id] = f"the same caption {seen[row.answer]} times"

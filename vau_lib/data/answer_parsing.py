@@ -1,62 +1,23 @@
-"""TODO header."""
+"""Reading a language model's answers: one verdict parser for every benchmark, event orders, event spans.
+
+- a verdict is 1 (anomaly), 0 (no anomaly) or None (the answer says neither, or both); who scores decides what None costs
+- a label in a form (JSON, `key: value`, <answer>, \\boxed) outranks sentences; reasoning inside <think> is never read
+- sentences are read for denials first, so that "no signs of anomalies" is not taken for an anomaly; guesses count for nothing
+"""
 
 import ast
 import json
 import re
-from collections.abc import Iterator
-
-NEGATIVE = "no anomaly"  # how a judgement says that nothing is wrong, in any case
-
-
-def judgement_of(judgement: str) -> bool | None:
-    """Return whether a judgement says that something is anomalous; None where it says neither (babble, silence)."""
-    said = judgement.lower()
-    return False if NEGATIVE in said else True if "anomal" in said else None
-
-
-DENIES = re.compile(r"^(no|there (is|are) (no|not))\b|\b(no|not) anomal", re.IGNORECASE)
-
-
-def says_anomaly(text: str) -> bool:
-    """Return whether a judgement claims an anomaly: it does unless it denies one (22 phrasings in the test set)."""
-    if not text.strip():
-        raise ValueError("a judgement must not be empty")
-    return not DENIES.search(text.strip())
-
-
-BETWEEN = re.compile(r"(\d+(?:\.\d+)?)\s*s?(?:econds)?\s*(?:to|-|–|and|until)\s*(\d+(?:\.\d+)?)")
-
-ORDER = re.compile(r"^\W*(\d+(?:[\s,>-]+\d+)*)\W*$")
-
-
-def parse_order(answer: str, count: int) -> list[int]:
-    """Return the order an answer gives, like "2 1 3"; ValueError in one line where it is none of `count` pieces."""
-    found = ORDER.match(answer.strip())
-    order = [int(part) for part in re.findall(r"\d+", found[1])] if found else []
-    if sorted(order) != list(range(1, count + 1)):
-        raise ValueError(f"an order of {count} pieces was asked, the answer is {answer[:60]!r}")
-    return order
-
-
-def parse_span(answer: str) -> tuple[float, float] | None:
-    """Return the seconds an answer names, like "From 1.5 s to 3 s."; None where it denies. ValueError where it does neither."""
-    if judgement_of(answer) is False:
-        return None
-    found = BETWEEN.search(answer)
-    if found and float(found[2]) > float(found[1]):
-        return float(found[1]), float(found[2])
-    raise ValueError(f"an answer must name seconds that rise or deny an anomaly, it is {answer[:60]!r}")
-
-
-# One answer
 
 FINAL = ("updated_anomaly", "final_anomaly")  # a corrected label outranks the one it corrects
 
 PLAIN = ("anomaly", "result", "is_anomaly", "anomalous", "abnormal", "label", "prediction", "answer")
 
-TURNED = ("normal", "is_normal")  # 1 means no anomaly
+INVERTED = ("normal", "is_normal")  # 1 means no anomaly
 
-KEYS = {key: (rank, turned) for rank, keys, turned in ((0, FINAL, 0), (1, PLAIN, 0), (1, TURNED, 1)) for key in keys}
+KEYS = {
+    key: (rank, inverted) for rank, keys, inverted in ((0, FINAL, 0), (1, PLAIN, 0), (1, INVERTED, 1)) for key in keys
+}
 
 WORDS = {
     **dict.fromkeys(("1", "1.0", "true", "yes", "abnormal", "anomalous", "anomaly", "vague abnormal"), 1),
@@ -66,9 +27,13 @@ WORDS = {
 WORD = "|".join(sorted(map(re.escape, WORDS), key=len, reverse=True))
 
 KEYED = re.compile(  # key: value anywhere, for what is nearly JSON; "0 or 1" and "0 for none" are a form, not an answer
-    rf"""["'*]?\b({"|".join(KEYS)})["'*]*\s*[:=]\s*["'*]*({WORD})(?![\w.]*\w)["'*]*(?!\s*(?:or\b|for\b|if\b|[|/]))""",
+    rf"""["']?\b({"|".join(KEYS)})["']*\s*[:=]\s*["']*({WORD})(?![\w.]*\w)["']*(?!\s*(?:or\b|for\b|if\b|[|/]))""",
     re.I,
 )
+
+THOUGHT = re.compile(r"^.*</think>|<think>.*$", re.S | re.I)  # chat templates may open the tag, a limit may cut its end
+
+MARKED = re.compile(r"<answer>(.*?)(?:</answer>|$)|\\boxed\{(?:\\text\{)?([^{}]*)\}", re.S | re.I)
 
 HEDGE = re.compile(
     r"\b(?:if|whether|unclear|might|may|could|would|cannot|can't|hard to|possibly|perhaps)\b[^.!?;\n]*", re.I
@@ -76,78 +41,113 @@ HEDGE = re.compile(
 
 ODD, BE = r"(?:anomal\w+|abnormal\w*)", r"(?:is|are|was|were|seems?|appears?|looks?)(?:\s+to\s+be)?"
 
-NOT = rf"(?:not|n't|never)\s+(?:\w+\s+){{0,2}}?(?:an?\s+|any\s+)?{ODD}"
+NEGATED = rf"(?:not|n't|never)\s+(?:\w+\s+){{0,2}}?(?:an?\s+|any\s+)?{ODD}"
 
-SAYS_NORMAL = re.compile(
-    rf"^\W*(?:no|normal)\s*[,.;:!]|\b(?:no|without(?:\s+any)?|free of)\s+(?:\w+\s+){{0,3}}?{ODD}|\w{NOT}|\b{NOT}"
-    rf"|\b{BE}\s+(?:(?:all|completely|entirely|quite|perfectly)\s+)?normal\b|\bnothing\s+{ODD}",
+NOT_NORMAL = r"\b(?:not|isn't|n't)\s+normal\b"
+
+DENIAL = re.compile(
+    rf"^\W*(?:no|normal)\s*[,.;:!]|\b(?:no(?!\s+(?:doubt|question)\b)|without(?:\s+any)?|free of)\s+(?:\w+\s+){{0,3}}?{ODD}"
+    rf"|\w{NEGATED}|\b{NEGATED}|\bnothing\s+{ODD}|\bthere\s+(?:is|are)\s+(?:none|not\s+any)\s*(?=[.!]|$)"
+    rf"|\b{BE}\s+(?:(?:all|completely|entirely|quite|perfectly)\s+)?normal\b",
     re.I,
 )
 
-SAYS_ODD = re.compile(
-    rf"^\W*(?:yes|abnormal|anomalous)\s*[,.;:!]|\b{BE}\s+(?:an?\s+|clearly\s+|highly\s+)?{ODD}|\b(?:not|isn't|n't)\s+normal\b"
-    rf"|\b(?:contains?|shows?|has|have|depicts?|there\s+(?:is|are)|includes?)\s+(?:an?\s+|\w+\s+)?{ODD}|\b{ODD}\s+{BE}\s+(?:present|detected|found|seen)",
+AFFIRMATION = re.compile(
+    rf"^\W*(?:yes|abnormal|anomalous)\s*[,.;:!]|\b{BE}\s+(?:an?\s+|clearly\s+|highly\s+)?{ODD}"
+    rf"|\b(?:contains?|shows?|has|have|depicts?|includes?)\s+(?:an?\s+|\w+\s+)?{ODD}|\bthere\s+(?:is|are)\s+(?:\w+\s+){{0,3}}?{ODD}"
+    rf"|\b{ODD}\s+{BE}\s+(?:present|detected|found|seen|named|called)|\b{ODD}(?:\s+events?)?\s+(?:exist|occur|happen)\w*",
     re.I,
 )
 
+ORDER = re.compile(r"^\W*(?:(?:the\s+)?(?:correct\s+)?order\b(?:\s+is)?)?\W*(\d+(?:[\s,>-]+\d+)*)\W*$", re.I)
 
-def parse_answer(text: str | None) -> int | None:
+BETWEEN = re.compile(r"(\d+(?:\.\d+)?)\s*s?(?:econds)?\s*(?:to|-|–|and|until)\s*(\d+(?:\.\d+)?)")
+
+
+def parse_verdict(text: str | None) -> int | None:
     """Return 1 for an anomaly, 0 for none, None where the answer says neither or both.
 
-    Read in this order: a key that holds a label (JSON, fenced JSON, a Python dict, or nearly so; `updated_anomaly` outranks
-    `anomaly`, `normal` is turned round); a text that is one word; sentences outside braces that state it. A description cut
-    off before its label stays None, whatever words it holds.
+    Read in this order: the last <answer> or \\boxed; a key that holds a label (JSON, fenced JSON, a Python dict, or nearly
+    so; of several objects the last counts, `updated_anomaly` outranks `anomaly`, `normal` is inverted); a text that is one
+    word; sentences outside braces that state it. A description cut off before its label stays None, whatever words it holds.
     """
     if text is None:
         return None
     if not isinstance(text, str):
         raise ValueError(f"an answer is a text, got {text!r}")
-    keyed = list(_labels(text)) or [(m[1].lower(), m[2]) for m in KEYED.finditer(text)]
-    if keyed:
-        best = min(KEYS[key][0] for key, _ in keyed)
-        said = {_value(key, value) for key, value in keyed if KEYS[key][0] == best}
-        return said.pop() if len(said) == 1 else None
+    text = THOUGHT.sub(" ", text).replace("*", "")  # Markdown's bold
+    if marked := [found[1] or found[2] or "" for found in MARKED.finditer(text)]:
+        text = marked[-1]
+    objects = _objects(text)
+    labels = objects or [[(found[1].lower(), found[2]) for found in KEYED.finditer(text)]]
+    if any(labels):
+        best = min(KEYS[key][0] for pairs in labels for key, _ in pairs)
+        values = [[_value(key, value) for key, value in pairs if KEYS[key][0] == best] for pairs in labels]
+        verdicts = {value for value in [v for v in values if v][-1] if value is not None}
+        return verdicts.pop() if len(verdicts) == 1 else None
     outside = re.sub(r"\{.*(?:\}|$)", " ", text, flags=re.S)
-    word = re.sub(r"[\s\"'`*.!]+", " ", outside).strip().lower()
+    word = re.sub(r"[\s\"'`.!]+", " ", outside).strip().lower()
     return WORDS[word] if word in WORDS else _stated(outside)
 
 
-def _labels(text: str) -> Iterator[tuple[str, object]]:
-    """Yield (key, value) of every label in the JSON objects or Python dicts of `text`, nested ones too, repeats kept."""
-    found: list[tuple[str, object]] = []
-    decoder = json.JSONDecoder(object_pairs_hook=lambda pairs: found.extend(pairs) or dict(pairs), strict=False)
+def parse_order(answer: str, count: int) -> list[int]:
+    """Return the order an answer gives, like "2 1 3"; ValueError in one line where it is none of `count` pieces."""
+    matched = ORDER.match(answer.strip())
+    order = [int(part) for part in re.findall(r"\d+", matched[1])] if matched else []
+    if sorted(order) != list(range(1, count + 1)):
+        raise ValueError(f"an order of {count} pieces was asked, the answer is {answer[:60]!r}")
+    return order
+
+
+def parse_span(answer: str) -> tuple[float, float] | None:
+    """Return the seconds an answer names, like "From 1.5 s to 3 s."; None where it denies. ValueError where it does neither."""
+    if parse_verdict(answer) == 0:
+        return None
+    matched = BETWEEN.search(answer)
+    if matched and float(matched[2]) > float(matched[1]):
+        return float(matched[1]), float(matched[2])
+    raise ValueError(f"an answer must name seconds that rise or deny an anomaly, it is {answer[:60]!r}")
+
+
+def _objects(text: str) -> list[list[tuple[str, object]]]:
+    """Return the (key, value) pairs that are labels, per JSON object or Python dict, nested ones included, repeats kept."""
+    objects: list[list[tuple[str, object]]] = []
+    pairs: list[tuple[str, object]] = []
+    decoder = json.JSONDecoder(object_pairs_hook=lambda found: pairs.extend(found) or dict(found), strict=False)
     place, tries = text.find("{"), 0
     while place >= 0 and tries < 64:  # enough for any answer, bounded for a hostile one
+        pairs.clear()
         try:
             _, end = decoder.raw_decode(text, place)
         except (ValueError, RecursionError):
-            end = _python_dict(text, place, found)
+            end = _python_dict(text, place, pairs)
+        labels = [(key.lower(), value) for key, value in pairs if isinstance(key, str) and key.lower() in KEYS]
+        objects += [labels] if labels else []
         place, tries = text.find("{", max(end, place + 1)), tries + 1
-    yield from ((key.lower(), value) for key, value in found if isinstance(key, str) and key.lower() in KEYS)
+    return objects
 
 
-def _python_dict(text: str, place: int, found: list) -> int:
+def _python_dict(text: str, place: int, pairs: list) -> int:
     """Add the pairs of a flat Python dict, or of JSON with // notes, that starts at `place`; return where it ends."""
     end = text.find("}", place) + 1
     body = re.sub(r"//[^\n]*", "", text[place:end])
     try:
-        pairs = ast.literal_eval(re.sub(r"\b(true|false)\b", lambda word: word[0].title(), body))
+        content = ast.literal_eval(re.sub(r"\b(true|false)\b", lambda word: word[0].title(), body))
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return 0
-    found.extend(pairs.items() if isinstance(pairs, dict) else ())
+    pairs.extend(content.items() if isinstance(content, dict) else ())
     return end
 
 
 def _value(key: str, value: object) -> int | None:
-    said = WORDS.get(str(value).strip().lower())
-    return said if said is None else abs(said - KEYS[key][1])
+    label = None if value is None else WORDS.get(str(value).strip().lower())
+    return label if label is None else abs(label - KEYS[key][1])
 
 
 def _stated(text: str) -> int | None:
     """Return what the sentences agree on; guesses and conditions say nothing."""
     text = HEDGE.sub(" ", text)
-    turned = re.compile(r"\b(?:not|isn't|n't)\s+normal\b", re.I)
-    rest = SAYS_NORMAL.sub(" ", text)
-    said = {0} if SAYS_NORMAL.search(text) else set()
-    said |= {1} if SAYS_ODD.search(rest) or turned.search(text) else set()
-    return said.pop() if len(said) == 1 else None
+    without_denials = DENIAL.sub(" ", text)
+    affirmed = bool(AFFIRMATION.search(without_denials) or re.search(NOT_NORMAL, text, re.I))
+    denied = bool(DENIAL.search(text))
+    return None if affirmed == denied else int(affirmed)

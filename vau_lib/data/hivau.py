@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from vau_lib.data.answer_parsing import says_anomaly
+from vau_lib.data.answer_parsing import parse_verdict
 from vau_lib.data.records import RecordError, Span, VideoRecord
 from vau_lib.workspace import artifacts
 
@@ -109,6 +109,7 @@ class Quality:
     anomalous_judged_normal: tuple[str, ...]
     normal_judged_anomalous: tuple[str, ...]
     events_judged_normal: tuple[str, ...]  # within anomalous videos
+    judged_neither: tuple[str, ...]  # the video's judgement gives no verdict
     without_instructions: tuple[str, ...]
     clip_rows: int
     clip_files: int
@@ -225,17 +226,18 @@ def quality(
         for c, clip in enumerate(clips)
         if clip.start_s < event.start_s - slack_s or clip.end_s > event.end_s + slack_s
     ]
-    judged = {v.id: says_anomaly(v.part["judgement"]) for v in videos}
-    denied = _within(videos, lambda v, e: v.label and not says_anomaly(v.parts[e]["judgement"]))
+    judged = {v.id: parse_verdict(v.part["judgement"]) for v in videos}
+    denied = _within(videos, lambda v, e: v.label and parse_verdict(v.parts[e]["judgement"]) == 0)
     asked = {row.video_id for row in instructions if row.level == "video"}
     captions = [row for row in instructions if row.level == "clip"]
     return Quality(
         clips_outside_event=tuple(outside),
         events_outside_video=_within(videos, lambda v, e: v.segments[e].end_s > v.num_frames / v.fps + slack_s),
         empty_segments=_empty(videos),
-        anomalous_judged_normal=tuple(v.id for v in videos if v.label and not judged[v.id]),
-        normal_judged_anomalous=tuple(v.id for v in videos if not v.label and judged[v.id]),
+        anomalous_judged_normal=tuple(v.id for v in videos if v.label and judged[v.id] == 0),
+        normal_judged_anomalous=tuple(v.id for v in videos if not v.label and judged[v.id] == 1),
         events_judged_normal=denied,
+        judged_neither=tuple(v.id for v in videos if judged[v.id] is None),
         without_instructions=tuple(v.id for v in videos if instructions and v.id not in asked),
         clip_rows=len(captions),
         clip_files=len(distinct(captions)),

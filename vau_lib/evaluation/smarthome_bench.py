@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from vau_lib.data.answer_parsing import parse_answer
+from vau_lib.data.answer_parsing import parse_verdict
 from vau_lib.data.smarthome import TAGS, Clip, Responses, SmartHomeError, read_responses, write_responses
 from vau_lib.evaluation import metrics
 from vau_lib.evaluation.smarthome_prompts import Model, Style, ask, prepare
@@ -324,10 +324,10 @@ def _scored(responses, annotations: Sequence[Clip], split: str, as_released: boo
     clips = [clip for clip in wanted if clip.id in answers]
     if not clips:
         raise SmartHomeError(f"{responses.name}: no clip of split {split!r} has an answer")
-    said = [parse_answer(answers[clip.id]) for clip in clips]
-    truth, unread = np.array([clip.label for clip in clips]), np.array([one is None for one in said])
+    verdicts = [parse_verdict(answers[clip.id]) for clip in clips]
+    truth, unread = np.array([clip.label for clip in clips]), np.array([verdict is None for verdict in verdicts])
     instead = 0 * truth if as_released and responses.style.startswith("trlc") else 1 - truth
-    return Scored(clips, truth, np.where(unread, instead, [one or 0 for one in said]), unread)
+    return Scored(clips, truth, np.where(unread, instead, [verdict or 0 for verdict in verdicts]), unread)
 
 
 def _by_clip(responses: Responses, annotations: Sequence[Clip]) -> dict[str, str | None]:

@@ -1,7 +1,7 @@
 """Turn answers and scores into numbers a reader can trust: judgement accuracy apart from wording, frames by asserted lengths.
 
 - a third of the judgement rows deny an anomaly in two stock sentences: word overlap rewards saying them, accuracy tells
-- an answer is compared with the reference's own judgement; both are read by `answer_parsing.says_anomaly`
+- an answer is compared with the reference's own judgement; both are read by `answer_parsing.parse_verdict`
 - a score belongs to the 16 frames it was taken from: a video whose number of scores does not fit is refused, not cut
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from vau_lib.data import records
-from vau_lib.data.answer_parsing import says_anomaly
+from vau_lib.data.answer_parsing import parse_verdict
 from vau_lib.data.hivau import Instruction
 from vau_lib.data.records import VideoRecord, frame_labels
 from vau_lib.evaluation import metrics
@@ -21,7 +21,7 @@ CONSTANT = "No anomaly exists in the video."
 def judgement_report(predictions: Mapping[str, str], instructions: Iterable[Instruction]) -> list[dict]:
     """Return accuracy, precision, recall, f1 of the judgements per level, beside two constant answers (peers).
 
-    An empty answer counts as wrong. ValueError where a judgement has no answer.
+    An answer without a verdict counts as wrong. ValueError where a judgement has no answer.
     """
     asked = [row for row in instructions if row.task == "judgement"]
     if missing := [row.id for row in asked if row.id not in predictions]:
@@ -29,15 +29,23 @@ def judgement_report(predictions: Mapping[str, str], instructions: Iterable[Inst
     rows = []
     for level in dict.fromkeys(row.level for row in asked):
         of_level = [row for row in asked if row.level == level]
-        truth = [int(says_anomaly(row.answer)) for row in of_level]
+        truth = [_true_verdict(row) for row in of_level]
         decided = [_decided(predictions[row.id], label) for row, label in zip(of_level, truth, strict=True)]
         for method, chosen in (("answers", decided), ("always no", [0] * len(truth)), ("always yes", [1] * len(truth))):
             rows.append({"level": level, "method": method, "rows": len(truth), **metrics.binary_report(truth, chosen)})
     return rows
 
 
+def _true_verdict(row: Instruction) -> int:
+    verdict = parse_verdict(row.answer)
+    if verdict is None:
+        raise ValueError(f"{row.id}: the reference judgement gives no verdict, it is {row.answer[:60]!r}")
+    return verdict
+
+
 def _decided(text: str, truth: int) -> int:
-    return int(says_anomaly(text)) if text.strip() else 1 - truth
+    verdict = parse_verdict(text)
+    return 1 - truth if verdict is None else verdict
 
 
 def detection(

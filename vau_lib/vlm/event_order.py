@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from vau_lib.data import records, video
-from vau_lib.data.answer_parsing import judgement_of, parse_order, parse_span
+from vau_lib.data.answer_parsing import parse_order, parse_span, parse_verdict
 from vau_lib.vlm import grpo
 from vau_lib.vlm.chat import encode
 from vau_lib.vlm.finetuning import LoraPlan, fit
@@ -109,7 +109,7 @@ def span_reward(answer: str, truth: tuple[float, float] | None) -> float:
 
 def judgement_reward(answer: str, truth: str) -> float:
     """Return 1 for a judgement that agrees with the true one, 0 otherwise and where it says neither."""
-    return float(judgement_of(answer) is judgement_of(truth))
+    return float(parse_verdict(answer) == parse_verdict(truth))
 
 
 def contrast(ordered: Sequence[float], shuffled: Sequence[float]) -> list[float]:

@@ -20,7 +20,7 @@ from transformers import TextStreamer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from vau_lib.data import video
-from vau_lib.data.answer_parsing import judgement_of
+from vau_lib.data.answer_parsing import parse_verdict
 from vau_lib.vlm import chat
 from vau_lib.vlm.chat import MAX_FRAMES, collate, encode
 from vau_lib.vlm.instruction_data import InstructionSamples
@@ -65,8 +65,8 @@ def _size(count: int) -> str:
 class Explanation:
     """What a model said about one video and what it was shown; `scores` (N,) of the chosen frames, None without a scorer.
 
-    `anomalous` is read off the judgement: False where it says "no anomaly", True where it speaks of an anomaly, None
-    where it says neither. `model` carries the label of a toy. `analysis` is "" where the judgement was that nothing is.
+    `anomalous` is read off the judgement: False where it denies an anomaly, True where it states one, None where it
+    gives no verdict. `model` carries the label of a toy. `analysis` is "" where the judgement was that nothing is.
     """
 
     video: str
@@ -248,8 +248,9 @@ def explain(
         return generate(vlm, chosen, max_new_tokens=max_new_tokens, seen=seen, tell=tell)
 
     judgement, description = say("judgement", "description")
-    anomalous = judgement_of(judgement)
-    analysis = say("analysis")[0] if anomalous is not False else ""
+    verdict = parse_verdict(judgement)
+    anomalous = None if verdict is None else bool(verdict)
+    analysis = say("analysis")[0] if verdict != 0 else ""
     return Explanation(
         video=Path(path).name, model=vlm.label, anomalous=anomalous, judgement=judgement, description=description,
         analysis=analysis, index=tuple(index.tolist()), times_s=times_s,
@@ -299,7 +300,7 @@ def judgement_accuracy(said: Sequence[str], rows: Sequence[dict]) -> dict[str, f
     """
     if len(said) != len(rows) or not rows:
         raise ValueError(f"need an answer per row, got {len(said)} answers and {len(rows)} rows")
-    right = [judgement_of(a) == judgement_of(row["answer"]) for a, row in zip(said, rows, strict=True)]
+    right = [parse_verdict(a) == parse_verdict(row["answer"]) for a, row in zip(said, rows, strict=True)]
     named = [a.strip() == row["answer"].strip() for a, row in zip(said, rows, strict=True)]
     share = binomtest(sum(right), len(right)).proportion_ci(method="wilson")
     return {
