@@ -1,7 +1,7 @@
 """How long do 200 scenarios take to film, are all pairs of factors there, and does anything cheap give the anomalies away? One run.
 And is there anything to see: a forest on how the true boxes move (an oracle: nobody has them), by the same folds.
 
-SYNTHETIC, 192 x 144, 10 frames a second, about 6 s each; anomalies and everyday twins in turn, a world for each pair.
+SYNTHETIC, 192 x 144, 10 frames a second, about 6 s each; anomalies and everyday counterparts in turn, a world for each pair.
     python benchmarks/scenarios.py [NUMBER]
 """
 

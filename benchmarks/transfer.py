@@ -36,7 +36,7 @@ ANOMALIES = ("all anomalies", "fights")  # what counts as an anomaly among the d
 
 
 def film(root: Path, count: int) -> list[records.VideoRecord]:
-    """Return records of drawn scenarios, an anomaly and its everyday twin of one world beside each other in one split."""
+    """Return records of drawn scenarios, an anomaly and its everyday counterpart of one world beside each other in one split."""
     chosen = scenarios.covering_scenarios(count, 77, duration_s=5.0, fps=FPS)
     turn = np.random.default_rng(77).permutation(count // 2)  # the grammar's list is not in random order
     items = [(f"{n:04d}_{s.scene}_{s.event}", s) for n, s in enumerate(chosen)]
@@ -56,7 +56,7 @@ def film(root: Path, count: int) -> list[records.VideoRecord]:
 
 
 def _film(item: tuple[str, scenarios.Scenario], *, root: Path) -> tuple:
-    return synthetic_dataset.film(item[1], root / f"{item[0]}.mp4")
+    return synthetic_dataset.render_to_file(item[1], root / f"{item[0]}.mp4")
 
 
 class RowModel:

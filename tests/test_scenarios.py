@@ -45,7 +45,7 @@ def test_at_random_pairs_are_missed():
     seen = set()
     for n in range(65):
         said = scenarios._sentence(rng, events[n % 6], {}, set())
-        seen |= {*scenarios.pairs(said), *scenarios.pairs(said | {"event": scenarios.EVERYDAY[said["event"]]})}
+        seen |= {*scenarios.pairs(said), *scenarios.pairs(said | {"event": scenarios.HARD_NEGATIVES[said["event"]]})}
     assert len(scenarios.possible_pairs() - seen) > 20
 
 
@@ -58,7 +58,7 @@ def test_a_seed_is_a_data_set():
 
 
 def test_hard_negatives_are_normal_and_have_no_event():
-    for anomaly, everyday in scenarios.EVERYDAY.items():
+    for anomaly, everyday in scenarios.HARD_NEGATIVES.items():
         scenario = synthetic_dataset.scenario_for(5, event=everyday, scene="street", **SMALL)
         assert scenario.label == 0 and scenarios.LABELS[anomaly] == 1
         assert synthetic_dataset.render(scenario).events == ()
@@ -267,6 +267,21 @@ def test_captions_and_questions_agree_with_the_truth(few):
 def test_nothing_to_export_is_said():
     with pytest.raises(ValueError, match="^no videos to export$"):
         export.to_coco({})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("0,1,10,20,30,40,1,1,1\n", "line 1: MOT counts frames from 1 to 3 here, got frame 0"),
+        ("4,1,10,20,30,40,1,1,1\n", "from 1 to 3 here, got frame 4"),
+        ("1,7,10,20,30,40,1,1,1\n", "track 7 is not one of 1, 2"),
+        ("1,1,10,20\n", "needs six numbers"),
+    ],
+)
+def test_a_mot_file_that_does_not_fit_is_refused_in_one_line(text, message):
+    with pytest.raises(ValueError, match=message) as refusal:
+        export.read_mot(text, 3, (1, 2))
+    assert "\n" not in str(refusal.value)
 
 
 def test_every_everyday_twin_has_a_story():

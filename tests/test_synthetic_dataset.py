@@ -171,7 +171,7 @@ def test_a_stopped_run_goes_on_and_other_settings_film_anew(tmp_path):
 
 
 def test_a_single_film_brings_its_spans(tmp_path):
-    spans = synthetic_dataset.film(tiny(9, "fall"), tmp_path / "fall.mp4")
+    spans = synthetic_dataset.render_to_file(tiny(9, "fall"), tmp_path / "fall.mp4")
     assert [span.label for span in spans] == ["fall"] and video.probe(tmp_path / "fall.mp4").num_frames == 24
     (tmp_path / "bad.npz").write_bytes(b"nothing")
     with pytest.raises(artifacts.StoreError, match="bad.npz"):

@@ -51,7 +51,7 @@ def client(service, **how):
     settings = dict(
         price_per_second=0.1, poll_s=0.0, deadline_s=6, timeout_s=0.3, sleep=lambda _: None, clock=lambda: next(ticks)
     )
-    return text_to_video.veo(base_url=service.url, **(settings | how))
+    return text_to_video.Veo(base_url=service.url, **(settings | how))
 
 
 def total(generator, chosen):
@@ -88,7 +88,7 @@ def test_twenty_jobs_with_refusals_timeouts_a_cut_download_and_a_rate_limit(serv
         fake.submitted == paid and paid[2] == 3 and all(count == 1 for n, count in paid.items() if n not in (2, 7, 11))
     )
     found = records.read_records(tmp_path / "records.jsonl")
-    assert len(found) == 17 and all(text_to_video.verified(tmp_path / r.path) for r in found)
+    assert len(found) == 17 and all(text_to_video.verify(tmp_path / r.path) for r in found)
     assert not any(r.events for r in found)  # the service knows no spans, and none are made up
     written = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
     assert not any(KEY.encode() in data for data in written) and KEY not in caplog.text and KEY not in second.to_csv()
@@ -131,7 +131,7 @@ def test_what_does_not_pass_is_one_line_without_the_key(service, tmp_path):
 
 
 def test_no_network_is_one_line(tmp_path):
-    veo = text_to_video.veo(price_per_second=0.0, base_url="http://127.0.0.1:9", sleep=lambda _: None, timeout_s=0.3)
+    veo = text_to_video.Veo(price_per_second=0.0, base_url="http://127.0.0.1:9", sleep=lambda _: None, timeout_s=0.3)
     table = text_to_video.run(veo, scenarios.covering_scenarios(2, 3, **FEW), tmp_path, progress=False)
     assert set(table["status"]) == {"failed"} and table["detail"].str.contains("the service cannot be reached").all()
 
@@ -165,7 +165,7 @@ def test_impossible_wishes_are_refused(service, how, said):
 def test_without_a_key_it_says_what_to_set(monkeypatch):
     monkeypatch.delenv("GOOGLE_API_KEY")
     with pytest.raises(ValueError, match="^no key for Veo: set GOOGLE_API_KEY, or GOOGLE_CLOUD_PROJECT"):
-        text_to_video.veo(price_per_second=0.1)
+        text_to_video.Veo(price_per_second=0.1)
 
 
 def test_a_prompt_too_long_fails_before_anything_is_paid(service, tmp_path):
@@ -256,7 +256,7 @@ def test_two_boxes_that_cross_keep_their_labels():
         (np.array([[t, 0, t + 10, 10], [30 - t, 0, 40 - t, 10]], float), ["person", "car"], np.ones(2))
         for t in range(30)
     ]
-    ids = text_to_video.by_overlap(left)
+    ids = text_to_video.track_by_overlap(left)
     assert all(frame.tolist() == [1, 2] for frame in ids)
 
 

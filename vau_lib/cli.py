@@ -174,7 +174,7 @@ def rows(
 @app.command()
 def generate(
     folder: Annotated[Path, typer.Argument(help="where videos, ledger and records.jsonl go, like data/generated")],
-    number: Annotated[int, typer.Option(help="videos, an anomaly and its everyday twin in turn")] = 200,
+    number: Annotated[int, typer.Option(help="videos, an anomaly and its everyday counterpart in turn")] = 200,
     seed: Annotated[int, typer.Option(help="of the sentences")] = 0,
     backend: Annotated[str, typer.Option(help="procedural, veo, or a diffusers model's name or folder")] = "procedural",
     fixed: Annotated[list[str] | None, typer.Option("-p", metavar="FACTOR=VALUE", help="hold a factor")] = None,
@@ -191,7 +191,7 @@ def generate(
     if backend == "veo" and not price:
         raise ValueError("veo costs money: give --price, what a second costs now")
     chosen = scenarios.covering_scenarios(number, seed, **held)
-    makers = {"procedural": text_to_video.procedural, "veo": lambda: text_to_video.veo(price_per_second=price)}
+    makers = {"procedural": text_to_video.procedural, "veo": lambda: text_to_video.Veo(price_per_second=price)}
     maker = makers.get(backend, lambda: text_to_video.diffusers(backend))()
     made = text_to_video.run(
         maker, chosen, presets.project_path(str(folder)), seed=seed, confirm=typer.confirm if confirm is None else confirm,

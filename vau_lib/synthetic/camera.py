@@ -1,4 +1,4 @@
-"""Light, lens and sensor: a place and a cast become frames as a cheap surveillance camera records them.
+"""The renderer: a place and its actors become frames and masks, with the light, exposure and noise of a cheap camera.
 
 - what does not move is painted once per video; a frame costs its actors, their shadows and the sensor's noise
 - painted at twice the size and averaged down, so edges are soft; the mask is the same painting, not averaged

@@ -1,4 +1,7 @@
-"""TODO header."""
+"""Captions and summaries of synthetic videos from their exact truth, in place of a captioner and a language model.
+
+`CaptionTemplates` plugs into `data.annotation.annotate`; its texts are exact and always labelled synthetic.
+"""
 
 import json
 from collections.abc import Mapping
@@ -12,7 +15,7 @@ from vau_lib.synthetic import dataset as synthetic_dataset
 
 
 class CaptionTemplates:
-    """Write the truth of a drawn world: `caption` and `summarise` for `annotate`. Synthetic, exact, and a little dull.
+    """Write the truth of the synthetic data set: `caption` and `summarise` for `annotate`. Synthetic, exact, and a little dull.
 
     `root` is the folder `synthetic_dataset.make_dataset` wrote; `rng` chooses among a few wordings.
     """

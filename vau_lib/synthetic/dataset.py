@@ -1,15 +1,15 @@
-"""A world we know everything about: who does what is decided first, filmed after, so the truth is exact.
+"""The synthetic surveillance data set: scenarios rendered to videos with exact truth (boxes, masks, depth, event spans).
 
-- a scenario is a handful of numbers; it gives the same frames, boxes, masks and spans whenever it is filmed
-- walking, loitering and running are normal (a jogger is no alarm) and fill normal and anomalous videos alike, as
-  traffic does; falling, fighting, intrusion, a left package, vandalism and a crash are what a guard wants to know
-- videos come in twins from one world: same place, light, length and numbers, one with an anomaly and one without, so
-  brightness, length, file size and the sum of motion say nothing; a world is one source and never leaves its split
+- a scenario is a handful of numbers; it gives the same frames, boxes, masks and spans whenever it is rendered
+- walking, loitering and running are normal and fill normal and anomalous videos alike, as traffic does; falling, fighting,
+  intrusion, a left package, vandalism and a crash are anomalies
+- videos come in pairs from one world: same place, light, length and numbers, one with an anomaly and one without, so brightness,
+  length, file size and the sum of motion say nothing; a world is one source and never leaves its split
 """
 
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,17 +20,19 @@ from scipy.ndimage import find_objects
 from vau_lib.data import records, video
 from vau_lib.data.records import Span, VideoRecord
 from vau_lib.synthetic import camera, effects, motion, scenes
-from vau_lib.synthetic.scenarios import ANOMALOUS_EVENTS, EVENTS, NORMAL_EVENTS, Scenario
+from vau_lib.synthetic.scenarios import ANOMALOUS_EVENTS, EVENTS, NORMAL_EVENTS, Scenario, shuffled_rounds
 from vau_lib.workspace import artifacts, parallel
 
-EDITION = 2  # of the drawing; a video of another edition is filmed again
+EDITION = 2  # of the renderer; a video of another edition is rendered again
 
-SPLITS = {"train": 0.6, "val": 0.2, "test": 0.2}  # shares of the worlds
+SPLITS = {"train": 0.6, "val": 0.2, "test": 0.2}  # fractions of the worlds
+
+Item = tuple[str, Scenario, str]  # id, what to render, split
 
 
 @dataclass(frozen=True)
 class Truth:
-    """What is in a film: boxes (T, N, 4), masks uint8 (T, H, W), depth (T, N), event spans.
+    """What is in a video: boxes (T, N, 4), masks uint8 (T, H, W), depth (T, N), event spans.
 
     A box is x0, y0, x1, y1 in pixels around the visible part, half-open, NaN where nothing of the actor is seen. In
     `masks`, 0 is the place and n the actor with track_ids == n; `kinds` (N,) says what each is, `depth` how many metres
@@ -48,7 +50,7 @@ class Truth:
 
 @dataclass(frozen=True)
 class Rendering(Truth):
-    """A film in memory, frames uint8 (T, H, W, 3), and its truth."""
+    """A video in memory, frames uint8 (T, H, W, 3), and its truth."""
 
     frames: np.ndarray
 
@@ -70,12 +72,12 @@ def scenario_for(
 
 
 def sample_scenarios(num_videos: int, *, seed: int, duration_s: float = 8.0, **fixed) -> list[Scenario]:
-    """Return twins: an anomalous and a normal scenario per world, every event in turn, lengths +-25 % by world."""
+    """Return pairs: an anomalous and a normal scenario per world, every event in turn, lengths +-25 % by world."""
     if num_videos < 2:
         raise ValueError(f"both classes need a video, got num_videos={num_videos}")
     rng, chosen = np.random.default_rng([seed, 0]), []
-    anomalous = _turns(ANOMALOUS_EVENTS, num_videos, rng)
-    normal = _turns(NORMAL_EVENTS, num_videos, rng)
+    anomalous = shuffled_rounds(ANOMALOUS_EVENTS, num_videos, rng)
+    normal = shuffled_rounds(NORMAL_EVENTS, num_videos, rng)
     for pair in range(-(-num_videos // 2)):
         world_seed, length = int(rng.integers(2**31)), duration_s * rng.uniform(0.75, 1.25)
         first, second = (int(s) for s in rng.integers(2**31, size=2))
@@ -83,11 +85,6 @@ def sample_scenarios(num_videos: int, *, seed: int, duration_s: float = 8.0, **f
         one = scenario_for(first, event=anomalous[pair], world_seed=world_seed, duration_s=length, **fixed)
         chosen += [one, replace(one, event=normal[pair], seed=second)]
     return chosen[:num_videos]
-
-
-def _turns(names, count, rng):
-    """Names in shuffled rounds, so any stretch holds nearly all of them."""
-    return [str(name) for _ in range(-(-count // len(names))) for name in rng.permutation(names)]
 
 
 def _boxes(ids: np.ndarray, count: int) -> np.ndarray:
@@ -106,26 +103,28 @@ def _spans(scenario: Scenario, cast) -> tuple[Span, ...]:
 
 
 def render(scenario: Scenario, path: str | Path | None = None) -> Truth:
-    """Film a scenario into memory, with its truth (a Rendering); with `path` into an mp4, its truth beside it (a Truth)."""
+    """Render a scenario into memory, with its truth (a Rendering); with `path` into an mp4, its truth beside it (a Truth)."""
     cast = _cast(scenario)
     if path is not None:
-        film(scenario, path)
+        render_to_file(scenario, path)
         truth = read_truth(Path(path).with_suffix(".npz"))
         ids, kinds = (tuple(truth.pop(name).tolist()) for name in ("track_ids", "kinds"))
         return Truth(scenario, track_ids=ids, kinds=kinds, events=_spans(scenario, cast), **truth)
-    frames, masks = (np.stack(part) for part in zip(*_shots(scenario, cast), strict=True))
-    return Rendering(scenario, frames=frames, masks=masks, events=_spans(scenario, cast), **_who(scenario, cast, masks))
+    frames, masks = (np.stack(part) for part in zip(*_frames_and_masks(scenario, cast), strict=True))
+    return Rendering(
+        scenario, frames=frames, masks=masks, events=_spans(scenario, cast), **_actors(scenario, cast, masks)
+    )
 
 
 def _cast(scenario):
     return motion.direct(scenario, scenes.PLACES[scenario.scene](np.random.default_rng([scenario.world_seed, 4])))
 
 
-def _shots(scenario, cast):
-    return effects.after(camera.shoot(scenario, cast), scenario)
+def _frames_and_masks(scenario, cast):
+    return effects.apply(camera.shoot(scenario, cast), scenario)
 
 
-def _who(scenario, cast, masks):
+def _actors(scenario, cast, masks):
     kinds = tuple(member.kind for member in cast.members)
     boxes = np.stack([_boxes(ids, len(kinds)) for ids in masks])
     states = [[member.at(number / scenario.fps) for member in cast.members] for number in range(len(masks))]
@@ -135,33 +134,33 @@ def _who(scenario, cast, masks):
     return dict(boxes=boxes, depth=depth, track_ids=tuple(range(1, len(kinds) + 1)), kinds=kinds)
 
 
-def film(scenario: Scenario, path: str | Path) -> tuple[Span, ...]:
-    """Film into an mp4 and, beside it as .npz, its truth; return the event spans. A film already there is kept."""
+def render_to_file(scenario: Scenario, path: str | Path) -> tuple[Span, ...]:
+    """Render into an mp4 and, beside it as .npz, its truth; return the event spans. A video already there is kept."""
     path = Path(path)
-    return _film(scenario, path, path.with_suffix(".npz"))
+    return _write(scenario, path, path.with_suffix(".npz"))
 
 
-def _film(scenario: Scenario, path: Path, truth_path: Path) -> tuple[Span, ...]:
+def _write(scenario: Scenario, path: Path, truth_path: Path) -> tuple[Span, ...]:
     cast, wanted = _cast(scenario), json.dumps(asdict(scenario) | {"edition": EDITION})
-    if _kept(path, truth_path, wanted, scenario.num_frames):
+    if _is_complete(path, truth_path, wanted, scenario.num_frames):
         return _spans(scenario, cast)
-    truth_path.unlink(missing_ok=True)  # written last: it is the mark of a finished film
+    truth_path.unlink(missing_ok=True)  # written last: it marks a finished video
     masks = []
 
     def frames():
-        for colours, ids in _shots(scenario, cast):
+        for colours, ids in _frames_and_masks(scenario, cast):
             masks.append(ids)
             yield colours
 
     video.write_video(path, frames(), fps=scenario.fps)
-    truth = dict(masks=np.stack(masks), scenario=np.array(wanted)) | _who(scenario, cast, masks)
+    truth = dict(masks=np.stack(masks), scenario=np.array(wanted)) | _actors(scenario, cast, masks)
     with artifacts.replacing(truth_path) as temporary:
         np.savez_compressed(temporary, **truth)
     return _spans(scenario, cast)
 
 
-def _kept(path, truth_path, wanted, num_frames) -> bool:
-    """Whether the film at `path` is whole and of the scenario `wanted`."""
+def _is_complete(path, truth_path, wanted, num_frames) -> bool:
+    """Whether the video at `path` is whole and of the scenario `wanted`."""
     try:
         with np.load(truth_path, allow_pickle=False) as truth:
             return str(truth["scenario"]) == wanted and video.probe(path).num_frames == num_frames
@@ -170,12 +169,12 @@ def _kept(path, truth_path, wanted, num_frames) -> bool:
 
 
 def read_truth(path: str | Path) -> dict[str, np.ndarray]:
-    """Read a film's truth: boxes (T, N, 4), masks (T, H, W), depth (T, N), track_ids, kinds (N,); StoreError when it is none."""
+    """Read a video's truth: boxes (T, N, 4), masks (T, H, W), depth (T, N), track_ids, kinds (N,); StoreError when it is none."""
     try:
         with np.load(path, allow_pickle=False) as truth:
             return {name: truth[name] for name in ("boxes", "masks", "depth", "track_ids", "kinds")}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise artifacts.StoreError(f"{path} is not a film's truth: {error}") from error
+        raise artifacts.StoreError(f"{path} is not a video's truth: {error}") from error
 
 
 def make_dataset(
@@ -185,41 +184,49 @@ def make_dataset(
     """Write videos/, truth/, records.jsonl and made_by.json under `root`; return the records, as `records` reads them.
 
     Videos are 0.75 to 1.25 times `duration_s` long. Every split gets whole worlds, so both classes; ValueError when
-    `num_videos` is too small for that. Films there already are kept, so a stopped run goes on where it was.
+    `num_videos` is too small for that. Videos there already are kept, so a stopped run goes on where it was.
     """
     root, settings = Path(root), dict(seed=seed, duration_s=duration_s, height=height, width=width, fps=fps)
     names = _split_names(num_videos // 2, splits)
-    films = [
+    items = [
         (f"{seed}_{number:04d}_{scenario.scene}_{scenario.event}", scenario, names[min(number // 2, len(names) - 1)])
         for number, scenario in enumerate(sample_scenarios(num_videos, **settings))
     ]
-    written, work = [], partial(_film_item, root=root)
-    for item, spans, error in parallel.map_videos(work, films, engine=engine, workers=workers, desc="filming"):
-        if error:
-            raise artifacts.StoreError(f"{item[0]}: {error}")
-        written.append(_record(*item, spans))
-    written.sort(key=lambda record: record.id)
-    records.write_records(root / "records.jsonl", written)
+    written = write_items(root, items, _write_item, dataset="synthetic", engine=engine, workers=workers)
     facts = dict(num_videos=num_videos, splits=dict(splits), **settings)
     artifacts.write_made_by(root, dataset="synthetic", edition=EDITION, **facts)
     return written
 
 
-def _record(name, scenario, split, spans) -> VideoRecord:
-    return VideoRecord(
-        id=name, path=f"videos/{name}.mp4", dataset="synthetic", split=split, label=scenario.label,
-        classes=tuple(span.label for span in spans), events=spans, fps=scenario.fps, num_frames=scenario.num_frames,
-        group=f"world-{scenario.world_seed}",
-    )  # fmt: skip
+def write_items(
+    root: Path, items: Sequence[Item], write_item: Callable[..., tuple[Span, ...]], *, dataset: str,
+    engine: str, workers: int,
+) -> list[VideoRecord]:  # fmt: skip
+    """Render every (id, scenario, split) by `write_item(item, root=root)`, which returns its event spans; write and return
+    the records. StoreError names the first video that could not be made."""
+    written, work = [], partial(write_item, root=root)
+    for (name, scenario, split), spans, error in parallel.map_videos(
+        work, items, engine=engine, workers=workers, desc="rendering"
+    ):
+        if error:
+            raise artifacts.StoreError(f"{name}: {error}")
+        written.append(VideoRecord(
+            id=name, path=f"videos/{name}.mp4", dataset=dataset, split=split, label=scenario.label,
+            classes=tuple(span.label for span in spans), events=spans, fps=scenario.fps, num_frames=scenario.num_frames,
+            group=f"world-{scenario.world_seed}",
+        ))  # fmt: skip
+    written.sort(key=lambda record: record.id)
+    records.write_records(root / "records.jsonl", written)
+    return written
 
 
-def _film_item(item, *, root):
+def _write_item(item: Item, *, root: Path) -> tuple[Span, ...]:
     name, scenario, _ = item
-    return _film(scenario, root / "videos" / f"{name}.mp4", root / "truth" / f"{name}.npz")
+    return _write(scenario, root / "videos" / f"{name}.mp4", root / "truth" / f"{name}.npz")
 
 
 def _split_names(worlds: int, splits: Mapping[str, float]) -> list[str]:
-    """Return each world's split: shares by size, at least one world each."""
+    """Return each world's split: fractions by size, at least one world each."""
     if worlds < len(splits):
         raise ValueError(
             f"{len(splits)} splits with both classes need {2 * len(splits)} videos or more, got about {2 * worlds}"

@@ -1,4 +1,4 @@
-"""Rain, snow, fog, an old lens, a mast in the wind, insects: what stands between a scene and its picture, after the truth is known.
+"""Weather, lens and camera effects on rendered frames: rain, snow, fog, an old lens, a swaying mast, insects.
 
 - everything is drawn over finished frames; masks change only where the picture itself moves (a mast), by whole pixels and with it
 - "clear", "wall" and "none" give back the very frames they got
@@ -12,7 +12,7 @@ from scipy.ndimage import gaussian_filter
 Shot = tuple[np.ndarray, np.ndarray]  # colours uint8 (H, W, 3), actor numbers uint8 (H, W)
 
 
-def after(shots: Iterator[Shot], scenario) -> Iterator[Shot]:
+def apply(shots: Iterator[Shot], scenario) -> Iterator[Shot]:
     """Yield the shots of a `scenarios.Scenario` as its weather, camera and distractor leave them."""
     rng = np.random.default_rng([scenario.seed, 31])
     layers = [

@@ -1,9 +1,9 @@
-"""Truth in formats that other people's tools read: COCO-video, MOTChallenge, instructions, questions.
+"""Export of exact truth: COCO-video, MOTChallenge, HIVAU-style instructions, SmartHome-Bench-style questions.
 
 - COCO: images of several videos, boxes as x, y, width, height, masks as run lengths, a track per actor, events beside them (readers
   of plain COCO ignore what they do not know)
 - MOTChallenge gt.txt: frame, track, left, top, width, height, confidence, class, visibility; frames and pixels counted from 1
-- visibility is the share of an actor's box at its largest nearby that is seen: 1 when nothing hides it, an estimate by area
+- visibility is the fraction of an actor's box at its largest nearby that is seen: 1 when nothing hides it, an estimate by area
 - boxes come from masks, so nothing here can disagree with the picture
 Sources: the COCO data format; Milan et al., MOT16, arXiv 1603.00831, section 4.
 """
@@ -144,10 +144,21 @@ def questions(truths: Mapping[str, object]) -> list[dict]:
 
 
 def read_mot(text: str, num_frames: int, tracks: Sequence[int]) -> np.ndarray:
-    """Return boxes (T, N, 4), half-open and counted from 0 again, of a gt.txt; NaN where a track has no line."""
+    """Return boxes (T, N, 4) of a MOTChallenge gt.txt, half-open, pixels from 0; NaN where a track has no line.
+
+    ValueError in one line for a frame outside 1 to `num_frames` (files that count frames from 0 too), a track that is not in
+    `tracks`, and a line without six numbers.
+    """
     boxes = np.full((num_frames, len(tracks), 4), np.nan)
     place = {track: n for n, track in enumerate(tracks)}
-    for line in text.splitlines():
-        frame, track, left, top, wide, tall = (int(float(part)) for part in line.split(",")[:6])
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            frame, track, left, top, wide, tall = (int(float(part)) for part in line.split(",")[:6])
+        except ValueError:
+            raise ValueError(f"line {number} of a MOT file needs six numbers, got {line[:60]!r}") from None
+        if not 1 <= frame <= num_frames:
+            raise ValueError(f"line {number}: MOT counts frames from 1 to {num_frames} here, got frame {frame}")
+        if track not in place:
+            raise ValueError(f"line {number}: track {track} is not one of {', '.join(map(str, tracks))}")
         boxes[frame - 1, place[track]] = left - 1, top - 1, left - 1 + wide, top - 1 + tall
     return boxes

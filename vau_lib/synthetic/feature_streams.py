@@ -1,4 +1,8 @@
-"""TODO header."""
+"""Long feature streams with exact truth, spliced from short videos or drawn from a drifting world.
+
+The drifting world was made so that recent memory is needed: it shows what LSHMA's memory is for, not how well a model does on real
+video. Features are (T, D), `row_s` seconds each; event spans are half-open.
+"""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""Who goes where and does what: every video is a small play, written before it is filmed.
+"""Motion of the synthetic data set: each actor's trajectory and actions, for every normal and anomalous event.
 
 - a part is a script of keys (when, where, doing what); position, heading, step and speed follow from it at any moment
 - an anomaly is played by some of the cast; the rest, and the traffic, are cast by the same rule in every video
@@ -294,7 +294,7 @@ def _crash(cast, scenario, layout, rng, begin):
     cast.span, cast.burst = (begin, until), (begin, *meet)
 
 
-# Everyday twins: each looks like an anomaly for a moment and is none
+# Hard negatives: each looks like an anomaly for a moment and is none
 
 
 def _tie_shoe(cast, scenario, layout, rng, begin):

@@ -1,4 +1,4 @@
-"""Things that do not walk: vehicles folded from a side profile, bags, street furniture, what an event leaves behind.
+"""Objects of the synthetic data set: vehicles, bags, street furniture, cracks and smoke.
 
 - a vehicle is a profile swept across its width; only faces turned to the camera are painted
 - every function adds to a `scenes.Sketch`, so the same strokes give colour, identity and shadow

@@ -1,4 +1,4 @@
-"""Bodies that move like bodies: people hung on a skeleton, walking, running, falling, fighting, riding.
+"""People of the synthetic data set: a skeleton with poses for walking, running, falling, fighting, riding.
 
 - a person is a pose (joint angles) and a look (build, clothes); the lowest foot stands on the ground, so steps bob
 - a pose is a function of the seconds into an act, so any moment can be painted without the one before

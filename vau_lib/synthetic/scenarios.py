@@ -1,11 +1,11 @@
-"""A data set is a sentence made of factors: every pair of them should occur, and every anomaly has an everyday twin.
+"""Scenarios: factors of a surveillance video, their pairwise coverage, and a hard negative for every anomaly.
 
 - scene x lighting x weather x camera x crowd x event x distractor; what cannot be (rain in a shop, a crash on a plaza) is refused
   in one line that names both
-- `scenarios` covers pairs greedily, not the whole product (thousands of videos) and not at random (which misses pairs for ever)
+- `covering_scenarios` covers pairs greedily: the whole product is thousands of videos, random draws keep missing pairs
 - a hard negative looks like its anomaly for a moment: tying a shoe is no fall, two friends are no fight, a bag taken along is not
   left
-- the same scenario is a drawing with its truth or a prompt for a text-to-video model: comparable by construction
+- the same scenario is a rendering with its truth or a prompt for a text-to-video model: comparable by construction
 Source: Memories-S0's "scenario-driven generation" names the idea only; pairwise coverage as in software testing, factors ours.
 """
 
@@ -22,14 +22,14 @@ NORMAL_EVENTS = ("walk", "loiter", "run")
 
 ANOMALOUS_EVENTS = ("fall", "fight", "intrusion", "left_package", "vandalism", "crash")
 
-EVERYDAY = {  # anomaly -> what it is mistaken for
+HARD_NEGATIVES = {  # anomaly -> what it is mistaken for
     "fall": "tie_shoe", "fight": "greet", "intrusion": "wait_at_gate", "left_package": "rest_bag",
     "vandalism": "use_machine", "crash": "stop_close",
 }  # fmt: skip
 
 EVENTS = {name: int(name in ANOMALOUS_EVENTS) for name in NORMAL_EVENTS + ANOMALOUS_EVENTS}  # name -> label
 
-LABELS = EVENTS | dict.fromkeys(EVERYDAY.values(), 0)
+LABELS = EVENTS | dict.fromkeys(HARD_NEGATIVES.values(), 0)
 
 WEATHERS = ("clear", "rain", "snow", "fog")
 
@@ -49,7 +49,7 @@ ROADS = ("street", "car_park")  # scenes where two cars can meet
 
 @dataclass(frozen=True)
 class Scenario:
-    """One video in numbers; twins share `world_seed` (place, light, camera) and differ in `seed` (who does what)."""
+    """One video in numbers; pairs share `world_seed` (place, light, camera) and differ in `seed` (who does what)."""
 
     scene: str
     event: str
@@ -128,7 +128,7 @@ def covering_scenarios(
     n: int, seed: int = 0, *, duration_s: float = 6.0, fps: float = 10.0, height: int = 144, width: int = 192,
     tries: int = 30, **fixed: str,
 ) -> list[Scenario]:  # fmt: skip
-    """Return `n` scenarios, an anomaly and its everyday twin in turn, of one world and with the same factors but the event.
+    """Return `n` scenarios, an anomaly and its everyday counterpart in turn, of one world and with the same factors but the event.
 
     Each pair of videos takes, of `tries` random sentences, the one that brings most pairs of values not seen yet. `fixed` holds
     factors at one value. ValueError for an unknown factor or value, a contradiction, and fewer than two videos.
@@ -143,16 +143,16 @@ def covering_scenarios(
         raise ValueError(why)
     rng, missing, chosen = np.random.default_rng([seed, 21]), possible_pairs(), []
     anomalies = [event for event in ANOMALOUS_EVENTS if event == fixed.get("event", event)]
-    rounds = itertools.cycle(anomalies or [next(a for a, e in EVERYDAY.items() if e == fixed["event"])])
+    rounds = itertools.cycle(anomalies or [next(a for a, e in HARD_NEGATIVES.items() if e == fixed["event"])])
     while len(chosen) < n:
         event = next(rounds)
         sentences = [_sentence(rng, event, fixed, missing) for _ in range(tries)]
         gain = {
             (number, usual): len(missing & {*pairs(said), *pairs(said | {"event": usual})})
             for number, said in enumerate(sentences)
-            for usual in (EVERYDAY[event], *NORMAL_EVENTS)
+            for usual in (HARD_NEGATIVES[event], *NORMAL_EVENTS)
         }
-        number, usual = max(gain, key=gain.get)  # of equals the everyday twin
+        number, usual = max(gain, key=gain.get)  # of equals the everyday counterpart
         best = sentences[number]
         people, vehicles = CROWDS[best["crowd"]]
         world_seed, first, second = (int(number) for number in rng.integers(2**31, size=3))
@@ -237,6 +237,6 @@ def prompt(scenario: Scenario) -> str:
     )
 
 
-def turns(names: Sequence[str], count: int, rng: np.random.Generator) -> list[str]:
+def shuffled_rounds(names: Sequence[str], count: int, rng: np.random.Generator) -> list[str]:
     """Return `count` names in shuffled rounds, so any stretch holds nearly all of them."""
     return [str(name) for _ in range(-(-count // len(names))) for name in rng.permutation(names)]

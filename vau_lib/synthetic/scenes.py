@@ -1,4 +1,4 @@
-"""What a surveillance camera sees: places built of boxes, lit and photographed by one pinhole above a flat ground.
+"""Places of the synthetic data set: boxes on a flat ground, lights, and one pinhole camera (street, car park, shop, plaza).
 
 - everything stands in metres (x right, y up, z away from the camera), so size, overlap and shadow follow from the place
 - a place is cast once per video, ray by ray; what stands free in it is kept as a cut-out, so actors pass behind it
@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 from PIL import Image, ImageDraw
 
-SUPERSAMPLING = 2  # canvas pixels per pixel of the film, each way
+SUPERSAMPLING = 2  # canvas pixels per pixel of the video, each way
 
 MARGIN = 4  # canvas pixels kept around the picture for a camera that shakes
 

@@ -1,11 +1,15 @@
-"""A scenario becomes a video in one of three ways: drawn with its truth, by a paid service, by an open model; one call.
+"""Text-to-video generation: scenarios rendered with truth, by Veo (paid) or by an open diffusers model (Memories-S0's data step).
 
-- only the drawn backend knows boxes, tracks, masks and event spans; what a text-to-video model returns is pixels, and stays so: no
-  truth is made up, detections on it are marked `pseudo`
-- `run` keeps a ledger: what was submitted is not paid twice, what is verified is not made again, a stopped run goes on
-- a video counts when its first and last frame can be decoded; refusals are results, not errors, and stand in the report
-- spending needs a confirmed sum; keys come from the environment, and are in no file, message or log
-Source: Memories-S0 names Veo and "scenario-driven generation"; interface and ledger are ours.
+- only the renderer knows boxes, tracks, masks and event spans; a text-to-video model returns pixels, and no truth is invented:
+  detections on its videos are marked `pseudo`
+- `run` keeps a ledger: a submitted job is not paid twice, a verified video is not made again, a stopped run goes on
+- a video counts when its first and last frame can be decoded; refusals are results and stand in the report
+- spending needs a confirmed sum; keys come from the environment and are in no file, message or log
+- Veo: enterprise mode (an API key in express mode, or a project's own credentials); a refusal is tried twice with another seed;
+  rate limits and server errors are retried with growing pauses; after a deadline the operation's name stays in the ledger, so
+  that the next run fetches what was paid; sound is off, since its filter refuses without a reason
+Sources: Memories-S0 names Veo and "scenario-driven generation", interface and ledger are ours; google-genai 3.4 (read for its
+protocol): models.generate_videos, operations.get.
 """
 
 import hashlib
@@ -32,20 +36,6 @@ from vau_lib.synthetic import export, scenarios
 from vau_lib.synthetic.scenarios import Scenario
 from vau_lib.workspace import artifacts, parallel
 
-# MERGE-DOC from footage:
-# """What a generated video is, what a refused one is, and what a paid job must not forget."""
-# MERGE-DOC from veo:
-# """Veo makes a video for money and forgets it soon: write the operation's name down first, fetch patiently, never say the key.
-#
-# - enterprise mode only: from version 3 the client refuses Veo with a plain developer key; a key (express mode) or a project with
-#   its own credentials, both from the environment
-# - a refusal is an answer without videos, with reasons: another seed is tried twice, then it is recorded
-# - too many requests, a server's error and a broken line are tried again with growing pauses; a deadline leaves the
-# operation's name #   in the ledger, so that the next run fetches what was paid
-# - sound is switched off: its filter refuses without reason, and nobody here listens
-# Source: google-genai 3.4 (read for its protocol): models.generate_videos, operations.get.
-# """
-
 TRUTH = frozenset({"pixels", "boxes", "tracks", "masks", "events"})
 
 PIXELS = frozenset({"pixels"})
@@ -56,7 +46,7 @@ class GenerationError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Clip:
+class GeneratedVideo:
     """A verified video: where it is, who made it, event spans in seconds where the backend knows them."""
 
     path: Path
@@ -66,7 +56,7 @@ class Clip:
 
 
 @dataclass(frozen=True)
-class Rejected:
+class Refusal:
     """A scenario that the backend refused, with the reasons it gave."""
 
     backend: str
@@ -74,8 +64,8 @@ class Rejected:
     facts: dict = field(default_factory=dict)
 
 
-class Memo:
-    """What a job must not forget, such as the name of a paid operation; every change is written down at once."""
+class JobRecord:
+    """The facts of one job, such as the name of a paid operation; every change is written to the ledger at once."""
 
     def __init__(self, known: dict | None = None, write: Callable[[dict], object] = lambda _: None):
         self.known, self._write = dict(known or {}), write
@@ -97,10 +87,10 @@ class Generator(Protocol):
 
     def price(self, scenario: Scenario) -> float: ...
 
-    def generate(self, scenario: Scenario, path: Path, *, seed: int, memo: Memo) -> Clip | Rejected: ...
+    def generate(self, scenario: Scenario, path: Path, *, seed: int, job: JobRecord) -> GeneratedVideo | Refusal: ...
 
 
-def verified(path: Path) -> video.VideoInfo:
+def verify(path: Path) -> video.VideoInfo:
     """Return what a video is; GenerationError where it is missing, cut off, or its first or last frame cannot be decoded."""
     try:
         info = video.probe(path)
@@ -123,9 +113,12 @@ class _Procedural:
     def price(self, scenario: Scenario) -> float:
         return 0.0
 
-    def generate(self, scenario: Scenario, path: Path, *, seed: int, memo: Memo) -> Clip:
-        return Clip(
-            path, self.name, events=synthetic_dataset.film(scenario, path), facts={"edition": synthetic_dataset.EDITION}
+    def generate(self, scenario: Scenario, path: Path, *, seed: int, job: JobRecord) -> GeneratedVideo:
+        return GeneratedVideo(
+            path,
+            self.name,
+            events=synthetic_dataset.render_to_file(scenario, path),
+            facts={"edition": synthetic_dataset.EDITION},
         )
 
 
@@ -143,7 +136,7 @@ class _Diffusers:
     def price(self, scenario: Scenario) -> float:
         return 0.0
 
-    def generate(self, scenario: Scenario, path: Path, *, seed: int, memo: Memo) -> Clip:
+    def generate(self, scenario: Scenario, path: Path, *, seed: int, job: JobRecord) -> GeneratedVideo:
         import torch
 
         generator = torch.Generator("cpu").manual_seed(seed)
@@ -154,7 +147,9 @@ class _Diffusers:
         frames = np.asarray(out.frames[0])
         frames = frames if frames.dtype == np.uint8 else np.clip(frames * 255, 0, 255).round().astype(np.uint8)
         video.write_video(path, frames, fps=self.fps)
-        return Clip(path, self.name, facts={"prompt": self.prompt(scenario), "seed": seed, "frames": len(frames)})
+        return GeneratedVideo(
+            path, self.name, facts={"prompt": self.prompt(scenario), "seed": seed, "frames": len(frames)}
+        )
 
 
 def diffusers(
@@ -176,9 +171,166 @@ def diffusers(
     return _Diffusers(model, f"diffusers {name}", prompt, fps, options)
 
 
-def veo(*, price_per_second: float, **options: Any) -> Generator:
-    """Return the paid service Veo; `Veo` lists its options (model, duration_s, ...). ValueError where no key is set."""
-    return Veo(price_per_second=price_per_second, **options)
+# The paid service Veo
+
+MODEL = "veo-3.1-fast-generate-001"
+
+DURATIONS_S = (4, 6, 8)
+
+LONGEST_PROMPT = 2000  # characters
+
+API_KEYS = ("GOOGLE_API_KEY", "GEMINI_API_KEY")
+
+RETRY_STATUS = (408, 429, 500, 502, 503, 504)  # answers worth another try
+
+TRIES, REFUSALS = 6, 2  # of one request; of another seed after a refusal
+
+WHAT = "Veo"
+
+
+class Veo:
+    """The service as a `text_to_video.Generator`. `price_per_second` has no default: prices change, look yours up."""
+
+    provides = PIXELS
+
+    def __init__(
+        self, *, price_per_second: float, model: str = MODEL, prompt: Callable[[Scenario], str] = scenarios.prompt,
+        duration_s: int | None = None, aspect_ratio: str = "16:9", resolution: str = "720p", poll_s: float = 10.0,
+        deadline_s: float = 900.0, timeout_s: float = 60.0, base_url: str | None = None,
+        sleep: Callable[[float], object] = time.sleep, clock: Callable[[], float] = time.monotonic,
+    ):  # fmt: skip
+        if duration_s is not None and duration_s not in DURATIONS_S:
+            raise ValueError(f"a video lasts {', '.join(map(str, DURATIONS_S))} s, got {duration_s}")
+        if not price_per_second >= 0:
+            raise ValueError(f"price_per_second must be 0 or more, got {price_per_second}")
+        self.name, self.model, self.prompt, self.duration_s = f"{WHAT} {model}", model, prompt, duration_s
+        self.rate, self.look = price_per_second, {"aspect_ratio": aspect_ratio, "resolution": resolution}
+        self.poll_s, self.deadline_s, self.sleep, self.clock = poll_s, deadline_s, sleep, clock
+        self.client, self._secret = _client(base_url, timeout_s)
+
+    def price(self, scenario: Scenario) -> float:
+        return self.rate * self.seconds(scenario)
+
+    def seconds(self, scenario: Scenario) -> int:
+        """Return the length asked for: the given one, else the shortest that holds the scenario, else the longest."""
+        return self.duration_s or next((s for s in DURATIONS_S if s >= scenario.duration_s), DURATIONS_S[-1])
+
+    def generate(self, scenario: Scenario, path: Path, *, seed: int, job: JobRecord) -> GeneratedVideo | Refusal:
+        """Make one video at `path`; the operation's name is in `job` from the moment it is paid until it is fetched."""
+        text = self.prompt(scenario)
+        if len(text) > LONGEST_PROMPT:
+            raise GenerationError(f"a prompt has at most {LONGEST_PROMPT} characters, got {len(text)}")
+        facts = {"prompt": text, "model": self.model, "seconds": self.seconds(scenario)}
+        reasons: list[str] = []
+        while len(reasons) <= REFUSALS:
+            name = job.get("operation")
+            if not name:
+                name = self._start(text, scenario, seed + len(reasons))
+                job.note(operation=name, seed=seed + len(reasons))
+            done = self._wait(name)
+            if done.error:
+                job.note(operation=None)
+                raise GenerationError(self._clean(f"the service failed: {done.error.get('message', done.error)}"))
+            videos = (done.response and done.response.generated_videos) or []
+            if videos:
+                self._keep(videos[0], name, path)
+                job.note(operation=None)
+                return GeneratedVideo(path, self.name, facts=facts | {"seed": job.get("seed"), "operation": name})
+            said = (done.response and done.response.rai_media_filtered_reasons) or ["no reason given"]
+            reasons.append(self._clean("; ".join(said)))
+            job.note(operation=None, refusals=len(reasons))
+        return Refusal(self.name, tuple(reasons), facts)
+
+    def _start(self, text: str, scenario: Scenario, seed: int) -> str:
+        from google.genai import types
+
+        config = types.GenerateVideosConfig(
+            number_of_videos=1, duration_seconds=self.seconds(scenario), seed=seed, generate_audio=False, **self.look
+        )
+        source = types.GenerateVideosSource(prompt=text)
+        return self._patiently(
+            lambda: self.client.models.generate_videos(model=self.model, source=source, config=config)
+        ).name
+
+    def _wait(self, name: str) -> Any:
+        from google.genai import types
+
+        until = self.clock() + self.deadline_s
+        while True:
+            operation = self._patiently(lambda: self.client.operations.get(types.GenerateVideosOperation(name=name)))
+            if operation.done:
+                return operation
+            if self.clock() >= until:
+                raise GenerationError(
+                    f"not done after {self.deadline_s:.0f} s; the next run asks for it again, it is not paid twice"
+                )
+            self.sleep(self.poll_s)
+
+    def _keep(self, generated: Any, name: str, path: Path) -> None:
+        """Write the video's bytes; a cut-off download is fetched again, twice."""
+        for fetch in range(REFUSALS + 1):
+            data = generated.video.video_bytes
+            if not data:
+                raise GenerationError(
+                    f"{name.rpartition('/')[2]}: the answer holds no bytes ({generated.video.uri or 'no address'})"
+                )
+            with artifacts.replacing(path) as temporary:
+                Path(temporary).write_bytes(data)
+            try:
+                verify(path)
+                return
+            except GenerationError:
+                if fetch == REFUSALS:
+                    path.unlink(missing_ok=True)
+                    raise
+            self.sleep(self.poll_s)
+            generated = self._wait(name).response.generated_videos[0]
+
+    def _patiently(self, ask: Callable[[], Any]) -> Any:
+        """Ask until answered, pauses doubling from one second with a little chance; GenerationError when it is no use."""
+        from google.genai import errors
+
+        broken = (
+            OSError,
+            *(importlib.import_module(name).HTTPError for name in ("httpx", "httpx2") if find_spec(name)),
+        )
+
+        for number in range(TRIES):
+            try:
+                return ask()
+            except errors.APIError as error:
+                problem, again = f"the service says {error.code}: {error.message}", error.code in RETRY_STATUS
+            except broken as error:
+                problem, again = f"the service cannot be reached ({type(error).__name__}: {error})", True
+            if not again:
+                break
+            self.sleep(2**number * (1 + random.random() / 4))  # noqa: S311 (only keeps clients from asking in step)
+        raise GenerationError(self._clean(problem)) from None
+
+    def _clean(self, text: str) -> str:
+        """Return a message as one line without the key, whatever the service put into it."""
+        text = artifacts.one_line(text, 400)
+        return text.replace(self._secret, "***") if self._secret else text
+
+
+def _client(base_url: str | None, timeout_s: float) -> tuple[Any, str]:
+    """Return the SDK's client and the secret it holds, "" for a project's own credentials."""
+    try:
+        from google import genai
+    except ImportError as error:
+        raise ImportError("Veo needs the package google-genai: pip install 'vau-lib[generate]'") from error
+    key = next((os.environ[name] for name in API_KEYS if os.environ.get(name)), "")
+    project = os.environ.get("GOOGLE_CLOUD_PROJECT", "")
+    if not key and not project:
+        raise ValueError(f"no key for {WHAT}: set {API_KEYS[0]}, or GOOGLE_CLOUD_PROJECT with its own credentials")
+    options = {"http_options": {"timeout": round(1000 * timeout_s)} | ({"base_url": base_url} if base_url else {})}
+    if key:
+        return genai.Client(enterprise=True, api_key=key, **options), key
+    location = os.environ.get("GOOGLE_CLOUD_LOCATION", "us-central1")
+    return genai.Client(enterprise=True, project=project, location=location, **options), ""
+
+
+# Making the videos
 
 
 def run(
@@ -205,25 +357,23 @@ def run(
     spent: dict[str, float] = {}
     if workers > 1 and isinstance(generator, _Procedural):  # films found below are kept, their errors come up there
         work = [(jobs[name], folder / "videos" / f"{name}.mp4") for name in left]
-        drawn = parallel.map_videos(_draw, work, engine="processes", workers=workers, desc="drawing")
+        drawn = parallel.map_videos(_render, work, engine="processes", workers=workers, desc="drawing")
         spent = {path.stem: seconds or 0.0 for (_, path), seconds, _ in drawn}
     for name in tqdm(left, desc=generator.name, unit="video", disable=not progress):
         started = time.perf_counter()
-        memo = Memo(ledger.of(name), lambda known, name=name: ledger.write(name, known))
+        job = JobRecord(ledger.of(name), lambda known, name=name: ledger.write(name, known))
         path = folder / "videos" / f"{name}.mp4"
         try:
-            made = generator.generate(jobs[name], path, seed=seed + 1000 * list(jobs).index(name), memo=memo)
-            if isinstance(made, Clip):
-                info = verified(path)
+            made = generator.generate(jobs[name], path, seed=seed + 1000 * list(jobs).index(name), job=job)
+            if isinstance(made, GeneratedVideo):
+                info = verify(path)
                 spans = [[span.start_s, span.end_s, span.label] for span in made.events]
-                memo.note(
-                    status="done", detail="", fps=info.fps, frames=info.num_frames, events=spans, facts=made.facts
-                )
+                job.note(status="done", detail="", fps=info.fps, frames=info.num_frames, events=spans, facts=made.facts)
             else:
-                memo.note(status="rejected", detail="; ".join(made.reasons), facts=made.facts)
+                job.note(status="rejected", detail="; ".join(made.reasons), facts=made.facts)
         except GenerationError as error:
-            memo.note(status="failed", detail=str(error))
-        memo.note(event=jobs[name].event, seconds=round(spent.get(name, 0.0) + time.perf_counter() - started, 2))
+            job.note(status="failed", detail=str(error))
+        job.note(event=jobs[name].event, seconds=round(spent.get(name, 0.0) + time.perf_counter() - started, 2))
     _write_records(folder, generator, jobs, ledger, splits)
     return report(folder, jobs)
 
@@ -233,9 +383,9 @@ def _mark(generator: Generator, scenario: Scenario) -> str:
     return hashlib.sha256(repr((generator.name, asdict(scenario))).encode()).hexdigest()[:6]
 
 
-def _draw(item: tuple[Scenario, Path]) -> float:
+def _render(item: tuple[Scenario, Path]) -> float:
     begun = time.perf_counter()
-    synthetic_dataset.film(*item)
+    synthetic_dataset.render_to_file(*item)
     return time.perf_counter() - begun
 
 
@@ -318,30 +468,30 @@ def _write_records(folder: Path, generator: Generator, jobs: dict[str, Scenario]
         with artifacts.replacing(folder / "instructions.jsonl") as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     artifacts.write_made_by(
-        folder, backend=generator.name, provides=sorted(generator.provides), asked=len(jobs), verified=len(made)
+        folder, backend=generator.name, provides=sorted(generator.provides), jobs=len(jobs), verified=len(made)
     )
 
 
-# Annotation of footage without truth, and a person's word on it
+# Detections on videos without truth, and a person's word on it
 
-Detected = tuple[np.ndarray, Sequence[str], np.ndarray]  # boxes (N, 4) x0 y0 x1 y1, labels, scores (N,)
+Detections = tuple[np.ndarray, Sequence[str], np.ndarray]  # boxes (N, 4) x0 y0 x1 y1, labels, scores (N,)
 
 
 def annotate(
-    path: str | Path, detector: Callable[[np.ndarray], Sequence[Detected]],
-    tracker: Callable[[Sequence[Detected]], Sequence[np.ndarray]] | None = None, *, batch: int = 32,
+    path: str | Path, detector: Callable[[np.ndarray], Sequence[Detections]],
+    tracker: Callable[[Sequence[Detections]], Sequence[np.ndarray]] | None = None, *, batch: int = 32,
 ) -> dict:  # fmt: skip
     """Return detections and tracks of a video by any detector, marked `source: pseudo`: they are guesses, not truth.
 
     `detector(frames uint8 (n, H, W, 3))` gives one (boxes, labels, scores) per frame; `tracker` a track number per box and frame
-    (default: `by_overlap`).
+    (default: `track_by_overlap`).
     """
     info, found = video.probe(path), []
     for start in range(0, info.num_frames, batch):
         found += detector(video.read_frames(path, range(start, min(start + batch, info.num_frames))))
     if len(found) != info.num_frames:
         raise ValueError(f"the detector gave {len(found)} results for {info.num_frames} frames of {Path(path).name}")
-    ids = (tracker or by_overlap)(found)
+    ids = (tracker or track_by_overlap)(found)
     frames = [
         {"boxes": np.asarray(boxes).round(1).tolist(), "labels": list(labels), "scores": np.asarray(scores).round(3).tolist(),
          "track_ids": np.asarray(tracks).tolist()} for (boxes, labels, scores), tracks in zip(found, ids, strict=True)
@@ -349,14 +499,18 @@ def annotate(
     return {"video": Path(path).name, "source": "pseudo", "frames": frames}
 
 
-def by_overlap(found: Sequence[Detected], *, least: float = OVERLAP) -> Iterator[np.ndarray]:
+def track_by_overlap(found: Sequence[Detections], *, least: float = OVERLAP) -> Iterator[np.ndarray]:
     """Return track numbers (N,) per frame: boxes of one label continue the track they overlap most, at least by `least` (IoU)."""
+    import torch  # only here: scenarios load without it
+    from torchvision.ops import box_iou
+
     last, ids, fresh, out = np.zeros((0, 4)), np.zeros(0, int), 1, []
     names: list[str] = []
     for boxes, labels, _ in found:
         boxes, mine = np.asarray(boxes, float).reshape(-1, 4), np.zeros(len(labels), int)
         if len(boxes) and len(last):
-            fits = _iou(boxes, last) * np.array([[label == name for name in names] for label in labels])
+            overlap = box_iou(torch.from_numpy(boxes), torch.from_numpy(last)).nan_to_num().numpy()
+            fits = overlap * np.array([[label == name for name in names] for label in labels])
             for one, other in zip(*linear_sum_assignment(-fits), strict=True):
                 if fits[one, other] >= least:
                     mine[one] = ids[other]
@@ -365,13 +519,6 @@ def by_overlap(found: Sequence[Detected], *, least: float = OVERLAP) -> Iterator
         last, ids, names = boxes, mine, list(labels)
         out.append(mine)
     return out
-
-
-def _iou(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    low, high = np.maximum(one[:, None, :2], other[None, :, :2]), np.minimum(one[:, None, 2:], other[None, :, 2:])
-    shared = np.prod(np.clip(high - low, 0, None), -1)
-    sizes = [np.prod(boxes[:, 2:] - boxes[:, :2], -1) for boxes in (one, other)]
-    return shared / np.maximum(sizes[0][:, None] + sizes[1][None] - shared, 1e-9)
 
 
 def review_sheet(folder: str | Path) -> pd.DataFrame:
@@ -406,160 +553,3 @@ def apply_review(folder: str | Path) -> tuple[list[records.VideoRecord], dict[st
             edited = row["verdict"] == "edit" and int(row["label"]) != record.label
             kept.append(records.replace(record, label=int(row["label"]), events=(), classes=()) if edited else record)
     return kept, sheet["verdict"].value_counts().to_dict()
-
-
-MODEL = "veo-3.1-fast-generate-001"
-
-DURATIONS_S = (4, 6, 8)
-
-LONGEST_PROMPT = 2000  # characters
-
-API_KEYS = ("GOOGLE_API_KEY", "GEMINI_API_KEY")
-
-RETRY_STATUS = (408, 429, 500, 502, 503, 504)  # answers worth another try
-
-TRIES, REFUSALS = 6, 2  # of one request; of another seed after a refusal
-
-WHAT = "Veo"
-
-
-class Veo:
-    """The service as a `text_to_video.Generator`. `price_per_second` has no default: prices change, look yours up."""
-
-    provides = PIXELS
-
-    def __init__(
-        self, *, price_per_second: float, model: str = MODEL, prompt: Callable[[Scenario], str] = scenarios.prompt,
-        duration_s: int | None = None, aspect_ratio: str = "16:9", resolution: str = "720p", poll_s: float = 10.0,
-        deadline_s: float = 900.0, timeout_s: float = 60.0, base_url: str | None = None,
-        sleep: Callable[[float], object] = time.sleep, clock: Callable[[], float] = time.monotonic,
-    ):  # fmt: skip
-        if duration_s is not None and duration_s not in DURATIONS_S:
-            raise ValueError(f"a video lasts {', '.join(map(str, DURATIONS_S))} s, got {duration_s}")
-        if not price_per_second >= 0:
-            raise ValueError(f"price_per_second must be 0 or more, got {price_per_second}")
-        self.name, self.model, self.prompt, self.duration_s = f"{WHAT} {model}", model, prompt, duration_s
-        self.rate, self.look = price_per_second, {"aspect_ratio": aspect_ratio, "resolution": resolution}
-        self.poll_s, self.deadline_s, self.sleep, self.clock = poll_s, deadline_s, sleep, clock
-        self.client, self._secret = _client(base_url, timeout_s)
-
-    def price(self, scenario: Scenario) -> float:
-        return self.rate * self.seconds(scenario)
-
-    def seconds(self, scenario: Scenario) -> int:
-        """Return the length asked for: the given one, else the shortest that holds the scenario, else the longest."""
-        return self.duration_s or next((s for s in DURATIONS_S if s >= scenario.duration_s), DURATIONS_S[-1])
-
-    def generate(self, scenario: Scenario, path: Path, *, seed: int, memo: Memo) -> Clip | Rejected:
-        """Make one video at `path`; the operation's name is in `memo` from the moment it is paid until it is fetched."""
-        text = self.prompt(scenario)
-        if len(text) > LONGEST_PROMPT:
-            raise GenerationError(f"a prompt has at most {LONGEST_PROMPT} characters, got {len(text)}")
-        facts = {"prompt": text, "model": self.model, "seconds": self.seconds(scenario)}
-        reasons: list[str] = []
-        while len(reasons) <= REFUSALS:
-            name = memo.get("operation")
-            if not name:
-                name = self._start(text, scenario, seed + len(reasons))
-                memo.note(operation=name, seed=seed + len(reasons))
-            done = self._wait(name)
-            if done.error:
-                memo.note(operation=None)
-                raise GenerationError(self._clean(f"the service failed: {done.error.get('message', done.error)}"))
-            videos = (done.response and done.response.generated_videos) or []
-            if videos:
-                self._keep(videos[0], name, path)
-                memo.note(operation=None)
-                return Clip(path, self.name, facts=facts | {"seed": memo.get("seed"), "operation": name})
-            said = (done.response and done.response.rai_media_filtered_reasons) or ["no reason given"]
-            reasons.append(self._clean("; ".join(said)))
-            memo.note(operation=None, refusals=len(reasons))
-        return Rejected(self.name, tuple(reasons), facts)
-
-    def _start(self, text: str, scenario: Scenario, seed: int) -> str:
-        from google.genai import types
-
-        config = types.GenerateVideosConfig(
-            number_of_videos=1, duration_seconds=self.seconds(scenario), seed=seed, generate_audio=False, **self.look
-        )
-        source = types.GenerateVideosSource(prompt=text)
-        return self._patiently(
-            lambda: self.client.models.generate_videos(model=self.model, source=source, config=config)
-        ).name
-
-    def _wait(self, name: str) -> Any:
-        from google.genai import types
-
-        until = self.clock() + self.deadline_s
-        while True:
-            operation = self._patiently(lambda: self.client.operations.get(types.GenerateVideosOperation(name=name)))
-            if operation.done:
-                return operation
-            if self.clock() >= until:
-                raise GenerationError(
-                    f"not done after {self.deadline_s:.0f} s; the next run asks for it again, it is not paid twice"
-                )
-            self.sleep(self.poll_s)
-
-    def _keep(self, generated: Any, name: str, path: Path) -> None:
-        """Write the video's bytes; a cut-off download is fetched again, twice."""
-        for fetch in range(REFUSALS + 1):
-            data = generated.video.video_bytes
-            if not data:
-                raise GenerationError(
-                    f"{name.rpartition('/')[2]}: the answer holds no bytes ({generated.video.uri or 'no address'})"
-                )
-            with artifacts.replacing(path) as temporary:
-                Path(temporary).write_bytes(data)
-            try:
-                verified(path)
-                return
-            except GenerationError:
-                if fetch == REFUSALS:
-                    path.unlink(missing_ok=True)
-                    raise
-            self.sleep(self.poll_s)
-            generated = self._wait(name).response.generated_videos[0]
-
-    def _patiently(self, ask: Callable[[], Any]) -> Any:
-        """Ask until answered, pauses doubling from one second with a little chance; GenerationError when it is no use."""
-        from google.genai import errors
-
-        broken = (
-            OSError,
-            *(importlib.import_module(name).HTTPError for name in ("httpx", "httpx2") if find_spec(name)),
-        )
-
-        for number in range(TRIES):
-            try:
-                return ask()
-            except errors.APIError as error:
-                problem, again = f"the service says {error.code}: {error.message}", error.code in RETRY_STATUS
-            except broken as error:
-                problem, again = f"the service cannot be reached ({type(error).__name__}: {error})", True
-            if not again:
-                break
-            self.sleep(2**number * (1 + random.random() / 4))  # noqa: S311 (only keeps clients from asking in step)
-        raise GenerationError(self._clean(problem)) from None
-
-    def _clean(self, text: str) -> str:
-        """Return a message as one line without the key, whatever the service put into it."""
-        text = artifacts.one_line(text, 400)
-        return text.replace(self._secret, "***") if self._secret else text
-
-
-def _client(base_url: str | None, timeout_s: float) -> tuple[Any, str]:
-    """Return the SDK's client and the secret it holds, "" for a project's own credentials."""
-    try:
-        from google import genai
-    except ImportError as error:
-        raise ImportError("Veo needs the package google-genai: pip install 'vau-lib[generate]'") from error
-    key = next((os.environ[name] for name in API_KEYS if os.environ.get(name)), "")
-    project = os.environ.get("GOOGLE_CLOUD_PROJECT", "")
-    if not key and not project:
-        raise ValueError(f"no key for {WHAT}: set {API_KEYS[0]}, or GOOGLE_CLOUD_PROJECT with its own credentials")
-    options = {"http_options": {"timeout": round(1000 * timeout_s)} | ({"base_url": base_url} if base_url else {})}
-    if key:
-        return genai.Client(enterprise=True, api_key=key, **options), key
-    location = os.environ.get("GOOGLE_CLOUD_LOCATION", "us-central1")
-    return genai.Client(enterprise=True, project=project, location=location, **options), ""

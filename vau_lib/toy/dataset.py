@@ -1,16 +1,15 @@
-"""The close-up world: an easier part of the synthetic world, in which a toy can see what it is asked about.
+"""Drawn close-ups: an easier part of the synthetic data set, on which a tiny vision-language model can learn.
 
-The full world is hard on purpose: a person is a tenth of the picture and everybody else walks about. Here
-- a fixed camera looks at one spot from near: a square window of the film, around where the leading actor is at one moment,
-  the event's begin, or a moment drawn alike in a video without an event
-- few people and no traffic but a crash's; few frames a second; events that leave their trace in single frames
-- worlds, twins and stories are those of `synthesis`, the truth per cell of the picture comes from its masks
-What is measured here says nothing about surveillance video; it says that a pipeline learns to see and to speak.
+The full data set is hard on purpose: a person is a tenth of the picture and everybody else walks about. Here
+- a fixed camera looks at one spot from near: a square crop around where the leading actor is when the event begins, or at a moment
+  drawn alike in a video without an event
+- few people, no traffic but a crash's, few frames a second, and events that leave their trace in single frames
+- scenarios and motion are those of `synthetic`; the truth per grid cell comes from its masks
+What is measured here says nothing about surveillance video; it shows that a pipeline learns.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +18,11 @@ from vau_lib.data import records, video
 from vau_lib.data.records import VideoRecord
 from vau_lib.synthetic import dataset as synthetic_dataset
 from vau_lib.synthetic import scenarios
-from vau_lib.workspace import artifacts, parallel
+from vau_lib.workspace import artifacts
 
 EDITION = 1  # of window, texts and truth; a folder of another edition is made anew
 
-FILM_SIDE, SIDE = 160, 56  # pixels: what is filmed, and the window kept of it
+RENDER_SIDE, SIDE = 160, 56  # pixels: what is rendered, and the crop kept of it
 
 FPS, DURATION_S = 2.0, 6.0
 
@@ -137,7 +136,7 @@ def event_of(record: VideoRecord) -> str:
 def close_up_scenarios(
     num_videos: int, *, seed: int, events: Sequence[str] = EVENTS, fps: float = FPS
 ) -> list[scenarios.Scenario]:
-    """Return twins, anomalous then normal, of one world each; `events` in turn. ValueError for one not known here."""
+    """Return pairs, anomalous then normal, of one world each; `events` in turn. ValueError for one not known here."""
     if unknown := [event for event in events if event not in LEADING]:
         raise ValueError(f"events must be of {', '.join(LEADING)}, got {unknown[0]!r}")
     chosen = []
@@ -145,32 +144,32 @@ def close_up_scenarios(
         rng, event = np.random.default_rng([seed, 11, pair]), events[pair % len(events)]
         world_seed, first, second = (int(number) for number in rng.integers(2**31, size=3))
         one = synthetic_dataset.scenario_for(
-            first, event=event, world_seed=world_seed, duration_s=DURATION_S, fps=fps, height=FILM_SIDE,
-            width=FILM_SIDE, num_people=2, num_vehicles=2 if event == "crash" else 0,
+            first, event=event, world_seed=world_seed, duration_s=DURATION_S, fps=fps, height=RENDER_SIDE,
+            width=RENDER_SIDE, num_people=2, num_vehicles=2 if event == "crash" else 0,
         )  # fmt: skip
         chosen += [one, replace(one, event=str(rng.choice(NORMAL)), seed=second)]
     return chosen[:num_videos]
 
 
 def close_up(scenario: scenarios.Scenario) -> tuple[np.ndarray, np.ndarray, tuple[records.Span, ...]]:
-    """Film a scenario from near: frames uint8 (T, 56, 56, 3), truth uint8 (T, 4, 4), event spans."""
-    filmed = synthetic_dataset.render(scenario)
+    """Render a scenario from near: frames uint8 (T, 56, 56, 3), truth uint8 (T, 4, 4), event spans."""
+    rendering = synthetic_dataset.render(scenario)
     rng = np.random.default_rng([scenario.seed, 12])
-    moment_s = filmed.events[0].start_s if filmed.events else scenario.duration_s * rng.uniform(0.25, 0.5)
-    left, top = _corner(filmed.boxes[:, 0], moment_s * scenario.fps)
+    moment_s = rendering.events[0].start_s if rendering.events else scenario.duration_s * rng.uniform(0.25, 0.5)
+    left, top = _corner(rendering.boxes[:, 0], moment_s * scenario.fps)
     window = slice(top, top + SIDE), slice(left, left + SIDE)
-    masks = filmed.masks[:, *window]
-    return filmed.frames[:, *window], _truth(scenario, masks, filmed.events), filmed.events
+    masks = rendering.masks[:, *window]
+    return rendering.frames[:, *window], _truth(scenario, masks, rendering.events), rendering.events
 
 
 def _corner(boxes: np.ndarray, frame: float) -> tuple[int, int]:
     """Return the window's left and top so that the leading actor's box nearest `frame` is in its middle."""
     seen = np.flatnonzero(~np.isnan(boxes[:, 0]))
     if not len(seen):
-        return (FILM_SIDE - SIDE) // 2, (FILM_SIDE - SIDE) // 2
+        return (RENDER_SIDE - SIDE) // 2, (RENDER_SIDE - SIDE) // 2
     box = boxes[seen[np.abs(seen - frame).argmin()]]
     middle = (box[:2] + box[2:]) / 2
-    left, top = np.clip(middle - SIDE / 2, 0, FILM_SIDE - SIDE).astype(int)
+    left, top = np.clip(middle - SIDE / 2, 0, RENDER_SIDE - SIDE).astype(int)
     return int(left), int(top)
 
 
@@ -195,7 +194,7 @@ def make_dataset(
 ) -> list[VideoRecord]:  # fmt: skip
     """Write videos/, truth/, records.jsonl and made_by.json under `root`; return the records. What is there is kept.
 
-    Whole worlds go to a split, so twins are never parted; every event in turn within each. `splits` are shares of the worlds.
+    Whole worlds go to a split, so pairs are never parted; every event in turn within each. `splits` are fractions of the worlds.
     """
     root, splits = Path(root), splits or {"train": 0.75, "val": 0.05, "test": 0.2}
     name = "closeups" if fps == FPS else f"closeups, {fps:g} frames per second"
@@ -211,30 +210,16 @@ def make_dataset(
     for number, scenario in enumerate(close_up_scenarios(num_videos, seed=seed, events=events, fps=fps)):
         split = list(splits)[min(int(np.searchsorted(edges, number // 2, side="right")), len(splits) - 1)]
         items.append((f"{seed}_{number:04d}_{scenario.event}", scenario, split))
-    written = []
-    for item, spans, error in parallel.map_videos(
-        partial(_film_item, root=root), items, engine=engine, workers=workers, desc="filming close-ups"
-    ):
-        if error:
-            raise artifacts.StoreError(f"{item[0]}: {error}")
-        written.append(_record(*item, spans))
-    written.sort(key=lambda record: record.id)
-    records.write_records(root / "records.jsonl", written)
+    written = synthetic_dataset.write_items(
+        root, items, _write_item, dataset="closeups", engine=engine, workers=workers
+    )
     artifacts.write_made_by(root, **facts)
     return written
 
 
-def _film_item(item, *, root):
+def _write_item(item: synthetic_dataset.Item, *, root: Path) -> tuple[records.Span, ...]:
     name, scenario, _ = item
     frames, truth, spans = close_up(scenario)
     video.write_video(root / "videos" / f"{name}.mp4", frames, fps=scenario.fps, crf=12)
     artifacts.save_array(root / "truth" / f"{name}.npy", truth)
     return spans
-
-
-def _record(name, scenario, split, spans) -> VideoRecord:
-    return VideoRecord(
-        id=name, path=f"videos/{name}.mp4", dataset="closeups", split=split, label=scenario.label,
-        classes=tuple(span.label for span in spans), events=spans, fps=scenario.fps, num_frames=scenario.num_frames,
-        group=f"world-{scenario.world_seed}",
-    )  # fmt: skip
