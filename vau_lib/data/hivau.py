@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from vau_lib.data.answer_parsing import parse_verdict
+from vau_lib.data.datasets import UCF_CLASSES, XD_CLASSES
 from vau_lib.data.records import RecordError, Span, VideoRecord
 from vau_lib.workspace import artifacts
 
@@ -359,8 +360,6 @@ def _video(name: str, entry: Mapping, subset: str, split: str) -> HivauVideo:
 
 
 def _classes(labels: Sequence[str]) -> tuple[str, ...]:
-    from vau_lib.data.datasets import UCF_CLASSES, XD_CLASSES  # datasets names this module's readers as its own
-
     return tuple((UCF_CLASSES | XD_CLASSES).get(label, label.lower()) for label in labels)
 
 

@@ -1,4 +1,4 @@
-"""The same function over many videos: here, in worker processes, or on a Ray cluster.
+"""One function over many items: serially, in worker processes, or on a Ray cluster.
 
 - results land as they come; one broken video is a line in the summary, never the end of the batch
 - processes start fresh ("spawn"): torch and codecs do not survive a fork
@@ -8,6 +8,7 @@
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, as_completed, wait
+from graphlib import CycleError, TopologicalSorter
 from multiprocessing import get_context
 
 from tqdm.auto import tqdm
@@ -78,17 +79,21 @@ def in_order(fn: Callable, items: Mapping, needs: Mapping, *, workers: int = 2) 
     Keys in `needs` that are no items count as done. After an error nothing new begins; what runs is waited for. ValueError where
     items wait for each other.
     """
-    left, running, failed = dict(items), {}, False
+    order = TopologicalSorter({key: set(needs[key]) & items.keys() for key in items})
+    try:
+        order.prepare()
+    except CycleError as error:
+        names = ", ".join(sorted({str(key) for key in error.args[1]}))
+        raise ValueError(f"these wait for each other: {names}") from error
+    ready, running, failed = list(order.get_ready()), {}, False
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        while left or running:
-            ready = [key for key in left if not (set(needs[key]) & (left.keys() | set(running.values())))]
-            for key in ready[: 0 if failed else workers - len(running)]:
-                running[pool.submit(_attempt, fn, left.pop(key))] = key
-            if not running:
-                if failed:
-                    return
-                raise ValueError(f"these wait for each other: {', '.join(map(str, left))}")
+        while running or (ready and not failed):
+            while ready and not failed and len(running) < workers:
+                key = ready.pop(0)
+                running[pool.submit(_attempt, fn, items[key])] = key
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                error = future.result()[1]
+                key, error = running.pop(future), future.result()[1]
                 failed = failed or error is not None
-                yield running.pop(future), error
+                order.done(key)
+                yield key, error
+            ready += order.get_ready()
