@@ -22,7 +22,7 @@ from vau_lib.compression import distillation, pruning
 from vau_lib.evaluation import result_tables
 from vau_lib.toy import benchmark as toy_benchmark
 from vau_lib.toy import dataset as toy_dataset
-from vau_lib.vlm import chat, finetuning, instruction_data, models
+from vau_lib.vlm import chat, finetuning, inference, instruction_data, models
 from vau_lib.workspace import presets
 
 SETS = {"train": (480, 0), "val": (160, 5001), "test": (240, 21001)}  # close-ups, seed
@@ -95,7 +95,9 @@ def main() -> None:
     rows = toy_dataset.instructions(found["train"])
     asked = [row for row in toy_dataset.instructions(found[part]) if row["task"] == "judgement"]
     twin = toy_benchmark.taught(project / "data" / "toy_models" / "internvl")
-    tuned, _ = toy_benchmark.tune_judgement(twin, folder / "train", rows)
+    tuned, _ = finetuning.tune_lora(
+        twin, rows, folder / "train", plan=toy_benchmark.TUNING, num_frames=toy_benchmark.FRAMES
+    )
     whole = tuned.replace(model=finetuning.merge(tuned.model).eval())
     embedded = whole.model.get_input_embeddings().weight.numel()
     everything = sum(part.numel() for part in whole.model.parameters())
@@ -104,7 +106,7 @@ def main() -> None:
     healing = batches_of(whole, folder / "train", rows, HEALING)
 
     def accuracy(model: nn.Module) -> dict:
-        return toy_benchmark.judge(whole.replace(model=model), folder / part, asked)[0]
+        return inference.judge(whole.replace(model=model), asked, folder / part, num_frames=toy_benchmark.FRAMES)[0]
 
     small, lines = cuts(whole.model, calibration), []
     seconds = dict(zip(small, latency(list(small.values()), calibration[0]), strict=True))

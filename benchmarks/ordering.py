@@ -1,13 +1,15 @@
-"""Does rewarding the right order teach a toy more than supervision had? SYNTHETIC close-ups cut at their events. One run.
+"""Event order by reward: accuracy after supervised tuning and after GRPO, on SYNTHETIC close-ups cut at their events. One run.
 
-- the kept InternVL twin, LoRA: supervised on order (two pieces) and judgement questions, stopped early so that something is left to
-  learn; from there rewarded (GRPO), rewarded against the shuffled film too (T-GRPO's idea), and, as a control, by truths dealt out
-- sampled at temperature .3: a toy's probabilities are flat, at 1 it babbles and is paid for form only (measured, see the diary)
-- worlds of training, of validation (where steps and rates were chosen) and of the test are apart; three seeds of reinforcement from
-  one start; intervals are over videos, of the mean of the seeds
-- three pieces are asked too. "two": nobody taught them, and the toy cannot say "3". "three": supervision asks both, longer, and the
-  digits' own vectors learn; what it says of three is mostly no order then; reward teaches it to give one, and so do dealt truths
-    python benchmarks/ordering.py two|three [test]      without "test" it speaks of the validation worlds
+- the kept InternVL tiny model with LoRA: supervised on order (two pieces) and judgement questions, stopped early so that
+  something is left to learn; from there rewarded (GRPO), rewarded with a bonus against the shuffled video (T-GRPO's idea),
+  and, as a control, rewarded with shuffled labels
+- sampled at temperature .3: a toy's probabilities are flat, and at 1 it earns rewards for form only (measured, see the diary)
+- worlds of training, of validation (where steps and rates were chosen) and of the test are apart; three seeds of reinforcement
+  from one start; intervals are over videos, of the mean of the seeds
+- three pieces are asked too. "two": they were never trained, and the toy cannot say "3". "three": supervision trains both,
+  longer, and the digits' embeddings learn; its answers on three pieces are mostly no order then; rewards teach it to give
+  one, and so do shuffled labels
+    python benchmarks/ordering.py two|three [test]      without "test" it reports the validation worlds
 """
 
 import sys
@@ -27,14 +29,14 @@ from vau_lib.vlm import event_order, finetuning, grpo, inference, models
 from vau_lib.workspace import presets
 
 SETS = {"train": (480, 0), "val": (160, 5001)}  # close-ups, seed
-START = finetuning.LoraPlan(learning_rate=3e-3, warmup_share=0.1, batch_size=16, log_steps=19, save_steps=10**9)
+START = finetuning.LoraPlan(learning_rate=3e-3, warmup_ratio=0.1, batch_size=16, log_steps=19, save_steps=10**9)
 PLAN = grpo.GRPOPlan(steps=120, questions=16, learning_rate=3e-4, temperature=0.3, max_new_tokens=16)
-JUDGEMENTS = 0.25  # share of the questions
+JUDGEMENT_FRACTION = 0.25  # of the questions
 
 
 @dataclass(frozen=True)
 class Study:
-    """What is taught before reinforcement, how it is reinforced, and worlds looked at once."""
+    """Numbers of pieces, supervised steps, how it is reinforced, whether digits learn, and the test worlds' seed."""
 
     counts: tuple[int, ...]
     start_steps: int
@@ -48,10 +50,10 @@ STUDIES = {
     "three": Study((2, 3), 150, replace(PLAN, steps=60), True, 61001),
 }
 SEEDS = (1, 2, 3)  # of reinforcement
-WAYS = {
+METHODS = {
     "rewarded": {},
-    "rewarded, against the shuffled video": {"contrasted": True},
-    "rewarded, shuffled labels": {"dealt": True},
+    "rewarded, against the shuffled video": {"contrast_bonus": True},
+    "rewarded, shuffled labels": {"shuffled_labels": True},
 }
 
 
@@ -63,50 +65,48 @@ class Exam:
         self.order = [row for seed in (1, 2) for row in event_order.order_rows(found, seed=seed)]
         self.judgement = [row for row in toy_dataset.instructions(found) if row["task"] == "judgement"]
 
-    def ask(self, vlm: models.VLM, rows: list[dict], length: int) -> list[str]:
-        shown, said = event_order.OrderPrompts(vlm, self.root), []
-        for start in range(0, len(rows), 16):
-            turns = [shown(row) for row in rows[start : start + 16]]
-            said += inference.generate(vlm, turns, max_new_tokens=length, tell=None)
-        return said
+    def answers(self, vlm: models.VLM, rows: list[dict], max_new_tokens: int) -> list[str]:
+        samples = event_order.order_samples(vlm, rows, self.root, answers=False)
+        return inference.answers(vlm, samples, max_new_tokens=max_new_tokens)
 
-    def sit(self, vlm: models.VLM) -> pd.DataFrame:
+    def take(self, vlm: models.VLM) -> pd.DataFrame:
         """Return a row per question and part of the exam it counts for: question, video, right."""
-        said, judged = self.ask(vlm, self.order, 8), self.ask(vlm, self.judgement, 24)
+        orders, judgements = self.answers(vlm, self.order, 8), self.answers(vlm, self.judgement, 24)
         rows = []
-        for row, answer in zip(self.order, said, strict=True):
+        for row, answer in zip(self.order, orders, strict=True):
             name, right = f"order, {row['pieces']} pieces", event_order.order_reward(answer, row["order"]) == 1
             rows.append((name, row["video"], right))
             if row["pieces"] == 2:
                 rows.append((f"{name}, {row['event']}", row["video"], right))
-        for row, answer in zip(self.judgement, judged, strict=True):
+        for row, answer in zip(self.judgement, judgements, strict=True):
             rows.append(("judgement", row["video"], event_order.judgement_reward(answer, row["answer"]) == 1))
         return pd.DataFrame(rows, columns=["question", "video", "right"])
 
 
-def lines(method: str, sat: list[pd.DataFrame]) -> list[dict]:
+def accuracy_rows(method: str, results: list[pd.DataFrame]) -> list[dict]:
     """Return accuracy over seeds by part of the exam, with an interval over videos, a row each."""
-    found = []
-    for question, part in pd.concat(dict(enumerate(sat)), names=["seed"]).groupby("question"):
+    rows = []
+    for question, part in pd.concat(dict(enumerate(results)), names=["seed"]).groupby("question"):
         each, seeds = part.groupby("video")["right"].mean().to_numpy(), part.groupby("seed")["right"].mean()
-        drawn = each[np.random.default_rng(0).integers(0, len(each), (4000, len(each)))].mean(1)
-        low, high = np.quantile(drawn, (0.025, 0.975))
-        found.append({
-            "method": method, "question": question, "accuracy": part["right"].mean(), "low": low, "high": high, "seeds": len(sat),
-            "worst_seed": seeds.min(), "best_seed": seeds.max(), "questions": len(part) // len(sat), "videos": len(each),
+        resampled = each[np.random.default_rng(0).integers(0, len(each), (4000, len(each)))].mean(1)
+        low, high = np.quantile(resampled, (0.025, 0.975))
+        rows.append({
+            "method": method, "question": question, "accuracy": part["right"].mean(), "low": low, "high": high,
+            "seeds": len(results), "worst_seed": seeds.min(), "best_seed": seeds.max(),
+            "questions": len(part) // len(results), "videos": len(each),
         })  # fmt: skip
-    return found
+    return rows
 
 
 def rows_of(found: list, counts: tuple[int, ...]) -> list[dict]:
     """Return training questions, order ones twice with other cuts."""
     order = [row for seed in (0, 3) for row in event_order.order_rows(found, counts=counts, seed=seed)]
     judgement = [row for row in toy_dataset.instructions(found) if row["task"] == "judgement"]
-    return order + event_order.with_cuts(judgement, found)
+    return order + event_order.with_pieces(judgement, found)
 
 
 def learner_of(project: Path, study: Study) -> models.VLM:
-    """Return the kept twin with a fresh adapter, and the digits' vectors free where a study needs to say new ones."""
+    """Return the kept twin with a fresh adapter, and the digits' vectors free where a study needs new ones."""
     twin = toy_benchmark.taught(project / "data" / "toy_models" / "internvl")
     digits = twin.tokenizer.convert_tokens_to_ids(["1", "2", "3"]) if study.digits else ()
     return twin.replace(model=finetuning.lora(twin.model, tokens=digits, seed=0), kind=f"{twin.kind}, LoRA")
@@ -128,22 +128,24 @@ def main() -> None:
     begun = time.process_time()
     event_order.supervised_start(vlm, rows, folder / "train", plan=replace(START, max_steps=study.start_steps))
     print(f"supervised start: {time.process_time() - begun:.0f} CPU s")
-    rated, curves = lines("supervised start", [exam.sit(vlm)]), []
-    for method, options in WAYS.items():
-        if name == "three" and "contrasted" in options:
-            continue  # it paid nothing on orders with two
-        sat = []
+    rated, curves = accuracy_rows("supervised start", [exam.take(vlm)]), []
+    for method, options in METHODS.items():
+        if name == "three" and "contrast_bonus" in options:
+            continue  # it gained nothing on orders of two
+        results = []
         for seed in SEEDS:
             learner, begun = vlm.replace(model=deepcopy(vlm.model)), (time.perf_counter(), time.process_time())
             plan = replace(study.plan, seed=seed)
-            curve = event_order.train(learner, rows, folder / "train", plan=plan, judgements=JUDGEMENTS, **options)
+            curve = event_order.train(
+                learner, rows, folder / "train", plan=plan, judgement_fraction=JUDGEMENT_FRACTION, **options
+            )
             print(
                 f"{method}, seed {seed}: {time.perf_counter() - begun[0]:.0f} s, {time.process_time() - begun[1]:.0f} CPU s",
                 flush=True,
             )
-            sat.append(exam.sit(learner))
+            results.append(exam.take(learner))
             curves.append(curve.assign(method=method, seed=seed))
-        rated += lines(method, sat)
+        rated += accuracy_rows(method, results)
     table = pd.DataFrame(rated)
     print(table.pivot(index="question", columns="method", values="accuracy").round(3).to_string())
     print(table[table["seeds"] > 1].round(3).to_string(index=False))

@@ -4,7 +4,7 @@
   by our rule to a share drawn for every film, log-uniform in [.1, 1]. Peers are judged by the same weights, which favours ours
 - worlds of tuning, of validation (where frames, steps, rate and shares were chosen) and of the test are apart; intervals are over
   worlds, whose twins stay together
-- blind: black frames; shuffled: tuned on answers dealt at random. The random rule draws another lot for every film
+- blind: black frames; shuffled: tuned on shuffled answers. The random rule draws other tokens for every film
     python benchmarks/token_accuracy.py [test]      without "test" it speaks of the validation worlds
 A stopped run goes on: films and adapters are kept under data/.
 """
@@ -23,14 +23,14 @@ from vau_lib.data import answer_parsing, records
 from vau_lib.evaluation import result_tables
 from vau_lib.toy import benchmark as toy_benchmark
 from vau_lib.toy import dataset as toy_dataset
-from vau_lib.vlm import finetuning, instruction_data, models
+from vau_lib.vlm import finetuning, inference, instruction_data, models
 from vau_lib.workspace import artifacts, presets
 
 FRAMES, FPS = 12, 2.0  # all of a close-up's
 SETS = {"train": (480, 0), "val": (160, 5001), "test": (240, 41001)}  # close-ups, seed
 SHARES = (0.5, 0.3, 0.2, 0.1)
 PLAN = finetuning.LoraPlan(
-    max_steps=700, learning_rate=3e-3, warmup_share=0.1, batch_size=16, log_steps=20, save_steps=10**9
+    max_steps=700, learning_rate=3e-3, warmup_ratio=0.1, batch_size=16, log_steps=20, save_steps=10**9
 )
 LEAST = 0.1  # share of the tokens a film shows in tuning, at least
 OURS = next(iter(token_selection.RULES))
@@ -65,15 +65,12 @@ def tune(
     except artifacts.StoreError:
         pass
     tuned = twin.replace(model=finetuning.lora(twin.model, seed=PLAN.seed), kind=f"{twin.kind}, LoRA")
-    seen = tuned
-    if names:
-        rule = drawn(names, np.random.default_rng(PLAN.seed))
-        seen = tuned.replace(model=token_pruning.compressed(tuned.model, share=1.0, rule=rule))
+    rule = drawn(names, np.random.default_rng(PLAN.seed))
     curve = finetuning.fit(
-        seen,
+        tuned,
         instruction_data.InstructionSamples(rows, root, tuned, num_frames=FRAMES, seed=PLAN.seed),
         plan=replace(PLAN, max_steps=steps),
-        progress=False,
+        wrap_model=partial(token_pruning.compressed, share=1.0, rule=rule) if names else None,
     )
     tuned.model.eval().save_pretrained(folder)
     artifacts.write_made_by(folder, **facts, loss=float(curve["loss"].iloc[-1]))
@@ -91,7 +88,7 @@ class Judge:
 
     def right(self, vlm: models.VLM, **how) -> np.ndarray:
         """Return which judgements are right, bool (rows,)."""
-        _, said = toy_benchmark.judge(vlm, self.root, self.rows, frames=FRAMES, **how)
+        _, said = inference.judge(vlm, self.rows, self.root, num_frames=FRAMES, **how)
         return np.array(
             [
                 answer_parsing.parse_verdict(a) == answer_parsing.parse_verdict(row["answer"])
@@ -141,8 +138,8 @@ def main() -> None:
                 judge.enter(name, rule, share, judge.cut(vlm, rule, share), whole)
         judge.enter(name, "blind", 1.0, judge.right(vlm, blind=True), whole)
     if part == "test":
-        dealt = toy_benchmark.shuffled(rows, seed=0)
-        noise = tune(taught(), folder / "train", dealt, kept / "shuffled", TUNED_ON["our holes"], steps=150)
+        shuffled = instruction_data.shuffle_answers(rows, seed=0)
+        noise = tune(taught(), folder / "train", shuffled, kept / "shuffled", TUNED_ON["our holes"], steps=150)
         judge.enter("shuffled answers", OURS, 0.2, judge.cut(noise, OURS, 0.2), whole)
         table = pd.DataFrame(judge.lines).assign(model=vlm.label)
         result_tables.write_curve(project / "data" / "results" / "curves" / "token_accuracy.csv", table.round(4))

@@ -37,7 +37,7 @@ def train(steps: int, processes: int) -> None:
         data = instruction_data.InstructionSamples(rows, place, tuned, num_frames=6)
         plan = finetuning.LoraPlan(max_steps=steps, learning_rate=1e-3, batch_size=16 // processes, log_steps=1)
         started = time.perf_counter()
-        finetuning.fit(tuned, data, plan=plan, progress=False, expect_processes=processes)
+        finetuning.fit(tuned, data, plan=plan, expect_processes=processes)
         seconds = time.perf_counter() - started
     mine = torch.cat([p.detach().flatten() for p in tuned.model.parameters() if p.requires_grad])
     same = True

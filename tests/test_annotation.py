@@ -311,12 +311,3 @@ def test_a_key_never_travels_in_the_clear(monkeypatch):
         endpoint("http://example.invalid/v1", [])("What?")
     with pytest.raises(clients.AnswerError, match="base_url"):
         endpoint("ftp://example.invalid", [])
-
-
-def test_a_pipeline_is_asked_as_it_wants_to_be():
-    def pipe(chat=None, *, text=None, return_full_text, max_new_tokens):
-        content = (text or chat)[0]["content"]
-        return [{"generated_text": f" {len(content)} parts" if text else f"to {content}"}]
-
-    ask = clients.from_pipeline(pipe, max_new_tokens=5)
-    assert ask("hello") == "to hello" and ask("hello", [np.zeros((8, 8, 3), np.uint8)] * 2) == "3 parts"

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from itertools import combinations, permutations
 
 import numpy as np
 import pytest
@@ -106,7 +107,7 @@ def test_when_it_happens_is_asked_with_clocks_and_paid_by_overlap(world):
         assert event_order.reward_parts(row, event_order.NEVER)["when"] == (not one.events)
     assert event_order.when_rows([record([])]) == [], "an anomaly whose seconds nobody knows is no question"
     vlm = tiny_vlm.tiny("internvl", sizes=SMALL)
-    text = vlm.tokenizer.decode(event_order.OrderPrompts(vlm, root)(rows[0])["input_ids"][0])
+    text = vlm.tokenizer.decode(event_order.order_samples(vlm, rows, root, answers=False)[0]["input_ids"][0])
     assert re.search(r"Frame1 at \d+\.\ds", text)
 
 
@@ -144,8 +145,8 @@ def test_a_question_shows_the_pieces_in_the_shuffled_order(world):
         ordered = event_order.unshuffle(parts, row["order"])
         assert (np.diff(np.concatenate(ordered)) > 0).all()
     vlm = tiny_vlm.tiny("internvl", sizes=SMALL)
-    turn = event_order.OrderPrompts(vlm, root)(rows[0], rows[0]["answer"])
-    text = vlm.tokenizer.decode(turn["input_ids"][0])
+    sample = event_order.order_samples(vlm, rows, root)[0]
+    text = vlm.tokenizer.decode(sample["input_ids"][0])
     assert rows[0]["question"] in text and " at " not in text.split("In which order")[0].split("Frame1")[-1]  # no clock
 
 
@@ -157,12 +158,12 @@ def test_supervision_then_reinforcement_run_end_to_end(world):
     losses = event_order.supervised_start(
         vlm, rows, root, plan=finetuning.LoraPlan(max_steps=2, batch_size=4, log_steps=1)
     )
-    plan = grpo.GRPOPlan(steps=2, questions=2, group=2, max_new_tokens=4)
-    curves, dealt = (event_order.train(vlm, rows, root, plan=plan, dealt=kind) for kind in (False, True))
-    assert len(losses) >= 2 and len(curves) == len(dealt) == 2
+    plan = grpo.GRPOPlan(steps=2, questions=2, group_size=2, max_new_tokens=4)
+    curves, control = (event_order.train(vlm, rows, root, plan=plan, shuffled_labels=kind) for kind in (False, True))
+    assert len(losses) >= 2 and len(curves) == len(control) == 2
     assert {"reward", "length", "kl", "entropy", "dead"} <= set(curves.columns)
-    rows = event_order.with_cuts(rows, found) + event_order.shuffled_rows(found) + event_order.when_rows(found)
-    against = event_order.train(vlm, rows, root, plan=replace(plan, questions=10), contrasted=True)
+    rows = event_order.with_pieces(rows, found) + event_order.shuffled_rows(found) + event_order.when_rows(found)
+    against = event_order.train(vlm, rows, root, plan=replace(plan, questions=10), contrast_bonus=True)
     parts = {name for name in against if name.startswith("reward_")}
     assert parts and parts <= {f"reward_{part}" for part in ("order", "form", "judgement", "shuffled", "when")}
 
@@ -181,16 +182,25 @@ def test_was_this_shuffled_is_asked_of_both(world):
         ]  # fmt: skip
 
 
-def test_dealt_truths_are_of_the_same_kind(world):
+def test_shuffled_labels_are_of_the_same_kind(world):
     _, found = world
     rows = event_order.order_rows(found) + event_order.shuffled_rows(found)
-    dealt = event_order._truths(rows, 0)
-    assert any(dealt[id(row)] is not row for row in rows), "the control deals something"
-    assert all((dealt[id(r)]["task"], dealt[id(r)]["pieces"]) == (r["task"], r["pieces"]) for r in rows)
-    assert (
-        sorted(map(id, dealt.values())) == sorted(map(id, rows))
-        and event_order._truths(rows, None)[id(rows[0])] is rows[0]
-    )
+    labels = event_order._shuffled_labels(rows, 0)
+    assert any(label is not row for label, row in zip(labels, rows, strict=True)), "the control shuffles something"
+    assert [(label["task"], label["pieces"]) for label in labels] == [(row["task"], row["pieces"]) for row in rows]
+    assert sorted(map(id, labels)) == sorted(map(id, rows))
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_partial_orders_earn_kendalls_tau(count):
+    """Against the definition, pairs in order minus pairs not, over all pairs; for every answer to every order."""
+    pairs = list(combinations(range(count), 2))
+    for order in permutations(range(1, count + 1)):
+        for answer in permutations(range(1, count + 1)):
+            places = [answer.index(piece) for piece in order]
+            tau = sum(1 if places[a] < places[b] else -1 for a, b in pairs) / len(pairs)
+            expected = 1.0 if answer == order else event_order.PARTIAL * max(0.0, tau)
+            assert event_order.order_reward(" ".join(map(str, answer)), order) == pytest.approx(expected, abs=1e-12)
 
 
 def test_bad_input_is_one_clear_line():
@@ -200,7 +210,7 @@ def test_bad_input_is_one_clear_line():
         event_order.unshuffle(["a", "b"], [1, 1])
     with pytest.raises(ValueError, match="^r: 6 frames cannot be cut into 3 pieces of 4 or more$"):
         event_order.boundaries(record([], num_frames=6), count=3)
-    with pytest.raises(ValueError, match="the said span must end after it starts, got 3 to 2"):
+    with pytest.raises(ValueError, match="the predicted span must end after it starts, got 3 to 2"):
         event_order.temporal_reward((3, 2), (0, 1))
     with pytest.raises(ValueError, match="^no order question among the rows$"):
         event_order.train(None, [], ".")

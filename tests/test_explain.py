@@ -28,13 +28,13 @@ def twin():
     return tiny_vlm.tiny("internvl", sizes=SMALL)
 
 
-def told(scores) -> explain.Scorer:
-    """A scorer that says what it was told, whatever it sees."""
-    return explain.Scorer(lambda rows: np.asarray(scores, float), "told scores")
+def fixed(scores) -> explain.Scorer:
+    """A scorer that gives these scores, whatever the features."""
+    return explain.Scorer(lambda features: np.asarray(scores, float), "fixed scores")
 
 
-def explain_clip(path, vlm, scorer, **how) -> explain.ExplainedVideo:
-    return explain.explain_video(path, vlm, scorer, **({"num_frames": 4, "stride": 5, "max_new_tokens": 4} | how))
+def explain_clip(path, vlm, scorer, **options) -> explain.ExplainedVideo:
+    return explain.explain_video(path, vlm, scorer, **({"num_frames": 4, "stride": 5, "max_new_tokens": 4} | options))
 
 
 # What is shown is what was seen
@@ -42,31 +42,31 @@ def explain_clip(path, vlm, scorer, **how) -> explain.ExplainedVideo:
 
 def test_a_record_holds_every_glance_and_what_was_shown(any_twin, clip):
     scores = [0.0] * 4 + [1.0] * 2 + [0.0] * 4
-    found = explain_clip(clip, any_twin, told(scores), tau=0.0)
+    found = explain_clip(clip, any_twin, fixed(scores), tau=0.0)
     assert found.index.tolist() == list(range(0, 50, 5)) and found.scores.tolist() == scores
-    assert {20, 25} <= set(found.said.index) and len(set(found.said.index)) == 4
-    assert found.said.scores == tuple(found.scores[np.array(found.said.index) // 5])
+    assert {20, 25} <= set(found.chosen_index) and len(set(found.chosen_index)) == 4
+    assert found.explanation.times_s == tuple(video.frame_times(clip)[found.chosen_index].round(3))
     assert found.times_s == pytest.approx(found.index / 25)
-    assert set(found.seconds) == {"look", "score", "sample", "encode", "ask"} and min(found.seconds.values()) >= 0
+    assert set(found.seconds) == {"features", "score", "sample", "encode", "ask"} and min(found.seconds.values()) >= 0
     row = json.loads(json.dumps(found.as_row()))
     assert row["path"] == clip.name and row["scores"] == scores
 
 
 def test_tokens_kept_are_the_tokens_the_model_makes_itself(any_twin, clip):
-    """Of the glances in batches, through a file, against `inference.image_features` of the chosen frames' own prompt."""
+    """Of the glances in batches, through a file, against `chat.visual_tokens` of the chosen frames' own prompt."""
     frames = video.read_frames(clip, [10, 35])
-    own = inference.image_features(any_twin, chat.encode(any_twin, frames, "What?"))
+    own = chat.visual_tokens(any_twin, chat.encode(any_twin, frames, "What?"))
     _, tokens = explain.VisionTower(any_twin).see(video.read_frames(clip, range(0, 50, 5)))
     assert torch.allclose(tokens[[2, 7]], torch.stack(list(own)), atol=1e-5)
 
 
-def test_reuse_sees_each_glance_once_and_says_the_same(any_twin, clip):
+def test_reuse_encodes_each_frame_once_and_answers_the_same(any_twin, clip):
     scores = np.linspace(0, 1, 10)
-    kept, again = (explain_clip(clip, any_twin, told(scores), reuse=reuse) for reuse in (True, False))
+    kept, again = (explain_clip(clip, any_twin, fixed(scores), reuse=reuse) for reuse in (True, False))
     assert (kept.vision_frames, again.vision_frames) == (10, 14)
-    assert kept.said.index == again.said.index
+    assert np.array_equal(kept.chosen_index, again.chosen_index)
     for name in ("judgement", "description", "analysis"):
-        assert getattr(kept.said, name) == getattr(again.said, name)
+        assert getattr(kept.explanation, name) == getattr(again.explanation, name)
 
 
 def test_the_tower_is_not_called_beyond_the_glances(twin, clip):
@@ -74,7 +74,7 @@ def test_the_tower_is_not_called_beyond_the_glances(twin, clip):
     calls = []
     hook = twin.model.model.vision_tower.register_forward_hook(lambda *_: calls.append(1))
     try:
-        explain_clip(clip, twin, told(np.linspace(0, 1, 10)))
+        explain_clip(clip, twin, fixed(np.linspace(0, 1, 10)))
     finally:
         hook.remove()
     assert len(calls) == 1
@@ -82,20 +82,20 @@ def test_the_tower_is_not_called_beyond_the_glances(twin, clip):
 
 def test_a_short_video_shows_frames_that_were_no_glances(twin, clip):
     """50 frames at stride 16, twelve asked: even frames of all of it, encoded beside the 4 glances."""
-    found = explain_clip(clip, twin, told([0.2] * 4), stride=16, num_frames=12)
-    assert len(set(found.said.index)) == 12 and found.vision_frames == 4 + 12
+    found = explain_clip(clip, twin, fixed([0.2] * 4), stride=16, num_frames=12)
+    assert len(set(found.chosen_index)) == 12 and found.vision_frames == 4 + 12
 
 
 def test_a_cap_bounds_what_is_looked_at(twin, clip):
-    found = explain_clip(clip, twin, told([0.5] * 5), stride=1, cap=5, num_frames=3)
+    found = explain_clip(clip, twin, fixed([0.5] * 5), stride=1, cap=5, num_frames=3)
     assert len(found.index) == found.vision_frames == 5
 
 
 def test_rows_can_be_described_otherwise(twin, clip):
-    eye = explain.VisionTower(twin, describe=explain.mean_and_max_tokens)
+    tower = explain.VisionTower(twin, describe=explain.mean_and_max_tokens)
     rows, (_, tokens) = (
-        frame_features.FrameFeatures(clip, eye, stride=10).features(),
-        eye.see(video.read_frames(clip, range(0, 50, 10))),
+        frame_features.FrameFeatures(clip, tower, stride=10).features(),
+        tower.see(video.read_frames(clip, range(0, 50, 10))),
     )
     mean, most = np.split(rows, 2, axis=1)
     assert np.allclose(mean, tokens.mean(1), atol=1e-5) and (most >= mean).all() and np.isin(most, tokens).mean() > 0.9
@@ -121,7 +121,7 @@ def drawn_times(figure) -> list[float]:
 
 def test_a_figure_shows_the_frames_the_curve_and_the_answers(twin, clip):
     scores = [0.0] * 4 + [1.0] * 2 + [0.0] * 4
-    found = explain_clip(clip, twin, told(scores))
+    found = explain_clip(clip, twin, fixed(scores))
     figure = explain.figure(found)
     curve = figure.axes[0].lines[0]
     at = dict(zip(curve.get_xdata().round(3), curve.get_ydata(), strict=True))
@@ -129,16 +129,16 @@ def test_a_figure_shows_the_frames_the_curve_and_the_answers(twin, clip):
         value == 1 for time, value in at.items() if 0.81 < time < 1.19
     )  # glances 4 and 5 until the next, 0.8-1.2 s
     assert all(value == 0 for time, value in at.items() if time < 0.79 or time > 1.21)
-    assert len(figure.axes) == 1 + 4 and drawn_times(figure) == list(found.said.times_s)
+    assert len(figure.axes) == 1 + 4 and drawn_times(figure) == list(found.explanation.times_s)
     assert figure.get_suptitle().startswith("[TOY, RANDOM] clip.mp4")  # random weights of the toy
-    for name in ("judgement: ", "description: ", "analysis: ", "by tiny-internvl (toy, random weights); told scores"):
+    for name in ("judgement: ", "description: ", "analysis: ", "by tiny-internvl (toy, random weights); fixed scores"):
         assert name in figure.get_supxlabel()
 
 
 def test_a_single_frame_is_a_figure_too(twin, tmp_path):
     path = tmp_path / "one.mp4"
     video.write_video(path, moving_square(1), fps=25)
-    assert len(explain.figure(explain_clip(path, twin, told([0.3]), num_frames=1)).axes) == 2
+    assert len(explain.figure(explain_clip(path, twin, fixed([0.3]), num_frames=1)).axes) == 2
 
 
 @pytest.mark.real
@@ -149,15 +149,15 @@ def test_real_videos_go_from_file_to_figure(real_data, name, tmp_path):
     vlm = models.load(KEPT, local_only=True)
     found = explain.explain_video(path, vlm, explain.random_scorer(64), max_new_tokens=24)
     container = video.frame_times(path)
-    assert len(set(found.said.index)) == 12 and np.array_equal(found.times_s, container[found.index])
-    assert found.said.times_s == pytest.approx(container[list(found.said.index)], abs=1e-3)
+    assert len(set(found.chosen_index)) == 12 and np.array_equal(found.times_s, container[found.index])
+    assert found.explanation.times_s == pytest.approx(container[list(found.chosen_index)], abs=1e-3)
     glances = -(-len(container) // 16)
     assert found.vision_frames == glances + (12 if glances <= 12 else 0)
     if name == "earthquake":  # places over the mean rate are elsewhere
-        even = np.array(found.said.index) / video.probe(path).fps
-        assert np.abs(np.array(found.said.times_s) - even).max() > 0.01
+        even = np.array(found.chosen_index) / video.probe(path).fps
+        assert np.abs(np.array(found.explanation.times_s) - even).max() > 0.01
     figure = explain.figure(found)
-    assert drawn_times(figure) == list(found.said.times_s) and len(figure.axes) == 13
+    assert drawn_times(figure) == list(found.explanation.times_s) and len(figure.axes) == 13
     assert figure.get_suptitle().startswith("[TOY, RANDOM]") and "RANDOM weights" in figure.get_supxlabel()
     figure.savefig(tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 10_000
@@ -173,8 +173,10 @@ def test_real_videos_go_from_file_to_figure(real_data, name, tmp_path):
 )
 def test_an_empty_answer_is_called_empty(twin, clip, monkeypatch, judgement, title, caption):
     """Answers replayed in place of generating; two of the three say nothing."""
-    monkeypatch.setattr(inference, "generate", lambda vlm, turns, **how: [judgement, ""] if len(turns) == 2 else [""])
-    figure = explain.figure(explain_clip(clip, twin, told([0.5] * 10)))
+    monkeypatch.setattr(
+        inference, "generate", lambda vlm, samples, **options: [judgement, ""] if len(samples) == 2 else [""]
+    )
+    figure = explain.figure(explain_clip(clip, twin, fixed([0.5] * 10)))
     assert title in figure.get_suptitle() and caption in figure.get_supxlabel()
     assert "description: (the model said nothing)" in figure.get_supxlabel()
 
@@ -190,7 +192,7 @@ def line_of(error) -> str:
 
 def test_a_missing_video_is_named(twin, tmp_path):
     with pytest.raises(video.VideoError) as error:
-        explain_clip(tmp_path / "nowhere.mp4", twin, told([0.5]))
+        explain_clip(tmp_path / "nowhere.mp4", twin, fixed([0.5]))
     assert "nowhere.mp4: no such file" in line_of(error)
 
 
@@ -205,14 +207,14 @@ def test_a_missing_video_is_named(twin, tmp_path):
 )
 def test_scores_that_are_none_name_the_video(twin, clip, scores, said):
     with pytest.raises(ValueError) as error:
-        explain_clip(clip, twin, told(scores))
+        explain_clip(clip, twin, fixed(scores))
     assert line_of(error) == said
 
 
 def test_all_zero_scores_are_even_frames(twin, clip):
-    zero, flat = (explain_clip(clip, twin, told([value] * 10)) for value in (0.0, 0.7))
-    assert zero.said.index == flat.said.index and set(zero.said.scores) == {0.0}
-    gaps = np.diff(zero.said.index)
+    zero, flat = (explain_clip(clip, twin, fixed([value] * 10)) for value in (0.0, 0.7))
+    assert np.array_equal(zero.chosen_index, flat.chosen_index) and set(zero.scores) == {0.0}
+    gaps = np.diff(zero.chosen_index)
     assert gaps.max() - gaps.min() <= 5
 
 
@@ -220,20 +222,20 @@ def test_more_frames_than_exist_is_one_line(twin, tmp_path):
     path = tmp_path / "short.mp4"
     video.write_video(path, moving_square(3), fps=25)
     with pytest.warns(UserWarning, match="^5 frames asked of 3, some repeat$"):
-        found = explain_clip(path, twin, told([0.5]), num_frames=5)
-    assert set(found.said.index) == {0, 1, 2} and len(found.said.index) == 5
+        found = explain_clip(path, twin, fixed([0.5]), num_frames=5)
+    assert set(found.chosen_index) == {0, 1, 2} and len(found.chosen_index) == 5
 
 
 def test_more_frames_than_the_model_takes_are_refused(twin, clip):
     with pytest.raises(ValueError) as error:
-        explain_clip(clip, twin, told([0.5] * 50), stride=1, num_frames=40)
+        explain_clip(clip, twin, fixed([0.5] * 50), stride=1, num_frames=40)
     assert line_of(error) == "40 frames are more than max_frames=32: choose fewer"
 
 
 def test_a_prompt_beyond_the_context_is_refused(clip):
     short = tiny_vlm.tiny("internvl", sizes=tiny_vlm.TinySizes(width=32, vision_width=32, text_layers=1, context=64))
     with pytest.raises(ValueError) as error:
-        explain_clip(clip, short, told([0.5] * 10))
+        explain_clip(clip, short, fixed([0.5] * 10))
     assert "4 frames and the question need" in line_of(error) and "has 64: take fewer frames" in line_of(error)
 
 

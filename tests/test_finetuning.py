@@ -1,8 +1,11 @@
-"""LoRA changes the language model's projections and nothing else, learns the answer and nothing else, and can be resumed."""
+"""LoRA changes the language model's projections and learns the answer, nothing else; training can be resumed and pruned."""
 
+import json
 import os
 import subprocess
 import sys
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +13,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from vau_lib.compression import token_pruning, token_selection
 from vau_lib.data import video
+from vau_lib.toy import dataset as toy_dataset
 from vau_lib.toy import tiny_vlm
 from vau_lib.vlm import chat, finetuning, instruction_data, models
 from vau_lib.workspace import artifacts
 
 ROOT = Path(__file__).parents[1]
 SMALL = tiny_vlm.TinySizes(width=32, vision_width=32, text_layers=2, vision_layers=1)
+SMALLER = tiny_vlm.TinySizes(width=32, vision_width=32, text_layers=1, vision_layers=1)
+PLAN = finetuning.LoraPlan(max_steps=5, batch_size=4, log_steps=1, learning_rate=1e-2)
 FRAMES = np.random.default_rng(0).integers(0, 255, (3, 56, 56, 3), dtype=np.uint8)
 
 
@@ -40,8 +47,8 @@ def rows(tmp_path_factory):
     return root, found
 
 
-def samples(twin, rows, **how):
-    return instruction_data.InstructionSamples(rows[1], rows[0], twin, **{"num_frames": 2, **how})
+def samples(twin, rows, **options):
+    return instruction_data.InstructionSamples(rows[1], rows[0], twin, **{"num_frames": 2, **options})
 
 
 # What is changed
@@ -60,11 +67,11 @@ def test_exactly_the_language_models_projections_are_changed(twin):
     assert changed == {f"base_model.model.{name}" for name in expected}
 
 
-def test_the_trainable_share_is_the_adapters_size(twin):
+def test_the_trainable_weights_are_the_adapters(twin):
     """r (in + out) per projection, counted by hand from the layer's shapes."""
     shapes = [dict(twin.model.named_modules())[name].weight.shape for name in finetuning.lora_targets(twin.model)]
     whole = sum(p.numel() for p in twin.model.parameters())
-    trains, everything = finetuning.trainable_share(finetuning.lora(twin.model))
+    trains, everything = finetuning.trainable_weights(finetuning.lora(twin.model))
     assert trains == sum(64 * (out + into) for out, into in shapes)
     assert everything == whole + trains
 
@@ -75,10 +82,10 @@ def test_the_defaults_are_the_papers(twin):
 
 
 def test_a_fresh_adapter_changes_nothing(twin):
-    turn = chat.encode(twin, FRAMES, "What?", answer="Nothing.")
+    sample = chat.encode(twin, FRAMES, "What?", answer="Nothing.")
     with torch.inference_mode():
-        before = twin.model(**turn).logits
-        assert torch.equal(finetuning.lora(twin.model).eval()(**turn).logits, before)
+        before = twin.model(**sample).logits
+        assert torch.equal(finetuning.lora(twin.model).eval()(**sample).logits, before)
 
 
 def test_a_model_without_a_language_model_is_refused():
@@ -98,19 +105,19 @@ def test_gradients_reach_the_adapter_only(twin):
 
 
 def test_only_the_answer_and_its_end_are_learned(twin):
-    turn = chat.encode(twin, FRAMES, "What happened?", answer="A fall.")
-    learned = turn["input_ids"][turn["labels"] != -100]
+    sample = chat.encode(twin, FRAMES, "What happened?", answer="A fall.")
+    learned = sample["input_ids"][sample["labels"] != -100]
     assert twin.tokenizer.decode(learned) == "A fall.<|im_end|>"
-    assert (turn["labels"][0, -len(learned) :] == learned).all(), "the answer stands last"
+    assert (sample["labels"][0, -len(learned) :] == learned).all(), "the answer stands last"
 
 
 def test_filling_up_does_not_change_the_loss(twin):
-    """Two turns of different length: mean loss per answer token of the batch is that of both alone."""
-    turns = [chat.encode(twin, FRAMES[:n], "What?", answer=a) for n, a in ((1, "Yes."), (3, "Nothing at all."))]
+    """Two samples of different length: mean loss per answer token of the batch is that of both alone."""
+    encoded = [chat.encode(twin, FRAMES[:n], "What?", answer=a) for n, a in ((1, "Yes."), (3, "Nothing at all."))]
     with torch.inference_mode():
-        alone = [twin.model(**turn).loss.item() for turn in turns]
-        both = twin.model(**chat.collate(twin, turns)).loss.item()
-    counts = [int((turn["labels"] != -100).sum()) for turn in turns]
+        alone = [twin.model(**sample).loss.item() for sample in encoded]
+        both = twin.model(**chat.collate(twin, encoded)).loss.item()
+    counts = [int((sample["labels"] != -100).sum()) for sample in encoded]
     assert both == pytest.approx(np.average(alone, weights=counts), abs=1e-5)
 
 
@@ -146,9 +153,9 @@ def test_an_epoch_draws_other_frames_and_the_same_when_it_comes_again(twin, rows
     assert data.index(3).tolist() == first != other
 
 
-def test_picks_and_spans_decide_the_frames(twin, rows):
-    picked = samples(twin, rows, picks=lambda row: [1, 4, 4, 9])
-    assert picked.frames(0)[1] == pytest.approx([0.2, 0.8, 0.8, 1.8])
+def test_a_row_s_frames_or_span_decide_what_is_shown(twin, rows):
+    named = instruction_data.InstructionSamples([{**rows[1][0], "frames": [1, 4, 4, 9]}], rows[0], twin)
+    assert named.frames(0)[1] == pytest.approx([0.2, 0.8, 0.8, 1.8])
     inside = instruction_data.InstructionSamples([{**rows[1][0], "span_s": [1.0, 1.6]}], rows[0], twin, num_frames=3)
     assert set(inside.index(0)) == {5, 6, 7}
 
@@ -165,14 +172,34 @@ def test_a_row_without_what_it_needs_is_named(twin, rows, key):
         instruction_data.InstructionSamples([{**rows[1][0], key: ""}], rows[0], twin)
 
 
+def test_shuffled_answers_stay_within_their_task():
+    rows = [{"task": task, "answer": f"{task} {n}", "video": n} for task in ("a", "b") for n in range(9)]
+    shuffled = instruction_data.shuffle_answers(rows, seed=0)
+    assert [row["task"] for row in shuffled] == [row["task"] for row in rows] and shuffled != rows
+    assert all(row["answer"].startswith(row["task"]) for row in shuffled)
+    assert sorted(row["answer"] for row in shuffled) == sorted(row["answer"] for row in rows)
+
+
 # Training
+
+
+def test_a_copy_of_a_tuned_model_computes_with_its_own_weights(twin, rows):
+    """TRL replaces a model's forward while it trains; a copy would go on calling the original's."""
+    tuned = twin.replace(model=finetuning.lora(twin.model))
+    finetuning.fit(tuned, samples(tuned, rows), plan=finetuning.LoraPlan(max_steps=1))
+    other = deepcopy(tuned.model)
+    for part in other.parameters():
+        part.data.zero_()
+    sample = chat.encode(twin, FRAMES, "What?")
+    with torch.inference_mode():
+        assert not other(**sample).logits.any() and tuned.model(**sample).logits.any()
 
 
 def test_a_few_steps_lower_the_loss(twin, rows):
     tuned = twin.replace(model=finetuning.lora(twin.model))
     plan = finetuning.LoraPlan(max_steps=9, learning_rate=1e-2, batch_size=8, log_steps=3)
     data = samples(tuned, rows)
-    curve = finetuning.fit(tuned, data, data, plan=plan, progress=False)
+    curve = finetuning.fit(tuned, data, data, plan=plan)
     assert list(curve.columns) == ["step", "loss", "val_loss"] and curve["step"].tolist() == [3, 6, 9]
     assert curve["loss"].iloc[-1] < 0.9 * curve["loss"].iloc[0]
 
@@ -182,7 +209,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(rows, tmp_path):
         twin = tiny_vlm.tiny("internvl", sizes=SMALL)
         tuned = twin.replace(model=finetuning.lora(twin.model))
         plan = finetuning.LoraPlan(max_steps=4, learning_rate=1e-3, batch_size=4, save_steps=2, log_steps=1)
-        finetuning.fit(tuned, samples(tuned, rows), plan=plan, folder=folder, progress=False)
+        finetuning.fit(tuned, samples(tuned, rows), plan=plan, folder=folder)
         return load_file(folder / "adapter_model.safetensors")
 
     whole = train(tmp_path / "run")
@@ -200,18 +227,20 @@ def test_checkpointing_activations_changes_no_gradient(twin, rows):
         fresh = tiny_vlm.tiny(twin.family, sizes=SMALL)
         tuned = fresh.replace(model=finetuning.lora(fresh.model, dropout=0.0))
         plan = finetuning.LoraPlan(max_steps=2, learning_rate=1e-2, batch_size=4, checkpointing=checkpointing)
-        finetuning.fit(tuned, samples(tuned, rows), plan=plan, progress=False)
+        finetuning.fit(tuned, samples(tuned, rows), plan=plan)
         ends.append({name: p.detach().clone() for name, p in tuned.model.named_parameters() if p.requires_grad})
     assert any("lora_B" in name and p.abs().max() > 0 for name, p in ends[0].items())
     assert all(torch.allclose(ends[0][name], ends[1][name], atol=1e-6) for name in ends[0])
 
 
-def test_a_long_video_is_not_kept_whole(twin, rows, monkeypatch):
-    monkeypatch.setattr(instruction_data, "KEPT_WHOLE", 10 * 56 * 56 * 3 - 1)
-    data, kept = samples(twin, rows, random=False), samples(twin, rows, random=False)
+def test_a_long_video_is_not_cached(twin, rows, monkeypatch):
+    monkeypatch.setattr(instruction_data, "MAX_CACHED_VIDEO_BYTES", 10 * 56 * 56 * 3 - 1)
+    data, cached = samples(twin, rows, random=False), samples(twin, rows, random=False)
     frames, times_s = data.frames(0)
-    monkeypatch.setattr(instruction_data, "KEPT_WHOLE", 10 * 56 * 56 * 3)
-    assert (kept.frames(0)[0] == frames).all() and kept._kept and not data._kept and times_s == kept.frames(0)[1]
+    monkeypatch.setattr(instruction_data, "MAX_CACHED_VIDEO_BYTES", 10 * 56 * 56 * 3)
+    assert (
+        (cached.frames(0)[0] == frames).all() and cached._cache and not data._cache and times_s == cached.frames(0)[1]
+    )
 
 
 def test_nothing_to_train_is_refused(twin, rows):
@@ -224,6 +253,131 @@ def test_another_number_of_processes_than_asked_is_refused(twin, rows):
     tuned = twin.replace(model=finetuning.lora(twin.model))
     with pytest.raises(RuntimeError, match="1 processes train together, 2 were asked for"):
         finetuning.fit(tuned, samples(tuned, rows), plan=finetuning.LoraPlan(max_steps=1), expect_processes=2)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    root = tmp_path_factory.mktemp("world")
+    found = toy_dataset.make_dataset(root, num_videos=4, seed=3, splits={"train": 1.0})
+    return root, toy_dataset.instructions(found)
+
+
+@pytest.mark.parametrize(("family", "pruning"), [("internvl", False), ("qwen2_5_vl", True)])
+def test_loss_falls_and_only_the_adapter_changes(world, family, pruning, tmp_path):
+    root, rows = world
+    twin = tiny_vlm.tiny(family, sizes=SMALLER)
+    vlm = twin.replace(model=finetuning.lora(twin.model, r=4, alpha=8, seed=0))
+    frozen = {n: p.clone() for n, p in vlm.model.named_parameters() if not p.requires_grad}
+    samples = instruction_data.InstructionSamples(rows, root, vlm, num_frames=4)
+
+    def pruned(model):
+        return token_pruning.compressed(model, share=0.5)
+
+    losses = finetuning.fit(
+        vlm, samples, plan=PLAN, folder=tmp_path / "adapter", wrap_model=pruned if pruning else None
+    )
+    assert losses["loss"].iloc[-1] < losses["loss"].iloc[0]
+    assert all(torch.equal(frozen[n], p) for n, p in vlm.model.named_parameters() if n in frozen)
+    again = finetuning.load_adapter(tiny_vlm.tiny(family, sizes=SMALLER).model, tmp_path / "adapter")
+    ours, theirs = dict(vlm.model.named_parameters()), dict(again.named_parameters())
+    assert all(torch.allclose(ours[n], theirs[n]) for n in ours if "lora" in n)
+
+
+def _stops_after(count):
+    """Return a `__getitem__` that is interrupted after so many items, and the list of what it gave."""
+    places, get = [], instruction_data.InstructionSamples.__getitem__
+
+    def item(self, place):
+        if len(places) == count:
+            raise KeyboardInterrupt
+        places.append(place)
+        return get(self, place)
+
+    return item, places
+
+
+@pytest.mark.parametrize("pruning", [False, True])
+def test_a_stopped_run_goes_on_where_it_was(world, tmp_path, pruning):
+    root, rows = world
+    wrap_model = (lambda model: token_pruning.compressed(model, share=0.5)) if pruning else None
+
+    def learn(folder, *stops):
+        for steps in stops:
+            twin = tiny_vlm.tiny("qwen2_5_vl", sizes=SMALLER)
+            vlm = twin.replace(model=finetuning.lora(twin.model, r=4, alpha=8, dropout=0.0, seed=0))
+            samples, plan = (
+                instruction_data.InstructionSamples(rows, root, vlm, num_frames=4),
+                replace(PLAN, max_steps=6, save_steps=3),
+            )
+            item, places = _stops_after(steps * plan.batch_size)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(instruction_data.InstructionSamples, "__getitem__", item)
+                if steps == plan.max_steps:
+                    losses = finetuning.fit(vlm, samples, plan=plan, folder=folder, wrap_model=wrap_model)
+                    continue
+                with pytest.raises(KeyboardInterrupt):
+                    finetuning.fit(vlm, samples, plan=plan, folder=folder, wrap_model=wrap_model)
+        adapted = finetuning.load_adapter(tiny_vlm.tiny("qwen2_5_vl", sizes=SMALLER).model, folder)
+        return losses["loss"].tolist(), adapted.state_dict(), len(places)
+
+    once, twice = learn(tmp_path / "once", 6), learn(tmp_path / "twice", 4, 6)
+    assert once[0] == pytest.approx(twice[0], abs=1e-5)
+    assert (once[2], twice[2]) == (20, 10), "what was learned before the last checkpoint is not shown again"
+    assert all(torch.allclose(value, twice[1][name], atol=1e-6) for name, value in once[1].items())
+
+
+def test_a_finished_run_is_loaded_and_another_one_refused(world, tmp_path):
+    root, rows = world
+
+    def learn(part=rows, plan=PLAN, **facts):
+        twin = tiny_vlm.tiny("internvl", sizes=SMALLER)
+        vlm = twin.replace(model=finetuning.lora(twin.model, r=4, alpha=8, dropout=0.0, seed=0))
+        samples = instruction_data.InstructionSamples(part, root, vlm, num_frames=4)
+        losses = finetuning.fit(vlm, samples, plan=plan, folder=tmp_path, facts=facts)
+        return losses, vlm.model.state_dict()
+
+    first, again = learn(share=1), learn(share=1)
+    assert first[0].equals(again[0]) and all(torch.equal(value, again[1][name]) for name, value in first[1].items())
+    for other in ({"part": rows[:3]}, {"plan": replace(PLAN, learning_rate=1e-3)}, {"share": 0.5}):
+        with pytest.raises(artifacts.StoreError, match=" was made with "):
+            learn(**{"share": 1} | other)
+
+
+def test_a_checkpoint_cut_short_is_passed_over(world, tmp_path):
+    for step, whole in ((3, True), (12, True), (20, False)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if whole:
+            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+    assert finetuning.last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-12")
+    assert finetuning.last_checkpoint(tmp_path / "none") is finetuning.last_checkpoint(None) is None
+
+
+def test_rows_of_several_files_keep_their_own_folders(world, tmp_path):
+    root, rows = world
+    video_path = rows[0]["video"]
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps({**row, "video": video_path}) for row in rows[:3]))
+    (tmp_path / video_path).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / video_path).write_bytes((root / video_path).read_bytes())
+    found = instruction_data.read_rows({tmp_path / "one.jsonl": root, tmp_path / "two.jsonl": tmp_path})
+    assert [row["video"] for row in found] == [str(root / video_path)] * 3 + [str(tmp_path / video_path)] * 3
+    with pytest.raises(ValueError, match=r"one.jsonl: none of 3 rows is of split 'val'"):
+        instruction_data.read_rows({tmp_path / "one.jsonl": root}, split="val")
+    with pytest.raises(ValueError, match="one.jsonl: 1 videos are not under .*nowhere"):
+        instruction_data.read_rows({tmp_path / "one.jsonl": tmp_path / "nowhere"})
+    (tmp_path / "out.jsonl").write_text(json.dumps({**rows[0], "video": "../away.mp4"}) + "\n")
+    with pytest.raises(ValueError, match="out.jsonl line 1 is no instruction row: .*leaves its root"):
+        instruction_data.read_rows({tmp_path / "out.jsonl": root})
+    (tmp_path / "broken.jsonl").write_text("[1]\n")
+    with pytest.raises(ValueError, match="broken.jsonl line 1 is no instruction row: "):
+        instruction_data.read_rows({tmp_path / "broken.jsonl": root})
+
+
+def test_random_ratios_lie_between_two_bounds():
+    torch.manual_seed(1)
+    frames, rule = torch.randn(8, 4, 4, 3), token_selection.random_ratio(0.25)
+    shares = [rule(frames, share=1.0).float().mean().item() for _ in range(40)]
+    assert min(shares) >= 0.24 and max(shares) > 0.6 and len(set(shares)) > 20
 
 
 # Merging
@@ -239,20 +393,20 @@ def perturbed(twin):
 
 
 def test_merged_equals_adapter_and_survives_a_round_trip(twin, tmp_path):
-    turn = chat.encode(twin, FRAMES, "What?", answer="Nothing.")
+    sample = chat.encode(twin, FRAMES, "What?", answer="Nothing.")
     with torch.inference_mode():
-        plain = twin.model(**turn).logits
+        plain = twin.model(**sample).logits
         tuned = perturbed(twin)
         tuned.save_pretrained(tmp_path / "adapter")
-        adapted = tuned(**turn).logits
+        adapted = tuned(**sample).logits
         merged = finetuning.merge(tuned)
         assert (adapted - plain).abs().max() > 1e-2, "the adapter does something"
-        assert (merged(**turn).logits - adapted).abs().max() < 1e-4
+        assert (merged(**sample).logits - adapted).abs().max() < 1e-4
         models.save(twin.replace(model=merged), tmp_path / "merged")
         back = models.load(tmp_path / "merged", dtype=torch.float32)
-        assert (back.model(**turn).logits - adapted).abs().max() < 1e-4
+        assert (back.model(**sample).logits - adapted).abs().max() < 1e-4
         again = finetuning.merge(tiny_vlm.tiny(twin.family, sizes=SMALL).model, tmp_path / "adapter")
-        assert (again(**turn).logits - adapted).abs().max() < 1e-4
+        assert (again(**sample).logits - adapted).abs().max() < 1e-4
 
 
 def test_a_missing_or_foreign_adapter_is_refused(twin, tmp_path):

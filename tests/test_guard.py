@@ -34,8 +34,8 @@ def folder(clip, tmp_path):
     return place
 
 
-def watch(vlm, where, out=None, **how):
-    return guard.guard(vlm, where, out, **({"watch": FEW, "tell": None, "progress": False} | how))
+def watch(vlm, source, out=None, **options):
+    return guard.guard(vlm, source, out, **({"plan": FEW, "log": None, "progress": False} | options))
 
 
 def test_a_video_a_folder_and_records_are_the_same_call(any_twin, folder):
@@ -56,7 +56,7 @@ def test_a_video_a_folder_and_records_are_the_same_call(any_twin, folder):
 def test_videos_in_a_batch_are_answered_as_one_by_one(any_twin, folder):
     one_by_one = [row["text"] for row in watch(any_twin, folder)]
     wide = guard.GuardPlan(num_frames=4, max_new_tokens=4, question=FEW.question, batch_size=3)
-    assert [row["text"] for row in watch(any_twin, folder, watch=wide)] == one_by_one
+    assert [row["text"] for row in watch(any_twin, folder, plan=wide)] == one_by_one
 
 
 def test_the_text_can_be_watched_as_it_is_made(any_twin, clip):
@@ -68,14 +68,14 @@ def test_the_text_can_be_watched_as_it_is_made(any_twin, clip):
 @pytest.mark.parametrize("share", [0.5, 1.0])
 def test_fewer_tokens_are_read_through_the_same_door(twin, clip, share):
     few = guard.GuardPlan(num_frames=4, max_new_tokens=4, share=share, question=FEW.question)
-    (row,) = watch(twin, clip, watch=few)
+    (row,) = watch(twin, clip, plan=few)
     assert row["share"] == share and isinstance(row["text"], str)
 
 
-def test_tokens_and_memory_are_said_before_anything_is_generated(twin, clip):
-    said = []
-    watch(twin, clip, tell=said.append)
-    assert len(said) == 1 and "tokens in" in said[0] and "MiB" in said[0]
+def test_tokens_and_memory_are_logged_before_anything_is_generated(twin, clip):
+    lines = []
+    watch(twin, clip, log=lines.append)
+    assert len(lines) == 1 and "tokens in" in lines[0] and "MiB" in lines[0]
 
 
 def test_a_stopped_run_goes_on_and_asks_nothing_twice(twin, folder, tmp_path, monkeypatch):
@@ -117,13 +117,13 @@ def test_bad_input_is_one_clear_line(twin, folder, tmp_path):
     with pytest.raises(ValueError, match="^no video, folder or records.jsonl at .*missing.mp4$"):
         watch(twin, tmp_path / "missing.mp4")
     with pytest.raises(ValueError, match="share must be above 0 and at most 1, got 1.5"):
-        watch(twin, folder, watch=guard.GuardPlan(num_frames=4, share=1.5))
+        watch(twin, folder, plan=guard.GuardPlan(num_frames=4, share=1.5))
     with pytest.raises(ValueError, match="batch_size must be 1 or more, got 0"):
-        watch(twin, folder, watch=guard.GuardPlan(num_frames=4, batch_size=0))
+        watch(twin, folder, plan=guard.GuardPlan(num_frames=4, batch_size=0))
     with pytest.raises(ValueError, match="cannot be watched: batch_size must be 1"):
-        watch(twin, folder, watch=guard.GuardPlan(num_frames=4, batch_size=2), stream=print)
+        watch(twin, folder, plan=guard.GuardPlan(num_frames=4, batch_size=2), stream=print)
     (tmp_path / "empty.mp4").write_bytes(b"")
     with pytest.raises(video.VideoError, match="empty.mp4"):
         watch(twin, tmp_path / "empty.mp4")
     with pytest.raises(ValueError, match="40 frames are more than max_frames=32"):
-        watch(twin, folder, watch=guard.GuardPlan(num_frames=40))
+        watch(twin, folder, plan=guard.GuardPlan(num_frames=40))

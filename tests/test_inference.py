@@ -1,6 +1,7 @@
 """Prompts are the released bytes where asked, costs are counted before they are paid, and a toy's answers say that they are."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -62,8 +63,8 @@ def test_times_must_be_one_per_frame_and_rise():
 
 
 def test_every_picture_stands_in_its_frames_line(twin):
-    turn = chat.encode(twin, FRAMES, "What?", times_s=[0, 1, 2])
-    text = twin.tokenizer.decode(turn["input_ids"][0])
+    sample = chat.encode(twin, FRAMES, "What?", times_s=[0, 1, 2])
+    text = twin.tokenizer.decode(sample["input_ids"][0])
     mark = twin.processor.image_token
     assert text.count(mark) == 48 and "Frame3 at 2.0s: <" in text and text.endswith("assistant\n")
     assert text.split("Frame2")[0].count(mark) == 16
@@ -92,9 +93,9 @@ def test_a_prompt_beyond_the_context_is_refused_in_one_line():
     ) as caught:
         chat.encode(short, FRAMES, "What?")
     assert "\n" not in str(caught.value)
-    turn = chat.encode(short, FRAMES[:1], "What?")
+    sample = chat.encode(short, FRAMES[:1], "What?")
     with pytest.raises(ValueError, match="exceed the 64"):
-        inference.generate(short, [turn], max_new_tokens=64)
+        inference.generate(short, [sample], max_new_tokens=64)
 
 
 def test_an_empty_answer_is_refused(twin):
@@ -107,17 +108,17 @@ def test_an_empty_answer_is_refused(twin):
 
 def test_a_batch_answers_as_each_alone(twin):
     """Left filling, greedy: two questions of different length and frames together or one by one."""
-    turns = [
+    samples = [
         chat.encode(twin, FRAMES[:n], q, times_s=range(n)) for n, q in ((1, "What?"), (3, "And what happens now?"))
     ]
-    together = inference.generate(twin, turns, max_new_tokens=6, tell=None)
-    assert together == [inference.generate(twin, [turn], max_new_tokens=6, tell=None)[0] for turn in turns]
+    together = inference.generate(twin, samples, max_new_tokens=6, log=None)
+    assert together == [inference.generate(twin, [sample], max_new_tokens=6, log=None)[0] for sample in samples]
 
 
 def test_an_answer_depends_on_the_pictures(twin):
-    turns = [chat.encode(twin, frames, "What?") for frames in (FRAMES, 255 - FRAMES)]
+    samples = [chat.encode(twin, frames, "What?") for frames in (FRAMES, 255 - FRAMES)]
     with torch.inference_mode():
-        first, second = (twin.model(**turn).logits[0, -1] for turn in turns)
+        first, second = (twin.model(**sample).logits[0, -1] for sample in samples)
     assert (first - second).abs().max() > 1e-4
 
 
@@ -128,28 +129,30 @@ def test_pictures_cannot_be_spoken(twin, monkeypatch):
     monkeypatch.setattr(chat, "decode", lambda vlm, ids: ids)
     hook = twin.model.lm_head.register_forward_hook(lambda part, given, logits: logits + wish)
     try:
-        said = inference.generate(twin, [chat.encode(twin, FRAMES, "What?")], max_new_tokens=4, tell=None)
+        said = inference.generate(twin, [chat.encode(twin, FRAMES, "What?")], max_new_tokens=4, log=None)
     finally:
         hook.remove()
     assert not (said == mark).any()
 
 
-def test_tokens_and_memory_are_told_before_generating(twin):
-    told = []
-    inference.ask(twin, FRAMES, "What?", max_new_tokens=2, tell=told.append)
-    (line,) = told
-    assert "toy, random weights" in line and "48 of pictures" in line and "MiB" in line
+def test_tokens_and_memory_are_logged_before_generating(twin):
+    lines = []
+    inference.ask(twin, FRAMES, "What?", max_new_tokens=2, log=lines.append)
+    (line,) = lines
+    assert "toy, random weights" in line and "(48 visual)" in line and "MiB" in line
 
 
 def test_the_cache_is_counted_exactly(twin):
     """Against the cache transformers keeps: every layer's keys and values after five new tokens."""
-    turn = chat.encode(twin, FRAMES, "What?")
-    expected = inference.cost(twin, turn, 5)
-    out = twin.model.generate(**turn, max_new_tokens=5, min_new_tokens=5, do_sample=False, return_dict_in_generate=True)
+    sample = chat.encode(twin, FRAMES, "What?")
+    expected = inference.cost(twin, sample, 5)
+    out = twin.model.generate(
+        **sample, max_new_tokens=5, min_new_tokens=5, do_sample=False, return_dict_in_generate=True
+    )
     kept = sum(t.numel() * t.element_size() for layer in out.past_key_values.layers for t in (layer.keys, layer.values))
     assert expected.cache_bytes == kept
     assert expected.weight_bytes == sum(p.numel() * 4 for p in twin.model.parameters())
-    assert expected.picture_tokens == 48 and expected.total_bytes > expected.weight_bytes + kept
+    assert expected.visual_tokens == 48 and expected.total_bytes > expected.weight_bytes + kept
 
 
 # Loading
@@ -247,67 +250,72 @@ def test_weights_load_in_half_precision_through_sdpa(tmp_path):
     place = models.save(tiny_vlm.tiny("qwen2_5_vl", sizes=SMALL), tmp_path / "twin")
     half = models.load(place, dtype=torch.bfloat16)
     assert half.model.dtype == torch.bfloat16 and half.model.config._attn_implementation == "sdpa"
-    inference.ask(half, FRAMES, "What?", max_new_tokens=2, tell=None)
+    inference.ask(half, FRAMES, "What?", max_new_tokens=2, log=None)
 
 
 # Explaining
 
 
-def test_an_explanation_is_one_record_of_what_was_shown_and_said(twin, clip):
-    scores = np.array([0.1, 0.9, 0.4])
-    said = inference.explain(clip, twin, choose=lambda path, n: (np.array([2, 25, 49]), scores), num_frames=3,
-                       max_new_tokens=4, tell=None)  # fmt: skip
-    assert said.index == (2, 25, 49) and said.scores == (0.1, 0.9, 0.4)
-    assert said.times_s == pytest.approx((0.08, 1.0, 1.96)) and "toy" in said.model and said.video == clip.name
-    assert set(said.questions) == {"judgement", "description", "analysis"}
-    assert json.loads(json.dumps(said.as_row()))["judgement"] == said.judgement
+def explain(vlm, path, num_frames=3, **options):
+    return inference.explain(vlm, *inference.uniform_frames(path, num_frames), **{"log": None} | options)
 
 
-def test_frames_are_looked_at_once_for_all_three_questions(twin, clip):
-    """The tower is called once for the record, and what is said is what each question alone gets with its own look."""
+def test_an_explanation_is_one_record_of_what_was_shown_and_answered(twin, clip):
+    frames = video.read_frames(clip, [2, 25, 49])
+    explanation = inference.explain(twin, frames, (0.08, 1.0, 1.96), max_new_tokens=4, log=None)
+    assert (
+        explanation.times_s == (0.08, 1.0, 1.96) and "toy" in explanation.model and explanation.prompt_tokens > 3 * 48
+    )
+    assert set(explanation.questions) == {"judgement", "description", "analysis"}
+    assert json.loads(json.dumps(asdict(explanation)))["judgement"] == explanation.judgement
+
+
+def test_frames_are_encoded_once_for_all_three_questions(twin, clip):
+    """The tower is called once for the record, and every answer is what its question alone gets with its own call."""
     calls = []
     tower = twin.model.model.vision_tower if twin.family == "internvl" else twin.model.model.visual
     hook = tower.register_forward_hook(lambda *_: calls.append(1))
+    frames, times_s = inference.uniform_frames(clip, 4)
     try:
-        said = inference.explain(clip, twin, num_frames=4, max_new_tokens=6, tell=None)
+        explanation = inference.explain(twin, frames, times_s, max_new_tokens=6, log=None)
     finally:
         hook.remove()
     assert len(calls) == 1
-    frames = video.read_frames(clip, said.index)
     for name in ("judgement", "description", "analysis"):
-        alone = inference.ask(twin, frames, said.questions[name], times_s=said.times_s, max_new_tokens=6, tell=None)
-        assert getattr(said, name) == alone
+        question = explanation.questions[name]
+        alone = inference.ask(twin, frames, question, times_s=explanation.times_s, max_new_tokens=6, log=None)
+        assert getattr(explanation, name) == alone
 
 
-def test_without_a_sampler_frames_are_spread_and_have_no_scores(twin, clip):
-    said = inference.explain(clip, twin, num_frames=5, max_new_tokens=2, tell=None)
-    assert said.index == (5, 15, 25, 35, 45) and said.scores is None
+def test_uniform_frames_are_spread_and_timed(clip):
+    frames, times_s = inference.uniform_frames(clip, 5)
+    assert (frames == video.read_frames(clip, (5, 15, 25, 35, 45))).all()
+    assert times_s.tolist() == pytest.approx([0.2, 0.6, 1.0, 1.4, 1.8])
 
 
 def test_why_is_not_asked_where_nothing_is_wrong(twin, clip, monkeypatch):
     """Answers replayed in place of generating: the second batch is the analysis."""
     batches = []
 
-    def replay(vlm, turns, **how):
-        batches.append(len(turns))
-        return answers[: len(turns)]
+    def replay(vlm, samples, **options):
+        batches.append(len(samples))
+        return answers[: len(samples)]
 
     monkeypatch.setattr(inference, "generate", replay)
     answers = ["No anomaly exists in the video.", "A person walks along."]
-    quiet = inference.explain(clip, twin, num_frames=2)
+    quiet = explain(twin, clip, 2)
     assert quiet.anomalous is False and quiet.analysis == "" and batches == [2]
     answers = ["An anomaly exists, specifically, the anomaly is named Fall.", "A person falls."]
-    loud = inference.explain(clip, twin, num_frames=2)
+    loud = explain(twin, clip, 2)
     assert loud.anomalous is True and loud.analysis and batches == [2, 2, 1]
 
 
-def test_what_a_sampler_may_not_give_is_refused(twin, clip):
-    with pytest.raises(ValueError, match="one score per frame is needed"):
-        inference.explain(clip, twin, choose=lambda path, n: (np.arange(3), np.zeros(2)), tell=None)
-    with pytest.raises(ValueError, match="99 frames are more than max_frames=32"):
-        inference.explain(clip, twin, num_frames=99)
-    with pytest.raises(video.VideoError, match="outside its 50 frames"):
-        inference.explain(clip, twin, choose=lambda path, n: (np.array([0, 50]), None), tell=None)
+def test_too_many_frames_and_times_that_do_not_fit_are_refused(twin, clip):
+    with pytest.raises(ValueError, match="40 frames are more than max_frames=32"):
+        explain(twin, clip, 40)
+    frames, times_s = inference.uniform_frames(clip, 3)
+    with pytest.raises(ValueError, match="3 frames need as many times, got 2"):
+        inference.explain(twin, frames, times_s[:2], log=None)
 
 
 def test_an_answer_that_says_neither_is_wrong():
@@ -333,7 +341,7 @@ def test_the_preferred_answer_is_the_one_whose_tokens_are_likeliest(twin, clip):
     )
     candidates = ["No.", "An anomaly exists.", "Yes, a fall."]
     with torch.inference_mode():
-        losses = [[twin.model(**data.turn(place, said)).loss.item() for said in candidates] for place in range(2)]
+        losses = [[twin.model(**data.sample(place, answer)).loss.item() for answer in candidates] for place in range(2)]
     assert inference.likeliest_answers(twin, data, candidates) == [candidates[int(np.argmin(loss))] for loss in losses]
 
 
@@ -343,7 +351,8 @@ def test_real_videos_go_from_file_to_record(real_data, name):
     """The earthquake video has a variable rate: times are those the container says, not places over a mean rate."""
     (path,) = (real_data / "videos" / "demo").glob(f"*{name}*")
     twin = models.load(Path(__file__).parents[1] / "data" / "toy_models" / "internvl", local_only=True)
-    said = inference.explain(path, twin, max_new_tokens=24, tell=None)
-    assert len(said.index) == 12 and said.model == "tiny-internvl (toy, trained on drawn close-ups)"
-    assert said.judgement and said.description and said.video == path.name
-    assert said.times_s == pytest.approx(video.frame_times(path)[list(said.index)], abs=1e-3)
+    explanation = explain(twin, path, 12, max_new_tokens=24)
+    assert explanation.model == "tiny-internvl (toy, trained on drawn close-ups)"
+    assert explanation.judgement and explanation.description
+    index = video.sample_index(video.probe(path).num_frames, 12)
+    assert explanation.times_s == pytest.approx(video.frame_times(path)[index], abs=1e-3)

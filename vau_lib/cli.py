@@ -146,10 +146,10 @@ def guard(
     if adapter is not None:
         merged = finetuning.merge(vlm.model, presets.project_path(str(adapter)))
         vlm = vlm.replace(model=merged, kind=f"{vlm.kind}, tuned: {adapter}")
-    watch = guard.GuardPlan(num_frames=frames, share=share, max_new_tokens=tokens, batch_size=batch)
+    plan = guard.GuardPlan(num_frames=frames, share=share, max_new_tokens=tokens, batch_size=batch)
     stream = (lambda text: typer.echo(text, nl=False)) if batch == 1 else None
-    said = guard.guard(vlm, source, out, watch=watch, stream=stream, tell=lambda line: typer.echo(line, err=True))
-    for row in said:
+    answers = guard.guard(vlm, source, out, plan=plan, stream=stream, log=lambda line: typer.echo(line, err=True))
+    for row in answers:
         verdict = row["error"] or {1: "anomaly", 0: "normal", None: "no verdict in the answer"}[row["anomaly"]]
         typer.echo(f"\n{row['id']}: {verdict}")
     typer.echo(f"by {vlm.label}")
@@ -229,19 +229,25 @@ def tune(
     if roots and len(roots) != len(files):
         raise ValueError(f"{len(files)} files and {len(roots)} folders of videos: give --root once per file, or never")
     places = dict(zip(files, roots or [file.parent for file in files], strict=True))
-    rows = finetuning.read_rows({presets.project_path(str(f)): presets.project_path(str(r)) for f, r in places.items()})
+    rows = instruction_data.read_rows(
+        {presets.project_path(str(f)): presets.project_path(str(r)) for f, r in places.items()}
+    )
     vlm = models.load(_place(model))
     vlm = vlm.replace(model=finetuning.lora(vlm.model, r=rank, alpha=2 * rank, seed=seed))
     plan = finetuning.LoraPlan(
         max_steps=steps, learning_rate=rate, batch_size=batch, seed=seed, save_steps=50, log_steps=max(1, min(10, steps))
     )  # fmt: skip
-    cut = partial(token_pruning.compressed, share=1.0, rule=token_selection.random_ratio(share)) if share < 1 else None
-    found = finetuning.tune(
-        vlm, instruction_data.InstructionSamples(rows, "/", vlm, num_frames=frames, seed=seed), plan=plan,
+    rule = token_selection.random_ratio(share)
+    losses = finetuning.fit(
+        vlm,
+        instruction_data.InstructionSamples(rows, "/", vlm, num_frames=frames, seed=seed),
+        plan=plan,
         folder=presets.project_path(str(out)),
-        cut=cut, facts={"share": share, "rank": rank, "frames": frames}, progress=True,
-    )  # fmt: skip
-    first, last = found["loss"].iloc[[0, -1]]
+        wrap_model=partial(token_pruning.compressed, share=1.0, rule=rule) if share < 1 else None,
+        facts={"share": share, "rank": rank, "frames": frames},
+        progress=True,
+    )
+    first, last = losses["loss"].iloc[[0, -1]]
     typer.echo(f"{out}: {len(rows):,} rows of {len(files)} files, loss {first:.2f} to {last:.2f}; by {vlm.label}")
 
 

@@ -1,14 +1,14 @@
-"""From file to figure: score every glance, spend the frames where the mass lies, ask about what was already seen.
+"""Explaining a long video (Holmes-VAU): anomaly scores of sampled frames, frames chosen by score, three questions, a figure.
 
-- one tower serves both: a glance's row goes to the scorer, its picture tokens wait in a scratch file for the language model
-- pictures are prepared by the model's own processor, so that tokens kept are the tokens it would have made itself
-- what a result is worth is printed on it: a toy's name says toy, a scorer without training says RANDOM
+- one vision tower serves both models: a sampled frame's feature goes to the scorer, its visual tokens wait in a scratch
+  file for the language model
+- frames are prepared by the model's own processor, so that stored tokens equal those the model would compute
+- results carry their worth in their label: a toy's name says toy, a scorer without training says RANDOM
 Source: Zhang et al., Holmes-VAU, CVPR 2025, section 4.2, Fig. 4; its release encodes the chosen frames twice.
 """
 
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,81 +23,78 @@ from vau_lib.features import frame_features
 from vau_lib.plots import timeline
 from vau_lib.vlm import chat, inference, models
 
+STAGES = ("features", "score", "sample", "encode", "ask")
+
 PICTURE_SIDE = 240  # pixels of the longer side of a frame in the figure
 
 GRID = 4000  # points of the drawn curve
 
 
 class VisionTower:
-    """A model's vision tower as an encoder of `frame_features.FrameFeatures`; `seen` counts the frames that went through it.
+    """A model's vision tower as an encoder of `frame_features.FrameFeatures`; `frame_count` counts the encoded frames.
 
-    A row is the class token where the tower has one (InternVL), else the mean of the frame's picture tokens; `describe(row,
-    tokens (t, N, C)) -> (t, D)` makes another of it.
+    A frame's feature is the class token where the tower has one (InternVL), else the mean of its visual tokens;
+    `describe(feature (t, D), tokens (t, N, C)) -> (t, D')` makes another of both.
     """
 
     def __init__(self, vlm: models.VLM, *, describe: Callable[[Tensor, Tensor], Tensor] | None = None):
         if not hasattr(vlm.model, "get_image_features"):
             raise ValueError(f"{vlm.name} ({vlm.family}) does not show its picture tokens")
-        self.vlm, self.describe, self.seen = vlm, describe, 0
+        self.vlm, self.describe, self.frame_count = vlm, describe, 0
 
     @torch.inference_mode()
     def see(self, frames: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Return rows (t, D) and picture tokens (t, N, C) as the language model reads them, of frames (t, H, W, 3)."""
-        model, pictures = self.vlm.model, torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)
-        given = {key: value.to(model.device) for key, value in chat.prepare_images(self.vlm, list(pictures)).items()}
-        given["pixel_values"] = given["pixel_values"].to(model.dtype)
-        found = model.get_image_features(**given)
-        self.seen += len(frames)
-        tokens = torch.stack(list(found.pooler_output))
-        row = found.last_hidden_state[:, 0] if self.vlm.family == "internvl" else tokens.mean(1)
-        return (row if self.describe is None else self.describe(row, tokens)), tokens
+        """Return features (t, D) and visual tokens (t, N, C) of frames uint8 (t, H, W, 3)."""
+        inputs = chat.to_model(self.vlm, chat.prepare_images(self.vlm, chat.to_images(frames)))
+        output = chat.encode_images(self.vlm.model, inputs)
+        self.frame_count += len(frames)
+        tokens = torch.stack(list(output.pooler_output))
+        feature = output.last_hidden_state[:, 0] if self.vlm.family == "internvl" else tokens.mean(1)
+        return (feature if self.describe is None else self.describe(feature, tokens)), tokens
 
 
-def mean_and_max_tokens(row: Tensor, tokens: Tensor) -> Tensor:
-    """Describe a frame by the mean and the largest of its picture tokens, (t, 2 C): for a tower whose class token nobody taught."""
+def mean_and_max_tokens(feature: Tensor, tokens: Tensor) -> Tensor:
+    """Describe a frame by the mean and maximum of its visual tokens, (t, 2 C): for a tower with an untrained class token."""
     return torch.cat([tokens.mean(1), tokens.amax(1)], 1)
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """Rows (T, D) of glances -> scores (T,) in [0, 1], with a label that says what they are worth."""
+    """Features (T, D) of sampled frames -> scores (T,) in [0, 1], with a label that says what they are worth."""
 
     score: Callable[[np.ndarray], np.ndarray]
     label: str
 
 
-def trained_scorer(trained: anomaly_scorer.Trained, label: str) -> Scorer:
-    """Return a scorer that `anomaly_scorer.train` or `anomaly_scorer.load_trained` gave."""
-    return Scorer(trained.score, label)
-
-
 def random_scorer(width: int, *, seed: int = 0) -> Scorer:
-    """Return an untrained scorer of rows of that width: what runs where nobody trained one. Its scores mean nothing."""
+    """Return an untrained scorer of features of that width, for where nobody trained one. Its scores mean nothing."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = anomaly_scorer.AnomalyScorer(anomaly_scorer.ScorerConfig(width=width)).eval()
 
     @torch.inference_mode()
-    def score(rows: np.ndarray) -> np.ndarray:
-        return net(torch.from_numpy(rows)[None])[0].numpy()
+    def score(features: np.ndarray) -> np.ndarray:
+        return net(torch.from_numpy(features)[None])[0].numpy()
 
     return Scorer(score, "scorer with RANDOM weights")
 
 
 @dataclass(frozen=True)
 class ExplainedVideo:
-    """A video, explained: what was said of which frames, every glance's frame and score, what it cost.
+    """A video, explained: the answers, every sampled frame and its score, the chosen frames, the cost.
 
-    `index`, `times_s` and `scores` are of all glances, (T,). `seconds` by stage: look (decode and vision tower), score,
-    sample, encode (tokens of the chosen frames), ask (prompts and generating). `vision_frames` went through the tower.
+    `index`, `times_s` and `scores` (T,) are of all sampled frames, `chosen_index` (N,) of the frames the language model
+    got. `seconds` by stage: features (decode and vision tower), score, sample, encode (visual tokens of the chosen
+    frames), ask (prompts and generating). `vision_frames` went through the vision tower.
     """
 
     path: Path
-    said: inference.Explanation
+    explanation: inference.Explanation
     scorer: str
     index: np.ndarray
     times_s: np.ndarray
     scores: np.ndarray
+    chosen_index: np.ndarray
     end_s: float
     seconds: dict[str, float]
     vision_frames: int
@@ -105,7 +102,7 @@ class ExplainedVideo:
     @property
     def label(self) -> str:
         """Model and scorer, with what they are worth."""
-        return f"{self.said.model}; {self.scorer}"
+        return f"{self.explanation.model}; {self.scorer}"
 
     def as_row(self) -> dict:
         """Return it as one JSON object."""
@@ -122,102 +119,110 @@ def explain_video(
     stride: int = records.SNIPPET_FRAMES,
     cap: int | None = None,
     tau: float = 0.1,
-    eye: VisionTower | None = None,
+    tower: VisionTower | None = None,
     reuse: bool = True,
     max_new_tokens: int = 128,
-    tell: Callable[[str], object] | None = None,
+    log: inference.Log | None = None,
 ) -> ExplainedVideo:
-    """Look at every `stride`-th frame, score, choose `num_frames` by anomaly mass, ask three questions about them.
+    """Score every `stride`-th frame, choose frames by anomaly mass, ask three questions about them.
 
-    `cap` bounds the glances of a long video. With `reuse` the chosen frames' tokens are those of the glances; without, they
-    are encoded again, as released. A video of at most stride * num_frames frames is read evenly, at frames that were no
-    glances, which are encoded then. VideoError names a broken file; ValueError for scores that are none (NaN, outside
-    [0, 1], not one per glance) and for more frames than the model takes.
+    A video of at most stride * num_frames frames is read evenly, at frames that were not sampled; they are encoded then.
+
+    Args:
+        path: the video.
+        vlm: the model that is asked.
+        scorer: features of sampled frames -> scores.
+        num_frames: frames the language model gets.
+        stride: frames from one sampled frame to the next.
+        cap: most sampled frames of a long video; the stride grows.
+        tau: how evenly frames are chosen, see `frame_sampling.choose_frames`.
+        tower: makes features and visual tokens; by default the model's own.
+        reuse: keep the sampled frames' visual tokens; False encodes the chosen frames again, as released.
+        max_new_tokens: tokens an answer may have.
+        log: gets a line with the cost of each call of generate.
+
+    Raises VideoError for a broken file; ValueError for scores that are none (NaN, outside [0, 1], not one per frame) and
+    for more frames than the model takes.
     """
-    path, eye, clock = Path(path), eye or VisionTower(vlm), _Clock()
-    before, started = eye.seen, time.perf_counter()
+    path, tower = Path(path), tower or VisionTower(vlm)
+    if num_frames > chat.MAX_FRAMES:
+        raise ValueError(f"{num_frames} frames are more than max_frames={chat.MAX_FRAMES}: choose fewer")
+    encoded, clock = tower.frame_count, [time.perf_counter()]
     with TemporaryDirectory() as scratch:
-        glances = frame_features.FrameFeatures(
-            path, eye, stride=stride, cap=cap, tokens_file=Path(scratch) / "tokens" if reuse else None
-        )
-        scores = np.empty(0)
-
-        def choose(_, count):
-            nonlocal scores
-            with clock("look"):
-                rows = glances.features()
-            with clock("score"):
-                scores = np.asarray(scorer.score(rows), np.float64)
-            with clock("sample"):
-                index = _chosen(path, scores, glances, count, tau)
-            return index, scores[index // glances.stride]
-
-        def look(index):
-            with clock("encode"):
-                return _tokens(glances, eye, index, reuse=reuse)
-
-        said = inference.explain(
-            path, vlm, choose=choose, look=look, num_frames=num_frames, max_new_tokens=max_new_tokens, tell=tell
-        )
-    seconds = clock.seconds | {"ask": time.perf_counter() - started - sum(clock.seconds.values())}
+        tokens_file = Path(scratch) / "tokens" if reuse else None
+        sampled = frame_features.FrameFeatures(path, tower, stride=stride, cap=cap, tokens_file=tokens_file)
+        features = sampled.features()
+        clock.append(time.perf_counter())
+        scores = np.asarray(scorer.score(features), np.float64)
+        clock.append(time.perf_counter())
+        index = _choose(path, scores, sampled, num_frames, tau)
+        clock.append(time.perf_counter())
+        tokens = _visual_tokens(sampled, tower, index, reuse=reuse)
+        clock.append(time.perf_counter())
+    frames, times_s = video.read_frames(path, index), video.frame_times(path)
+    explanation = inference.explain(
+        vlm, frames, times_s[index].round(3), tokens=tokens, max_new_tokens=max_new_tokens, log=log
+    )
+    clock.append(time.perf_counter())
     return ExplainedVideo(
-        path=path, said=said, scorer=scorer.label, index=glances.index, times_s=glances.times_s, scores=scores,
-        end_s=float(video.frame_times(path)[-1]), seconds=seconds, vision_frames=eye.seen - before,
-    )  # fmt: skip
+        path=path,
+        explanation=explanation,
+        scorer=scorer.label,
+        index=sampled.index,
+        times_s=sampled.times_s,
+        scores=scores,
+        chosen_index=index,
+        end_s=float(times_s[-1]),
+        seconds=dict(zip(STAGES, np.diff(clock).tolist(), strict=True)),
+        vision_frames=tower.frame_count - encoded,
+    )
 
 
-class _Clock:
-    """Adds up seconds by stage."""
-
-    def __init__(self):
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, stage: str):
-        started = time.perf_counter()
-        yield
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started
-
-
-def _chosen(
-    path: Path, scores: np.ndarray, glances: frame_features.FrameFeatures, count: int, tau: float
+def _choose(
+    path: Path, scores: np.ndarray, sampled: frame_features.FrameFeatures, num_frames: int, tau: float
 ) -> np.ndarray:
     try:
-        return frame_sampling.choose_frames(scores, glances.num_frames, count, stride=glances.stride, tau=tau)
+        return frame_sampling.choose_frames(scores, sampled.num_frames, num_frames, stride=sampled.stride, tau=tau)
     except ValueError as error:
         raise ValueError(f"{path.name}: {error}") from error
 
 
-def _tokens(glances: frame_features.FrameFeatures, eye: VisionTower, index: np.ndarray, *, reuse: bool) -> Tensor:
-    """Return the picture tokens of chosen frames (N, tokens, C), those of glances where all of them are glances."""
-    if reuse and not (index % glances.stride).any():
-        kept = glances.tokens(index // glances.stride)
-        return kept.to(eye.vlm.model.device, eye.vlm.model.dtype)
-    return eye.see(video.read_frames(glances.path, index))[1]
+def _visual_tokens(
+    sampled: frame_features.FrameFeatures, tower: VisionTower, index: np.ndarray, *, reuse: bool
+) -> Tensor:
+    """Return the visual tokens of chosen frames (N, tokens, C): stored ones where all of them were sampled."""
+    if reuse and not (index % sampled.stride).any():
+        tokens = sampled.tokens(index // sampled.stride)
+        return tokens.to(tower.vlm.model.device, tower.vlm.model.dtype)
+    return tower.see(video.read_frames(sampled.path, index))[1]
 
 
-def figure(found: ExplainedVideo):
-    """Draw the chosen frames over the curve of scores, in the container's own time, with the three answers; a Figure."""
-    said, end_s = found.said, max(found.end_s, 1e-3)  # of a single frame 0
+def figure(explained: ExplainedVideo):
+    """Draw the chosen frames over the score curve, in the container's own time, with the three answers; a Figure."""
+    explanation, end_s = explained.explanation, max(explained.end_s, 1e-3)  # a single frame ends at 0
     grid_s = np.linspace(0, end_s, GRID)
-    curve = found.scores[np.searchsorted(found.times_s, grid_s, side="right").clip(1) - 1]  # a score holds to the next
-    frames = video.read_frames(found.path, said.index)
+    places = np.searchsorted(explained.times_s, grid_s, side="right").clip(1) - 1  # a score holds to the next
+    frames = video.read_frames(explained.path, explained.chosen_index)
     step = max(1, max(frames.shape[1:3]) // PICTURE_SIDE)
-    verdict = {True: "judged anomalous", False: "judged normal", None: "no judgement in the answer"}[said.anomalous]
+    verdict = {True: "judged anomalous", False: "judged normal", None: "no judgement in the answer"}
+    counts = f"{len(explained.index)} frames scored, {len(frames)} shown"
     drawn = timeline.scores(
-        {"score": curve}, fps=(GRID - 1) / end_s, frames=frames[:, ::step, ::step], shown_s=said.times_s,
-        title=f"{_warning(found.label)}{said.video}: {verdict}, {len(found.index)} glances, {len(said.index)} frames shown",
-    )  # fmt: skip
+        {"score": explained.scores[places]},
+        fps=(GRID - 1) / end_s,
+        frames=frames[:, ::step, ::step],
+        shown_s=explanation.times_s,
+        title=f"{_warning(explained.label)}{explained.path.name}: {verdict[explanation.anomalous]}, {counts}",
+    )
     drawn.axes[0].set_ylim(-0.02, 1.05)  # noise must not look like a curve
-    answers = [f"{name}: {_answer(said, name)}" for name in ("judgement", "description", "analysis")]
-    drawn.supxlabel("\n".join([*map(_short, answers), f"by {found.label}"]), x=0.01, ha="left", fontsize=8)
+    answers = [f"{name}: {_answer(explanation, name)}" for name in ("judgement", "description", "analysis")]
+    drawn.supxlabel("\n".join([*map(_short, answers), f"by {explained.label}"]), x=0.01, ha="left", fontsize=8)
     return drawn
 
 
-def _answer(said: inference.Explanation, name: str) -> str:
-    if name == "analysis" and said.anomalous is False:
+def _answer(explanation: inference.Explanation, name: str) -> str:
+    if name == "analysis" and explanation.anomalous is False:
         return "(not asked: nothing to explain)"
-    return getattr(said, name) or "(the model said nothing)"
+    return getattr(explanation, name) or "(the model said nothing)"
 
 
 def _warning(label: str) -> str:

@@ -1,15 +1,15 @@
-"""One call for a video, a folder or a records.jsonl: a security model looks, speaks, and leaves a line of JSON each.
+"""Watching videos with a security model (Memories-S0): a video, a folder or a records.jsonl in, a line of JSON per video out.
 
-- zero-shot: one question that names what a guard wants to know and asks for a verdict in a form that can be read back; the released
-  prompt of Memories-S0 asks for a caption only, and says nowhere how a caption becomes a verdict
-- what stands in the output file is not asked again; a broken video becomes a line with its error, and the rest goes on
-- tokens and memory are said before anything is generated; with one video at a time the text can be watched as it is made
+- zero-shot: one prompt names what a guard wants to know and asks for a verdict that can be parsed; the released prompt of
+  Memories-S0 asks for a caption only, and does not say how a caption becomes a verdict
+- videos in the output file are not asked again; a broken video becomes a line with its error, and the rest goes on
+- tokens and memory are logged before anything is generated; with one video at a time the text can be streamed
 Source: Memories-S0's repository, inference.py (greedy, bf16, up to 768 new tokens); the wording is ours.
 """
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,16 +26,16 @@ An anomaly is a danger, a crime, an accident or a thing out of its place: fighti
 vandalism, fire, a crash, an object left alone, a wild animal at a door. Walking, waiting, playing and deliveries are not.
 End with one line of JSON: {"anomaly": 0 or 1, "kind": "a few words", "from_s": seconds, "to_s": seconds}"""
 
-NEW_TOKENS = 768  # of the released script
+MAX_NEW_TOKENS = 768  # of the released script
 
 
 @dataclass(frozen=True)
 class GuardPlan:
-    """How to look and ask: frames per video, share of picture tokens read, length of an answer, videos per call, the question."""
+    """How to ask: frames per video, ratio of visual tokens kept, length of an answer, videos per call, the question."""
 
     num_frames: int = 16
     share: float = 1.0
-    max_new_tokens: int = NEW_TOKENS
+    max_new_tokens: int = MAX_NEW_TOKENS
     batch_size: int = 1
     question: str = QUESTION
 
@@ -46,76 +46,94 @@ def sources(where: str | Path) -> list[tuple[str, Path]]:
     if where.suffix == ".jsonl":
         return [(record.id, records.locate(record, where.parent)) for record in records.read_records(where)]
     if where.is_dir():
-        found = sorted(path for path in where.rglob("*") if path.suffix.lower() in video.VIDEO_SUFFIXES)
-        if not found:
+        paths = sorted(path for path in where.rglob("*") if path.suffix.lower() in video.VIDEO_SUFFIXES)
+        if not paths:
             raise ValueError(f"{where} holds no video ({', '.join(sorted(video.VIDEO_SUFFIXES))})")
-        return [(str(path.relative_to(where)), path) for path in found]
+        return [(str(path.relative_to(where)), path) for path in paths]
     if not where.is_file():
         raise ValueError(f"no video, folder or records.jsonl at {where}")
     return [(where.name, where)]
 
 
 def guard(
-    vlm: models.VLM, where: str | Path, out: str | Path | None = None, *, watch: GuardPlan | None = None,
-    stream: Callable[[str], object] | None = None, tell: Callable[[str], object] | None = print, progress: bool = True,
-) -> list[dict]:  # fmt: skip
-    """Ask about every video of `sources(where)`; return a row each: id, model, anomaly, text, times_s, seconds, error, ...
+    vlm: models.VLM,
+    source: str | Path,
+    out: str | Path | None = None,
+    *,
+    plan: GuardPlan | None = None,
+    stream: inference.Log | None = None,
+    log: inference.Log | None = print,
+    progress: bool = True,
+) -> list[dict]:
+    """Ask about every video of `sources(source)`; return a row each: id, model, anomaly, text, times_s, seconds, error, ...
 
-    `anomaly` is 1, 0 or None where the text does not say. With `out` rows are appended there as JSON lines, and videos it holds
-    are not asked again. `stream` gets pieces of text as they are made (one video per call only). ValueError for nothing to watch,
-    a share outside (0, 1], a single video that cannot be read, and prompts beyond the model's context.
+    `anomaly` is 1, 0 or None where the text does not say.
+
+    Args:
+        vlm: the model.
+        source: a video, a folder or a records.jsonl.
+        out: file that gets the rows as JSON lines; videos it holds are not asked again.
+        plan: how to ask.
+        stream: gets pieces of the text as they are generated (one video per call only).
+        log: gets a line with the cost of each call of generate.
+        progress: show a bar.
+
+    Raises ValueError where there is nothing to watch, for a keep ratio outside (0, 1] and for prompts beyond the model's
+    context; VideoError for a single video that cannot be read.
     """
-    watch, found = watch or GuardPlan(), sources(where)
-    if stream is not None and watch.batch_size != 1:
-        raise ValueError(f"text of {watch.batch_size} videos at once cannot be watched: batch_size must be 1")
-    if watch.batch_size < 1:
-        raise ValueError(f"batch_size must be 1 or more, got {watch.batch_size}")
-    done = {row["id"]: row for row in _kept(out)}
-    if strangers := {(row["model"], row["share"]) for row in done.values()} - {(vlm.label, watch.share)}:
-        said = "; ".join(f"{model}, share {share}" for model, share in sorted(strangers))
-        raise artifacts.StoreError(f"{out} holds answers of {said}; these would be of {vlm.label}, share {watch.share}")
-    left = [(name, path) for name, path in found if name not in done]
+    plan, videos = plan or GuardPlan(), sources(source)
+    if stream is not None and plan.batch_size != 1:
+        raise ValueError(f"text of {plan.batch_size} videos at once cannot be watched: batch_size must be 1")
+    if plan.batch_size < 1:
+        raise ValueError(f"batch_size must be 1 or more, got {plan.batch_size}")
+    done = {row["id"]: row for row in _read_rows(out)}
+    if others := {(row["model"], row["share"]) for row in done.values()} - {(vlm.label, plan.share)}:
+        names = "; ".join(f"{model}, share {share}" for model, share in sorted(others))
+        raise artifacts.StoreError(f"{out} holds answers of {names}; these would be of {vlm.label}, share {plan.share}")
+    left = [(name, path) for name, path in videos if name not in done]
     with tqdm(total=len(left), desc="watching", unit="video", disable=not progress) as bar:
-        for start in range(0, len(left), watch.batch_size):
-            part = left[start : start + watch.batch_size]
-            for row in _asked(vlm, part, watch, stream, tell, alone=len(found) == 1):
+        for start in range(0, len(left), plan.batch_size):
+            batch = dict(left[start : start + plan.batch_size])
+            for row in _answers(vlm, batch, plan, stream, log, alone=len(videos) == 1):
                 done[row["id"]] = row
                 if out is not None:
                     _append(Path(out), row)
-            bar.update(len(part))
-    return [done[name] for name, _ in found]
+            bar.update(len(batch))
+    return [done[name] for name, _ in videos]
 
 
-def _asked(vlm, part, watch: GuardPlan, stream, tell, *, alone: bool) -> Iterator[dict]:
-    turns, shown, started = {}, {}, time.perf_counter()
-    for name, path in part:
+def _answers(vlm: models.VLM, batch: dict[str, Path], plan: GuardPlan, stream, log, *, alone: bool) -> Iterator[dict]:
+    """Yield a row per video {id: path}; a broken one gets its error, unless it stands alone."""
+    samples, times, started = {}, {}, time.perf_counter()
+    for name, path in batch.items():
         try:
-            index, _ = inference.uniform_frames(path, watch.num_frames)
-            shown[name] = video.frame_times(path)[index].round(3).tolist()
-            turns[name] = chat.encode(vlm, video.read_frames(path, index), watch.question, times_s=shown[name])
+            frames, times_s = inference.uniform_frames(path, plan.num_frames)
+            times[name] = times_s.tolist()
+            samples[name] = chat.encode(vlm, frames, plan.question, times_s=times_s)
         except video.VideoError as error:
             if alone:
                 raise
-            yield _row(name, path, vlm, watch, error=str(error))
-    if not turns:
+            yield _row(name, path, vlm, plan, error=str(error))
+    if not samples:
         return
-    reader = vlm if watch.share == 1 else vlm.replace(model=token_pruning.compressed(vlm.model, share=watch.share))
-    options = {"streamer": inference.streamer(vlm, stream)} if stream else {}
-    texts = inference.generate(reader, list(turns.values()), max_new_tokens=watch.max_new_tokens, tell=tell, **options)
-    seconds = round((time.perf_counter() - started) / len(turns), 3)
-    paths = dict(part)
-    for (name, turn), text in zip(turns.items(), texts, strict=True):
-        counted = {"prompt_tokens": turn["input_ids"].shape[1], "times_s": shown[name], "seconds": seconds}
-        yield _row(name, paths[name], vlm, watch, text=text, **counted)
+    reader = vlm
+    if plan.share != 1:
+        reader = vlm.replace(model=token_pruning.compressed(vlm.model, share=plan.share))
+    options = {"streamer": inference.AnswerStreamer(vlm, stream)} if stream else {}
+    texts = inference.generate(reader, list(samples.values()), max_new_tokens=plan.max_new_tokens, log=log, **options)
+    seconds = round((time.perf_counter() - started) / len(samples), 3)
+    for (name, sample), text in zip(samples.items(), texts, strict=True):
+        facts = {"prompt_tokens": sample["input_ids"].shape[1], "times_s": times[name], "seconds": seconds}
+        yield _row(name, batch[name], vlm, plan, text=text, **facts)
 
 
-def _row(name: str, path: Path, vlm: models.VLM, watch: GuardPlan, *, text: str = "", error: str = "", **facts) -> dict:
-    said = {"anomaly": answer_parsing.parse_verdict(text), "text": text, "error": error}
-    return {"id": name, "video": path.name, "model": vlm.label, "share": watch.share, **said, **facts}
+def _row(name: str, path: Path, vlm: models.VLM, plan: GuardPlan, *, text: str = "", error: str = "", **facts) -> dict:
+    answer = {"anomaly": answer_parsing.parse_verdict(text), "text": text, "error": error}
+    return {"id": name, "video": path.name, "model": vlm.label, "share": plan.share, **answer, **facts}
 
 
-def _kept(out: str | Path | None) -> list[dict]:
-    """Return the rows of an output file; a last line that was cut off is asked again, another broken line is an error."""
+def _read_rows(out: str | Path | None) -> list[dict]:
+    """Return the rows of an output file; a last line that was cut off is dropped, another broken line is an error."""
     if out is None or not Path(out).is_file():
         return []
     lines, rows = Path(out).read_text().splitlines(), []

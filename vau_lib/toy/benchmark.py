@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -25,43 +24,12 @@ from vau_lib.workspace import artifacts, presets
 NUM_VIDEOS = 1200
 
 TUNING = finetuning.LoraPlan(
-    max_steps=160, learning_rate=3e-3, warmup_share=0.1, batch_size=16, log_steps=20, save_steps=10**9
+    max_steps=160, learning_rate=3e-3, warmup_ratio=0.1, batch_size=16, log_steps=20, save_steps=10**9
 )
 
 FRAMES = pretraining.CaptionSamples().frames
 
 JUDGEMENTS = (toy_dataset.NEGATIVE, *(toy_dataset.answer("judgement", event) for event in toy_dataset.EVENTS))
-
-
-def tune_judgement(
-    vlm: models.VLM, root: Path, rows: Sequence[dict], *, plan: finetuning.LoraPlan = TUNING, frames: int = FRAMES,
-    folder: Path | None = None, progress: bool = False,
-) -> tuple[models.VLM, pd.DataFrame]:  # fmt: skip
-    """Return the model with an adapter trained on instruction rows, and the loss curve. The given model's weights stay."""
-    tuned = vlm.replace(model=finetuning.lora(vlm.model, seed=plan.seed), kind=f"{vlm.kind}, LoRA")
-    data = instruction_data.InstructionSamples(rows, root, tuned, num_frames=frames, seed=plan.seed)
-    return tuned, finetuning.fit(tuned, data, plan=plan, folder=folder, progress=progress)
-
-
-def shuffled(rows: Sequence[dict], *, seed: int) -> list[dict]:
-    """Return the rows with the answers of each task dealt out at random among them."""
-    rng, dealt = np.random.default_rng(seed), list(rows)
-    for task in {row["task"] for row in rows}:
-        places = [n for n, row in enumerate(rows) if row["task"] == task]
-        for place, source in zip(places, rng.permutation(places), strict=True):
-            dealt[place] = {**rows[place], "answer": rows[source]["answer"]}
-    return dealt
-
-
-def judge(
-    vlm: models.VLM, root: Path, rows: Sequence[dict], *, frames: int = FRAMES, blind: bool = False
-) -> tuple[dict[str, float], list[str]]:
-    """Return (accuracy of judgement and of name, answers) on rows of the task judgement, frames from interval middles."""
-    data = instruction_data.InstructionSamples(
-        rows, root, vlm, answers=False, random=False, num_frames=frames, blind=blind
-    )
-    said = inference.answers(vlm, data)
-    return inference.judgement_accuracy(said, rows), said
 
 
 def majority(train: Sequence[dict], test: Sequence[dict]) -> dict[str, float]:
@@ -106,30 +74,29 @@ def measure(
     *,
     plan: finetuning.LoraPlan = TUNING,
     seed: int = 0,
-    tell: Callable[[str], object] | None = None,
+    log: Callable[[str], object] | None = None,
 ) -> dict:
     """Tune the twin kept in `out` and its peers, answer for the test worlds, and keep and return the accuracies."""
     found, begin, measured = records.read_records(root / "records.jsonl"), _now(), {}
 
     def note(name: str, accuracy: dict) -> None:
         measured[name] = {key: round(value, 4) for key, value in accuracy.items()}
-        if tell is not None:
-            tell(f"{name}: {measured[name]}")
+        if log is not None:
+            log(f"{name}: {measured[name]}")
 
     train, judging, test = split_rows(found, seed=seed)
     twin = taught(out)
     note("majority", majority(judging, test))
-    note("untuned", judge(twin, root, test)[0])
+    note("untuned", inference.judge(twin, test, root, num_frames=FRAMES)[0])
     note("untuned, forced to choose", forced(twin, root, test))
     started = _now()
-    tuned, _ = tune_judgement(twin, root, train, plan=plan)
+    tuned, _ = finetuning.tune_lora(twin, train, root, plan=plan, num_frames=FRAMES)
     measured["tuning seconds"] = dict(zip(("wall", "cpu"), _between(started, _now()), strict=True))
-    note("tuned", judge(tuned, root, test)[0])
-    note("blind", judge(tuned, root, test, blind=True)[0])
-    note(
-        "shuffled answers",
-        judge(tune_judgement(taught(out), root, shuffled(train, seed=seed + 1), plan=plan)[0], root, test)[0],
-    )
+    note("tuned", inference.judge(tuned, test, root, num_frames=FRAMES)[0])
+    note("blind", inference.judge(tuned, test, root, num_frames=FRAMES, blind=True)[0])
+    noise = instruction_data.shuffle_answers(train, seed=seed + 1)
+    noisy, _ = finetuning.tune_lora(taught(out), noise, root, plan=plan, num_frames=FRAMES)
+    note("shuffled answers", inference.judge(noisy, test, root, num_frames=FRAMES)[0])
     measured["seconds"] = dict(zip(("wall", "cpu"), _between(begin, _now()), strict=True))
     made_by = artifacts.read_json(out / "made_by.json")
     artifacts.write_json(out / "made_by.json", made_by | {"measured": measured})
@@ -161,7 +128,7 @@ def main() -> None:
         place = presets.project() / "data"
         root = place / "synthetic" / "closeups_twin"
         make(family, root, place / "toy_models" / family, num_videos=given.videos)
-        measure(root, place / "toy_models" / family, tell=print)
+        measure(root, place / "toy_models" / family, log=print)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from vau_lib.data import video
 from vau_lib.data.records import VideoRecord
 from vau_lib.toy import dataset as toy_dataset
 from vau_lib.vlm import chat
-from vau_lib.vlm.finetuning import LoraPlan, arguments, curve, fit
+from vau_lib.vlm.finetuning import LoraPlan, fit, loss_curve, training_arguments
 from vau_lib.vlm.instruction_data import InstructionSamples
 from vau_lib.vlm.models import VLM
 from vau_lib.workspace import artifacts
@@ -55,20 +55,13 @@ class EventClassifier(nn.Module):
 
     def __init__(self, vlm: VLM):
         super().__init__()
-        self.family, self.core = vlm.family, vlm.model.model
+        self.core = vlm.model.model
         self.head = nn.Linear(vlm.model.config.get_text_config().hidden_size, CLASSES)
 
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None, image_grid_thw: Tensor | None = None) -> dict:
         """labels (N, 16) -> {"loss", "logits" (N, 16, classes)}; the picture inputs are the processor's own."""
-        if self.family == "internvl":
-            config = self.core.config
-            how = dict(
-                vision_feature_layer=config.vision_feature_layer,
-                vision_feature_select_strategy=config.vision_feature_select_strategy,
-            )
-            tokens = self.core.get_image_features(pixel_values=pixel_values, **how).pooler_output
-        else:
-            tokens = torch.stack(list(self.core.get_image_features(pixel_values, image_grid_thw).pooler_output))
+        images = {"pixel_values": pixel_values} | ({} if image_grid_thw is None else {"image_grid_thw": image_grid_thw})
+        tokens = torch.stack(list(chat.encode_images(self.core, images).pooler_output))
         logits = self.head(tokens)
         if labels is None:
             return {"logits": logits}
@@ -116,17 +109,17 @@ def warm_up(vlm: VLM, train: Stills, val: Stills, *, lessons: CaptionSamples) ->
         part.requires_grad_("language_model" not in name)
     steps = max(1, len(train) // STILLS)
     plan = LoraPlan(
-        epochs=lessons.still_epochs, learning_rate=lessons.still_rate, weight_decay=0.05, warmup_share=0.1,
+        epochs=lessons.still_epochs, learning_rate=lessons.still_rate, weight_decay=0.05, warmup_ratio=0.1,
         batch_size=STILLS, log_steps=steps, save_steps=10**9, seed=lessons.seed,
     )  # fmt: skip
     with TemporaryDirectory() as scratch:
         engine = Trainer(
-            model=eye, args=arguments(Path(scratch), plan, progress=False, evaluate=True), train_dataset=train,
+            model=eye, args=training_arguments(scratch, plan, progress=False, evaluate=True), train_dataset=train,
             eval_dataset=val, data_collator=train.collate,
         )  # fmt: skip
         engine.remove_callback(PrinterCallback)
         engine.train()
-    return eye.eval(), curve(engine.state.log_history)
+    return eye.eval(), loss_curve(engine.state.log_history)
 
 
 @torch.inference_mode()
@@ -156,7 +149,7 @@ def teach(
         for s, r in rows.items()
     }
     plan = LoraPlan(
-        max_steps=lessons.caption_steps, learning_rate=lessons.caption_rate, batch_size=TURNS, warmup_share=0.1,
+        max_steps=lessons.caption_steps, learning_rate=lessons.caption_rate, batch_size=TURNS, warmup_ratio=0.1,
         log_steps=50, save_steps=10**9, seed=lessons.seed,
     )  # fmt: skip
     spoken = fit(vlm, samples["train"], samples["val"], plan=plan, progress=False)

@@ -1,9 +1,10 @@
-"""Who can be asked: a service, a pipeline, or a file of answers given before. All are functions from a question to a text.
+"""Clients that answer a prompt: an OpenAI-compatible service, or answers read from a file. Both are called with a prompt.
 
-- `Endpoint` speaks the chat-completions protocol with the standard library alone; its key is read from the environment when
-  a question is sent, goes to that one address only, and is in no message, log or file
-- a failure is tried again where that can help (rate limit, server error, time-out), with growing pauses; then it is one line
-- `Replay` gives answers read from a file and is labelled so wherever they land
+- `Endpoint` speaks the chat-completions protocol with the standard library alone; its key is read from the environment
+  when a question is sent, goes to that one address only, and is in no message, log or file
+- a failure is tried again where that can help (rate limit, server error, time-out), with growing pauses; then it raises
+  one line
+- `Replay` gives answers read from a file and is labelled so wherever they are used
 """
 
 import base64
@@ -47,8 +48,8 @@ class Endpoint:
     sleep: Callable[[float], None] = time.sleep
 
     def __post_init__(self):
-        place = urlsplit(self.base_url)
-        if place.scheme not in ("http", "https") or not place.hostname or place.username:
+        url = urlsplit(self.base_url)
+        if url.scheme not in ("http", "https") or not url.hostname or url.username:
             raise AnswerError("base_url must be http(s)://host[:port]/path without a user in it")
         if self.tries < 1 or self.timeout_s <= 0:
             raise AnswerError(f"tries and timeout_s must be positive, got {self.tries} and {self.timeout_s}")
@@ -59,7 +60,7 @@ class Endpoint:
 
     def __call__(self, prompt: str, frames: Sequence[np.ndarray] = ()) -> str:
         """Ask; `frames` uint8 (H, W, 3) go along as JPEG. AnswerError after the last try, or at once where trying is useless."""
-        content = [{"type": "text", "text": prompt}] + [_picture(frame) for frame in frames]
+        content = [{"type": "text", "text": prompt}] + [_jpeg(frame) for frame in frames]
         message = {"role": "user", "content": content if frames else prompt}
         body = {"model": self.model, "messages": [message], "max_tokens": self.max_tokens, "temperature": 0}
         for attempt in range(1, self.tries + 1):
@@ -96,9 +97,9 @@ class Endpoint:
         headers, key = {"Content-Type": "application/json"}, os.environ.get(self.key_env)
         if not key:
             return headers
-        place = urlsplit(self.base_url)
-        if place.scheme != "https" and place.hostname not in LOCAL:
-            raise AnswerError(f"{self.label}: a key is sent over https only, not over {place.scheme}")
+        url = urlsplit(self.base_url)
+        if url.scheme != "https" and url.hostname not in LOCAL:
+            raise AnswerError(f"{self.label}: a key is sent over https only, not over {url.scheme}")
         return headers | {"Authorization": f"Bearer {key}"}
 
 
@@ -123,14 +124,10 @@ def replay(path: str | Path, *, source: str, id_key: str = "id", text_key: str =
     """Read answers: a JSON object {id: text}, or a list (.json, or one object per line) with `id_key` and `text_key`."""
     path = Path(path)
     try:
-        rows = (
-            [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-            if path.suffix == ".jsonl"
-            else None
-        )
+        lines = [line for line in path.read_text().splitlines() if line.strip()] if path.suffix == ".jsonl" else None
+        rows = artifacts.read_json(path) if lines is None else [json.loads(line) for line in lines]
     except (OSError, ValueError) as error:
         raise AnswerError(f"{path.name}: not a file of answers ({error})") from error
-    rows = artifacts.read_json(path) if rows is None else rows
     try:
         pairs = rows.items() if isinstance(rows, Mapping) else [(row[id_key], row[text_key]) for row in rows]
         pairs = [(str(name), text) for name, text in pairs]
@@ -140,26 +137,6 @@ def replay(path: str | Path, *, source: str, id_key: str = "id", text_key: str =
     if len(texts) < len(pairs) or not all(isinstance(text, str) for text in texts.values()):
         raise AnswerError(f"{path.name}: an id is there twice, or an answer is no text")
     return Replay(texts, source)
-
-
-def from_pipeline(pipeline: Callable, **options: object) -> Callable[..., str]:
-    """Return a function (prompt, frames) -> text from a built transformers pipeline ("image-text-to-text" or "text-generation").
-
-    `options` go to every call, e.g. max_new_tokens=128.
-    """
-
-    def ask(prompt: str, frames: Sequence[np.ndarray] = ()) -> str:
-        content = [{"type": "image", "image": Image.fromarray(frame)} for frame in frames]
-        chat = [{"role": "user", "content": [*content, {"type": "text", "text": prompt}] if frames else prompt}]
-        said = pipeline(text=chat, return_full_text=False, **options) if frames else pipeline(
-            chat, return_full_text=False, **options
-        )  # fmt: skip
-        text = said[0]["generated_text"]
-        if not isinstance(text, str) or not text.strip():
-            raise AnswerError(f"the pipeline answered {text!r:.60}")
-        return text.strip()
-
-    return ask
 
 
 class _TryAgain(Exception):
@@ -178,14 +155,14 @@ class _Refuse(urllib.request.HTTPRedirectHandler):
 _NO_REDIRECT = urllib.request.build_opener(_Refuse)
 
 
-def _seconds(said: str | None) -> float | None:
+def _seconds(text: str | None) -> float | None:
     try:
-        return max(0.0, float(said))
+        return max(0.0, float(text))
     except (TypeError, ValueError):  # absent, or a date
         return None
 
 
-def _picture(frame: np.ndarray) -> dict:
+def _jpeg(frame: np.ndarray) -> dict:
     file = io.BytesIO()
     Image.fromarray(frame).save(file, "JPEG", quality=90)
     return {

@@ -1,37 +1,35 @@
-"""Shuffle a video's events and ask for their order: who can put them back has understood what leads to what.
+"""Putting a video's shuffled events in order, by supervised tuning and then GRPO: questions, rewards, training.
 
-- cuts are at event boundaries and on even frames, for two frames share a token in a video model and motion inside the pair
-  would give the order away; pieces keep their inner order, and no time is told with them
-- an order is worth 1 when exact, a part of the pairs in the right order otherwise, and nothing when it is no order at all
-- a judgement earns more where the film in order is judged better than the shuffled one, strictly
-- judgements stay among the questions, so that what was learned before is not forgotten
+- cuts are at event boundaries and on even frames, because two frames share a token in a video model and motion inside the
+  pair would give the order away; pieces keep their inner order, and the prompt gives no times
+- the exact order earns 1, an order with some pairs right earns a part, a text that is no order earns nothing
+- a judgement earns more where the video in order is judged better than the shuffled one, strictly
+- judgement questions stay in the training set, so that what was learned before is not forgotten
 Sources: Memories-S0 names "event-based temporal shuffling" and reinforcement, without formulas. Related: Video-R1 (T-GRPO), Visual
-Jigsaw (arXiv 2509.25190), Time-R1 (temporal IoU); rewards restated, ours where said.
+Jigsaw (arXiv 2509.25190), Time-R1 (temporal IoU). The rewards are ours.
 """
 
 import re
 from collections.abc import Mapping, Sequence
-from itertools import combinations
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import pandas as pd
+from scipy.stats import kendalltau
 
 from vau_lib.data import records, video
 from vau_lib.data.answer_parsing import parse_order, parse_span, parse_verdict
 from vau_lib.vlm import grpo
-from vau_lib.vlm.chat import encode
 from vau_lib.vlm.finetuning import LoraPlan, fit
-from vau_lib.vlm.grpo import GRPOPlan
 from vau_lib.vlm.instruction_data import InstructionSamples
 from vau_lib.vlm.models import VLM
 
-PARTIAL = 0.3  # what all pairs in the right order but one are worth at most; below the exact order's 1
+PARTIAL = 0.3  # reward of an order per Kendall's tau; below the exact order's 1
 
-FORM = 0.1  # for an answer that is an order at all
+FORM = 0.1  # reward of an answer that is an order at all
 
-CONTRAST = 0.3  # for a right judgement of a film that is judged better in order
+CONTRAST = 0.3  # bonus of a right judgement where the video in order is judged better
 
 FRAMES = 6  # of one question
 
@@ -49,9 +47,9 @@ Event = TypeVar("Event")
 
 
 def shuffle(events: Sequence[Event], rng: np.random.Generator) -> tuple[list[Event], list[int]]:
-    """Return the events in an order drawn at random, and the order: `order[n]` is the place, from 1, of what happened as n-th.
+    """Return the events in a random order, and the order: `order[n]` is the place, from 1, of the n-th event.
 
-    Every order is as likely, the true one too: were it left out, two pieces would always be the wrong way round.
+    Every order is equally likely, the true one too: without it, two pieces would always be the wrong way round.
     """
     places = rng.permutation(len(events))
     shuffled = [events[int(place)] for place in places]
@@ -59,24 +57,22 @@ def shuffle(events: Sequence[Event], rng: np.random.Generator) -> tuple[list[Eve
 
 
 def unshuffle(shuffled: Sequence[Event], order: Sequence[int]) -> list[Event]:
-    """Return the events as they happened; ValueError where `order` is no permutation of 1..n."""
+    """Return the events in time order; ValueError where `order` is no permutation of 1..n."""
     if sorted(order) != list(range(1, len(shuffled) + 1)):
         raise ValueError(f"an order of {len(shuffled)} pieces holds 1 to {len(shuffled)} once each, got {list(order)}")
     return [shuffled[place - 1] for place in order]
 
 
 def order_reward(answer: str, order: Sequence[int]) -> float:
-    """Return 1 for the exact order, else PARTIAL times what Kendall's tau is above 0, and 0 for an answer that is no order."""
+    """Return 1 for the exact order, else PARTIAL times Kendall's tau where it is above 0, and 0 for no order."""
     try:
-        said = parse_order(answer, len(order))
+        predicted = parse_order(answer, len(order))
     except ValueError:
         return 0.0
-    if said == list(order):
+    if predicted == list(order):
         return 1.0
-    places = [said.index(one) for one in order]
-    pairs = list(combinations(range(len(order)), 2))
-    tau = sum(1 if places[a] < places[b] else -1 for a, b in pairs) / len(pairs)
-    return PARTIAL * max(0.0, tau)
+    places = [predicted.index(piece) for piece in order]
+    return PARTIAL * max(0.0, float(kendalltau(places, range(len(order))).statistic))
 
 
 def format_reward(answer: str, count: int) -> float:
@@ -88,19 +84,19 @@ def format_reward(answer: str, count: int) -> float:
     return FORM
 
 
-def temporal_reward(said: tuple[float, float] | None, truth: tuple[float, float] | None) -> float:
-    """Return the temporal IoU of two spans in seconds; 1 where both say that nothing happens, 0 where one does."""
-    if said is None or truth is None:
-        return float(said is None and truth is None)
-    for name, (start, end) in (("said", said), ("true", truth)):
+def temporal_reward(predicted: tuple[float, float] | None, truth: tuple[float, float] | None) -> float:
+    """Return the temporal IoU of two spans in seconds; 1 where both are None (no anomaly), 0 where one is."""
+    if predicted is None or truth is None:
+        return float(predicted is None and truth is None)
+    for name, (start, end) in (("predicted", predicted), ("true", truth)):
         if not end > start:
             raise ValueError(f"the {name} span must end after it starts, got {start} to {end}")
-    shared = max(0.0, min(said[1], truth[1]) - max(said[0], truth[0]))
-    return shared / (max(said[1], truth[1]) - min(said[0], truth[0]))
+    overlap = max(0.0, min(predicted[1], truth[1]) - max(predicted[0], truth[0]))
+    return overlap / (max(predicted[1], truth[1]) - min(predicted[0], truth[0]))
 
 
 def span_reward(answer: str, truth: tuple[float, float] | None) -> float:
-    """Return `temporal_reward` of what an answer names, and 0 where it names nothing."""
+    """Return `temporal_reward` of the span an answer names, and 0 where it names none and denies nothing."""
     try:
         return temporal_reward(parse_span(answer), truth)
     except ValueError:
@@ -108,14 +104,14 @@ def span_reward(answer: str, truth: tuple[float, float] | None) -> float:
 
 
 def judgement_reward(answer: str, truth: str) -> float:
-    """Return 1 for a judgement that agrees with the true one, 0 otherwise and where it says neither."""
+    """Return 1 for a judgement that agrees with the true one, 0 otherwise and for no judgement."""
     return float(parse_verdict(answer) == parse_verdict(truth))
 
 
 def contrast(ordered: Sequence[float], shuffled: Sequence[float]) -> list[float]:
-    """Return the ordered answers' rewards, CONTRAST more for each right one where the group in order beats the shuffled, strictly.
+    """Return the ordered group's rewards, CONTRAST more for each right answer if it beats the shuffled group, strictly.
 
-    Rewards are 1 for right answers; both groups are answers to the same question.
+    Right answers have a reward of 1; both groups answer the same question.
     """
     better = np.mean([value >= 1 for value in ordered]) > np.mean([value >= 1 for value in shuffled])
     return [value + CONTRAST * (better and value >= 1) for value in ordered]
@@ -124,92 +120,89 @@ def contrast(ordered: Sequence[float], shuffled: Sequence[float]) -> list[float]
 # Pieces of a video
 
 
-def boundaries(record: records.VideoRecord, *, count: int, least: int = 4) -> list[int]:
-    """Return the frames a video is cut at, count - 1 of them, even, at event boundaries first, pieces of `least` frames or more.
+def boundaries(record: records.VideoRecord, *, count: int, min_frames: int = 4) -> list[int]:
+    """Return the count - 1 even frames a video is cut at: event boundaries first, then the middle of the longest piece.
 
-    Where events give fewer cuts the longest piece is halved. ValueError where the video is too short.
+    Pieces have `min_frames` frames or more. ValueError where the video is too short.
     """
     total = record.num_frames
-    if count < 2 or total < count * least:
-        raise ValueError(f"{record.id}: {total} frames cannot be cut into {count} pieces of {least} or more")
+    if count < 2 or total < count * min_frames:
+        raise ValueError(f"{record.id}: {total} frames cannot be cut into {count} pieces of {min_frames} or more")
     wanted = [round(t * record.fps) for span in record.events for t in (span.start_s, span.end_s)]
     cuts: list[int] = []
     for place in (2 * round(frame / 2) for frame in wanted):
         edges = sorted([0, *cuts, total])
-        if len(cuts) < count - 1 and place not in edges and all(abs(place - edge) >= least for edge in edges):
+        if len(cuts) < count - 1 and place not in edges and all(abs(place - edge) >= min_frames for edge in edges):
             cuts.append(place)
     while len(cuts) < count - 1:
         edges = sorted([0, *cuts, total])
         start, end = max(zip(edges, edges[1:], strict=False), key=lambda pair: pair[1] - pair[0])
         middle = 2 * round((start + end) / 4)
-        if min(middle - start, end - middle) < min(least, 2):
+        if min(middle - start, end - middle) < min(min_frames, 2):
             raise ValueError(f"{record.id}: {total} frames cannot be cut into {count} pieces on even frames")
         cuts.append(middle)
     return sorted(cuts)
 
 
-def pieces(record: records.VideoRecord, *, count: int, frames: int = FRAMES, least: int = 2) -> list[np.ndarray]:
-    """Return the places of frames / count frames of each piece, in order, from the middles of equal parts of it."""
-    edges = [0, *boundaries(record, count=count, least=least), record.num_frames]
+def pieces(record: records.VideoRecord, *, count: int, frames: int = FRAMES, min_frames: int = 2) -> list[np.ndarray]:
+    """Return frames / count frames of each piece, in time order, from the middles of equal parts of it."""
+    edges = [0, *boundaries(record, count=count, min_frames=min_frames), record.num_frames]
     each = frames // count
     return [start + video.sample_index(end - start, each) for start, end in zip(edges, edges[1:], strict=False)]
 
 
+def _row(record: records.VideoRecord, suffix: object, task: str, question: str, answer: str, **more) -> dict:
+    row = {"id": f"{record.id}_{suffix}", "level": "video", "task": task, "video": record.path, "span_s": None}
+    return row | {"question": question, "answer": answer, "split": record.split, **more}
+
+
 def order_rows(
-    found: Sequence[records.VideoRecord], *, counts: Sequence[int] = (2, 3), frames: int = FRAMES, seed: int = 0
+    videos: Sequence[records.VideoRecord], *, counts: Sequence[int] = (2, 3), frames: int = FRAMES, seed: int = 0
 ) -> list[dict]:
     """Return one order question per video and number of pieces: instruction rows with the frames to show and the order.
 
     Only videos with an event: without one nothing says what was first.
     """
     rows = []
-    for number, record in enumerate(record for record in found if record.events):
+    for number, record in enumerate(record for record in videos if record.events):
         for count in counts:
-            shown, order = shuffle(
-                pieces(record, count=count, frames=frames), np.random.default_rng([seed, number, count])
-            )
-            rows.append({
-                "id": f"{record.id}_{count}", "level": "video", "task": "order", "video": record.path, "span_s": None,
-                "pieces": count,
-                "question": QUESTION.format(count=count, each=frames // count), "answer": " ".join(map(str, order)),
-                "order": order, "frames": np.concatenate(shown), "split": record.split, "event": record.events[0].label,
-            })  # fmt: skip
+            rng = np.random.default_rng([seed, number, count])
+            parts, order = shuffle(pieces(record, count=count, frames=frames), rng)
+            question, answer = QUESTION.format(count=count, each=frames // count), " ".join(map(str, order))
+            facts = dict(pieces=count, order=order, frames=np.concatenate(parts), event=record.events[0].label)
+            rows.append(_row(record, count, "order", question, answer, **facts))
     return rows
 
 
 def shuffled_rows(
-    found: Sequence[records.VideoRecord], *, count: int = 2, frames: int = FRAMES, seed: int = 0
+    videos: Sequence[records.VideoRecord], *, count: int = 2, frames: int = FRAMES, seed: int = 0
 ) -> list[dict]:
     """Return "was this shuffled?" twice per video with an event: its pieces in order, and in another order."""
     rows = []
-    for number, record in enumerate(record for record in found if record.events):
+    for number, record in enumerate(record for record in videos if record.events):
         parts, rng = pieces(record, count=count, frames=frames), np.random.default_rng([seed, number, 5])
-        for was in (False, True):
-            rows.append({
-                "id": f"{record.id}_{'shuffled' if was else 'ordered'}", "level": "video", "task": "shuffled", "video": record.path,
-                "span_s": None, "pieces": count, "question": SHUFFLED, "answer": SHUFFLED_ANSWERS[was], "split": record.split,
-                "frames": np.concatenate(wrong_order(parts, rng) if was else parts), "event": record.events[0].label,
-            })  # fmt: skip
+        for name, order in (("ordered", parts), ("shuffled", wrong_order(parts, rng))):
+            facts = dict(pieces=count, frames=np.concatenate(order), event=record.events[0].label)
+            answer = SHUFFLED_ANSWERS[name == "shuffled"]
+            rows.append(_row(record, name, "shuffled", SHUFFLED, answer, **facts))
     return rows
 
 
-def when_rows(found: Sequence[records.VideoRecord]) -> list[dict]:
+def when_rows(videos: Sequence[records.VideoRecord]) -> list[dict]:
     """Return "when does it happen?" once per video; the answer names the seconds of its first event, or denies.
 
-    Anomalous videos whose event spans nobody knows are left out.
+    Anomalous videos with unknown event spans are left out.
     """
     rows = []
-    for record in (record for record in found if record.events or not record.label):
+    for record in (record for record in videos if record.events or not record.label):
         span = (record.events[0].start_s, record.events[0].end_s) if record.events else None
-        rows.append({
-            "id": f"{record.id}_when", "level": "video", "task": "when", "video": record.path, "span_s": None, "truth_s": span,
-            "question": WHEN, "answer": f"From {span[0]:.1f}s to {span[1]:.1f}s." if span else NEVER, "split": record.split,
-        })  # fmt: skip
+        answer = f"From {span[0]:.1f}s to {span[1]:.1f}s." if span else NEVER
+        rows.append(_row(record, "when", "when", WHEN, answer, truth_s=span))
     return rows
 
 
 def wrong_order(parts: Sequence[Event], rng: np.random.Generator) -> list[Event]:
-    """Return two parts or more in an order drawn among all but the true one."""
+    """Return two parts or more in a random order other than the given one."""
     if len(parts) < 2:
         raise ValueError("one piece has one order only")
     while (places := rng.permutation(len(parts))).tolist() == list(range(len(parts))):
@@ -217,109 +210,109 @@ def wrong_order(parts: Sequence[Event], rng: np.random.Generator) -> list[Event]
     return [parts[int(place)] for place in places]
 
 
-class OrderPrompts:
-    """Questions as turns, without clocks unless they ask when; pictures of a video are decoded once and kept."""
-
-    def __init__(self, vlm: VLM, root: str | Path, frames: int = FRAMES):
-        self.vlm, self.root, self.frames, self._kept = vlm, Path(root), frames, {}
-
-    def __call__(self, row: Mapping, answer: str | None = None) -> dict:
-        """Return a row as `encode` does, its frames in the order they are to be shown; `answer` adds labels."""
-        if row["video"] not in self._kept:
-            path = self.root / row["video"]
-            self._kept[row["video"]] = video.read_frames(path, range(video.probe(path).num_frames))
-        film = self._kept[row["video"]]
-        index = row["frames"] if "frames" in row else video.sample_index(len(film), self.frames)
-        times = video.frame_times(self.root / row["video"])[index].tolist() if row["task"] == "when" else None
-        return encode(self.vlm, film[index], row["question"], times_s=times, answer=answer)
-
-
-class OrderSamples(InstructionSamples):
-    """Rows of both tasks for supervised tuning, shown as they will be asked in reinforcement."""
-
-    def __init__(self, rows: Sequence[Mapping], root: str | Path, vlm: VLM, *, frames: int = FRAMES):
-        super().__init__(rows, root, vlm, random=False, num_frames=frames)
-        self.shown = OrderPrompts(vlm, root, frames)
-
-    def turn(self, place: int, answer: str | None) -> dict:
-        return self.shown(self.rows[place], answer)
+def order_samples(
+    vlm: VLM, rows: Sequence[Mapping], root: str | Path, *, frames: int = FRAMES, answers: bool = True
+) -> InstructionSamples:
+    """Return rows as samples: times in the prompt only of questions that ask when; `answers` False leaves them out."""
+    rows = [{**row, "show_times": row["task"] == "when"} for row in rows]
+    return InstructionSamples(rows, root, vlm, random=False, num_frames=frames, answers=answers)
 
 
 def supervised_start(
     vlm: VLM, rows: Sequence[Mapping], root: str | Path, *, plan: LoraPlan, progress: bool = False
 ) -> pd.DataFrame:
-    """Tune on order and judgement rows by supervision, in place, and stop early: reinforcement needs a start above chance."""
-    return fit(vlm, OrderSamples(rows, root, vlm), plan=plan, progress=progress)
+    """Tune on order and judgement rows by supervision, in place: reinforcement needs a start above chance."""
+    return fit(vlm, order_samples(vlm, rows, root), plan=plan, progress=progress)
 
 
 def reward_parts(row: Mapping, answer: str) -> dict[str, float]:
-    """Return what an answer to a row is worth, in parts: order and form, or judgement, or shuffled, or when."""
+    """Return the reward of an answer to a row, in parts: order and form, or judgement, or shuffled, or when."""
     if row["task"] == "order":
         return {"order": order_reward(answer, row["order"]), "form": format_reward(answer, len(row["order"]))}
     if row["task"] == "shuffled":
-        said, true = (re.findall(r"\w+", text.lower())[:1] for text in (answer, row["answer"]))
-        return {"shuffled": float(said == true)}
+        first, truth = (re.findall(r"\w+", text.lower())[:1] for text in (answer, row["answer"]))
+        return {"shuffled": float(first == truth)}
     if row["task"] == "when":
         return {"when": span_reward(answer, row["truth_s"])}
     return {"judgement": judgement_reward(answer, row["answer"])}
 
 
-def reward(row: Mapping, answer: str) -> float:
-    """Return the sum of `paid`."""
-    return sum(reward_parts(row, answer).values())
-
-
 def train(
-    vlm: VLM, rows: Sequence[Mapping], root: str | Path, *, plan: GRPOPlan | None = None, judgements: float = 0.5,
-    dealt: bool = False, contrasted: bool = False, folder: Path | None = None, progress: bool = False,
-) -> pd.DataFrame:  # fmt: skip
-    """Reinforce on all rows, and on judgement rows in a share `judgements` of the questions; return the curves.
+    vlm: VLM,
+    rows: Sequence[Mapping],
+    root: str | Path,
+    *,
+    plan: grpo.GRPOPlan | None = None,
+    judgement_fraction: float = 0.5,
+    shuffled_labels: bool = False,
+    contrast_bonus: bool = False,
+    folder: Path | None = None,
+    progress: bool = False,
+) -> pd.DataFrame:
+    """Reinforce on rows by GRPO; return the curves of `grpo.train`.
 
-    `dealt` gives every question the truth of another of its task and number of pieces: what rises then is no understanding.
-    `contrasted` asks judgements of a shuffled film too, where a row has `cut` (the frames of its pieces), and pays `contrast`.
-    ValueError for rows without an order question.
+    Args:
+        vlm: the model, trained in place.
+        rows: questions, at least one of them an order question.
+        root: folder of the videos.
+        plan: how to optimise.
+        judgement_fraction: fraction of the questions that are judgements, where there are any.
+        shuffled_labels: give every question the truth of another of its task and number of pieces, as a control.
+        contrast_bonus: ask judgements of a shuffled video too, where a row has `pieces_index`, and add `contrast`.
+        folder: where the checkpoint is kept.
+        progress: show a bar.
+
+    Raises ValueError for rows without an order question.
     """
-    plan = plan or GRPOPlan()
+    plan = plan or grpo.GRPOPlan()
     if not any(row["task"] == "order" for row in rows):
         raise ValueError("no order question among the rows")
-    sides = [[row for row in rows if (row["task"] == "judgement") == judging] for judging in (False, True)]
-    truth, shown = _truths(rows, plan.seed if dealt else None), OrderPrompts(vlm, root)
+    samples = order_samples(vlm, rows, root, answers=False)
+    labels = _shuffled_labels(rows, plan.seed) if shuffled_labels else rows
+    sides = [[n for n, row in enumerate(rows) if (row["task"] == "judgement") == side] for side in (False, True)]
 
-    def questions(step: int, rng: np.random.Generator) -> list:
-        asked = []
+    def prompts(step: int, rng: np.random.Generator) -> list[tuple]:
+        questions = []
         for _ in range(plan.questions):
-            side = sides[int(bool(sides[1]) and rng.random() < judgements)]
-            row = side[int(rng.integers(len(side)))]
-            rival = ()
-            if contrasted and row["task"] == "judgement" and row.get("cut") is not None:
-                rival = (shown({**row, "frames": np.concatenate(wrong_order(row["cut"], rng))}),)
-            asked.append((shown(row), truth[id(row)], *rival))
-        return asked
+            side = sides[int(bool(sides[1]) and rng.random() < judgement_fraction)]
+            place = side[int(rng.integers(len(side)))]
+            question, row = (samples[place], labels[place]), samples.rows[place]
+            if contrast_bonus and row["task"] == "judgement" and row.get("pieces_index") is not None:
+                frames = np.concatenate(wrong_order(row["pieces_index"], rng))
+                question += (samples.with_rows([{**row, "frames": frames}])[0],)
+            questions.append(question)
+        return questions
 
     return grpo.train(
-        vlm, questions, lambda text, row: reward_parts(row, text), plan=plan, bonus=contrast if contrasted else None,
-        folder=folder, progress=progress,
-    )  # fmt: skip
+        vlm,
+        prompts,
+        lambda text, row: reward_parts(row, text),
+        plan=plan,
+        bonus=contrast if contrast_bonus else None,
+        folder=folder,
+        progress=progress,
+    )
 
 
-def _truths(rows: Sequence[Mapping], seed: int | None) -> dict[int, Mapping]:
-    """Return {id(row): the row that holds its truth}: itself, or with a seed another of its task and number of pieces."""
-    truth = {id(row): row for row in rows}
-    if seed is None:
-        return truth
-    rng = np.random.default_rng(seed)
-    for key in dict.fromkeys((row["task"], row.get("pieces")) for row in rows):
-        same = [row for row in rows if (row["task"], row.get("pieces")) == key]
-        truth |= {id(row): same[int(other)] for row, other in zip(same, rng.permutation(len(same)), strict=True)}
-    return truth
+def _shuffled_labels(rows: Sequence[Mapping], seed: int) -> list[Mapping]:
+    """Return for each row another of its task and number of pieces, whose truth it gets."""
+    rng, labels = np.random.default_rng(seed), list(rows)
+    kinds = [(row["task"], row.get("pieces")) for row in rows]
+    for kind in dict.fromkeys(kinds):
+        same = [n for n, other in enumerate(kinds) if other == kind]
+        for place, source in zip(same, rng.permutation(len(same)), strict=True):
+            labels[place] = rows[same[int(source)]]
+    return labels
 
 
-def with_cuts(
-    rows: Sequence[Mapping], found: Sequence[records.VideoRecord], *, count: int = 2, frames: int = FRAMES
+def with_pieces(
+    rows: Sequence[Mapping], videos: Sequence[records.VideoRecord], *, count: int = 2, frames: int = FRAMES
 ) -> list[dict]:
-    """Return judgement rows with `cut`, the frames of the pieces, where the video holds an event: its order may matter there."""
-    known = {record.path: record for record in found if record.events}
+    """Return judgement rows with `pieces_index`, the frames of each piece, where the video holds an event."""
+    by_path = {record.path: record for record in videos if record.events}
     return [
-        {**row, "cut": pieces(known[row["video"]], count=count, frames=frames)} if row["video"] in known else dict(row)
+        {**row, "pieces_index": pieces(by_path[row["video"]], count=count, frames=frames)}
+        if row["video"] in by_path
+        else dict(row)
         for row in rows
     ]

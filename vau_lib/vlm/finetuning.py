@@ -1,11 +1,13 @@
-"""Teach a model to judge by adding little: low-rank changes to the language model, everything that sees stays frozen.
+"""Supervised fine-tuning of a vision-language model: LoRA adapters (Hu et al.) and one training function over TRL.
 
-- rank 64, alpha 128, dropout .05 on attention and MLP projections of the language model only, as Holmes-VAU trains it
-- learned are the answer's tokens and its end; a frame is drawn at random from each of equal intervals, so that an epoch
-  later the same video is other frames; or frames are given (a sampler's own picks, which the released code cannot take)
-- one engine, `transformers.Trainer`: checkpoints, resume, schedules, and several GPUs by `accelerate launch` or `torchrun`.
-  With more memory than one device has: `deepspeed=` of `LoraPlan` takes a ZeRO configuration file (the paper: stage 1)
-Source: Holmes-VAU code, shell/internvl2_2b_finetune_lora.sh, internvl_chat/finetune.py:424-486, dataset.py:35-130.
+- rank 64, alpha 128, dropout .05 on attention and MLP projections of the language model only, as Holmes-VAU trains it;
+  vision tower and projector stay frozen
+- the loss is of the answer's tokens and its end
+- `fit` is TRL's `SFTTrainer`, a `transformers.Trainer`: checkpoints, resume, schedules, and several GPUs by
+  `accelerate launch` or `torchrun`. Where one device's memory is too small, `deepspeed=` of `LoraPlan` takes a ZeRO file
+- the model may be wrapped for training only, such as by token pruning with a keep ratio drawn for each batch (EVS,
+  arXiv 2510.14624, tunes so too); checkpoints are of the model inside
+Source: Holmes-VAU code, shell/internvl2_2b_finetune_lora.sh; Memories-S0 starts from supervised tuning; TRL 1.16.
 """
 
 import hashlib
@@ -16,7 +18,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -25,24 +26,13 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
-from vau_lib.data import records
 from vau_lib.vlm.chat import collate
-from vau_lib.vlm.instruction_data import EpochCallback
+from vau_lib.vlm.instruction_data import EpochCallback, InstructionSamples
 from vau_lib.vlm.models import VLM
 from vau_lib.workspace import artifacts
-
-# MERGE-DOC from supervised:
-# Supervised tuning by TRL's trainer, on rows shown as videos: the recipe Memories-S0 starts from.
-#
-# - TRL's own collator knows images only, and fills missing videos with None; here a row is a number, and our collator shows it
-# - films may be cut to a share drawn for each batch: what it will meet at the edge is what it learned on
-# - what trains is what is not frozen (LoRA by peft); the wrapper that cuts is not saved, the model inside is
-# - rows of several files, each with its own folder of videos: generated ones and HIVAU-70k's have one format
-# Source: TRL 1.16, SFTTrainer; EVS (arXiv 2510.14624) tunes on random shares too.
-# """
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -51,19 +41,20 @@ PROJECTIONS_INTERNLM2 = ("wqkv", "wo", "w1", "w2", "w3")  # the same, as the rel
 
 @dataclass(frozen=True)
 class LoraPlan:
-    """How to train; the defaults are the paper's, but the batch: there devices x `batch_size` x `accumulate` make 512.
+    """How to train; the defaults are the paper's but for the batch: there devices x `batch_size` x `accumulation` is 512.
 
-    `max_steps` > 0 goes before `epochs`; `deepspeed` is a ZeRO configuration file; `checkpointing` trades time for memory.
+    `max_steps` > 0 overrides `epochs`; `deepspeed` is a ZeRO configuration file; `checkpointing` recomputes activations
+    to save memory.
     """
 
     epochs: float = 1.0
     max_steps: int = -1
     learning_rate: float = 4e-5
     weight_decay: float = 0.01
-    warmup_share: float = 0.03
+    warmup_ratio: float = 0.03  # of the steps
     batch_size: int = 4
-    accumulate: int = 1
-    clip: float = 1.0
+    accumulation: int = 1  # batches per step
+    max_grad_norm: float = 1.0
     save_steps: int = 200
     log_steps: int = 10
     checkpointing: bool = False
@@ -72,7 +63,7 @@ class LoraPlan:
 
 
 def lora_targets(model: nn.Module) -> list[str]:
-    """Return the names of the language model's attention and MLP projections: what LoRA changes, and nothing else."""
+    """Return the names of the language model's attention and MLP projections, which LoRA changes."""
     ends = "|".join((*PROJECTIONS, *PROJECTIONS_INTERNLM2))
     pattern = re.compile(rf"(.*\.)?language_model\..*\.({ends})")
     return [name for name, part in model.named_modules() if isinstance(part, nn.Linear) and pattern.fullmatch(name)]
@@ -80,11 +71,18 @@ def lora_targets(model: nn.Module) -> list[str]:
 
 def lora(
     model: nn.Module, *, r: int = 64, alpha: int = 128, dropout: float = 0.05, tokens: Sequence[int] = (), seed: int = 0
-) -> PeftModel:  # fmt: skip
-    """Return the model with trainable low-rank changes on `lora_targets`; all else is frozen. Its weights are shared.
+) -> PeftModel:
+    """Add a fresh LoRA adapter on `lora_targets` and freeze all else; the model's weights are shared, not copied.
 
-    `tokens` are ids whose own vectors learn too: words the model never said before have random ones, and LoRA leaves them.
     A fresh adapter changes nothing (B starts at 0). ValueError where there is no language model with such projections.
+
+    Args:
+        model: the model to adapt.
+        r: rank.
+        alpha: scale; the change is (alpha / r) B A.
+        dropout: of the adapter's input.
+        tokens: ids whose embeddings learn too: words the model never generated have random ones, which LoRA leaves.
+        seed: of A.
     """
     targets = lora_targets(model)
     if not targets:
@@ -92,24 +90,28 @@ def lora(
     if r < 1 or alpha <= 0 or not 0 <= dropout < 1:
         raise ValueError(f"need r >= 1, alpha > 0 and dropout in [0, 1), got {r}, {alpha}, {dropout}")
     config = LoraConfig(
-        r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, task_type="CAUSAL_LM",
+        r=r,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=targets,
+        task_type="CAUSAL_LM",
         trainable_token_indices=sorted(tokens) or None,
-    )  # fmt: skip
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        with _quietly():
+        with _no_rename_warning():
             return get_peft_model(model, config)
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def _no_rename_warning() -> Iterator[None]:
     """Silence one warning: peft 0.21 asks transformers 5.23 by a name that is being renamed."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*gradient_checkpointing", category=FutureWarning)
         yield
 
 
-def trainable_share(model: nn.Module) -> tuple[int, int]:
+def trainable_weights(model: nn.Module) -> tuple[int, int]:
     """Return (weights that train, all weights)."""
     counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
     return sum(n for n, trains in counts if trains), sum(n for n, _ in counts)
@@ -133,7 +135,7 @@ def load_adapter(model: nn.Module, folder: str | Path) -> PeftModel:
     if not (Path(folder) / "adapter_config.json").is_file():
         raise artifacts.StoreError(f"no adapter at {folder}")
     try:
-        with _quietly():
+        with _no_rename_warning():
             return PeftModel.from_pretrained(model, str(folder)).eval()
     except (RuntimeError, ValueError, OSError) as error:
         raise artifacts.StoreError(f"the adapter at {folder} does not fit: {artifacts.one_line(error, 200)}") from error
@@ -145,68 +147,168 @@ def last_checkpoint(folder: Path | None) -> str | None:
     return str(max((path.parent for path in whole), key=lambda p: int(p.name.split("-")[1]), default="")) or None
 
 
+class _Trainer(SFTTrainer):
+    """SFTTrainer that may train a wrapper of the model, while its checkpoints are of the model itself."""
+
+    def __init__(self, model: nn.Module, wrap_model: Callable[[nn.Module], nn.Module] | None, **options):
+        super().__init__(model=model, **options)
+        self.inner = model
+        if wrap_model is not None:
+            self.model = self.model_wrapped = wrap_model(self.model)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        outer, self.model = self.model, self.inner
+        super()._save(output_dir, state_dict if outer is self.inner else None)
+        self.model = outer
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, self.inner)
+
+
 def fit(
     vlm: VLM,
-    train: torch.utils.data.Dataset,
-    val: torch.utils.data.Dataset | None = None,
+    train: InstructionSamples,
+    val: InstructionSamples | None = None,
     *,
     plan: LoraPlan,
     folder: Path | None = None,
-    progress: bool = True,
+    wrap_model: Callable[[nn.Module], nn.Module] | None = None,
+    facts: Mapping | None = None,
     expect_processes: int | None = None,
+    progress: bool = False,
 ) -> pd.DataFrame:
-    """Train the weights that are not frozen, in place; return the loss curve, columns step, loss, val_loss.
+    """Train the weights that are not frozen, in place; return the loss curve, columns step, loss and val_loss.
 
-    `train` gives items of `encode` with labels. With `folder` checkpoints stay there and a stopped run goes on where it was.
-    `expect_processes` raises a RuntimeError where another number runs: a launcher that starts one looks like several.
+    Args:
+        vlm: the model, with an adapter or with weights that train.
+        train: samples with labels.
+        val: samples whose loss is measured at every log.
+        plan: how to train.
+        folder: where checkpoints and at the end the adapter go; a stopped run goes on there.
+        wrap_model: wraps the model for training only, such as `token_pruning.compressed`.
+        facts: what else the run depends on, kept in the folder's made_by.json.
+        expect_processes: raise a RuntimeError where another number runs; a launcher that starts one looks like several.
+        progress: show a bar.
+
+    Raises ValueError where every weight is frozen, StoreError where the folder's run was of other rows, model, plan or
+    facts.
     """
-    if not trainable_share(vlm.model)[0]:
+    if not trainable_weights(vlm.model)[0]:
         raise ValueError(f"nothing to train: every weight of {vlm.name} is frozen")
-    with TemporaryDirectory() as scratch:
-        out = Path(folder or scratch)
-        settings = arguments(out, plan, progress, evaluate=val is not None)
-        if folder is None:
-            settings.save_strategy = "no"
+    parts = {"train": train} if val is None else {"train": train, "val": val}
+
+    def collator(items: Sequence[dict]) -> dict:
+        return collate(vlm, [parts[item["part"]][item["place"]] for item in items])
+
+    def places(part: str) -> Dataset:  # TRL prepares text and lone images; a sample's frames are read by our collator
+        return Dataset.from_dict({"part": [part] * len(parts[part]), "place": range(len(parts[part]))})
+
+    with TemporaryDirectory() as scratch, _plain_forward(vlm.model):
+        settings = training_arguments(
+            folder or scratch, plan, progress, evaluate=val is not None, save=folder is not None
+        )
         if expect_processes not in (None, settings.world_size):
             raise RuntimeError(f"{settings.world_size} processes train together, {expect_processes} were asked for")
-        engine = Trainer(
-            model=vlm.model,
+        if folder is not None:
+            _claim(folder, vlm, train, plan, facts or {}, write=settings.should_save)
+        trainer = _Trainer(
+            vlm.model,
+            wrap_model,
             args=settings,
-            train_dataset=train,
-            eval_dataset=val,
-            data_collator=partial(collate, vlm),
+            data_collator=collator,
+            train_dataset=places("train"),
+            eval_dataset=None if val is None else places("val"),
+            processing_class=vlm.tokenizer,
             callbacks=[EpochCallback(train)],
         )
-        engine.remove_callback(PrinterCallback)
-        engine.train(resume_from_checkpoint=last_checkpoint(folder))
+        trainer.remove_callback(PrinterCallback)
+        checkpoint = last_checkpoint(folder)
+        state = json.loads((Path(checkpoint) / "trainer_state.json").read_text()) if checkpoint else {}
+        if state and state["global_step"] >= state["max_steps"]:  # finished; Trainer would take one step more
+            trainer._load_from_checkpoint(checkpoint)
+        else:
+            trainer.train(resume_from_checkpoint=checkpoint)
+            state = {"log_history": trainer.state.log_history}
         if folder is not None:
-            engine.save_model(str(out))
-        vlm.model.eval()
-        return curve(engine.state.log_history)
+            trainer.save_model(str(folder))
+    vlm.model.eval()
+    return loss_curve(state["log_history"])
 
 
-def arguments(out: Path, plan: LoraPlan, progress: bool, *, evaluate: bool) -> TrainingArguments:
-    """Return a plan as transformers' arguments; `evaluate` measures validation loss at every log."""
-    fast, several = torch.cuda.is_available(), int(os.environ.get("WORLD_SIZE", "1")) > 1
-    return TrainingArguments(
-        output_dir=str(out),
+def tune_lora(
+    vlm: VLM,
+    rows: Sequence[Mapping],
+    root: str | Path,
+    *,
+    plan: LoraPlan,
+    r: int = 64,
+    alpha: int = 128,
+    num_frames: int | None = None,
+    **options,
+) -> tuple[VLM, pd.DataFrame]:
+    """Return the model with a LoRA adapter trained on instruction rows, and the loss curve; its own weights stay.
+
+    Args:
+        vlm: the model; the adapter is put into it.
+        rows: instruction rows.
+        root: folder of their videos.
+        plan: how to train; its seed is also the adapter's and the frames'.
+        r: rank of the adapter.
+        alpha: its scale.
+        num_frames: frames a row shows.
+        options: more for `fit` (folder, wrap_model, facts, progress).
+    """
+    kind = ", ".join(part for part in (vlm.kind, "LoRA") if part)
+    tuned = vlm.replace(model=lora(vlm.model, r=r, alpha=alpha, seed=plan.seed), kind=kind)
+    samples = InstructionSamples(rows, root, tuned, num_frames=num_frames, seed=plan.seed)
+    return tuned, fit(tuned, samples, plan=plan, **options)
+
+
+@contextmanager
+def _plain_forward(model: nn.Module) -> Iterator[None]:
+    """Take back the forward that SFTTrainer puts on a model: a copy of the model would go on calling the original's."""
+    try:
+        yield
+    finally:
+        base = model.get_base_model() if isinstance(model, PeftModel) else model
+        vars(base).pop("forward", None)
+
+
+def _claim(folder: Path, vlm: VLM, samples: InstructionSamples, plan: LoraPlan, facts: Mapping, *, write: bool) -> None:
+    """Write what a folder's run is of; where it holds a checkpoint, check that it is of the same."""
+    run = {name: value for name, value in asdict(plan).items() if name not in ("save_steps", "log_steps")}
+    run |= {"model": vlm.name, "trained": trainable_weights(vlm.model)[0], **facts}
+    run["rows"] = hashlib.sha256(json.dumps(samples.rows, default=str).encode()).hexdigest()
+    if last_checkpoint(folder):
+        artifacts.check_made_by(folder, **run)
+    elif write:
+        artifacts.write_made_by(folder, **run)
+
+
+def training_arguments(
+    folder: Path | str, plan: LoraPlan, progress: bool, *, evaluate: bool = False, save: bool = False
+) -> SFTConfig:
+    """Return a plan as TRL's arguments; `evaluate` measures validation loss at every log, `save` keeps checkpoints."""
+    cuda, several = torch.cuda.is_available(), int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return SFTConfig(
+        output_dir=str(folder),
         num_train_epochs=plan.epochs,
         max_steps=plan.max_steps,
         learning_rate=plan.learning_rate,
         weight_decay=plan.weight_decay,
         lr_scheduler_type="cosine",
-        warmup_steps=plan.warmup_share,
-        max_grad_norm=plan.clip,
+        warmup_steps=plan.warmup_ratio,
+        max_grad_norm=plan.max_grad_norm,
         per_device_train_batch_size=plan.batch_size,
         per_device_eval_batch_size=plan.batch_size,
-        gradient_accumulation_steps=plan.accumulate,
+        gradient_accumulation_steps=plan.accumulation,
         activation_checkpointing=plan.checkpointing,
         deepspeed=plan.deepspeed,
-        bf16=fast,
-        use_cpu=not fast,
-        ddp_backend="gloo" if several and not fast else None,
+        bf16=cuda,
+        use_cpu=not cuda,
+        ddp_backend="gloo" if several and not cuda else None,
         ddp_find_unused_parameters=False,
-        save_strategy="steps",
+        save_strategy="steps" if save else "no",
         save_steps=plan.save_steps,
         save_total_limit=2,
         logging_steps=plan.log_steps,
@@ -214,6 +316,8 @@ def arguments(out: Path, plan: LoraPlan, progress: bool, *, evaluate: bool) -> T
         eval_steps=plan.log_steps,
         prediction_loss_only=True,
         remove_unused_columns=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        max_length=None,
         label_names=["labels"],
         dataloader_pin_memory=False,
         seed=plan.seed,
@@ -222,7 +326,7 @@ def arguments(out: Path, plan: LoraPlan, progress: bool, *, evaluate: bool) -> T
     )
 
 
-def curve(history: Sequence[Mapping]) -> pd.DataFrame:
+def loss_curve(history: Sequence[Mapping]) -> pd.DataFrame:
     """Return Trainer's log as a table: step, loss, and val_loss where there was validation."""
     rows: dict[int, dict] = {}
     for entry in history:
@@ -230,111 +334,3 @@ def curve(history: Sequence[Mapping]) -> pd.DataFrame:
             if theirs in entry:
                 rows.setdefault(entry["step"], {"step": entry["step"]})[ours] = entry[theirs]
     return pd.DataFrame(sorted(rows.values(), key=lambda row: row["step"]))
-
-
-def read_rows(files: Mapping[Path, Path], *, split: str = "train") -> list[dict]:
-    """Return the instruction rows of a split from {file of JSON lines: folder of its videos}, `video` made a whole path.
-
-    ValueError in one line for a line that is no row, a file without rows of the split, and videos that are not there.
-    """
-    rows = []
-    for file, root in files.items():
-        kept, lines = [], Path(file).read_text(encoding="utf-8").splitlines()
-        for number, line in enumerate(lines, start=1):
-            try:
-                row = json.loads(line)
-                if row["split"] == split:
-                    kept.append({**row, "video": str(records.inside(row["video"], root).resolve())})
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{file} line {number} is no instruction row: {error!r}") from error
-        if not kept:
-            raise ValueError(f"{file}: none of {len(lines)} rows is of split {split!r}")
-        missing = sorted({row["video"] for row in kept if not Path(row["video"]).is_file()})
-        if missing:
-            raise ValueError(f"{file}: {len(missing)} videos are not under {root}, the first is {missing[0]}")
-        rows += kept
-    return rows
-
-
-class _Tuner(SFTTrainer):
-    """Checkpoints are of the model itself, also while a wrapper that cuts its films is what trains."""
-
-    def __init__(self, model: nn.Module, cut: Callable[[nn.Module], nn.Module] | None, **how):
-        super().__init__(model=model, **how)
-        self.inner = model
-        if cut is not None:
-            self.model = self.model_wrapped = cut(self.model)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        outer, self.model = self.model, self.inner
-        super()._save(output_dir, None)
-        self.model = outer
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, self.inner)
-
-
-def tune(
-    vlm: VLM, samples: torch.utils.data.Dataset, *, plan: LoraPlan, folder: Path | None = None,
-    cut: Callable[[nn.Module], nn.Module] | None = None, facts: Mapping | None = None, progress: bool = False,
-) -> pd.DataFrame:  # fmt: skip
-    """Train the weights that are not frozen on turns of `encode` with labels, in place; return step, loss.
-
-    `cut(model)` wraps the model for training only, such as `token_pruning.compressed`. With `folder` checkpoints and at the end the
-    adapter are there, and a stopped run goes on; StoreError where that folder's run was of other rows, model, plan or `facts`.
-    ValueError when every weight is frozen or there is nothing to learn from.
-    """
-    if not trainable_share(vlm.model)[0]:
-        raise ValueError(f"nothing to train: every weight of {vlm.name} is frozen")
-    if not len(samples):
-        raise ValueError("no instruction rows to train on")
-
-    def show(rows: Sequence[dict]) -> dict:
-        return collate(vlm, [samples[int(row["place"])] for row in rows])
-
-    if folder is not None:
-        _claimed(folder, vlm, samples, plan, facts or {})
-    with TemporaryDirectory() as scratch:
-        settings = _arguments(str(folder or scratch), plan, progress, kept=folder is not None)
-        places = Dataset.from_dict({"place": list(range(len(samples)))})
-        engine = _Tuner(
-            vlm.model, cut, args=settings, data_collator=show, train_dataset=places, processing_class=vlm.tokenizer,
-            callbacks=[EpochCallback(samples)],
-        )  # fmt: skip
-        engine.remove_callback(PrinterCallback)
-        last = last_checkpoint(folder)
-        state = json.loads((Path(last) / "trainer_state.json").read_text()) if last else {}
-        if state and state["global_step"] >= state["max_steps"]:  # finished; Trainer would take one step more
-            engine._load_from_checkpoint(last)
-        else:
-            engine.train(resume_from_checkpoint=last)
-            state = {"log_history": engine.state.log_history}
-        found = curve(state["log_history"])
-    vlm.model.eval()
-    if folder is not None:
-        vlm.model.save_pretrained(str(folder))
-    return found
-
-
-def _claimed(folder: Path, vlm: VLM, samples, plan: LoraPlan, facts: Mapping) -> None:
-    """Write down what a folder's run is of; where it holds a checkpoint already, check that it is of the same."""
-    told = {name: value for name, value in asdict(plan).items() if name not in ("save_steps", "log_steps")}
-    told |= {"model": vlm.name, "trained": trainable_share(vlm.model)[0], **facts}
-    told["rows"] = hashlib.sha256(json.dumps(getattr(samples, "rows", len(samples)), default=str).encode()).hexdigest()
-    if last_checkpoint(folder):
-        artifacts.check_made_by(folder, **told)
-    else:
-        artifacts.write_made_by(folder, **told)
-
-
-def _arguments(folder: str, plan: LoraPlan, progress: bool, *, kept: bool) -> SFTConfig:
-    fast = torch.cuda.is_available()
-    return SFTConfig(
-        output_dir=folder, num_train_epochs=plan.epochs, max_steps=plan.max_steps, learning_rate=plan.learning_rate,
-        weight_decay=plan.weight_decay, lr_scheduler_type="cosine", warmup_steps=plan.warmup_share, max_grad_norm=plan.clip,
-        per_device_train_batch_size=plan.batch_size, gradient_accumulation_steps=plan.accumulate,
-        activation_checkpointing=plan.checkpointing, bf16=fast, use_cpu=not fast, save_strategy="steps" if kept else "no",
-        save_steps=plan.save_steps, save_total_limit=2, logging_steps=plan.log_steps,
-        remove_unused_columns=False, dataset_kwargs={"skip_prepare_dataset": True}, max_length=None, label_names=["labels"],
-        dataloader_pin_memory=False, seed=plan.seed, report_to="none", disable_tqdm=not progress,
-    )  # fmt: skip

@@ -1,43 +1,59 @@
-"""TODO header."""
+"""Instruction rows as training samples: which frames a question shows, and files of rows.
 
-from collections.abc import Callable, Mapping, Sequence
+A frame is drawn from each of equal intervals, so that the same video shows other frames an epoch later; evaluation takes
+the intervals' middles; a row may name its frames itself.
+Source: Holmes-VAU code, internvl_chat/finetune.py:424-486 and dataset.py:35-130. The released code cannot take frames that
+a sampler chose; here a row can.
+"""
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from transformers import TrainerCallback
 
-from vau_lib.data import video
+from vau_lib.data import records, video
 from vau_lib.vlm.chat import encode
 from vau_lib.vlm.models import VLM
 
-CLIP_FRAMES = range(6, 13)  # drawn anew every time; events and whole videos get the last
+CLIP_FRAMES = range(6, 13)  # number of frames of a clip, drawn every time; events and whole videos show the last
 
-KEPT_BYTES = 2**30  # of decoded frames a data set keeps; what does not fit is decoded again
+CACHE_BYTES = 2**30  # of decoded frames a data set keeps; what does not fit is decoded again
 
-KEPT_WHOLE = (
-    2**24
-)  # bytes up to which a video is decoded whole and kept; of a longer one only the chosen frames are read
+MAX_CACHED_VIDEO_BYTES = 2**24  # of a longer video only the frames to show are read
 
 
 def interval_frames(first: int, last: int, count: int, rng: np.random.Generator | None) -> np.ndarray:
-    """Return `count` frame places, one from each of equal intervals of [first, last), sorted; repeats where there are fewer.
+    """Return `count` sorted frames, one from each of equal intervals of [first, last); repeats where there are fewer.
 
-    Drawn by `rng`; the middles without. The released code never draws an interval's last frame; every one can come here.
+    `rng` draws them; without it they are the middles. The released code never draws an interval's last frame.
     """
     if last <= first or count < 1:
         raise ValueError(f"need frames to choose from and a count, got [{first}, {last}) and {count}")
     edges = np.linspace(first, last, count + 1)
-    share = 0.5 if rng is None else rng.random(count)
-    return np.minimum((edges[:-1] + share * np.diff(edges)).astype(int), last - 1)
+    fraction = 0.5 if rng is None else rng.random(count)
+    return np.minimum((edges[:-1] + fraction * np.diff(edges)).astype(int), last - 1)
 
 
 class InstructionSamples(torch.utils.data.Dataset):
-    """Instruction rows as turns of a conversation, with labels; an item is what `chat.encode` returns.
+    """Instruction rows as samples of `chat.encode`, with labels.
 
-    A row holds id, level (clip, event, video), task, video, span_s ([start, end) or None), question, answer. `root` is
-    where videos lie. Frames are random, one per equal interval; `random` False takes the middles, `picks(row)` gives their
-    places. `answers` False leaves the answer out (to ask), `blind` shows black frames (what language alone can guess).
+    A row holds level (clip, event, video), video, question and answer; and where wanted span_s ([start, end) seconds),
+    frames (places in the video, instead of drawn ones) and show_times (False leaves the times out of the prompt).
+
+    Args:
+        rows: instruction rows.
+        root: folder of the videos.
+        vlm: the model whose processor encodes.
+        random: draw a frame per interval; False takes the middles.
+        num_frames: frames per row; None is 6 to 12 for clips and 12 for the rest.
+        released: the released training prompt.
+        answers: False leaves the answers out, to ask.
+        blind: black frames, to measure what language alone can guess.
+        seed: of the frames; with the epoch and the row's place it decides them.
     """
 
     def __init__(
@@ -47,7 +63,6 @@ class InstructionSamples(torch.utils.data.Dataset):
         vlm: VLM,
         *,
         random: bool = True,
-        picks: Callable[[Mapping], np.ndarray] | None = None,
         num_frames: int | None = None,
         released: bool = False,
         answers: bool = True,
@@ -57,20 +72,24 @@ class InstructionSamples(torch.utils.data.Dataset):
         self.rows, self.root, self.vlm = [_checked(row) for row in rows], Path(root), vlm
         if not self.rows:
             raise ValueError("no instruction rows to train on")
-        self.random, self.picks, self.num_frames = random, picks, num_frames
-        self.answers, self.blind = answers, blind
+        self.random, self.num_frames, self.answers, self.blind = random, num_frames, answers, blind
         self.released, self.seed, self.epoch = "train" if released else None, seed, 0
-        self._kept: dict[str, np.ndarray] = {}
-        self._bytes = 0
+        self._cache: dict[str, np.ndarray] = {}
 
     def __len__(self) -> int:
         return len(self.rows)
 
+    def with_rows(self, rows: Sequence[Mapping]) -> "InstructionSamples":
+        """Return a copy with other rows; decoded videos are shared."""
+        other = copy.copy(self)
+        other.rows = [_checked(row) for row in rows]
+        return other
+
     def index(self, place: int) -> np.ndarray:
         """Return the frames a row shows in this epoch, int (N,), places in its video."""
         row = self.rows[place]
-        if self.picks is not None:
-            return np.asarray(self.picks(row), int)
+        if row.get("frames") is not None:
+            return np.asarray(row["frames"], int)
         info = video.probe(self.root / row["video"])
         start_s, end_s = row.get("span_s") or (0.0, info.duration_s)
         first, last = (min(round(t * info.fps), info.num_frames) for t in (start_s, end_s))
@@ -87,24 +106,29 @@ class InstructionSamples(torch.utils.data.Dataset):
         """Return (frames uint8 (N, H, W, 3), their times in seconds)."""
         path, index = self.root / self.rows[place]["video"], self.index(place)
         times_s = video.frame_times(path)[index].tolist()
-        if str(path) not in self._kept:
+        if str(path) not in self._cache:
             info = video.probe(path)
             size = info.num_frames * info.height * info.width * 3
-            if size > KEPT_WHOLE or self._bytes + size > KEPT_BYTES:
+            used = sum(frames.nbytes for frames in self._cache.values())
+            if size > MAX_CACHED_VIDEO_BYTES or used + size > CACHE_BYTES:
                 return video.read_frames(path, index), times_s
-            self._kept[str(path)] = video.read_frames(path, range(info.num_frames))
-            self._bytes += size
-        return self._kept[str(path)][index], times_s
+            self._cache[str(path)] = video.read_frames(path, range(info.num_frames))
+        return self._cache[str(path)][index], times_s
 
     def __getitem__(self, place: int) -> dict[str, torch.Tensor]:
-        return self.turn(place, self.rows[place]["answer"] if self.answers else None)
+        return self.sample(place, self.rows[place]["answer"] if self.answers else None)
 
-    def turn(self, place: int, answer: str | None) -> dict[str, torch.Tensor]:
+    def sample(self, place: int, answer: str | None) -> dict[str, torch.Tensor]:
         """Return a row's question with another answer, or none."""
-        frames, times_s = self.frames(place)
-        frames = np.zeros_like(frames) if self.blind else frames
-        asked = dict(times_s=times_s, answer=answer, released=self.released)
-        return encode(self.vlm, frames, self.rows[place]["question"], **asked)
+        row, (frames, times_s) = self.rows[place], self.frames(place)
+        return encode(
+            self.vlm,
+            np.zeros_like(frames) if self.blind else frames,
+            row["question"],
+            times_s=times_s if row.get("show_times", True) else None,
+            answer=answer,
+            released=self.released,
+        )
 
 
 def _checked(row: Mapping) -> Mapping:
@@ -115,10 +139,44 @@ def _checked(row: Mapping) -> Mapping:
 
 
 class EpochCallback(TrainerCallback):
-    """Tells the data which epoch it is, so that other frames are drawn, the same ones when a stopped run goes on."""
+    """Gives the samples the epoch, so that other frames are drawn, and the same ones when a stopped run goes on."""
 
-    def __init__(self, data):
-        self.data = data
+    def __init__(self, samples):
+        self.samples = samples
 
     def on_epoch_begin(self, args, state, control, **_):
-        self.data.epoch = int(state.epoch or 0)
+        self.samples.epoch = int(state.epoch or 0)
+
+
+def shuffle_answers(rows: Sequence[Mapping], *, seed: int) -> list[dict]:
+    """Return the rows with the answers of each task shuffled among them: what is learned from these is no knowledge."""
+    rng, shuffled = np.random.default_rng(seed), [dict(row) for row in rows]
+    for task in dict.fromkeys(row["task"] for row in rows):
+        places = [n for n, row in enumerate(rows) if row["task"] == task]
+        for place, source in zip(places, rng.permutation(places), strict=True):
+            shuffled[place]["answer"] = rows[source]["answer"]
+    return shuffled
+
+
+def read_rows(files: Mapping[Path, Path], *, split: str = "train") -> list[dict]:
+    """Return the instruction rows of a split from {file of JSON lines: folder of its videos}, `video` made a whole path.
+
+    ValueError in one line for a line that is no row, a file without rows of the split, and videos that are missing.
+    """
+    rows = []
+    for file, root in files.items():
+        chosen, lines = [], Path(file).read_text(encoding="utf-8").splitlines()
+        for number, line in enumerate(lines, start=1):
+            try:
+                row = json.loads(line)
+                if row["split"] == split:
+                    chosen.append({**row, "video": str(records.inside(row["video"], root).resolve())})
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"{file} line {number} is no instruction row: {error!r}") from error
+        if not chosen:
+            raise ValueError(f"{file}: none of {len(lines)} rows is of split {split!r}")
+        missing = sorted({row["video"] for row in chosen if not Path(row["video"]).is_file()})
+        if missing:
+            raise ValueError(f"{file}: {len(missing)} videos are not under {root}, the first is {missing[0]}")
+        rows += chosen
+    return rows

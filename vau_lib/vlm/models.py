@@ -1,7 +1,8 @@
-"""Models come from a folder or the hub with their processor, and go to a folder whole; what is missing is said in one line.
+"""Vision-language models with their processors: load from a folder or the hub, save as one folder.
 
-- native transformers classes; code that comes with weights runs only when the caller says so
-- a folder written here says in made_by.json what made it and what its answers are worth, and a loaded model repeats it
+- only the native transformers classes of InternVL (2.5 and 3, `-hf` checkpoints) and Qwen2.5-VL; code that comes with
+  weights runs only when the caller allows it
+- a folder written by `save` holds made_by.json: the model's name, and what its answers are worth
 """
 
 import os
@@ -30,7 +31,7 @@ FAMILIES = ("internvl", "qwen2_5_vl")
 
 @dataclass(frozen=True)
 class VLM:
-    """A model with its processor. `kind` says what its answers are worth, "" for a model with real weights."""
+    """A loaded model with its processor; `kind` says what its answers are worth, "" for real weights."""
 
     model: PreTrainedModel
     processor: ProcessorMixin
@@ -44,13 +45,19 @@ class VLM:
 
     @property
     def label(self) -> str:
-        """The name to print beside an answer, with what it is worth."""
+        """Name and kind, to print beside an answer."""
         return f"{self.name} ({self.kind})" if self.kind else self.name
 
     @property
-    def context(self) -> int:
+    def context_length(self) -> int:
         """Tokens the language model was made for."""
         return self.model.config.get_text_config().max_position_embeddings
+
+    @property
+    def visual_token_ids(self) -> list[int]:
+        """Ids that stand for images and videos in a prompt."""
+        ids = {getattr(self.processor, name, None) for name in ("image_token_id", "video_token_id")}
+        return sorted(ids - {None})
 
     def replace(self, **changes) -> "VLM":
         """Return a copy with another model, kind or name."""
@@ -73,16 +80,22 @@ def load(
     revision: str | None = None,
     local_only: bool = False,
 ) -> VLM:
-    """Return a model from a folder or the hub, ready to speak.
+    """Load a model and its processor from a folder or the hub, in evaluation mode.
 
-    `dtype` "auto" is bfloat16 on an accelerator, float32 on the CPU; `device` "auto" spreads over what there is;
-    `attention` "auto" is FlashAttention where it is installed and runs, else torch's own (SDPA). `bits` 4 or 8 needs
-    bitsandbytes. `trust_remote_code` runs code that comes with the weights (InternVL2-2B, HolmesVAU-2B need it); read
-    it first, and name the commit you read as `revision`, for a hub's newest may be another tomorrow.
-    StoreError in one line where weights are missing or of another family; ValueError for what cannot be had here.
+    Args:
+        name_or_path: a folder with config.json, weights and processor files, or a name on the hub.
+        dtype: "auto" is bfloat16 on an accelerator and float32 on the CPU.
+        device: "auto" spreads the model over the accelerators there are.
+        attention: "auto" is FlashAttention where it is installed, else torch's own (SDPA).
+        bits: 4 or 8 quantises with bitsandbytes; None does not.
+        trust_remote_code: run code that comes with the weights (InternVL2-2B and HolmesVAU-2B need it). Read it first.
+        revision: the commit of the hub's repository; name the one whose code was read.
+        local_only: never ask the hub.
+
+    Raises StoreError where weights are missing or of another family, ValueError for what cannot run here.
     """
-    asked = dict(trust_remote_code=trust_remote_code, revision=revision, local_files_only=local_only)
-    config = _config(name_or_path, asked)
+    source = dict(trust_remote_code=trust_remote_code, revision=revision, local_files_only=local_only)
+    config = _config(name_or_path, source)
     family = config.model_type
     if family in REMOTE and not trust_remote_code:
         raise ValueError(OWN_CODE.format(name_or_path))
@@ -91,11 +104,11 @@ def load(
     options = _options(dtype, device, attention, bits)
     if family in REMOTE:
         options.pop("attn_implementation")  # their code chooses for itself, and refuses what it does not know
-    kind = AutoModel if family in REMOTE else AutoModelForImageTextToText
+    model_class = AutoModel if family in REMOTE else AutoModelForImageTextToText
+    processor_class = AutoTokenizer if family in REMOTE else AutoProcessor  # their code prepares images itself
     try:
-        model = kind.from_pretrained(name_or_path, **options, **asked).eval()
-        reader = AutoTokenizer if family in REMOTE else AutoProcessor  # their code prepares pictures itself
-        processor = reader.from_pretrained(name_or_path, **asked)
+        model = model_class.from_pretrained(name_or_path, **options, **source).eval()
+        processor = processor_class.from_pretrained(name_or_path, **source)
     except (OSError, ValueError, RuntimeError) as error:
         raise artifacts.StoreError(f"{name_or_path} cannot be loaded: {artifacts.one_line(error)}") from error
     made_by = Path(name_or_path) / "made_by.json"
@@ -103,18 +116,18 @@ def load(
     return VLM(model, processor, family, facts.get("name", Path(name_or_path).name), facts.get("kind", ""))
 
 
-def _config(name_or_path, asked: dict):
+def _config(name_or_path, source: dict):
     path = Path(name_or_path)
-    looks_like_a_place = path.is_absolute() or str(name_or_path).startswith(".") or path.is_dir()
-    if looks_like_a_place and not (path / "config.json").is_file():
+    is_folder = path.is_absolute() or str(name_or_path).startswith(".") or path.is_dir()
+    if is_folder and not (path / "config.json").is_file():
         raise artifacts.StoreError(
             f"no model at {name_or_path}: a folder with config.json, weights and processor files is needed"
         )
     try:
-        return AutoConfig.from_pretrained(name_or_path, **asked)
+        return AutoConfig.from_pretrained(name_or_path, **source)
     except ValueError as error:
-        kind = artifacts.read_json(path / "config.json").get("model_type") if path.is_dir() else None
-        if kind in REMOTE or "trust_remote_code" in str(error):
+        model_type = artifacts.read_json(path / "config.json").get("model_type") if path.is_dir() else None
+        if model_type in REMOTE or "trust_remote_code" in str(error):
             raise ValueError(OWN_CODE.format(name_or_path)) from error
         raise artifacts.StoreError(
             f"{name_or_path} has no readable config.json: {artifacts.one_line(error)}"
@@ -126,13 +139,13 @@ def _config(name_or_path, asked: dict):
 
 
 def _options(dtype, device: str, attention: str, bits: int | None) -> dict:
-    fast = torch.cuda.is_available()
+    cuda = torch.cuda.is_available()
     if attention == "auto":
-        attention = "flash_attention_2" if fast and is_flash_attn_2_available() else "sdpa"
+        attention = "flash_attention_2" if cuda and is_flash_attn_2_available() else "sdpa"
     if dtype == "auto":
-        dtype = torch.bfloat16 if fast else torch.float32
+        dtype = torch.bfloat16 if cuda else torch.float32
     options = dict(dtype=dtype, attn_implementation=attention)
-    if device != "auto" or fast:
+    if device != "auto" or cuda:
         options["device_map"] = device
     if bits is not None:
         if bits not in (4, 8):
@@ -144,19 +157,19 @@ def _options(dtype, device: str, attention: str, bits: int | None) -> dict:
 
 
 def save(vlm: VLM, folder: str | Path, **facts: object) -> Path:
-    """Write model, processor and made_by.json as one folder that `load` reads; it appears whole or not at all.
+    """Write model, processor and made_by.json (with `facts`) as one folder that `load` reads, whole or not at all.
 
-    ValueError where the folder is there already and is not one of these.
+    ValueError where the folder exists and holds something else.
     """
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()) and not (folder / "made_by.json").is_file():
-        raise ValueError(f"{folder} is there already and holds something else")
+        raise ValueError(f"{folder} exists and holds something else")
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     vlm.model.save_pretrained(scratch)
     vlm.processor.save_pretrained(scratch)
     artifacts.write_made_by(scratch, name=vlm.name, kind=vlm.kind, family=vlm.family, **facts)
-    _as_any_file(scratch)
+    _default_modes(scratch)
     if folder.exists():
         old = Path(mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
         os.replace(folder, old / folder.name)
@@ -165,8 +178,8 @@ def save(vlm: VLM, folder: str | Path, **facts: object) -> Path:
     return folder
 
 
-def _as_any_file(folder: Path) -> None:
-    """Give a private temporary folder and its files the modes that new ones have."""
+def _default_modes(folder: Path) -> None:
+    """Give a temporary folder and its files the modes that new files have."""
     umask = os.umask(0)
     os.umask(umask)
     folder.chmod(0o777 & ~umask)
