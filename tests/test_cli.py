@@ -125,11 +125,11 @@ def test_tune_and_guard_by_what_it_left(project, tmp_path):
     rows = [json.loads(line) for line in (project / "data/generated/instructions.jsonl").read_text().splitlines()]
     assert {row["task"] for row in rows} == {"caption", "judgement", "description", "analysis"}
     words = ["tune", "data/generated/instructions.jsonl", "--model", twin, "--out", "data/tuned", "--rank", "4"]
-    small = ["--share", "0.3", "--frames", "4", "--steps", "2", "--batch", "2"]
+    small = ["--keep-ratio", "0.3", "--frames", "4", "--steps", "2", "--batch", "2"]
     done = CliRunner().invoke(cli.app, [*words, *small])
     assert done.exit_code == 0 and "rows of 1 files, loss" in done.output, done.output
     guard = ["guard", str(project / "data/generated/videos"), "--model", twin, "--out", str(tmp_path / "said.jsonl")]
-    guard += ["--frames", "4", "--tokens", "4", "--batch", "4"]
+    guard += ["--frames", "4", "--max-new-tokens", "4", "--batch", "4"]
     said = vau(*guard, "--adapter", "data/tuned")
     assert said.exit_code == 0 and "tuned: data/tuned" in said.output, said.output
     untuned = vau(*guard)

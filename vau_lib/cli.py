@@ -1,6 +1,7 @@
-"""`vau`: run, resume, compare; whatever goes wrong is one line, and the traceback is a flag away.
+"""`vau`, the command line: run presets, compare their results, and use the systems on videos.
 
-- every command is a few calls into `runs`; nothing can be done here that a notebook could not do
+- every command is a few calls into the library; nothing can be done here that a notebook could not do
+- whatever goes wrong is one line and exit code 1; --debug shows the traceback
 - `list`, `table` and `run --dry-run` never import torch; only `doctor` looks at the heavy libraries
 """
 
@@ -27,11 +28,11 @@ WEIGHTS = {
     "MemTSM-Net": "memtsm/best_model.pth",
 }  # fmt: skip
 
-WATCHED = Path("data/models/lshma/synthetic/intended/fold0_seed0")  # what the demo trains
+DEMO_LSHMA = Path("data/models/lshma/synthetic/intended/fold0_seed0")  # what the demo trains
 
-SPOKEN = "data/toy_models/internvl"  # a toy that speaks of drawn close-ups; give a real one
+TOY_VLM = "data/toy_models/internvl"  # knows the toy data set only; give a real model
 
-WIDE = 10_000  # columns of a console that is no terminal: nothing is cut
+PLAIN_WIDTH = 10_000  # columns of a console that is no terminal: nothing is cut
 
 
 class OneLine(typer.core.TyperGroup):
@@ -54,9 +55,13 @@ app = typer.Typer(cls=OneLine, add_completion=False, no_args_is_help=True, prett
 
 Preset = Annotated[str, typer.Argument(metavar="PRESET", help="a folder of params/, or demo")]
 
-Chosen = Annotated[list[str] | None, typer.Argument(metavar="[NN]...", help="only these notebooks, always executed")]
+Notebooks = Annotated[
+    list[str] | None, typer.Argument(metavar="[NN]...", help="run only these notebooks, even where they are done")
+]
 
-Given = Annotated[list[str] | None, typer.Option("-p", metavar="NAME=VALUE", help="a parameter; may be repeated")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("-p", metavar="NAME=VALUE", help="set a notebook parameter; may be repeated")
+]
 
 
 @app.callback()
@@ -67,13 +72,13 @@ def main(debug: Annotated[bool, typer.Option("--debug", envvar="VAU_DEBUG", help
 @app.command("run")
 def run_(
     preset: Preset,
-    notebooks: Chosen = None,
-    parameters: Given = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="show what would run, and with what")] = False,
-    fresh: Annotated[bool, typer.Option("--fresh", help="run again what is done")] = False,
-    workers: Annotated[int, typer.Option(help="notebooks at once, where none needs another")] = 1,
+    notebooks: Notebooks = None,
+    parameters: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="show what would run, with its parameters")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="run finished notebooks again")] = False,
+    workers: Annotated[int, typer.Option(help="notebooks that run at once, where none needs another")] = 1,
 ) -> None:
-    """Execute a preset's notebooks into data/runs/PRESET/, going on where the last run stopped."""
+    """Run the notebooks of a preset into data/runs/PRESET/; a stopped run is resumed."""
     overrides = presets.parse_values(parameters or [])
     steps = notebook_runs.run(preset, notebooks or (), overrides, dry_run=True, fresh=fresh)
     for step in steps:
@@ -89,18 +94,20 @@ def run_(
 def sweep(
     preset: Preset,
     notebook: Annotated[str, typer.Argument(metavar="NN")],
-    grid: Annotated[list[str], typer.Argument(metavar="NAME=V1,V2...", help="values to combine")],
+    grid: Annotated[list[str], typer.Argument(metavar="NAME=V1,V2...", help="the values of each parameter")],
     engine: Annotated[str, typer.Option(help="serial, processes or ray")] = "serial",
     workers: Annotated[int, typer.Option(help="processes at once")] = 2,
 ) -> None:
-    """Execute one notebook at every combination of values; the rows are in `vau table PRESET`."""
-    tried = notebook_runs.sweep(
+    """Run one notebook at every combination of parameter values; `vau table PRESET` shows the results."""
+    results = notebook_runs.sweep(
         preset, notebook, presets.parse_values(grid, split=True), engine=engine, workers=workers
     )
-    failed = [error for _, error in tried if error]
+    failed = [error for _, error in results if error]
     for error in failed:
         typer.echo(f"vau: {error}", err=True)
-    typer.echo(f"{len(tried) - len(failed)} of {len(tried)} points in {presets.shown(notebook_runs.copies(preset))}")
+    typer.echo(
+        f"{len(results) - len(failed)} of {len(results)} points in {presets.shown(notebook_runs.copies(preset))}"
+    )
     if failed:
         raise typer.Exit(1)
 
@@ -108,16 +115,18 @@ def sweep(
 @app.command()
 def watch(
     source: Annotated[str, typer.Argument(help="a video, a camera's number, or an address (rtsp://...)")],
-    model: Annotated[Path, typer.Option(help="folder of a trained LSHMA model")] = WATCHED,
+    model: Annotated[Path, typer.Option(help="folder of a trained LSHMA model")] = DEMO_LSHMA,
     weights: Annotated[
-        str | None, typer.Option(help="weights of the model's encoder; searched for if not given")
+        str | None, typer.Option(help="weights of the feature encoder; searched for if not given")
     ] = None,
-    threshold: Annotated[float, typer.Option(help="scores from here on are marked; choose it on validation")] = 0.5,
-    seconds: Annotated[float, typer.Option(help="stop after this much video; 0 goes on")] = 0.0,
-    plot: Annotated[Path | None, typer.Option(help="keep a picture of the scores here, renewed as they arrive")] = None,
-    csv: Annotated[Path | None, typer.Option(help="write second, score at the end")] = None,
+    threshold: Annotated[float, typer.Option(help="mark scores at or above it; choose it on validation data")] = 0.5,
+    seconds: Annotated[float, typer.Option(help="stop after this many seconds of video; 0: never")] = 0.0,
+    plot: Annotated[Path | None, typer.Option(help="draw the scores into this image file while they arrive")] = None,
+    csv: Annotated[
+        Path | None, typer.Option(help="write second and score of every clip to this csv at the end")
+    ] = None,
 ) -> None:
-    """Print a trained stream's scores as frames arrive, a line per clip; Ctrl-C ends it and keeps what was seen."""
+    """Print LSHMA's anomaly scores while frames arrive, one line per clip; Ctrl-C ends it and keeps the results."""
     from vau_lib import watch  # torch, only here
 
     model = presets.project_path(model)
@@ -128,25 +137,25 @@ def watch(
 @app.command()
 def guard(
     source: Annotated[Path, typer.Argument(help="a video, a folder of videos, or a records.jsonl")],
-    model: Annotated[str, typer.Option(help="folder or hub name of InternVL or Qwen2.5-VL")] = SPOKEN,
-    adapter: Annotated[Path | None, typer.Option(help="what `vau tune` left")] = None,
+    model: Annotated[str, typer.Option(help="folder or hub name of InternVL or Qwen2.5-VL")] = TOY_VLM,
+    adapter: Annotated[Path | None, typer.Option(help="folder of a LoRA adapter that `vau tune` wrote")] = None,
     out: Annotated[
-        Path | None, typer.Option(help="append a JSON line per video; those it holds are not asked again")
+        Path | None, typer.Option(help="append one JSON line per video; videos that it already holds are skipped")
     ] = None,
-    frames: Annotated[int, typer.Option(help="frames a video shows")] = 16,
-    share: Annotated[float, typer.Option(help="share of the picture tokens that is read")] = 1.0,
-    tokens: Annotated[int, typer.Option(help="tokens an answer may have")] = 768,
-    batch: Annotated[int, typer.Option(help="videos per call; text is shown as it is made with 1")] = 1,
+    frames: Annotated[int, typer.Option(help="frames sampled per video")] = 16,
+    keep_ratio: Annotated[float, typer.Option(help="fraction of the visual tokens that is kept, in (0, 1]")] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option(help="longest answer, in tokens")] = 768,
+    batch: Annotated[int, typer.Option(help="videos per batch; with 1 the answer is shown while it is generated")] = 1,
 ) -> None:
-    """Ask a security model about videos: what happens, and is it an anomaly?"""
+    """Ask a vision-language model about videos: what happens, and is it an anomaly?"""
     from vau_lib import guard
     from vau_lib.vlm import finetuning, models  # torch, only here
 
-    vlm = models.load(_place(model))
+    vlm = models.load(_model_path(model))
     if adapter is not None:
         merged = finetuning.merge(vlm.model, presets.project_path(str(adapter)))
         vlm = vlm.replace(model=merged, kind=f"{vlm.kind}, tuned: {adapter}")
-    plan = guard.GuardPlan(num_frames=frames, share=share, max_new_tokens=tokens, batch_size=batch)
+    plan = guard.GuardPlan(num_frames=frames, share=keep_ratio, max_new_tokens=max_new_tokens, batch_size=batch)
     stream = (lambda text: typer.echo(text, nl=False)) if batch == 1 else None
     answers = guard.guard(vlm, source, out, plan=plan, stream=stream, log=lambda line: typer.echo(line, err=True))
     for row in answers:
@@ -155,96 +164,106 @@ def guard(
     typer.echo(f"by {vlm.label}")
 
 
-@app.command()
-def rows(
-    lists: Annotated[list[Path], typer.Argument(help="released csv lists, path,label: training and test")],
-    source: Annotated[Path, typer.Option("--from", help="folder that holds the released .npy files, anywhere below")],
-    target: Annotated[Path, typer.Option("--to", help="where rows are written: data/features/DATASET/released")],
-    crops: Annotated[str, typer.Option(help="crops to average, like 0,1,2; nothing takes all that a list names")] = "",
-    width: Annotated[int, typer.Option(help="numbers per row")] = 512,
+@app.command("import-features")
+def import_features(
+    lists: Annotated[
+        list[Path], typer.Argument(help="released csv lists (path,label) of the training and the test set")
+    ],
+    source: Annotated[Path, typer.Option("--from", help="folder with the released .npy files, at any depth")],
+    target: Annotated[Path, typer.Option("--to", help="folder to write to: data/features/DATASET/released")],
+    crops: Annotated[str, typer.Option(help="crops to average, like 0,1,2; all that a list names if not given")] = "",
+    width: Annotated[int, typer.Option(help="width of a feature vector")] = 512,
 ) -> None:
-    """Bring features that others released to where the notebooks read rows; goes on where it was stopped."""
+    """Convert features that others released to this project's layout; a stopped import is resumed."""
     from vau_lib.features import released
 
     chosen = presets.parse_values([f"crops={crops}"], split=True)["crops"] if crops else []
     counts = released.imported(lists, source, presets.project_path(target), crops=chosen, width=width)
-    typer.echo(f"{target}: {len(counts):,} videos, {sum(counts.values()):,} rows")
+    typer.echo(f"{target}: {len(counts):,} videos, {sum(counts.values()):,} snippets")
 
 
 @app.command()
 def generate(
-    folder: Annotated[Path, typer.Argument(help="where videos, ledger and records.jsonl go, like data/generated")],
+    folder: Annotated[
+        Path, typer.Argument(help="folder for videos, job ledger and records.jsonl, like data/generated")
+    ],
     number: Annotated[int, typer.Option(help="videos, an anomaly and its everyday counterpart in turn")] = 200,
-    seed: Annotated[int, typer.Option(help="of the sentences")] = 0,
+    seed: Annotated[int, typer.Option(help="random seed of the scenarios")] = 0,
     backend: Annotated[str, typer.Option(help="procedural, veo, or a diffusers model's name or folder")] = "procedural",
-    fixed: Annotated[list[str] | None, typer.Option("-p", metavar="FACTOR=VALUE", help="hold a factor")] = None,
-    price: Annotated[float | None, typer.Option(help="of a second, where it costs something; look it up")] = None,
-    confirm: Annotated[float | None, typer.Option(help="the exact sum, instead of being asked")] = None,
-    workers: Annotated[int, typer.Option(help="processes that draw")] = 2,
+    factors: Annotated[list[str] | None, typer.Option("-p", metavar="FACTOR=VALUE", help="fix a factor")] = None,
+    price: Annotated[float | None, typer.Option(help="price of one second of video; needed by paid backends")] = None,
+    confirm: Annotated[
+        float | None, typer.Option(help="agree to this exact total price instead of being asked")
+    ] = None,
+    workers: Annotated[int, typer.Option(help="processes of the procedural backend")] = 2,
 ) -> None:
-    """Make videos of scenarios in which every pair of factors occurs; goes on where it was stopped."""
+    """Make videos of scenarios in which every pair of factors occurs; a stopped run is resumed."""
     from vau_lib.synthetic import scenarios, text_to_video
 
-    held = presets.parse_values(fixed or [])
-    if wrong := sorted(held.keys() - scenarios.FACTORS.keys()):
+    fixed = presets.parse_values(factors or [])
+    if wrong := sorted(fixed.keys() - scenarios.FACTORS.keys()):
         raise ValueError(f"no factor {wrong[0]!r}; there are {', '.join(scenarios.FACTORS)}")
     if backend == "veo" and not price:
         raise ValueError("veo costs money: give --price, what a second costs now")
-    chosen = scenarios.covering_scenarios(number, seed, **held)
+    chosen = scenarios.covering_scenarios(number, seed, **fixed)
     makers = {"procedural": text_to_video.procedural, "veo": lambda: text_to_video.Veo(price_per_second=price)}
     maker = makers.get(backend, lambda: text_to_video.diffusers(backend))()
-    made = text_to_video.run(
+    jobs = text_to_video.run(
         maker, chosen, presets.project_path(str(folder)), seed=seed, confirm=typer.confirm if confirm is None else confirm,
         splits={"train": 0.6, "val": 0.2, "test": 0.2}, workers=workers,
     )  # fmt: skip
     missing = scenarios.coverage(chosen)[1]
-    said = ", ".join(f"{count} {status}" for status, count in made["status"].value_counts().items())
-    typer.echo(f"{folder}: {said}; {int(made['label'].sum())} anomalous; {len(missing)} pairs of factors never occur")
-    for row in made[made["status"] != "done"].itertuples():
+    statuses = ", ".join(f"{count} {status}" for status, count in jobs["status"].value_counts().items())
+    typer.echo(
+        f"{folder}: {statuses}; {int(jobs['label'].sum())} anomalous; {len(missing)} pairs of factors never occur"
+    )
+    for row in jobs[jobs["status"] != "done"].itertuples():
         typer.echo(f"  {row.id}: {row.status}: {row.detail}")
 
 
 @app.command()
 def tune(
-    files: Annotated[list[Path], typer.Argument(help="instruction rows, like data/generated/instructions.jsonl")],
-    out: Annotated[Path, typer.Option(help="where checkpoints and the adapter go, like data/models/vlm/security")],
+    files: Annotated[list[Path], typer.Argument(help="instruction files, like data/generated/instructions.jsonl")],
+    out: Annotated[Path, typer.Option(help="folder for checkpoints and the adapter, like data/models/vlm/security")],
     roots: Annotated[
         list[Path] | None, typer.Option("--root", help="folder of each file's videos; its own folder if not given")
     ] = None,
-    model: Annotated[str, typer.Option(help="folder or hub name of InternVL or Qwen2.5-VL")] = SPOKEN,
-    share: Annotated[float, typer.Option(help="films show a share of their tokens, drawn from here to 1")] = 1.0,
-    frames: Annotated[int, typer.Option(help="frames a row shows")] = 16,
-    steps: Annotated[int, typer.Option(help="steps; -1 is one pass over the rows")] = -1,
+    model: Annotated[str, typer.Option(help="folder or hub name of InternVL or Qwen2.5-VL")] = TOY_VLM,
+    keep_ratio: Annotated[
+        float, typer.Option(help="train on videos with a random fraction of their visual tokens, from this to 1")
+    ] = 1.0,
+    frames: Annotated[int, typer.Option(help="frames sampled per video")] = 16,
+    steps: Annotated[int, typer.Option(help="optimizer steps; -1: one epoch")] = -1,
     rate: Annotated[float, typer.Option(help="learning rate")] = 4e-5,
-    batch: Annotated[int, typer.Option(help="rows a step")] = 4,
-    rank: Annotated[int, typer.Option(help="of the adapter")] = 64,
-    seed: Annotated[int, typer.Option(help="of frames, adapter, shares")] = 0,
+    batch: Annotated[int, typer.Option(help="batch size")] = 4,
+    rank: Annotated[int, typer.Option(help="rank of the adapter")] = 64,
+    seed: Annotated[int, typer.Option(help="random seed")] = 0,
 ) -> None:
-    """Tune a language model on instruction rows by LoRA and TRL; goes on where it was stopped."""
+    """Fine-tune a vision-language model on instruction files with LoRA; a stopped training is resumed."""
     from vau_lib.compression import token_pruning, token_selection
     from vau_lib.vlm import finetuning, instruction_data, models  # torch, only here
 
-    if not 0 < share <= 1:
-        raise ValueError(f"--share must be above 0 and at most 1, got {share}")
+    if not 0 < keep_ratio <= 1:
+        raise ValueError(f"--keep-ratio must be above 0 and at most 1, got {keep_ratio}")
     if roots and len(roots) != len(files):
         raise ValueError(f"{len(files)} files and {len(roots)} folders of videos: give --root once per file, or never")
     places = dict(zip(files, roots or [file.parent for file in files], strict=True))
     rows = instruction_data.read_rows(
         {presets.project_path(str(f)): presets.project_path(str(r)) for f, r in places.items()}
     )
-    vlm = models.load(_place(model))
+    vlm = models.load(_model_path(model))
     vlm = vlm.replace(model=finetuning.lora(vlm.model, r=rank, alpha=2 * rank, seed=seed))
     plan = finetuning.LoraPlan(
         max_steps=steps, learning_rate=rate, batch_size=batch, seed=seed, save_steps=50, log_steps=max(1, min(10, steps))
     )  # fmt: skip
-    rule = token_selection.random_ratio(share)
+    rule = token_selection.random_ratio(keep_ratio)
     losses = finetuning.fit(
         vlm,
         instruction_data.InstructionSamples(rows, "/", vlm, num_frames=frames, seed=seed),
         plan=plan,
         folder=presets.project_path(str(out)),
-        wrap_model=partial(token_pruning.compressed, share=1.0, rule=rule) if share < 1 else None,
-        facts={"share": share, "rank": rank, "frames": frames},
+        wrap_model=partial(token_pruning.compressed, share=1.0, rule=rule) if keep_ratio < 1 else None,
+        facts={"keep_ratio": keep_ratio, "rank": rank, "frames": frames},
         progress=True,
     )
     first, last = losses["loss"].iloc[[0, -1]]
@@ -253,7 +272,7 @@ def tune(
 
 @app.command("list")
 def list_() -> None:
-    """Show which notebooks each preset runs, and how far it is."""
+    """Show the notebooks, and for each preset which of them it runs and which are done."""
     shown = _table("notebook", "question", *presets.presets())
     member = {preset: presets.members(preset) for preset in presets.presets()}
     for name in presets.notebooks():
@@ -265,9 +284,9 @@ def list_() -> None:
 @app.command()
 def table(
     preset: Annotated[str | None, typer.Argument(metavar="[PRESET]")] = None,
-    csv: Annotated[Path | None, typer.Option(help="write the whole table here instead")] = None,
+    csv: Annotated[Path | None, typer.Option(help="write the whole table to this file instead")] = None,
 ) -> None:
-    """Show one row per executed notebook: parameters that differ, metrics, seconds, where it failed, commit."""
+    """Show one row per executed notebook: changed parameters, metrics, seconds, where it failed, commit."""
     rows = notebook_runs.table(preset)
     if csv:
         with artifacts.replacing(csv) as temporary:
@@ -287,25 +306,25 @@ def table(
 
 @app.command()
 def doctor() -> None:
-    """Say what this machine has: versions, accelerator, codecs, weights, data, disk."""
+    """Show what this machine has: versions, accelerator, codecs, weights, data, disk."""
     shown = _table("what", "found")
-    for what, look in _looks():
+    for what, check in _checks():
         try:
-            found = str(look())
-        except Exception as error:  # a broken library may raise anything; telling so is what a doctor is for
+            found = str(check())
+        except Exception as error:  # a broken library may raise anything; the report names it and goes on
             found = f"no: {type(error).__name__}: {artifacts.one_line(error)}"
         shown.add_row(what, found)
     _console().print(shown)
 
 
-def _place(model: str) -> Path | str:
-    """Return a model's folder in the project, or what was given: a name on the hub."""
-    place = presets.project_path(model)
-    return place if place.is_dir() else model
+def _model_path(model: str) -> Path | str:
+    """Return a model's folder in the project, or the name on the hub unchanged."""
+    folder = presets.project_path(model)
+    return folder if folder.is_dir() else model
 
 
-def _looks() -> Iterator[tuple[str, Callable[[], object]]]:
-    """Yield (what, function that says what it finds or raises)."""
+def _checks() -> Iterator[tuple[str, Callable[[], object]]]:
+    """Yield (name, function that returns what it finds or raises)."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield "python", lambda: f"{sys.version.split()[0]} in {sys.prefix}"
     yield "project", lambda: f"{presets.project()}, commit {artifacts.commit()}"
@@ -355,7 +374,7 @@ def _codecs() -> str:
                 found[f"read by {reader}"] = f"{len(video.read_frames(path, range(8), reader=reader))} of 8 frames"
             except (ValueError, RuntimeError) as error:
                 found[f"read by {reader}"] = f"no: {artifacts.one_line(error)}"
-    return ", ".join(f"{what}: {said}" for what, said in found.items())
+    return ", ".join(f"{what}: {result}" for what, result in found.items())
 
 
 def _weights(filename: str) -> Path:
@@ -372,11 +391,11 @@ def _real_data() -> str:
 
 
 def _table(*columns: str, title: str | None = None) -> Table:
-    made = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for column in columns:
-        made.add_column(column, overflow="fold")
-    return made
+        table.add_column(column, overflow="fold")
+    return table
 
 
 def _console() -> Console:
-    return Console(width=None if sys.stdout.isatty() else WIDE, highlight=False, markup=False)
+    return Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH, highlight=False, markup=False)
