@@ -166,9 +166,9 @@ def test_real_videos_go_from_file_to_figure(real_data, name, tmp_path):
 @pytest.mark.parametrize(
     ("judgement", "title", "caption"),
     [
-        ("", "no judgement in the answer", "judgement: (the model said nothing)"),
+        ("", "no judgement in the answer", "judgement: (the model answered nothing)"),
         ("No anomaly exists in the video.", "judged normal", "analysis: (not asked: nothing to explain)"),
-        ("An anomaly exists.", "judged anomalous", "analysis: (the model said nothing)"),
+        ("An anomaly exists.", "judged anomalous", "analysis: (the model answered nothing)"),
     ],
 )
 def test_an_empty_answer_is_called_empty(twin, clip, monkeypatch, judgement, title, caption):
@@ -178,7 +178,7 @@ def test_an_empty_answer_is_called_empty(twin, clip, monkeypatch, judgement, tit
     )
     figure = explain.figure(explain_clip(clip, twin, fixed([0.5] * 10)))
     assert title in figure.get_suptitle() and caption in figure.get_supxlabel()
-    assert "description: (the model said nothing)" in figure.get_supxlabel()
+    assert "description: (the model answered nothing)" in figure.get_supxlabel()
 
 
 # Bad input: one clear line each
@@ -245,7 +245,7 @@ def test_a_model_without_its_tokens_is_refused(twin):
 
     with pytest.raises(ValueError) as error:
         explain.VisionTower(twin.replace(model=Closed()))
-    assert line_of(error) == "tiny-internvl (internvl) does not show its picture tokens"
+    assert line_of(error) == "tiny-internvl (internvl) does not give its visual tokens"
 
 
 GOOD = {"id": 1, "type": "clip", "task": "caption", "video": "ucf-crime/clips/test/A_E0C0.mp4", "prompt": "What?"}

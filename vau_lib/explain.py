@@ -27,7 +27,7 @@ STAGES = ("features", "score", "sample", "encode", "ask")
 
 PICTURE_SIDE = 240  # pixels of the longer side of a frame in the figure
 
-GRID = 4000  # points of the drawn curve
+GRID = 4000  # points of the plotted curve
 
 
 class VisionTower:
@@ -39,7 +39,7 @@ class VisionTower:
 
     def __init__(self, vlm: models.VLM, *, describe: Callable[[Tensor, Tensor], Tensor] | None = None):
         if not hasattr(vlm.model, "get_image_features"):
-            raise ValueError(f"{vlm.name} ({vlm.family}) does not show its picture tokens")
+            raise ValueError(f"{vlm.name} ({vlm.family}) does not give its visual tokens")
         self.vlm, self.describe, self.frame_count = vlm, describe, 0
 
     @torch.inference_mode()
@@ -206,23 +206,23 @@ def figure(explained: ExplainedVideo):
     step = max(1, max(frames.shape[1:3]) // PICTURE_SIDE)
     verdict = {True: "judged anomalous", False: "judged normal", None: "no judgement in the answer"}
     counts = f"{len(explained.index)} frames scored, {len(frames)} shown"
-    drawn = timeline.scores(
+    plot = timeline.scores(
         {"score": explained.scores[places]},
         fps=(GRID - 1) / end_s,
         frames=frames[:, ::step, ::step],
         shown_s=explanation.times_s,
         title=f"{_warning(explained.label)}{explained.path.name}: {verdict[explanation.anomalous]}, {counts}",
     )
-    drawn.axes[0].set_ylim(-0.02, 1.05)  # noise must not look like a curve
+    plot.axes[0].set_ylim(-0.02, 1.05)  # noise must not look like a curve
     answers = [f"{name}: {_answer(explanation, name)}" for name in ("judgement", "description", "analysis")]
-    drawn.supxlabel("\n".join([*map(_short, answers), f"by {explained.label}"]), x=0.01, ha="left", fontsize=8)
-    return drawn
+    plot.supxlabel("\n".join([*map(_short, answers), f"by {explained.label}"]), x=0.01, ha="left", fontsize=8)
+    return plot
 
 
 def _answer(explanation: inference.Explanation, name: str) -> str:
     if name == "analysis" and explanation.anomalous is False:
         return "(not asked: nothing to explain)"
-    return getattr(explanation, name) or "(the model said nothing)"
+    return getattr(explanation, name) or "(the model answered nothing)"
 
 
 def _warning(label: str) -> str:

@@ -1,7 +1,7 @@
-"""Vision-language models: InternVL and Qwen2.5-VL.
+"""Vision-language models (InternVL, Qwen2.5-VL): load, ask, fine-tune, reinforce.
 
-- `models`: load and save; `chat`: frames and a question as model inputs; `inference`: generate, explain, cost
-- `instruction_data`, `finetuning`: LoRA and full fine-tuning on instruction rows
+- `models`: load and save; `chat`: frames and a question as model inputs; `inference`: generate, explain, accuracy
+- `instruction_data`, `finetuning`: instruction rows as samples; LoRA and supervised fine-tuning
 - `grpo`, `event_order`: reinforcement with group-relative advantages; putting shuffled events in order
-- `clients`: services and recorded answers behind the same call
+- `clients`: services and recorded answers behind one call
 """

@@ -168,7 +168,7 @@ def _chat_template(vlm: VLM, question: str, text: str) -> str:
 def _encode_video(vlm: VLM, frames: np.ndarray, question: str, times_s) -> dict:
     """Encode evenly spaced frames as one video: pairs of frames share tokens, their times go in as positions."""
     if vlm.family != "qwen2_5_vl":
-        raise ValueError(f"as_video is for qwen2_5_vl; {vlm.family} reads frames as pictures")
+        raise ValueError(f"as_video is for qwen2_5_vl; {vlm.family} reads frames as images")
     if times_s is None or len(frames) < 2:
         raise ValueError("as_video needs times_s and two frames or more: without a clock positions are wrong")
     steps = np.diff(_rising(times_s, len(frames)))
