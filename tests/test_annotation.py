@@ -28,8 +28,8 @@ def rng(seed=0):
 def rows_of(record=ANOMALOUS, summary=SUMMARY, **options):
     events = annotation.decouple(record, clip_s=3.0, rng=rng())
     writers = {
-        "caption": lambda asked: f"{asked.span.start_s:g} to {asked.span.end_s:g}",
-        "summarise": lambda asked: summary,
+        "caption": lambda request: f"{request.span.start_s:g} to {request.span.end_s:g}",
+        "summarise": lambda request: summary,
     }
     return annotation.annotate(record, events, rng=rng(), origin="test", **writers | options)
 
@@ -48,7 +48,7 @@ def test_a_normal_video_gets_stretches_without_a_label():
     events = annotation.decouple(NORMAL, rng=rng(), normal_events=3)
     assert len(events) == 3 and not any(event.label for event in events)
     assert all(0 <= event.span.start_s < event.span.end_s <= 10 for event in events)
-    with pytest.raises(RecordError, match="nobody says when"):
+    with pytest.raises(RecordError, match="no event says when"):
         annotation.decouple(replace(ANOMALOUS, events=()), rng=rng())
 
 
@@ -203,8 +203,8 @@ def test_templates_speak_the_truth_of_the_drawn_world(world):
 
 def test_a_captioner_sees_the_seconds_it_is_asked_about(world):
     root, found = world
-    asked = annotation.Asked(found[0], "clip", Span(0.0, 1.0), "", (), "")
-    assert annotation.sample_clip_frames(asked, root, num_frames=4).shape == (4, 48, 64, 3)
+    request = annotation.AnnotationRequest(found[0], "clip", Span(0.0, 1.0), "", (), "")
+    assert annotation.sample_clip_frames(request, root, num_frames=4).shape == (4, 48, 64, 3)
 
 
 @pytest.fixture

@@ -261,18 +261,18 @@ def toy(sources):
 def test_a_split_keeps_sources_whole_and_labels_in_proportion():
     found = toy({**{f"n{k}": (0, 3) for k in range(20)}, **{f"a{k}": (1, 2) for k in range(10)}})
     held = replace(found[0], id="t", group="t", split="test")
-    split = datasets.split_by_group([*found, held], val_share=0.25, rng=np.random.default_rng(0))
+    split = datasets.split_by_group([*found, held], val_fraction=0.25, rng=np.random.default_rng(0))
     assert [r.id for r in split] == [r.id for r in found] + ["t"] and split[-1] == held and not records.leaks(split)
     taken = Counter(r.label for r in split if r.split == "val")
     assert abs(taken[0] - 15) <= 2 and abs(taken[1] - 5) <= 1  # a quarter of 60 and of 20, up to half a source
-    again = datasets.split_by_group([*found, held], val_share=0.25, rng=np.random.default_rng(0))
-    other = datasets.split_by_group([*found, held], val_share=0.25, rng=np.random.default_rng(1))
+    again = datasets.split_by_group([*found, held], val_fraction=0.25, rng=np.random.default_rng(0))
+    other = datasets.split_by_group([*found, held], val_fraction=0.25, rng=np.random.default_rng(1))
     assert again == split and other != split
 
 
 def test_a_large_share_leaves_one_source_of_each_label_in_train():
     found = toy({"n0": (0, 1), "n1": (0, 1), "a0": (1, 1), "a1": (1, 1)})
-    split = datasets.split_by_group(found, val_share=0.95, rng=np.random.default_rng(0))
+    split = datasets.split_by_group(found, val_fraction=0.95, rng=np.random.default_rng(0))
     assert Counter((r.split, r.label) for r in split) == {(s, y): 1 for s in ("train", "val") for y in (0, 1)}
 
 
@@ -281,11 +281,11 @@ def test_a_split_that_would_leak_or_starve_is_refused():
     leaking = toy({"a": (1, 2), "b": (0, 2), "c": (0, 1), "d": (1, 1)})
     leaking[0] = leaking[0].moved("test")
     with pytest.raises(ValueError, match="source a is in more than one split already"):
-        datasets.split_by_group(leaking, val_share=0.5, rng=rng)
+        datasets.split_by_group(leaking, val_fraction=0.5, rng=rng)
     with pytest.raises(ValueError, match="label 1 has one source, a"):
-        datasets.split_by_group(toy({"a": (1, 9), "b": (0, 2), "c": (0, 1)}), val_share=0.5, rng=rng)
-    with pytest.raises(ValueError, match="val_share must lie between 0 and 1, got 1.5"):
-        datasets.split_by_group(leaking, val_share=1.5, rng=rng)
+        datasets.split_by_group(toy({"a": (1, 9), "b": (0, 2), "c": (0, 1)}), val_fraction=0.5, rng=rng)
+    with pytest.raises(ValueError, match="val_fraction must lie between 0 and 1, got 1.5"):
+        datasets.split_by_group(leaking, val_fraction=1.5, rng=rng)
 
 
 def test_runs_are_half_open():
@@ -401,7 +401,7 @@ def test_the_official_xd_lists_share_sources(real_data):
     shared = records.leaks([*train, *found])
     assert len(shared) == 139 and "Bad.Boys.1995" in shared
     with pytest.raises(ValueError, match="139 such sources"):
-        datasets.split_by_group([*train, *found], val_share=0.1, rng=np.random.default_rng(0))
+        datasets.split_by_group([*train, *found], val_fraction=0.1, rng=np.random.default_rng(0))
 
 
 @pytest.mark.real
@@ -426,7 +426,7 @@ def test_the_fights_are_whole_and_split_by_source(real_data):
     report = datasets.check(found, root)
     assert Counter(record.label for record in found) == {1: 110, 0: 97}
     assert not (report.missing or report.broken or report.repeated or report.leaks) and len(report.readable) == 207
-    split = datasets.split_by_group(found, val_share=0.2, rng=np.random.default_rng(0))
+    split = datasets.split_by_group(found, val_fraction=0.2, rng=np.random.default_rng(0))
     counted = Counter(record.split for record in split)
     assert records.leaks(split) == [] and counted["test"] == 54 and 20 <= counted["val"] <= 42
     mixed = [record.moved("test") if place % 4 == 0 else record for place, record in enumerate(found)]

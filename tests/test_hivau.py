@@ -66,7 +66,7 @@ def test_the_right_spelling_is_read_too(tmp_path):
         (TEST_ROW | {"prompt": None}, "question is empty"),
         (TEST_ROW | {"video": "ucf-crime/events/test/A_E0.mp4"}, "does not fit its file"),
         (TEST_ROW | {"video": "ucf-crime/../test/A_E0C1.mp4"}, "expected <subset>"),
-        (TRAIN_ROW | {"conversations": []}, "one turn of human and one of gpt"),
+        (TRAIN_ROW | {"conversations": []}, "one message of human and one of gpt"),
         ({"id": 1}, "no 'type'"),
         (TEST_ROW | {"id": 9}, "id 9 is there twice"),
     ],

@@ -1,10 +1,10 @@
-"""From a video and the seconds of its events to instructions: caption what is short, sum up what is long, ask, let a person check.
+"""Annotation of videos with instructions: hierarchical captions, question pools, human review (Holmes-VAU, section 3.2).
 
-- a video is taken apart first: events from their spans, clips inside events, so that a text always has its seconds
-- texts grow upwards: clips are captioned by looking, events summed up from captions, videos from events, with the known label
-- who writes is an argument: any function; here, templates that speak the truth of a drawn world (`Templates`)
-- a summary is cut into judgement, description and analysis by one rule, checked on the released annotation
-- a video's rows are written together or not at all; nothing is exported that a person could not have seen in the table
+- a video is divided first: events from their spans, clips inside events, so that every text has its seconds
+- texts are made bottom-up: clips are captioned from frames, events are summarised from captions, videos from events
+- the writer is an argument, any function; `synthetic.captions.CaptionTemplates` writes from the ground truth of synthetic videos
+- one rule cuts a summary into judgement, description and analysis; it was checked on the released annotation
+- the instructions of a video are written together or not at all, and a person reviews them in a table before they are used
 Source: Holmes-VAU (arXiv 2412.06171), section 3.2 and appendix A; no code of this part was released.
 """
 
@@ -12,7 +12,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,13 +24,7 @@ from vau_lib.data.hivau import Instruction
 from vau_lib.data.records import RecordError, Span, VideoRecord
 from vau_lib.workspace import artifacts
 
-# MERGE-DOC from prompt_pools:
-# """What is asked, in many words: a model trained on one phrasing answers one phrasing.
-#
-# The pools have the sizes of HIVAU-70k's (24, 10, 10, 10) and are worded here; `read` takes the released ones from a file of the
-# user's. `ENGINE` holds what a captioner and a language model are asked while annotating.
-# """
-
+# question pools, of the sizes of HIVAU-70k's (24, 10, 10, 10) and worded here; `read_prompt_pools` reads the released ones
 PROMPT_POOLS: dict[str, tuple[str, ...]] = {
     "caption": (
         "What does this clip show?", "Say in a sentence or two what happens here.", "Who appears in the clip, and what do they do?",
@@ -64,7 +58,7 @@ PROMPT_POOLS: dict[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 
-ENGINE_PROMPTS = {
+ENGINE_PROMPTS = {  # what a captioner and a language model are asked while annotating
     "clip": "In one or two short sentences, say who or what is in the clip and what they do.",
     "event": "Captions of the clips, in order: {texts}. It is known that {truth}. Answer in three parts. First one sentence: does "
     "an anomaly exist, and what is it called. Then: a summary of the event. Last, if there is an anomaly, one sentence that starts "
@@ -95,19 +89,7 @@ SENTENCE_END = re.compile(r"(?<=[.!?])\s")
 
 DECISIONS = ("accept", "edit", "drop")
 
-REVIEWED = [
-    "id",
-    "level",
-    "task",
-    "video",
-    "start_s",
-    "end_s",
-    "question",
-    "answer",
-    "flag",
-    "decision",
-    "edited_answer",
-]
+REVIEW_COLUMNS = "id level task video start_s end_s question answer flag decision edited_answer".split()
 
 
 @dataclass(frozen=True)
@@ -123,8 +105,8 @@ class Event:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a writer is given: the record, the seconds, the texts one level below, and the prompt that says it all."""
+class AnnotationRequest:
+    """One text to write: the video, the seconds, the texts one level below, and the prompt that holds all of it."""
 
     record: VideoRecord
     level: str
@@ -134,17 +116,22 @@ class Asked:
     prompt: str
 
 
-Writer = Callable[[Asked], str]
+Writer = Callable[[AnnotationRequest], str]
 
 
 def decouple(
     record: VideoRecord, *, clip_s: float = 6.0, boundaries: Sequence[Span] = (), rng: np.random.Generator,
-    normal_events: int = 1, normal_share: tuple[float, float] = (0.3, 0.8),
+    normal_events: int = 1, normal_fraction: tuple[float, float] = (0.3, 0.8),
 ) -> list[Event]:  # fmt: skip
-    """Take a video apart: its events, or `normal_events` random stretches of a normal one, each divided into clips.
+    """Divide a video into events, or a normal one into random stretches, and each of them into clips.
 
-    Clips are the parts of `boundaries` inside the event (cut to it: 80 released clips are not), else equal parts as
-    near to `clip_s` seconds as can be. A random stretch lasts a `normal_share` of the video.
+    Args:
+        record: the video; RecordError where it has no frames, or is anomalous without events
+        clip_s: seconds of a clip, approximately: an event is divided into equal parts
+        boundaries: clips that are known already; they are cut to the event (80 released ones are not)
+        rng: draws the stretches of a normal video
+        normal_events: number of stretches of a normal video
+        normal_fraction: shortest and longest stretch, as fractions of the video
     """
     if clip_s <= 0:
         raise ValueError(f"clip_s must be positive, got {clip_s}")
@@ -153,14 +140,15 @@ def decouple(
         raise RecordError(f"{record.id}: no frames to take apart")
     spans = [Span(e.start_s, min(e.end_s, length), e.label or "anomaly") for e in record.events if e.start_s < length]
     if not record.label:
-        shares = rng.uniform(*normal_share, normal_events)
-        starts = rng.uniform(0, 1 - shares)
+        fractions = rng.uniform(*normal_fraction, normal_events)
+        starts = rng.uniform(0, 1 - fractions)
         spans = [
-            Span(round(a * length, 3), round((a + s) * length, 3)) for a, s in sorted(zip(starts, shares, strict=True))
+            Span(round(a * length, 3), round((a + s) * length, 3))
+            for a, s in sorted(zip(starts, fractions, strict=True))
         ]
     spans = [span for span in spans if span.end_s > span.start_s]
     if not spans:
-        raise RecordError(f"{record.id}: anomalous, but nobody says when")
+        raise RecordError(f"{record.id}: anomalous, but no event says when")
     return [Event(span, tuple(_inside(span, boundaries) or _uniform(span, clip_s))) for span in spans]
 
 
@@ -191,8 +179,16 @@ def annotate(
 ) -> list[Instruction]:  # fmt: skip
     """Return a video's instructions: a caption per clip; judgement, description, analysis per event and for the video.
 
-    `caption` looks at seconds (`see` makes frames of them), `summarise` reads texts; `origin` says who wrote. `folder` is put
-    before the record's path. A question is drawn from its pool for every text.
+    Args:
+        record: the video
+        events: its events with their clips, from `decouple`
+        caption: writes the text of a clip (`sample_clip_frames` gives it frames)
+        summarise: writes the text of an event or a video from the texts one level below
+        rng: draws a question from its pool for every text
+        pools: {task: questions}
+        engine: {level: prompt of the writer}
+        origin: who wrote the texts
+        folder: put before the record's path
     """
     rows, summaries = [], []
     path = f"{folder.rstrip('/')}/{record.path}" if folder else record.path
@@ -217,29 +213,31 @@ def annotate(
     for number, event in enumerate(events):
         captions = []
         for place, clip in enumerate(event.clips):
-            captions.append(caption(_asked(record, "clip", clip, event.label, (), engine)))
+            captions.append(caption(_request(record, "clip", clip, event.label, (), engine)))
             add("clip", "caption", captions[-1], clip, number, place)
-        summaries.append(summarise(_asked(record, "event", event.span, event.label, tuple(captions), engine)))
+        summaries.append(summarise(_request(record, "event", event.span, event.label, tuple(captions), engine)))
         add_parts("event", summaries[-1], event.span, number)
     whole = Span(0.0, round(record.num_frames / record.fps, 3))
     label = ", ".join(dict.fromkeys(event.label for event in events if event.label))
-    add_parts("video", summarise(_asked(record, "video", whole, label, tuple(summaries), engine)), whole)
+    add_parts("video", summarise(_request(record, "video", whole, label, tuple(summaries), engine)), whole)
     return rows
 
 
-def sample_clip_frames(asked: Asked, root: str | Path, *, num_frames: int = 8) -> np.ndarray:
-    """Return frames uint8 (num_frames, H, W, 3) spread over the seconds asked about, for a captioner that looks."""
-    path = Path(root) / asked.record.path
-    moments = asked.span.start_s + (np.arange(num_frames) + 0.5) / num_frames * (asked.span.end_s - asked.span.start_s)
+def sample_clip_frames(request: AnnotationRequest, root: str | Path, *, num_frames: int = 8) -> np.ndarray:
+    """Return frames uint8 (num_frames, H, W, 3) spread evenly over the seconds of a request."""
+    path = Path(root) / request.record.path
+    moments = request.span.start_s + (np.arange(num_frames) + 0.5) / num_frames * (
+        request.span.end_s - request.span.start_s
+    )
     return video.read_frames(path, video.index_at(path, moments))
 
 
 def run(
     records: Iterable[VideoRecord], out: str | Path, work: Callable[[VideoRecord], list[Instruction]], **facts: object
 ) -> dict[str, str]:
-    """Annotate every record into `out`/<id>.json, whole or not at all; return {id: why not} of those that failed.
+    """Annotate every record into `out`/<id>.json, whole or not at all; return {id: error line} of those that failed.
 
-    A video done before with the same `facts` (who wrote, seeds) is kept. Failures end their own video only.
+    A video done before with the same `facts` (writer, seeds) is kept. Failures end their own video only.
     """
     out, failed = Path(out), {}
     known = json.loads(json.dumps(facts))
@@ -252,7 +250,7 @@ def run(
         except (ValueError, OSError) as error:
             failed[record.id] = artifacts.one_line(error)
             continue
-        artifacts.write_json(place, {"facts": known, "rows": [_plain(row) for row in rows]})
+        artifacts.write_json(place, {"facts": known, "rows": [asdict(row) for row in rows]})
     return failed
 
 
@@ -262,12 +260,12 @@ def collect(out: str | Path, records: Iterable[VideoRecord]) -> list[Instruction
     for record in records:
         place = Path(out) / f"{record.id}.json"
         if place.exists():
-            rows += [_row(found) for found in artifacts.read_json(place)["rows"]]
+            rows += [_instruction(content) for content in artifacts.read_json(place)["rows"]]
     return rows
 
 
 def flags(rows: Sequence[Instruction], records: Iterable[VideoRecord]) -> dict[str, str]:
-    """Return {row id: what a person should look at}: judged against the label, judged anomalous and no reason, repeated text."""
+    """Return {instruction id: reason to review it}: judged against the label, anomalous without a reason, repeated text."""
     labels = {record.id: record.label for record in records}
     reasons = {(row.video_id, row.event) for row in rows if row.task == "analysis"}
     seen, found = Counter(row.answer for row in rows if row.level == "clip"), {}
@@ -293,7 +291,7 @@ def review_table(rows: Iterable[Instruction], flagged: Mapping[str, str] | None 
          "flag": (flagged or {}).get(r.id, ""), "decision": "", "edited_answer": ""}
         for r in rows
     ]  # fmt: skip
-    return pd.DataFrame(table, columns=REVIEWED)
+    return pd.DataFrame(table, columns=REVIEW_COLUMNS)
 
 
 def write_review(path: str | Path, table: pd.DataFrame) -> None:
@@ -328,17 +326,17 @@ def apply_review(
             raise ValueError(f"row {row.id}: decision must be {', '.join(DECISIONS)}, got {decision!r}")
         tally[decision] += 1
         if decision == "edit":
-            row = Instruction(**_fields(row) | {"answer": text.strip(), "origin": f"{row.origin}, edited".lstrip(", ")})
+            row = replace(row, answer=text.strip(), origin=f"{row.origin}, edited".lstrip(", "))
         if decision != "drop":
             kept.append(row)
     return kept, tally
 
 
-def _asked(record, level, span, label, texts, engine) -> Asked:
+def _request(record, level, span, label, texts, engine) -> AnnotationRequest:
     truth = f"there is an anomaly ({label})" if label else "there is no anomaly"
     # not str.format: a caption, or a released prompt, may hold braces of its own
     prompt = engine[level].replace("{texts}", " ".join(texts)).replace("{truth}", truth)
-    return Asked(record, level, span, label, texts, prompt)
+    return AnnotationRequest(record, level, span, label, texts, prompt)
 
 
 def _inside(event: Span, boundaries: Sequence[Span]) -> list[Span]:
@@ -352,14 +350,6 @@ def _uniform(event: Span, clip_s: float) -> list[Span]:
     return [Span(start, end) for start, end in zip(edges, edges[1:], strict=False)]
 
 
-def _fields(row: Instruction) -> dict:
-    return {name: getattr(row, name) for name in row.__dataclass_fields__}
-
-
-def _plain(row: Instruction) -> dict:
-    return asdict(row)
-
-
-def _row(found: Mapping) -> Instruction:
-    span = found["span"]
-    return Instruction(**dict(found) | {"span": None if span is None else Span(**span)})
+def _instruction(content: Mapping) -> Instruction:
+    span = content["span"]
+    return Instruction(**dict(content) | {"span": None if span is None else Span(**span)})

@@ -1,10 +1,10 @@
-"""Foreign lists in, records out: a data set's spelling, counting and folders end here.
+"""Readers of data sets: UCF-Crime, XD-Violence, UCSD Ped2 and folders of clips become records; checks and splits.
 
 - an annotation `a b` is frames a up to, not including, b, counted from 0, cut to the video: read so, the frame labels
   published for UCF-Crime and XD-Violence come out equal on every frame
 - a list is all or nothing: a line that does not read as its format is one error naming file and line, never a guess
 - a video that is missing or broken is no error here: `check` names it, says why, and goes on with the rest
-- clips cut from one film carry its name as `group`; XD-Violence's own lists have 139 sources in train and test both
+- clips cut from one film carry its name as `group`; XD-Violence's official lists have 139 sources on both sides
 """
 
 import re
@@ -38,7 +38,7 @@ UCF_NORMAL = {"Normal", "Testing_Normal_Videos_Anomaly", "Training_Normal_Videos
 
 @dataclass(frozen=True)
 class Report:
-    """What `check` found; `missing` and `broken` are {id: one line why}, of the `readable` a frame was decoded."""
+    """The result of `check`; `missing` and `broken` are {id: one line why}, of the `readable` a frame was decoded."""
 
     videos: int
     events: int
@@ -47,7 +47,7 @@ class Report:
     broken: dict[str, str]
     repeated: tuple[str, ...]  # ids that name more than one record
     leaks: tuple[str, ...]  # sources in more than one split
-    unlabelled: tuple[str, ...]  # anomalous, but nobody says when
+    unlabelled: tuple[str, ...]  # anomalous videos without event spans
 
     def summary(self) -> str:
         """Return one line of counts, then one line per video that has to be skipped."""
@@ -60,12 +60,16 @@ def ucf_crime(
     annotation: str | Path, *, train_list: str | Path | None = None, test_list: str | Path | None = None,
     num_frames: str | Path | Mapping[str, int] | None = None, root: str | Path | None = None, fps: float = UCF_FPS,
 ) -> list[VideoRecord]:  # fmt: skip
-    """Return UCF-Crime's annotated test videos, then those of `train_list` (video labels only), as records.
+    """Return UCF-Crime's annotated test videos, then those of `train_list`, as records; RecordError names file and line.
 
-    `annotation` is either official form, one video per line: `Arson/Arson022_x264.mp4 8640 Arson 3500 4000 -1 -1` or
-    `Abuse028_x264  Abuse  165  240  -1  -1`. `test_list` (names, or VadCLIP's csv) sets order and choice. `num_frames`
-    (see `frame_counts`) goes before the annotation's counts, which are one short of the files. With `root`, paths,
-    rates and counts come from the files found below it. RecordError names file and line.
+    Args:
+        annotation: either official form, `Arson/Arson022_x264.mp4 8640 Arson 3500 4000 -1 -1` or
+            `Abuse028_x264  Abuse  165  240  -1  -1`
+        train_list: training videos; they get video labels only
+        test_list: names, or VadCLIP's csv; sets choice and order of the test videos
+        num_frames: see `frame_counts`; replaces the annotation's counts, which are one short of the files
+        root: folder of the videos; paths, rates and counts then come from the files found below it
+        fps: rate of the annotation's frame numbers
     """
     annotated = _unique((where, _ucf_row(where, line, fps)) for where, line in _lines(annotation))
     if test_list is not None:
@@ -82,11 +86,17 @@ def xd_violence(
     annotation: str | Path, *, train_list: str | Path | None = None, test_list: str | Path | None = None,
     num_frames: str | Path | Mapping[str, int] | None = None, root: str | Path | None = None, fps: float = XD_FPS,
 ) -> list[VideoRecord]:  # fmt: skip
-    """Return XD-Violence's test videos, then those of `train_list` (video labels only), as records.
+    """Return XD-Violence's test videos, then those of `train_list`, as records; RecordError names file and line.
 
-    `annotation` has one line per anomalous video: `name a b a b …`, or VadCLIP's multi-class `name B4 a b G a b …`.
-    Normal videos have no line: they come from `test_list`, else from the names in `num_frames`; with neither, only the
-    anomalous are returned. A name has its source before `__#`, its classes after `label_` (`B1-B2-0`; normal: `A`).
+    A name has its source before `__#`, its classes after `label_` (`B1-B2-0`; normal: `A`).
+
+    Args:
+        annotation: one line per anomalous video, `name a b a b …` or VadCLIP's multi-class `name B4 a b G a b …`
+        train_list: training videos; they get video labels only
+        test_list: all test videos; without it normal ones come from the names in `num_frames`, or are left out
+        num_frames: see `frame_counts`
+        root: folder of the videos; paths, rates and counts then come from the files found below it
+        fps: rate of the annotation's frame numbers
     """
     counts = frame_counts(num_frames)
     annotated = _unique((where, _xd_row(where, line, fps)) for where, line in _lines(annotation))
@@ -203,14 +213,16 @@ def check(records: Sequence[VideoRecord], root: str | Path, *, engine: str = "se
     return Report(len(records), events, readable, missing, broken, repeated, tuple(leaks(records)), unlabelled)
 
 
-def split_by_group(records: Sequence[VideoRecord], *, val_share: float, rng: np.random.Generator) -> list[VideoRecord]:
-    """Move about `val_share` of the train videos to val, whole sources at a time, each label in proportion.
+def split_by_group(
+    records: Sequence[VideoRecord], *, val_fraction: float, rng: np.random.Generator
+) -> list[VideoRecord]:
+    """Move about `val_fraction` of the train videos to val, whole sources at a time, each label in proportion.
 
     Order and every other split stay. A source with both labels counts under its more frequent one. ValueError when a
     source is in two splits already, or when a label has too few sources to stand on both sides.
     """
-    if not 0 < val_share < 1:
-        raise ValueError(f"val_share must lie between 0 and 1, got {val_share}")
+    if not 0 < val_fraction < 1:
+        raise ValueError(f"val_fraction must lie between 0 and 1, got {val_fraction}")
     if found := leaks(records):
         raise ValueError(f"source {found[0]} is in more than one split already; {len(found)} such sources")
     sources = defaultdict(list)
@@ -222,7 +234,7 @@ def split_by_group(records: Sequence[VideoRecord], *, val_share: float, rng: np.
         names = sorted(name for name, of in sources.items() if (2 * sum(of) > len(of)) == label)
         if len(names) == 1:
             raise ValueError(f"label {label} has one source, {names[0]}; it cannot be in train and val both")
-        wanted, filled = val_share * sum(len(sources[name]) for name in names), 0
+        wanted, filled = val_fraction * sum(len(sources[name]) for name in names), 0
         for name in rng.permutation(names)[:-1].tolist():  # one source of each label stays in train
             if not filled or abs(filled + len(sources[name]) - wanted) < abs(filled - wanted):
                 chosen.add(name)

@@ -1,10 +1,10 @@
-"""HIVAU-70k in: what was said about a clip, an event and a whole video, and which seconds each of them is.
+"""HIVAU-70k's annotation: captions, judgements, descriptions and analyses of clips, events and videos (Holmes-VAU).
 
-- a clip is a range of seconds on its source video; nothing has to be cut before it can be used (`hivau_files` cuts)
+- a clip is a range of seconds of its source video; nothing has to be cut before it is used (`hivau_clips` cuts)
 - normal videos carry `events` too, random crops: only the events of a video with a label are ever positive
-- the data's spelling ends here: `anwser`, `type`, `<video>\\n`, two schemas of rows, folders with a split inside
+- the data set's spelling ends here: `anwser`, `type`, `<video>\\n`, two schemas of rows, folders with a split inside
 - a row that cannot be used is one line in `problems`, with its number; the rest goes on, unless `strict`
-- the released test set repeats files: 2,207 caption rows are 943 clips, so everything counted says rows or files
+- the released test set repeats files: 2,207 caption rows are 943 clips, so every count says rows or files
 Source: Holmes-VAU (arXiv 2412.06171, section 3, appendix A) and the released annotation files.
 """
 
@@ -37,8 +37,8 @@ RAW_NAMES = {"ucf": "ucf-crime", "xd": "xd-violence"}  # `ucf_database_test.json
 NUMBERED = re.compile(r"(?P<video>.+?)(?:_E(?P<event>\d+)(?:C(?P<clip>\d+))?)?\.mp4")
 
 
-class Rows(list):
-    """What could be read, in order; `problems` says what could not, one line each."""
+class RecordList(list):
+    """The records that could be read, in order; `problems` holds one line for each that could not."""
 
     def __init__(self, rows: Iterable = (), problems: Sequence[str] = ()):
         super().__init__(rows)
@@ -49,9 +49,9 @@ class Rows(list):
 class Instruction:
     """One question about one stretch of one video, and the answer to learn.
 
-    `video` is the source's path below its root, `span` the seconds meant (None: not known, or all of it); `file` is the
+    `video` is the source's path below its root, `span` its seconds (None: not known, or the whole video); `file` is the
     path of the cut-out file HIVAU names, which need not exist. `event` and `clip` count from 0 within the video and
-    within the event. `origin` says who wrote the answer.
+    within the event. `origin` names the writer of the answer.
     """
 
     id: str
@@ -81,13 +81,13 @@ class Instruction:
 
     @property
     def place(self) -> tuple:
-        """What is asked about: rows of one place and task repeat one another."""
+        """The clip, event or video in question; rows of one place and task repeat one another."""
         return self.file or self.video, self.level, self.event, self.clip
 
 
 @dataclass(frozen=True)
 class HivauVideo(VideoRecord):
-    """A record with all that was written about it; `events` holds what is positive, as in every record.
+    """A record with all texts about it; `events` holds what is positive, as in every record.
 
     `segments` are HIVAU's events, in normal videos too, each with its summary as text; `clips` are per segment, their
     text the caption; `parts` (per segment) and `part` (of the video) are {judgement, description[, analysis]}.
@@ -102,7 +102,7 @@ class HivauVideo(VideoRecord):
 
 @dataclass(frozen=True)
 class Quality:
-    """What is odd in the annotation; every entry names where, so that a person can look."""
+    """What is inconsistent in the annotation; every entry names where, so that a person can look."""
 
     clips_outside_event: tuple[str, ...]
     events_outside_video: tuple[str, ...]
@@ -126,7 +126,7 @@ class Quality:
         return [*rows, repeated | {"first": f"{self.clip_rows} rows are {self.clip_files} files"}]
 
 
-def hivau_instructions(path: str | Path, *, strict: bool = False) -> Rows:
+def hivau_instructions(path: str | Path, *, strict: bool = False) -> RecordList:
     """Read an instruction file, train rows (`conversations`) or test rows (`prompt`, `anwser`), as Instructions.
 
     `.problems` numbers the lines that are no instruction and says why; with `strict` the first one is a RecordError.
@@ -145,10 +145,10 @@ def hivau_instructions(path: str | Path, *, strict: bool = False) -> Rows:
             continue
         seen.add(row.id)
         rows.append(row)
-    return Rows(rows, problems)
+    return RecordList(rows, problems)
 
 
-def hivau_raw(path: str | Path, *, subset: str = "", split: str = "", strict: bool = False) -> Rows:
+def hivau_raw(path: str | Path, *, subset: str = "", split: str = "", strict: bool = False) -> RecordList:
     """Read a raw annotation json as HivauVideos; `.problems` names the videos that could not be read and says why.
 
     `subset` (ucf-crime or xd-violence) and `split` come from the file's name (`ucf_database_test.json`) when not given.
@@ -168,10 +168,10 @@ def hivau_raw(path: str | Path, *, subset: str = "", split: str = "", strict: bo
         except (RecordError, KeyError, TypeError, ValueError, IndexError) as error:
             why = f"no {error}" if isinstance(error, KeyError) else error
             _note(f"{path.name}, {name}: {why}", problems, strict)
-    return Rows(rows, problems)
+    return RecordList(rows, problems)
 
 
-def with_spans(instructions: Iterable[Instruction], videos: Iterable[VideoRecord]) -> Rows:
+def with_spans(instructions: Iterable[Instruction], videos: Iterable[VideoRecord]) -> RecordList:
     """Return the instructions as virtual clips: each knows the seconds of its source. What has none is a problem."""
     known, rows, problems = {video.id: video for video in videos}, [], []
     for row in instructions:
@@ -181,7 +181,7 @@ def with_spans(instructions: Iterable[Instruction], videos: Iterable[VideoRecord
             problems.append(f"{row.id}: video {row.video_id} has no raw annotation")
         except IndexError:
             problems.append(f"{row.id}: {row.video_id} has no event {row.event} clip {row.clip}")
-    return Rows(rows, problems)
+    return RecordList(rows, problems)
 
 
 def segment_file(video: HivauVideo, event: int, clip: int | None = None) -> str:
@@ -216,7 +216,7 @@ def statistics(instructions: Iterable[Instruction]) -> list[dict]:
 def quality(
     videos: Sequence[HivauVideo], instructions: Sequence[Instruction] = (), *, slack_s: float = 1e-6
 ) -> Quality:
-    """Return what is odd: clips that leave their event, videos judged against their label, repeated rows.
+    """Return what is inconsistent: clips that leave their event, videos judged against their label, repeated rows.
 
     A clip or an event may leave its frame by `slack_s` seconds without being named.
     """
@@ -229,7 +229,7 @@ def quality(
     ]
     judged = {v.id: parse_verdict(v.part["judgement"]) for v in videos}
     denied = _within(videos, lambda v, e: v.label and parse_verdict(v.parts[e]["judgement"]) == 0)
-    asked = {row.video_id for row in instructions if row.level == "video"}
+    instructed = {row.video_id for row in instructions if row.level == "video"}
     captions = [row for row in instructions if row.level == "clip"]
     return Quality(
         clips_outside_event=tuple(outside),
@@ -239,7 +239,7 @@ def quality(
         normal_judged_anomalous=tuple(v.id for v in videos if not v.label and judged[v.id] == 1),
         events_judged_normal=denied,
         judged_neither=tuple(v.id for v in videos if judged[v.id] is None),
-        without_instructions=tuple(v.id for v in videos if instructions and v.id not in asked),
+        without_instructions=tuple(v.id for v in videos if instructions and v.id not in instructed),
         clip_rows=len(captions),
         clip_files=len(distinct(captions)),
     )
@@ -259,7 +259,7 @@ def write_samples(path: str | Path, instructions: Iterable[Instruction]) -> None
         temporary.write_text("".join(lines), encoding="utf-8")
 
 
-def read_samples(path: str | Path, *, strict: bool = False) -> Rows:
+def read_samples(path: str | Path, *, strict: bool = False) -> RecordList:
     """Read what `write_samples` wrote; problems as in `hivau_instructions`."""
     path, rows, problems = Path(path), [], []
     for number, line in enumerate(_text(path).splitlines(), start=1):
@@ -269,7 +269,7 @@ def read_samples(path: str | Path, *, strict: bool = False) -> Rows:
             rows.append(Instruction(**row | {"span": None if span is None else Span(*span)}))
         except (RecordError, KeyError, TypeError) as error:
             _note(f"{path.name} line {number}: {error}", problems, strict)
-    return Rows(rows, problems)
+    return RecordList(rows, problems)
 
 
 def _text(path: Path) -> str:
@@ -302,7 +302,7 @@ def _instruction(line: str) -> Instruction:
     row = _object(line)
     if missing := [key for key in ("id", "type", "task", "video") if key not in row]:
         raise RecordError(f"no {missing[0]!r}, only {', '.join(row)}")
-    question, answer = _said(row)
+    question, answer = _question_and_answer(row)
     file = str(row["video"])
     parts, named = PurePosixPath(file).parts, NUMBERED.fullmatch(PurePosixPath(file).name)
     if len(parts) != 4 or parts[0] not in DATASETS or ".." in parts or not named:
@@ -322,14 +322,14 @@ def _unnumbered(level: str) -> tuple[bool, bool]:
     return level == "video", level != "clip"
 
 
-def _said(row: Mapping) -> tuple[object, object]:
+def _question_and_answer(row: Mapping) -> tuple[object, object]:
     """Return question and answer of either schema; Instruction refuses what is empty or no text."""
     if "conversations" not in row:
         return row.get("prompt", row.get("question")), row.get("anwser", row.get("answer"))  # HIVAU-70k's spelling
-    turns = row["conversations"]
-    if not isinstance(turns, list) or [isinstance(t, dict) and t.get("from") for t in turns] != ["human", "gpt"]:
-        raise RecordError(f"{row['id']}: expected one turn of human and one of gpt")
-    question, answer = (turn.get("value") for turn in turns)
+    messages = row["conversations"]
+    if not isinstance(messages, list) or [isinstance(m, dict) and m.get("from") for m in messages] != ["human", "gpt"]:
+        raise RecordError(f"{row['id']}: expected one message of human and one of gpt")
+    question, answer = (message.get("value") for message in messages)
     return question.replace("<video>", "", 1).strip() if isinstance(question, str) else question, answer
 
 

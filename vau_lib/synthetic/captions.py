@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vau_lib.data.annotation import Asked
+from vau_lib.data.annotation import AnnotationRequest
 from vau_lib.data.records import Span, VideoRecord
 from vau_lib.synthetic import dataset as synthetic_dataset
 
@@ -37,44 +37,44 @@ class CaptionTemplates:
     def __init__(self, root: str | Path, rng: np.random.Generator):
         self.root, self.rng = Path(root), rng
 
-    def caption(self, asked: Asked) -> str:
+    def caption(self, request: AnnotationRequest) -> str:
         """Say who is seen, where, and the event where the clip shows half a second or a third of it."""
-        boxes, kinds, scenario = self._truth(asked.record)
-        first = int(asked.span.start_s * asked.record.fps)
-        last = max(first + 1, int(asked.span.end_s * asked.record.fps))
+        boxes, kinds, scenario = self._truth(request.record)
+        first = int(request.span.start_s * request.record.fps)
+        last = max(first + 1, int(request.span.end_s * request.record.fps))
         seen = ~np.isnan(boxes[first:last, :, 0]).all(axis=0)
         people = sum(kind == "person" for kind in kinds[seen])
         things = _count(int(seen.sum()) - people, "vehicle or other thing", "vehicles or other things")
         who = f"{_count(people, 'person', 'people')} and {things}"
         where = f"{_article(scenario['scene'].replace('_', ' '))}, {scenario['lighting'].replace('_', ' ')}"
-        shown = [e for e in asked.record.events if _shared(e, asked.span) >= min(0.5, (e.end_s - e.start_s) / 3)]
+        shown = [e for e in request.record.events if _shared(e, request.span) >= min(0.5, (e.end_s - e.start_s) / 3)]
         what = " Then ".join(self.DOES[e.label] for e in shown) or f"people {self._usual(scenario)}"
         opening = self.rng.choice(["The scene is", "The camera shows", "We see"])
         return f"{opening} {where}, with {who} in view; {what}."
 
-    def summarise(self, asked: Asked) -> str:
+    def summarise(self, request: AnnotationRequest) -> str:
         """Say judgement, description, and, for an anomaly, its basis."""
-        scene = self._truth(asked.record)[2]
+        scene = self._truth(request.record)[2]
         place = _article(scene["scene"].replace("_", " "))
-        if not asked.label:
+        if not request.label:
             judged = self.rng.choice(["No anomaly exists in the video.", "There is no anomaly in the video."])
             return f"{judged} In {place}, people {self._usual(scene)} and nothing out of the ordinary happens."
-        labels = asked.label.split(", ")
+        labels = request.label.split(", ")
         names = " and ".join(self.NAMES.get(label, label) for label in labels)
         judged = self.rng.choice(
             [f"An anomaly exists, specifically a {names}.", f"The anomaly exists and its name is {names}."]
         )
         does = " and ".join(self.DOES[label] for label in labels)
-        when = self._when(asked)
+        when = self._when(request)
         return (
             f"{judged} In {place}, {does}{when}. "
             f"The basis for judging this anomaly is that {' and '.join(self.REASON[label] for label in labels)}."
         )
 
-    def _when(self, asked: Asked) -> str:
-        if asked.level != "video":
+    def _when(self, request: AnnotationRequest) -> str:
+        if request.level != "video":
             return ""
-        spans = ", ".join(f"{e.start_s:.1f} to {e.end_s:.1f} s" for e in asked.record.events)
+        spans = ", ".join(f"{e.start_s:.1f} to {e.end_s:.1f} s" for e in request.record.events)
         return f" (from {spans}), while others walk by"
 
     def _usual(self, scenario: Mapping) -> str:
