@@ -126,7 +126,8 @@ def main() -> None:
             exam = Exam(place, found[side])
     rows, vlm = rows_of(found["train"], study.counts), learner_of(project, study)
     begun = time.process_time()
-    event_order.supervised_start(vlm, rows, folder / "train", plan=replace(START, max_steps=study.start_steps))
+    samples = event_order.order_samples(vlm, rows, folder / "train")
+    finetuning.fit(vlm, samples, plan=replace(START, max_steps=study.start_steps))
     print(f"supervised start: {time.process_time() - begun:.0f} CPU s")
     rated, curves = accuracy_rows("supervised start", [exam.take(vlm)]), []
     for method, options in METHODS.items():

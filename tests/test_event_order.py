@@ -155,9 +155,8 @@ def test_supervision_then_reinforcement_run_end_to_end(world):
     rows = event_order.order_rows(found) + [r for r in toy_dataset.instructions(found) if r["task"] == "judgement"]
     twin = tiny_vlm.tiny("internvl", sizes=SMALL)
     vlm = twin.replace(model=finetuning.lora(twin.model, r=4, alpha=8, seed=0))
-    losses = event_order.supervised_start(
-        vlm, rows, root, plan=finetuning.LoraPlan(max_steps=2, batch_size=4, log_steps=1)
-    )
+    start = finetuning.LoraPlan(max_steps=2, batch_size=4, log_steps=1)
+    losses = finetuning.fit(vlm, event_order.order_samples(vlm, rows, root), plan=start)
     plan = grpo.GRPOPlan(steps=2, questions=2, group_size=2, max_new_tokens=4)
     curves, control = (event_order.train(vlm, rows, root, plan=plan, shuffled_labels=kind) for kind in (False, True))
     assert len(losses) >= 2 and len(curves) == len(control) == 2

@@ -72,6 +72,12 @@ def test_fewer_tokens_are_read_through_the_same_door(twin, clip, share):
     assert row["share"] == share and isinstance(row["text"], str)
 
 
+def test_frames_as_one_video_take_half_the_tokens(twin, clip):
+    one_video = guard.GuardPlan(num_frames=4, max_new_tokens=4, question=FEW.question, as_video=True)
+    (images,), (frames,) = watch(twin, clip), watch(twin, clip, plan=one_video)
+    assert frames["prompt_tokens"] < images["prompt_tokens"] - 2 * 16 and isinstance(frames["text"], str)
+
+
 def test_tokens_and_memory_are_logged_before_anything_is_generated(twin, clip):
     lines = []
     watch(twin, clip, log=lines.append)

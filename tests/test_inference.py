@@ -106,6 +106,10 @@ def test_an_empty_answer_is_refused(twin):
 # Generating
 
 
+def ask(vlm, frames, question, *, times_s=None, **options):
+    return inference.generate(vlm, [chat.encode(vlm, frames, question, times_s=times_s)], **options)[0]
+
+
 def test_a_batch_answers_as_each_alone(twin):
     """Left filling, greedy: two questions of different length and frames together or one by one."""
     samples = [
@@ -137,7 +141,7 @@ def test_pictures_cannot_be_spoken(twin, monkeypatch):
 
 def test_tokens_and_memory_are_logged_before_generating(twin):
     lines = []
-    inference.ask(twin, FRAMES, "What?", max_new_tokens=2, log=lines.append)
+    ask(twin, FRAMES, "What?", max_new_tokens=2, log=lines.append)
     (line,) = lines
     assert "toy, random weights" in line and "(48 visual)" in line and "MiB" in line
 
@@ -234,7 +238,7 @@ def test_code_of_the_weights_runs_only_when_allowed(tmp_path, monkeypatch):
     vlm = models.load(place, local_only=True, trust_remote_code=True)
     assert ran.exists() and vlm.model.weigh.weight.item() == 1
     with pytest.raises(ValueError, match="vlm.model.chat"):
-        inference.ask(vlm, FRAMES, "What?")
+        chat.encode(vlm, FRAMES, "What?")
 
 
 def test_quantisation_without_its_package_is_refused(tmp_path):
@@ -250,7 +254,7 @@ def test_weights_load_in_half_precision_through_sdpa(tmp_path):
     place = models.save(tiny_vlm.tiny("qwen2_5_vl", sizes=SMALL), tmp_path / "twin")
     half = models.load(place, dtype=torch.bfloat16)
     assert half.model.dtype == torch.bfloat16 and half.model.config._attn_implementation == "sdpa"
-    inference.ask(half, FRAMES, "What?", max_new_tokens=2, log=None)
+    ask(half, FRAMES, "What?", max_new_tokens=2, log=None)
 
 
 # Explaining
@@ -266,7 +270,7 @@ def test_an_explanation_is_one_record_of_what_was_shown_and_answered(twin, clip)
     assert (
         explanation.times_s == (0.08, 1.0, 1.96) and "toy" in explanation.model and explanation.prompt_tokens > 3 * 48
     )
-    assert set(explanation.questions) == {"judgement", "description", "analysis"}
+    assert set(inference.QUESTIONS) <= set(asdict(explanation))
     assert json.loads(json.dumps(asdict(explanation)))["judgement"] == explanation.judgement
 
 
@@ -282,8 +286,7 @@ def test_frames_are_encoded_once_for_all_three_questions(twin, clip):
         hook.remove()
     assert len(calls) == 1
     for name in ("judgement", "description", "analysis"):
-        question = explanation.questions[name]
-        alone = inference.ask(twin, frames, question, times_s=explanation.times_s, max_new_tokens=6, log=None)
+        alone = ask(twin, frames, inference.QUESTIONS[name], times_s=explanation.times_s, max_new_tokens=6, log=None)
         assert getattr(explanation, name) == alone
 
 

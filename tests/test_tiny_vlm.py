@@ -105,7 +105,7 @@ def test_a_video_input_needs_even_steps_and_the_right_family():
         chat.encode(qwen, FRAMES, "What?", times_s=[0, 1, 2, 7], as_video=True)
     with pytest.raises(ValueError, match="without a clock"):
         chat.encode(qwen, FRAMES, "What?", as_video=True)
-    with pytest.raises(ValueError, match="reads frames as pictures"):
+    with pytest.raises(ValueError, match="reads frames as images"):
         chat.encode(intern, FRAMES, "What?", times_s=range(4), as_video=True)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.video_utils import VideoMetadata
 
-from vau_lib.vlm.models import VLM
+from vau_lib.vlm.models import REMOTE, VLM
 
 MAX_FRAMES = 32  # images in one prompt; the released system hands over 12
 
@@ -89,6 +89,8 @@ def encode(
     Raises ValueError in one line for too many frames, a prompt beyond the context, an empty answer.
     """
     check_frames(frames, max_frames)
+    if vlm.family in REMOTE:
+        raise ValueError(f"{vlm.family} speaks through its own code: call vlm.model.chat")
     if as_video:
         inputs = _encode_video(vlm, frames, question, times_s)
     else:
@@ -207,12 +209,7 @@ def collate(vlm: VLM, samples: Sequence[dict[str, Tensor]], *, side: str = "righ
     """Return samples of `encode` as one batch: texts padded on `side`, images one after another."""
     if side not in ("left", "right"):
         raise ValueError(f'side must be "left" or "right", got {side!r}')
-    padding = {
-        "input_ids": vlm.tokenizer.pad_token_id,
-        "labels": IGNORED,
-        "attention_mask": 0,
-        "mm_token_type_ids": 0,
-    }
+    padding = {"input_ids": vlm.tokenizer.pad_token_id, "labels": IGNORED, "attention_mask": 0, "mm_token_type_ids": 0}
     longest = max(sample["input_ids"].shape[1] for sample in samples)
     batch = {}
     for key in samples[0]:

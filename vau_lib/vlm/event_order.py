@@ -21,7 +21,6 @@ from scipy.stats import kendalltau
 from vau_lib.data import records, video
 from vau_lib.data.answer_parsing import parse_order, parse_span, parse_verdict
 from vau_lib.vlm import grpo
-from vau_lib.vlm.finetuning import LoraPlan, fit
 from vau_lib.vlm.instruction_data import InstructionSamples
 from vau_lib.vlm.models import VLM
 
@@ -216,13 +215,6 @@ def order_samples(
     """Return rows as samples: times in the prompt only of questions that ask when; `answers` False leaves them out."""
     rows = [{**row, "show_times": row["task"] == "when"} for row in rows]
     return InstructionSamples(rows, root, vlm, random=False, num_frames=frames, answers=answers)
-
-
-def supervised_start(
-    vlm: VLM, rows: Sequence[Mapping], root: str | Path, *, plan: LoraPlan, progress: bool = False
-) -> pd.DataFrame:
-    """Tune on order and judgement rows by supervision, in place: reinforcement needs a start above chance."""
-    return fit(vlm, order_samples(vlm, rows, root), plan=plan, progress=progress)
 
 
 def reward_parts(row: Mapping, answer: str) -> dict[str, float]:

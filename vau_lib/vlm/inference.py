@@ -22,7 +22,7 @@ from vau_lib.data import video
 from vau_lib.data.answer_parsing import parse_verdict
 from vau_lib.vlm import chat
 from vau_lib.vlm.instruction_data import InstructionSamples
-from vau_lib.vlm.models import REMOTE, VLM
+from vau_lib.vlm.models import VLM
 
 QUESTIONS = {  # one of the paper's ten of each kind
     "judgement": "Are there any anomaly events detected in the video?",
@@ -75,7 +75,6 @@ class Explanation:
     description: str
     analysis: str
     times_s: tuple[float, ...]
-    questions: dict[str, str]
     prompt_tokens: int
     seconds: float
 
@@ -150,33 +149,6 @@ class AnswerStreamer(TextStreamer):
         self.write(text)
 
 
-def ask(
-    vlm: VLM,
-    frames: np.ndarray,
-    question: str,
-    *,
-    times_s: Sequence[float] | None = None,
-    max_new_tokens: int = 128,
-    log: Log | None = print,
-    **options,
-) -> str:
-    """Answer one question about frames uint8 (T, H, W, 3).
-
-    Args:
-        vlm: the model.
-        frames: uint8 (T, H, W, 3).
-        question: what to ask.
-        times_s: seconds of the frames.
-        max_new_tokens: tokens an answer may have.
-        log: gets one line with the cost.
-        options: more for `chat.encode` (released, max_frames, as_video).
-    """
-    if vlm.family in REMOTE:
-        raise ValueError(f"{vlm.family} speaks through its own code: call vlm.model.chat")
-    sample = chat.encode(vlm, frames, question, times_s=times_s, max_new_tokens=max_new_tokens, **options)
-    return generate(vlm, [sample], max_new_tokens=max_new_tokens, log=log)[0]
-
-
 def uniform_frames(path: str | Path, num_frames: int) -> tuple[np.ndarray, np.ndarray]:
     """Read the middles of `num_frames` equal parts of a video: frames uint8 (N, H, W, 3), times in seconds (N,)."""
     index = video.sample_index(video.probe(path).num_frames, num_frames)
@@ -189,9 +161,7 @@ def explain(
     times_s: Sequence[float],
     *,
     tokens: Sequence[Tensor] | None = None,
-    questions: dict[str, str] | None = None,
     max_new_tokens: int = 128,
-    max_frames: int = chat.MAX_FRAMES,
     log: Log | None = print,
 ) -> Explanation:
     """Ask for judgement, description and analysis of a video's frames, one prompt each.
@@ -203,15 +173,13 @@ def explain(
         frames: uint8 (N, H, W, 3).
         times_s: seconds of the frames, rising.
         tokens: the frames' visual tokens (N, tokens, C) where they are known; else the vision tower is called once.
-        questions: other wordings by name.
         max_new_tokens: tokens an answer may have.
-        max_frames: more frames are refused with a ValueError.
         log: gets a line with the cost of each call of generate.
     """
-    started, questions = time.perf_counter(), QUESTIONS | (questions or {})
+    started = time.perf_counter()
     times_s = tuple(float(second) for second in times_s)
-    settings = dict(times_s=times_s, max_new_tokens=max_new_tokens, max_frames=max_frames)
-    samples = {name: chat.encode(vlm, frames, question, **settings) for name, question in questions.items()}
+    settings = dict(times_s=times_s, max_new_tokens=max_new_tokens)
+    samples = {name: chat.encode(vlm, frames, question, **settings) for name, question in QUESTIONS.items()}
     if tokens is None:
         with torch.inference_mode():
             tokens = chat.visual_tokens(vlm, samples["judgement"])
@@ -229,7 +197,6 @@ def explain(
         description=description,
         analysis=analysis,
         times_s=times_s,
-        questions=questions,
         prompt_tokens=sum(samples[name]["input_ids"].numel() for name in names),
         seconds=round(time.perf_counter() - started, 3),
     )
