@@ -32,10 +32,13 @@ bench: $(READY)  ## speed as ratios within one run (not the studies, which film 
 twin: $(READY)  ## teach the toy vision-language twins of notebook 09 anew, from nothing
 	OMP_NUM_THREADS=1 $(BIN)/python -m vau_lib.toy.benchmark
 
-figures: $(READY)  ## paper figures from data/results/*.csv
+figures: $(READY)  ## paper figures from the tables below data/results
 	$(BIN)/vau run demo 13
+
+results: $(READY)  ## RESULTS.md from the tables below data/results
+	$(BIN)/python -m vau_lib.evaluation.result_tables
 
 clean:  ## remove executed notebooks, synthetic data, features and models; results and raw data stay
 	rm -rf data/runs data/instructions data/synthetic data/features data/models .pytest_cache .ruff_cache
 
-.PHONY: help env demo test lab lint bench twin figures clean
+.PHONY: help env demo test lab lint bench twin figures results clean

@@ -126,7 +126,9 @@ def main() -> None:
         print(f"  {name:32}", "  ".join(f"{key} {value:.3g}" for key, value in (cost | right).items()), flush=True)
     table = pd.DataFrame(lines).assign(model=whole.label, videos=len(asked))
     if part == "test":
-        result_tables.write_curve(project / "data" / "results" / "curves" / "compressed_twin.csv", table.round(4))
+        result_tables.write_curve(
+            project / "data" / "results" / "studies" / "curves" / "compressed_twin.csv", table.round(4)
+        )
 
 
 if __name__ == "__main__":

@@ -151,7 +151,7 @@ def main() -> None:
     print(table.pivot(index="question", columns="method", values="accuracy").round(3).to_string())
     print(table[table["seeds"] > 1].round(3).to_string(index=False))
     if part == "test":
-        place, end = project / "data" / "results" / "curves", "" if name == "two" else f"_{name}"
+        place, end = project / "data" / "results" / "studies" / "curves", "" if name == "two" else f"_{name}"
         result_tables.write_curve(place / f"ordering{end}.csv", table.assign(model=vlm.label).round(4))
         result_tables.write_curve(place / f"ordering{end}_reward.csv", pd.concat(curves).round(4))
 

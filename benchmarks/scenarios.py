@@ -96,8 +96,12 @@ def main() -> None:
     seen = cross_val_predict(RandomForestClassifier(500, random_state=0), tracks, y, **by_world)[:, 1]
     print(f"a forest on true tracks: video AUC {metrics.video_auc(dict(enumerate(seen)), dict(enumerate(y))):.3f}")
     if count >= 200:
-        result_tables.write_curve(project() / "data" / "results" / "curves" / "scenario_nuisances.csv", found.round(4))
-        result_tables.write_curve(project() / "data" / "results" / "curves" / "scenario_coverage.csv", table.round(4))
+        result_tables.write_curve(
+            project() / "data" / "results" / "studies" / "curves" / "scenario_nuisances.csv", found.round(4)
+        )
+        result_tables.write_curve(
+            project() / "data" / "results" / "studies" / "curves" / "scenario_coverage.csv", table.round(4)
+        )
 
 
 if __name__ == "__main__":

@@ -142,7 +142,9 @@ def main() -> None:
         noise = tune(taught(), folder / "train", shuffled, kept / "shuffled", TUNED_ON["our holes"], steps=150)
         judge.enter("shuffled answers", OURS, 0.2, judge.cut(noise, OURS, 0.2), whole)
         table = pd.DataFrame(judge.lines).assign(model=vlm.label)
-        result_tables.write_curve(project / "data" / "results" / "curves" / "token_accuracy.csv", table.round(4))
+        result_tables.write_curve(
+            project / "data" / "results" / "studies" / "curves" / "token_accuracy.csv", table.round(4)
+        )
 
 
 if __name__ == "__main__":

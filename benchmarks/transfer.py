@@ -1,8 +1,8 @@
-"""What is a detector worth on real video that has seen drawings only? Trained on SYNTHETIC scenarios, tested on fights and Ped2.
+"""Transfer from synthetic to real video: detectors trained on rendered scenarios, tested on real fights and UCSD Ped2.
 
-- rows: XFeat with real weights, 2 frames each, at the fights' 25 frames a second; what is learned from is how rows change
-- learned on drawings: logistic regression on videos, logistic regression on rows (event spans are known), MemTSM-Net as intended
-  with an epoch chosen on drawn validation worlds; the same by labels dealt at random. Nothing real is looked at before the test
+- features: XFeat with real weights, 2 frames each, at the fights' 25 frames a second; temporal differences of them are learned from
+- learned on drawings: logistic regression on videos and on snippet features (event spans are known), MemTSM-Net as intended with an
+  epoch chosen on drawn validation videos; the same with shuffled labels. Nothing real is looked at before the test
 - beside them: what needs no training, what was learned on real video (rows of data/results, or made here), a constant
 - the drawn test worlds stand in the table too: a detector that fails at home has nothing to carry over
 - AUCs on the fights are means over the four folds of their own table; seeds that end far apart have intervals (of their mean
@@ -86,10 +86,15 @@ def learned(rows: dict, found: list, test: dict, aim: str) -> list[result_tables
     found_by_rows = RowModel(rows, known, kinds)
     by_videos = baselines.logistic_on_difference(seen, labels, test)
     out = [
-        result_tables.per_video(f"logistic regression on videos, {said}", "peer", by_videos, lengths),
-        result_tables.per_row(f"logistic regression on rows, {said}", "peer", {n: found_by_rows(x) for n, x in test.items()}),
+        result_tables.per_video(f"logistic regression on videos, {said}", "baseline", by_videos, lengths),
+        result_tables.per_row(
+            f"logistic regression on snippet features, {said}", "baseline", {n: found_by_rows(x) for n, x in test.items()}
+        ),
     ]  # fmt: skip
-    for title, kind in (("MemTSM as intended, on change (ours)", "ours"), ("MemTSM, shuffled labels", "sanity")):
+    for title, kind in (
+        ("MemTSM as intended, on temporal differences (ours)", "ours"),
+        ("MemTSM, shuffled labels", "sanity"),
+    ):
         runs = []
         for seed in SEEDS:
             names = sorted(labels)
@@ -138,7 +143,7 @@ def main() -> None:
         ]
         differences = {n: baselines.difference(x) for n, x in test.items()}
         methods += [
-            result_tables.per_row("change of XFeat rows, not trained", "peer", differences),
+            result_tables.per_row("temporal difference of XFeat features, not trained", "baseline", differences),
             result_tables.per_row("a constant", "sanity", {n: np.zeros(len(x)) for n, x in test.items()}),
         ]  # fmt: skip
         if name == "ped2":
@@ -148,7 +153,11 @@ def main() -> None:
                 )
                 for n, x in test.items()
             }
-            methods.append(result_tables.per_row("distance from normal cloud, change, learned on Ped2", "peer", cloud))
+            methods.append(
+                result_tables.per_row(
+                    "distance from normal cloud, temporal differences, learned on Ped2", "baseline", cloud
+                )
+            )
             truth = {r.id: records.frame_labels(r) for r in found}
             lines = [result_tables.frame_row(m, truth, SNIPPET, **SETTINGS) for m in methods]
         else:
@@ -160,16 +169,16 @@ def main() -> None:
                 for m in methods
                 if name == "fights" or "(fights)" not in m.name
             ]
-        part = pd.DataFrame(lines).assign(dataset=f"transfer to {name}", rows=f"XFeat, {len(test)} videos")
+        part = pd.DataFrame(lines).assign(dataset=f"transfer to {name}", features=f"XFeat, {len(test)} videos")
         if name == "drawings":  # what learned fights only is asked for fights only
             fought = {r.id: int(r.classes[0] == "fight") for r in found}
             asked = [m for m in methods if ANOMALIES[0] not in m.name]
             lines = [result_tables.video_row(m, fought, folds, **SETTINGS) for m in asked]
             note = f"XFeat, {len(test)} videos, {sum(fought.values())} fights"
-            part = pd.concat([part, pd.DataFrame(lines).assign(dataset="transfer to drawn fights", rows=note)])
+            part = pd.concat([part, pd.DataFrame(lines).assign(dataset="transfer to drawn fights", features=note)])
         table.append(pd.concat([part, at_home(project, name)], ignore_index=True))
         print(part.iloc[:, :8].round(3).to_string(index=False), flush=True)
-    with artifacts.replacing(project / "data" / "results" / "transfer.csv") as temporary:
+    with artifacts.replacing(project / "data" / "results" / "studies" / "transfer.csv") as temporary:
         pd.concat(table, ignore_index=True).round(4).to_csv(temporary, index=False)
 
 
@@ -180,15 +189,18 @@ def _clips(real: Path, fold: int) -> list[records.VideoRecord]:
 def at_home(project: Path, name: str) -> pd.DataFrame:
     """Return the rows of data/results for what was learned on the real set itself, by the same rows; its folds are its own."""
     wanted = {
-        "fights": ["MemTSM as intended, on change (ours)", "logistic regression on change of XFeat rows"],
-        "ped2": ["XFeat rows, 5 nearest normal", "flow, 5×5 box mean, training-free"],
+        "fights": [
+            "MemTSM as intended, on temporal differences (ours)",
+            "logistic regression on temporal differences of XFeat features",
+        ],
+        "ped2": ["XFeat features, 5 nearest normal neighbours", "flow, 5×5 box mean, training-free"],
     }
     if name not in wanted:
         return pd.DataFrame()
-    board = pd.read_csv(project / "data" / "results" / f"{name}.csv")
+    board = pd.read_csv(project / "data" / "results" / name / f"{name}.csv")
     part = board[board["method"].isin(wanted[name])]
     word = "" if name == "ped2" else ", learned on fights"
-    return part.assign(method=part["method"] + word, kind="peer", dataset=f"transfer to {name}")
+    return part.assign(method=part["method"] + word, kind="baseline", dataset=f"transfer to {name}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
 """A row is a mean over seeds and folds with an interval over videos, and folds never mix."""
 
+from pathlib import Path
+
 import numpy as np
+import pandas as pd
 import pytest
 
 from vau_lib.evaluation import metrics, result_tables
@@ -23,7 +26,7 @@ def test_a_video_row_averages_seeds_and_keeps_their_spread():
     wrong = {name: -score for name, score in PERFECT_IN_EACH.items()}
     both = result_tables.Method("m", "ours", [*method(PERFECT_IN_EACH).runs, *method(wrong).runs])
     row = result_tables.video_row(both, LABELS, FOLD, seed=0, resamples=60)
-    assert (row["video_auc"], row["video_auc_sd"], row["seeds"]) == (0.5, 0.5, 2)
+    assert (row["video_auc"], row["video_auc_std"], row["seeds"]) == (0.5, 0.5, 2)
 
 
 def test_intervals_hold_the_value():
@@ -37,7 +40,7 @@ def test_intervals_hold_the_value():
 
 def test_a_frame_row_holds_each_row_for_its_snippet():
     truth = {"a": np.array([0, 0, 0, 1, 1], np.uint8), "b": np.zeros(4, np.uint8)}
-    rows = result_tables.per_row("m", "peer", {"a": [0.1, 0.9, 0.9], "b": [0.2, 0.1]})
+    rows = result_tables.per_row("m", "baseline", {"a": [0.1, 0.9, 0.9], "b": [0.2, 0.1]})
     row = result_tables.frame_row(rows, truth, 2, seed=0, resamples=50)
     assert row["frame_auc"] == metrics.frame_auc(
         {"a": np.array([0.1, 0.1, 0.9, 0.9, 0.9]), "b": np.array([0.2, 0.2, 0.1, 0.1])}, truth
@@ -45,5 +48,33 @@ def test_a_frame_row_holds_each_row_for_its_snippet():
 
 
 def test_an_unknown_kind_is_refused():
-    with pytest.raises(ValueError, match="m: kind must be one of ours, peer, released, sanity"):
+    with pytest.raises(ValueError, match="m: kind must be one of ours, baseline, released, sanity"):
         result_tables.Method("m", "best", [{}])
+
+
+# RESULTS.md
+
+
+def test_results_md_is_what_the_tables_give(tmp_path):
+    root = Path(__file__).parents[1]
+    template, written = (root / name for name in result_tables.RESULTS)
+    text = result_tables.write_results(root / "data" / "results", template, tmp_path / "RESULTS.md")
+    assert text == written.read_text(encoding="utf-8"), "run `make results`"
+
+
+def test_a_printed_interval_is_of_the_number_beside_it():
+    """LSHMA on the fights: [.770, .885] is of the ensemble's .830, and stood beside the mean of the seeds, .786."""
+    root = Path(__file__).parents[1]
+    (line,) = [
+        line for line in result_tables.as_markdown(pd.read_csv(root / "data/results/fights/fights.csv")).splitlines()
+        if line.startswith("| LSHMA as intended, on temporal differences")
+    ]  # fmt: skip
+    assert "0.830 [0.770, 0.885]" in line and "0.786 ± 0.018 (5)" in line
+
+
+def test_a_run_goes_before_what_was_published(tmp_path):
+    for folder, value in (("published/demo", 1), ("run", 2)):
+        result_tables.write_curve(tmp_path / folder / "curves" / "reach.csv", pd.DataFrame({"x": [value]}))
+    result_tables.write_curve(tmp_path / "published" / "fights" / "fights.csv", pd.DataFrame({"x": [3]}))
+    tables = result_tables.read_tables(tmp_path / "published", tmp_path / "run")
+    assert {name: table["x"].item() for name, table in tables.items()} == {"reach": 2, "fights": 3}

@@ -1,8 +1,9 @@
-"""A method's row in the results table: mean over seeds, interval over videos, level in the name of every metric.
+"""Results tables: a row per method, mean over seeds, an interval over videos, the level in the name of every metric.
 
-- a method is a list of runs (one per seed), a run is {video: (video score, row scores)}; peers have one run
+- a method is a list of runs (one per seed), a run is {video: (video score, row scores)}; baselines have one run
 - folds are scored one by one and averaged: scores of two trainings share no scale
-- intervals resample videos, not frames or seeds, of the mean score of the seeds
+- `low` and `high` are a 95 % interval of the ENSEMBLE (the mean score of the seeds), by resampling videos; they belong to
+  `ensemble_video_auc` or `frame_auc`, not to `video_auc`, the mean of the seeds' own AUCs
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,9 +14,11 @@ import numpy as np
 import pandas as pd
 
 from vau_lib.evaluation import metrics
-from vau_lib.workspace import artifacts
+from vau_lib.workspace import artifacts, presets
 
-KINDS = ("ours", "peer", "released", "sanity")
+KINDS = ("ours", "baseline", "released", "sanity")
+
+RESULTS = ("data/results/RESULTS.template.md", "RESULTS.md")  # template and what `make results` writes of it
 
 Run = Mapping[str, tuple[float, np.ndarray]]
 
@@ -72,7 +75,7 @@ def fold_mean(metric: Callable, fold_of: Mapping[str, int]) -> Callable:
 def video_row(
     method: Method, labels: Mapping[str, int], fold_of: Mapping[str, int], *, seed: int, resamples: int
 ) -> dict:
-    """Return the video-level row: AUC and AP, mean over folds and seeds; spread over seeds; 95 % interval over videos."""
+    """Return the video-level row: AUC and AP, mean over folds and seeds; std over seeds; the ensemble with its 95 % interval."""
     auc, ap = fold_mean(metrics.video_auc, fold_of), fold_mean(metrics.video_ap, fold_of)
     seeds = [auc({name: score for name, (score, _) in run.items()}, labels) for run in method.runs]
     precise = [ap({name: score for name, (score, _) in run.items()}, labels) for run in method.runs]
@@ -81,7 +84,7 @@ def video_row(
     )
     return {
         "level": "video", "method": method.name, "kind": method.kind, "seeds": len(seeds), "video_auc": float(np.mean(seeds)),
-        "video_auc_sd": float(np.std(seeds)), "low": span.low, "high": span.high, "seed_mean_video_auc": span.value,
+        "video_auc_std": float(np.std(seeds)), "low": span.low, "high": span.high, "ensemble_video_auc": span.value,
         "video_ap": float(np.mean(precise)),
     }  # fmt: skip
 
@@ -104,3 +107,69 @@ def write_curve(path: Path, table: pd.DataFrame) -> None:
     """Write the points behind a figure as csv, whole or not at all; notebook 13 draws from it."""
     with artifacts.replacing(Path(path)) as temporary:
         table.to_csv(temporary, index=False)
+
+
+def read_tables(*folders: Path) -> dict[str, pd.DataFrame]:
+    """Return {file name without suffix: table} of every csv below the folders; a later folder's table replaces an earlier one's."""
+    return {path.stem: pd.read_csv(path) for folder in folders for path in sorted(Path(folder).rglob("*.csv"))}
+
+
+def as_markdown(table: pd.DataFrame) -> str:
+    """Return a results table (columns of `video_row` or `frame_row`) as Markdown, a section per level.
+
+    A number and the interval beside it are of the same quantity: the ensemble's. The mean of the seeds stands apart, with its
+    standard deviation and no interval.
+    """
+    parts = []
+    for level, rows in table.groupby("level", sort=False):
+        rows = rows.dropna(axis=1, how="all")
+        head = ["method", "kind", f"{level} AUC of the ensemble [95 % over videos]"]
+        seeds = level == "video" and bool((rows["seeds"] > 1).any())
+        head += [f"{level} AUC, mean ± std over seeds"] * seeds + [f"{level} AP"]
+        lines = [head, ["---"] * len(head)]
+        for row in rows.to_dict("records"):
+            ensemble = row.get("ensemble_video_auc") if level == "video" else row["frame_auc"]
+            cells = [row["method"], row["kind"], f"{ensemble:.3f}"]
+            if not pd.isna(row.get("low")):
+                cells[2] += f" [{row['low']:.3f}, {row['high']:.3f}]"
+            if seeds:
+                several = f"{row['video_auc']:.3f} ± {row['video_auc_std']:.3f} ({row['seeds']})"
+                cells.append(several if row["seeds"] > 1 else "")
+            ap = row.get(f"{level}_ap")
+            lines.append([*cells, "" if pd.isna(ap) else f"{ap:.3f}"])
+        parts.append("\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines))
+    return "\n\n".join(parts)
+
+
+def write_results(folder: Path, template: Path, target: Path) -> str:
+    """Write `target` (RESULTS.md): the template's text with each line `{{table NAME}}` replaced by that table of `folder`.
+
+    Detector tables (with a column `level`) go through `as_markdown`, a section per data set; others are printed as they are.
+    """
+    tables, out = read_tables(folder), []
+    for line in Path(template).read_text(encoding="utf-8").splitlines():
+        if not line.startswith("{{table "):
+            out.append(line)
+            continue
+        name = line.removeprefix("{{table ").removesuffix("}}").strip()
+        table = tables[name]
+        if "level" not in table or "dataset" not in table:
+            out.append(_plain_markdown(table))
+            continue
+        for dataset, part in table.groupby("dataset", sort=False):
+            several = f"**{dataset}** ({', '.join(part['features'].dropna().unique())})"
+            out += [several, "", as_markdown(part), ""]
+    text = "\n".join(out).rstrip() + "\n"
+    with artifacts.replacing(Path(target)) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return text
+
+
+def _plain_markdown(table: pd.DataFrame) -> str:
+    rows = table.round(3).astype(object).where(table.notna(), "").values.tolist()
+    lines = [list(table.columns), ["---"] * len(table.columns), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+if __name__ == "__main__":  # `make results`
+    write_results(presets.project() / "data/results", *(presets.project() / name for name in RESULTS))
