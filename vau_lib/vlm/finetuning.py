@@ -277,7 +277,7 @@ def _plain_forward(model: nn.Module) -> Iterator[None]:
 def _claim(folder: Path, vlm: VLM, samples: InstructionSamples, plan: LoraPlan, facts: Mapping, *, write: bool) -> None:
     """Write what a folder's run is of; where it holds a checkpoint, check that it is of the same."""
     run = {name: value for name, value in asdict(plan).items() if name not in ("save_steps", "log_steps")}
-    run |= {"model": vlm.name, "trained": trainable_weights(vlm.model)[0], **facts}
+    run |= {"model": vlm.name, "trainable_weights": trainable_weights(vlm.model)[0], **facts}
     run["rows"] = hashlib.sha256(json.dumps(samples.rows, default=str).encode()).hexdigest()
     if last_checkpoint(folder):
         artifacts.check_made_by(folder, **run)

@@ -351,7 +351,7 @@ def _save(folder: Path, plan: GRPOPlan, weights: list, start: list, optimiser, r
         "plan": asdict(plan),
         "weights": [part.detach().cpu() for part in weights],
         "optimiser": optimiser.state_dict(),
-        "started": [part.cpu() for part in start],
+        "start": [part.cpu() for part in start],
         "rows": rows,
         "random": torch.get_rng_state(),
     }
@@ -373,5 +373,5 @@ def _resume(folder: Path | None, plan: GRPOPlan, weights: list, optimiser) -> tu
             part.copy_(value)
     optimiser.load_state_dict(state["optimiser"])
     torch.set_rng_state(state["random"])
-    start = [value.to(part.device) for value, part in zip(state["started"], weights, strict=bool(plan.beta))]
+    start = [value.to(part.device) for value, part in zip(state["start"], weights, strict=bool(plan.beta))]
     return state["rows"], state["rows"][-1]["step"] + 1, start
