@@ -94,7 +94,7 @@ def _film(scratch: Path, count: int) -> Path:
 
 def full_attention(self: anomaly_scorer.Attention, x: torch.Tensor) -> torch.Tensor:
     """Attend with whole matrices, as the reference does: the same numbers, (T, T) memory."""
-    parts = self.ask(self.norm(x)).chunk(4, dim=-1)
+    parts = self.to_qkv(self.norm(x)).chunk(4, dim=-1)
     query, key, value, nearby = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
     alike = (query @ key.mT * query.shape[-1] ** -0.5).softmax(-1)
     place = torch.arange(x.shape[1])

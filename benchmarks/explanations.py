@@ -23,7 +23,7 @@ import torch
 
 from vau_lib import explain
 from vau_lib.data import answer_parsing, records, video
-from vau_lib.detectors import anomaly_scorer, frame_sampling
+from vau_lib.detectors import anomaly_scorer, frame_sampling, trained_detector
 from vau_lib.evaluation import metrics
 from vau_lib.features import frame_features
 from vau_lib.toy import benchmark as toy_benchmark
@@ -37,7 +37,7 @@ SETS = {"tuning": (480, 0), "scorer": (160, 5001), f"held_out_{HELD_OUT}": (160,
 JOINED = 240  # joined videos the scorer learns from, a quarter of them to choose the epoch by
 SCORER = dict(hidden=32, heads=2, head_width=8, slots=16)
 TAUS = (0.1, 0.03, 0.01, 0.003)  # the paper's first
-PLAN = anomaly_scorer.recipe(epochs=20, learning_rate=2e-3, batch_size=16)
+PLAN = anomaly_scorer.published_plan(epochs=20, learning_rate=2e-3, batch_size=16)
 LONG_WORLDS = 150  # tuning worlds whose long videos the model is tuned on with
 OWN_TAU = 0.01  # then; with rate and steps chosen on 60 other tuning worlds (.842; .808 at tau .1; .775 at rate 1e-3)
 TUNING_ON = finetuning.LoraPlan(
@@ -60,7 +60,9 @@ def closeup_features(tower: explain.VisionTower, root: Path, found: list) -> dic
     }
 
 
-def train_scorer(tower: explain.VisionTower, root: Path, found: list) -> tuple[anomaly_scorer.Trained, float, float]:
+def train_scorer(
+    tower: explain.VisionTower, root: Path, found: list
+) -> tuple[trained_detector.TrainedDetector, float, float]:
     """Train on joined features, the event anywhere; return scorer, frame AUC and best tau on the videos that chose the epoch.
 
     A feature depends on its frame alone, so joined features are the features of joined videos.
@@ -78,7 +80,9 @@ def train_scorer(tower: explain.VisionTower, root: Path, found: list) -> tuple[a
         targets[name] = np.concatenate(truth)
         val |= {name} if side else set()
     config = anomaly_scorer.ScorerConfig(width=features["0"].shape[1], **SCORER)
-    trained = anomaly_scorer.train(features, targets, val, config=config, plan=PLAN, steps=len(features["0"]))
+    trained = trained_detector.train(
+        features, targets, val, config=config, plan=PLAN, steps=len(features["0"]), temporal_difference=False
+    )
     scores = {name: trained.score(features[name]) for name in val}
     hits = {
         tau: np.mean([targets[n][frame_sampling.density_aware_sample(scores[n], FRAMES, tau=tau)].mean() for n in val])
@@ -173,7 +177,7 @@ def main() -> None:
             facts = dict(
                 rows="mean and largest picture token of the kept InternVL twin", tau=tau, val_frame_auc=round(known, 4)
             )
-            anomaly_scorer.save_trained(
+            trained_detector.save(
                 project / "data" / "toy_models" / "scorer", trained, kind="toy, trained on drawn close-ups", **facts
             )
         print(f"scorer of {source}: frame AUC {known:.3f}, best tau {tau}, on joined videos that chose its epoch")

@@ -21,7 +21,8 @@ from ats import Peak, frames  # the script beside this one
 
 from vau_lib import explain
 from vau_lib.data import video
-from vau_lib.detectors import anomaly_scorer
+from vau_lib.detectors import trained_detector
+from vau_lib.detectors.anomaly_scorer import AnomalyScorer
 from vau_lib.toy import benchmark as toy_benchmark
 from vau_lib.vlm import inference, models
 from vau_lib.workspace import presets
@@ -48,7 +49,7 @@ def noise_video(scratch: Path, count: int) -> Path:
 def scorer_of(width: int) -> explain.Scorer:
     folder = presets.project() / "data" / "models" / "holmes_scorer"
     if folder.is_dir():
-        return explain.Scorer(anomaly_scorer.load_trained(folder).score, f"scorer of {folder.name}")
+        return explain.Scorer(trained_detector.load(folder, AnomalyScorer).score, f"scorer of {folder.name}")
     return explain.random_scorer(width)
 
 

@@ -23,7 +23,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from vau_lib.data import datasets, records
-from vau_lib.detectors import baselines, memtsm, preprocessing, training
+from vau_lib.detectors import baselines, memtsm, preprocessing, trained_detector, training
 from vau_lib.evaluation import result_tables
 from vau_lib.features import extraction
 from vau_lib.synthetic import dataset as synthetic_dataset
@@ -101,9 +101,9 @@ def learned(rows: dict, found: list, test: dict, aim: str) -> list[result_tables
             dealt = np.random.default_rng(seed).permutation([labels[n] for n in names]).tolist()
             truth = labels if kind == "ours" else dict(zip(names, dealt, strict=True))
             config = memtsm.MemTSMConfig(in_channels=next(iter(rows.values())).shape[1])
-            plan = training.Plan(epochs=20, learning_rate=1e-4, seed=seed)
-            model = memtsm.train(seen, truth, val, config=config, plan=plan)
-            runs.append({name: model.score(x) for name, x in test.items()})
+            plan = training.TrainingPlan(epochs=20, learning_rate=1e-4, seed=seed)
+            model = trained_detector.train(seen, truth, val, config=config, plan=plan)
+            runs.append({name: model.score_video(x) for name, x in test.items()})
         out.append(result_tables.Method(f"{title}, {said}", kind, runs))
     return out
 

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from vau_lib.data import records
-from vau_lib.detectors import anomaly_scorer, frame_sampling, training
+from vau_lib.detectors import anomaly_scorer, frame_sampling, lshma, preprocessing, trained_detector, training
 from vau_lib.evaluation import metrics
 from vau_lib.synthetic import feature_streams
 from vau_lib.workspace import artifacts
@@ -292,7 +292,7 @@ def test_more_rows_than_the_video_has_are_refused():
 def test_parts_of_a_training_video_keep_a_short_event():
     targets = np.zeros(1000)
     targets[501] = 1
-    assert np.flatnonzero(anomaly_scorer._parts(targets, 200)).tolist() == [100]
+    assert np.flatnonzero(preprocessing.targets_to_steps(targets, 200)).tolist() == [100]
 
 
 # End to end, on synthetic streams
@@ -306,13 +306,15 @@ def world(count: int, rows: int, events: int, seed: int) -> list[records.LongStr
 
 
 @pytest.fixture(scope="module")
-def trained() -> anomaly_scorer.Trained:
+def trained() -> trained_detector.TrainedDetector:
     known = world(24, 100, 1, 1) + world(24, 100, 0, 2)
     val = world(8, 100, 1, 3) + world(8, 100, 0, 4)
     config = anomaly_scorer.ScorerConfig(width=32, hidden=32, heads=2, head_width=8, slots=16)
-    plan = anomaly_scorer.recipe(epochs=8, learning_rate=3e-3, batch_size=8)
+    plan = anomaly_scorer.published_plan(epochs=8, learning_rate=3e-3, batch_size=8)
     features, targets = ({s.id: getattr(s, part) for s in known + val} for part in ("rows", "labels"))
-    return anomaly_scorer.train(features, targets, {s.id for s in val}, config=config, plan=plan, steps=100)
+    return trained_detector.train(
+        features, targets, {s.id for s in val}, config=config, plan=plan, steps=100, temporal_difference=False
+    )
 
 
 def test_validation_chooses_and_the_curves_say_so(trained):
@@ -328,21 +330,31 @@ def test_a_trained_scorer_puts_twice_as_many_frames_into_events_as_uniform(train
 
 
 def test_a_trained_scorer_is_saved_and_loaded(trained, tmp_path):
-    anomaly_scorer.save_trained(tmp_path, trained, facts="a test")
-    again, x = anomaly_scorer.load_trained(tmp_path), world(1, 300, 1, 6)[0].rows
+    trained_detector.save(tmp_path, trained, facts="a test")
+    again, x = trained_detector.load(tmp_path, anomaly_scorer.AnomalyScorer), world(1, 300, 1, 6)[0].rows
     assert np.array_equal(again.score(x), trained.score(x)) and not again.model.training
     assert artifacts.check_made_by(tmp_path, facts="a test")
 
 
 def test_a_folder_of_another_model_is_refused(tmp_path):
-    artifacts.write_json(tmp_path / "config.json", {"sizes": {"slots": 3, "depth": 1}, "prepare": {}})
-    with pytest.raises(artifacts.StoreError, match="is not of an anomaly scorer"):
-        anomaly_scorer.load_trained(tmp_path)
+    config = {"detector": "anomaly_scorer", "sizes": {"slots": 3, "depth": 1}, "preprocessing": {}}
+    artifacts.write_json(tmp_path / "config.json", config)
+    with pytest.raises(artifacts.StoreError, match="is not of a trained detector"):
+        trained_detector.load(tmp_path)
+
+
+def test_a_detector_of_another_kind_is_refused(trained, tmp_path):
+    trained_detector.save(tmp_path, trained)
+    with pytest.raises(artifacts.StoreError, match="holds AnomalyScorer, not LSHMA"):
+        trained_detector.load(tmp_path, lshma.LSHMA)
 
 
 def test_training_needs_a_target_for_every_row():
-    with pytest.raises(ValueError, match="video a: 5 rows for 4 targets"):
-        anomaly_scorer.train({"a": np.zeros((5, 3))}, {"a": np.zeros(4)}, [], config=TINY, plan=anomaly_scorer.recipe())
+    with pytest.raises(ValueError, match="video a: 5 rows for targets of shape"):
+        trained_detector.train(
+            {"a": np.zeros((5, 3)), "b": np.zeros((5, 3))}, {"a": np.zeros(4), "b": np.zeros(5)}, ["b"],
+            config=TINY, plan=anomaly_scorer.published_plan(),
+        )  # fmt: skip
 
 
 def test_the_same_seed_trains_the_same_scorer():
@@ -351,13 +363,14 @@ def test_the_same_seed_trains_the_same_scorer():
     config = anomaly_scorer.ScorerConfig(width=32, hidden=16, heads=2, head_width=4, slots=8)
     val = {streams[0].id, streams[-1].id}
     runs = [
-        anomaly_scorer.train(
+        trained_detector.train(
             features,
             targets,
             val,
             config=config,
-            plan=anomaly_scorer.recipe(epochs=1, batch_size=4, seed=seed),
+            plan=anomaly_scorer.published_plan(epochs=1, batch_size=4, seed=seed),
             steps=40,
+            temporal_difference=False,
         )
         for seed in (0, 0, 1)
     ]
@@ -377,9 +390,9 @@ def test_coarse_to_fine_with_a_scorer_looks_at_less_than_half(trained):
 
 
 def test_the_recipe_is_the_published_one():
-    plan = anomaly_scorer.recipe(epochs=3)
+    plan = anomaly_scorer.published_plan(epochs=3)
     assert (plan.learning_rate, plan.weight_decay, plan.batch_size) == (1e-4, 5e-5, 128)
-    assert isinstance(plan, training.Plan) and plan.epochs == 3 and plan.balanced
+    assert isinstance(plan, training.TrainingPlan) and plan.epochs == 3 and plan.balanced
 
 
 @pytest.mark.real
@@ -390,17 +403,16 @@ def test_real_fights_can_be_learned_from_video_labels_alone(real_data):
     known, held_out = np.flatnonzero(fold != 0), np.flatnonzero(fold == 0)
     val = {str(place) for place in known if group[place] % 5 == 0}
     features, targets = {str(k): x[k] for k in known}, {str(k): np.full(32, int(y[k])) for k in known}
-    plan = anomaly_scorer.recipe(epochs=8, learning_rate=1e-3, batch_size=16)
+    plan = anomaly_scorer.published_plan(epochs=8, learning_rate=1e-3, batch_size=16)
     config = anomaly_scorer.ScorerConfig(width=128, hidden=32, heads=4, head_width=16)
-    scorer = anomaly_scorer.train(
+    scorer = trained_detector.train(
         features,
         targets,
         val,
         config=config,
         plan=plan,
         steps=32,
-        motion=True,
-        parts=anomaly_scorer.PARTS | {"frames": 0.0},
+        loss_weights=anomaly_scorer.LOSS_WEIGHTS | {"frames": 0.0},
     )
     scores = {str(k): scorer.score(x[k]) for k in held_out}
     assert metrics.video_auc(scores, {str(k): int(y[k]) for k in held_out}) > 0.7

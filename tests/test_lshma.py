@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from vau_lib.detectors import lshma, training
+from vau_lib.detectors import lshma, trained_detector, training
 from vau_lib.detectors.lshma import LSHMA
 from vau_lib.detectors.lshma_state import LSHMAConfig, StreamState
 from vau_lib.evaluation import metrics
@@ -30,7 +30,7 @@ def made(config: LSHMAConfig, seed: int = 0) -> LSHMA:
     model = LSHMA(config).eval()
     with torch.no_grad():  # louder than initialised, so that memory, exits and depth matter to the scores
         for block in model.blocks:
-            block.widen.weight.mul_(3)
+            block.out_proj.weight.mul_(3)
         model.classifier.weight.mul_(4)
     return model
 
@@ -108,11 +108,11 @@ def reference(model: LSHMA, rows: np.ndarray, threshold: float) -> np.ndarray:
         for level in range(config.layers):
             name, memory = f"blocks.{level}", memories[level]
             x = norm(f"{name}.norm1", x)
-            memory[:] = [squeeze(f"{name}.ask", m) if m.shape[1] == config.width else m for m in memory]
+            memory[:] = [squeeze(f"{name}.q_proj", m) if m.shape[1] == config.width else m for m in memory]
             if memory:
-                q = squeeze(f"{name}.ask", x)
-                seen = attend(q, np.concatenate([*memory, squeeze(f"{name}.tell", x)]))
-                seen = linear(f"{name}.widen", seen + config.self_weight * attend(q, q))
+                q = squeeze(f"{name}.q_proj", x)
+                seen = attend(q, np.concatenate([*memory, squeeze(f"{name}.k_proj", x)]))
+                seen = linear(f"{name}.out_proj", seen + config.self_weight * attend(q, q))
             else:
                 seen = attend(x, x) + config.self_weight * attend(x, x)
             memory.append(x)
@@ -145,7 +145,7 @@ def test_a_reference_state_dict_loads_strictly_whatever_its_inner_names():
     config = LSHMAConfig.xd(**SMALL)
     model = made(config)
     theirs = {
-        "ask": "conv_k", "tell": "conv_cur", "widen": "attenproj", "unused": "proj", "norm1": "ln_1", "norm2": "ln_2",
+        "q_proj": "conv_k", "k_proj": "conv_cur", "out_proj": "attenproj", "unused": "proj", "norm1": "ln_1", "norm2": "ln_2",
         "mlp.0": "mlp.c_fc", "mlp.2": "mlp.c_proj",
     }  # fmt: skip
     reference_dict = {}
@@ -369,19 +369,27 @@ def test_it_finds_a_burst_from_video_labels(tmp_path):
     for name, label in labels.items():
         rows[name][8:14, :8] += 2.5 * label
     val, test = {f"v{k}" for k in range(12)}, [f"v{k}" for k in range(12, 24)]
-    plan = training.Plan(
-        epochs=20, learning_rate=3e-3, weight_decay=0.0, batch_size=4, noise_share=0, curriculum_epochs=0, balanced=True
+    plan = training.TrainingPlan(
+        epochs=20,
+        learning_rate=3e-3,
+        weight_decay=0.0,
+        batch_size=4,
+        augment_probability=0,
+        curriculum_epochs=0,
+        balanced=True,
     )
     config = LSHMAConfig.xd(width=16)
-    known = {n: rows[n] for n in labels if n not in test}
-    trained = lshma.train(known, labels | {}, val, config=config, plan=plan, steps=None, motion=False)
-    top = {name: trained.score(rows[name]) for name in test}
+    known, known_labels = ({n: of[n] for n in labels if n not in test} for of in (rows, labels))
+    trained = trained_detector.train(
+        known, known_labels, val, config=config, plan=plan, steps=None, temporal_difference=False
+    )
+    top = {name: trained.score_video(rows[name]) for name in test}
     scores, truth = {n: top[n][0] for n in test}, {n: labels[n] for n in test}
     assert metrics.video_auc(scores, truth) > 0.9
     inside = [8 <= int(top[name][1].argmax()) < 16 for name in test if labels[name]]  # clip of 8 rows the burst lies in
     assert np.mean(inside) > 0.7  # found from video labels alone
-    lshma.save_trained(tmp_path / "model", trained, facts="toy")
-    again = lshma.load_trained(tmp_path / "model").score(rows[test[0]])
+    trained_detector.save(tmp_path / "model", trained, facts="toy")
+    again = trained_detector.load(tmp_path / "model").score_video(rows[test[0]])
     np.testing.assert_allclose(again[1], top[test[0]][1], atol=1e-6)
 
 

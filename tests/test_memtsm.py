@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from vau_lib.detectors import memtsm, training
+from vau_lib.detectors import memtsm, trained_detector, training
 from vau_lib.features import checkpoints
 from vau_lib.workspace import artifacts
 
@@ -164,16 +164,16 @@ def test_a_trained_model_comes_back_with_its_preparation(tmp_path):
     rng = np.random.default_rng(0)
     rows = {f"v{n}": rng.normal(0, 1 + n % 2, (20, 8)) for n in range(12)}
     labels = {name: int(name[1:]) % 2 for name in rows}
-    plan = training.Plan(epochs=1, batch_size=4)
-    trained = memtsm.train(rows, labels, ["v0", "v1"], config=TINY, plan=plan, steps=8)
-    config = {"sizes": vars(trained.model.settings), "prepare": vars(trained.prepare)}
-    checkpoints.save_model(tmp_path, trained.model, config, made="here")
-    again = memtsm.load_trained(tmp_path)
-    assert again.score(rows["v5"])[0] == trained.score(rows["v5"])[0]
-    assert np.array_equal(again.error(rows["v5"]), trained.error(rows["v5"]))
-    artifacts.write_json(tmp_path / "config.json", {"sizes": {"colour": 3}, "prepare": {}})
-    with pytest.raises(artifacts.StoreError, match="not of a MemTSM model"):
-        memtsm.load_trained(tmp_path)
+    plan = training.TrainingPlan(epochs=1, batch_size=4)
+    trained = trained_detector.train(rows, labels, ["v0", "v1"], config=TINY, plan=plan, steps=8)
+    trained_detector.save(tmp_path, trained, made="here")
+    again = trained_detector.load(tmp_path)
+    assert again.score_video(rows["v5"])[0] == trained.score_video(rows["v5"])[0]
+    assert np.array_equal(*(t.model.video_error(rows["v5"], t.preprocessing) for t in (again, trained)))
+    assert again.curves.equals(trained.curves)
+    artifacts.write_json(tmp_path / "config.json", {"detector": "memtsm", "sizes": {"colour": 3}})
+    with pytest.raises(artifacts.StoreError, match="not of a trained detector"):
+        trained_detector.load(tmp_path)
 
 
 def test_weights_of_another_model_are_refused(tmp_path):

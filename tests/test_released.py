@@ -41,10 +41,10 @@ def test_rows_and_truth_fit_together(set_):
 
 
 def test_a_crop_is_chosen_once_and_another_choice_is_refused(set_):
-    said = CliRunner().invoke(
+    result = CliRunner().invoke(
         cli.app,
         [
-            "rows",
+            "import-features",
             str(set_ / "test.csv"),
             "--from",
             str(set_ / "npy"),
@@ -56,7 +56,7 @@ def test_a_crop_is_chosen_once_and_another_choice_is_refused(set_):
             "8",
         ],
     )
-    assert said.exit_code == 0 and said.stdout.strip().endswith("2 videos, 11 rows"), said.stderr
+    assert result.exit_code == 0 and result.stdout.strip().endswith("2 videos, 11 snippets"), result.stderr
     assert np.load(set_ / "r" / f"{NAMES[0]}.npy").mean() == 5
     with pytest.raises(artifacts.StoreError, match="made with crops"):
         released.imported([set_ / "test.csv"], set_ / "npy", set_ / "r", crops=[0], width=8)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vau_lib.data import records
-from vau_lib.detectors import lshma, lshma_state, preprocessing, stream_profiling
+from vau_lib.detectors import lshma, lshma_state, preprocessing, stream_profiling, trained_detector
 from vau_lib.synthetic import feature_streams
 
 WORLD = {"width": 16, "directions": 2, "rows": 240, "events": 1}
@@ -21,17 +21,17 @@ def cameras():
 
 def untrained(config):
     torch.manual_seed(0)
-    prepare = preprocessing.Preprocessing.fit(
-        {"a": np.random.default_rng(0).normal(size=(50, 16))}, steps=None, motion=False
+    fitted = preprocessing.Preprocessing.fit(
+        {"a": np.random.default_rng(0).normal(size=(50, 16))}, steps=None, temporal_difference=False
     )
-    return lshma.Trained(lshma.LSHMA(config).eval(), prepare, None)
+    return trained_detector.TrainedDetector(lshma.LSHMA(config).eval(), fitted, None)
 
 
 def test_streams_together_score_as_alone(cameras):
     trained = untrained(CONFIG)
     together = stream_profiling.scores(trained, cameras)
     for camera in cameras:
-        np.testing.assert_allclose(together[camera.id], trained.score(camera.rows)[1], atol=1e-5)
+        np.testing.assert_allclose(together[camera.id], trained.score(camera.rows), atol=1e-5)
     longer = stream_profiling.scores(trained, cameras, memory=9)
     assert np.abs(longer[cameras[0].id] - together[cameras[0].id]).max() > 1e-6  # the memory's length is a choice
 

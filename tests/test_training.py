@@ -7,7 +7,7 @@ import torch
 from vau_lib.detectors import memtsm, preprocessing, training
 from vau_lib.features import checkpoints
 
-PLAN = training.Plan(epochs=4, learning_rate=3e-3, batch_size=8, curriculum_epochs=2)
+PLAN = training.TrainingPlan(epochs=4, learning_rate=3e-3, batch_size=8, curriculum_epochs=2)
 
 
 def toy(count=24, width=6, seed=0):
@@ -21,9 +21,9 @@ def toy(count=24, width=6, seed=0):
 @pytest.fixture()
 def sets():
     rows, labels = toy()
-    prepare = preprocessing.Preprocessing.fit(rows, steps=12, motion=True)
+    fitted = preprocessing.Preprocessing.fit(rows, steps=12, temporal_difference=True)
     val_rows, val_labels = toy(seed=1)
-    return preprocessing.Sequences(rows, labels, prepare), preprocessing.Sequences(val_rows, val_labels, prepare)
+    return preprocessing.Sequences(rows, labels, fitted), preprocessing.Sequences(val_rows, val_labels, fitted)
 
 
 def fit(sets, tmp_path=None, plan=PLAN):
@@ -45,7 +45,7 @@ def test_it_learns_and_reports_every_epoch(sets):
 
 
 def test_the_rate_warms_up_and_falls(sets):
-    _, table = fit(sets, plan=training.Plan(epochs=10, learning_rate=1e-3, batch_size=8, warmup_share=0.2))
+    _, table = fit(sets, plan=training.TrainingPlan(epochs=10, learning_rate=1e-3, batch_size=8, warmup_fraction=0.2))
     rates = table["learning_rate"].to_numpy()
     assert rates.max() == pytest.approx(1e-3, rel=0.05) and rates.argmax() in (1, 2)
     assert rates[0] < 0.6e-3 and rates[-1] < 0.1e-3  # the released code stays at its warm-up value for ever
@@ -98,7 +98,7 @@ def test_weight_decay_spares_norms_and_biases(sets, tmp_path):
 
 
 def test_short_videos_come_first_and_all_come_in_the_end():
-    order = training.ShortFirst([50, 10, 40, 20, 30], seed=0, start=0.4, full_from=3)
+    order = training.CurriculumSampler([50, 10, 40, 20, 30], seed=0, start=0.4, full_from=3)
     assert set(order) == {1, 3} and len(list(order)) == 5
     order.set_epoch(3)
     assert sorted(order) == [0, 1, 2, 3, 4]
@@ -109,7 +109,7 @@ def test_disturbing_keeps_the_shape_and_is_seeded():
     x = torch.randn(4, 6, 24)
     a, b = (training.augment(x, generator=torch.Generator().manual_seed(1)) for _ in range(2))
     assert torch.equal(a, b) and a.shape == x.shape and not torch.equal(a, x)
-    assert torch.equal(training.augment(x, generator=torch.Generator(), share=0.0), x)
+    assert torch.equal(training.augment(x, generator=torch.Generator(), probability=0.0), x)
 
 
 def test_rows_are_brought_to_length():
@@ -127,9 +127,9 @@ def test_change_is_the_absolute_step():
 
 def test_sequences_refuse_names_that_differ():
     rows, labels = toy(4)
-    prepare = preprocessing.Preprocessing.fit(rows, steps=4, motion=False)
+    fitted = preprocessing.Preprocessing.fit(rows, steps=4, temporal_difference=False)
     with pytest.raises(ValueError, match="'v00' is in one only"):
-        preprocessing.Sequences({name: rows[name] for name in list(rows)[1:]}, labels, prepare)
+        preprocessing.Sequences({name: rows[name] for name in list(rows)[1:]}, labels, fitted)
 
 
 def test_a_saved_model_loads_strictly(tmp_path):

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from vau_lib import cli, watch
 from vau_lib.data import video
-from vau_lib.detectors import lshma, lshma_state, preprocessing
+from vau_lib.detectors import lshma, lshma_state, preprocessing, trained_detector
 from vau_lib.features import extraction, xfeat
 from vau_lib.workspace import artifacts
 
@@ -23,21 +23,25 @@ def model(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     recipe = extraction.Recipe("xfeat", ROW_FRAMES, (("weights", "random"), ("side", 64)))
     rng = np.random.default_rng(0)
-    prepare = preprocessing.Preprocessing.fit({"a": rng.random((40, 128))}, steps=None, motion=request.param)
+    fitted = preprocessing.Preprocessing.fit(
+        {"a": rng.random((40, 128))}, steps=None, temporal_difference=request.param
+    )
     made = lshma.LSHMA(lshma_state.LSHMAConfig.xd(width=128, window=2)).eval()
-    lshma.save_trained(folder, lshma.Trained(made, prepare, None), facts={"rows": recipe.made_by()})
+    trained_detector.save(
+        folder, trained_detector.TrainedDetector(made, fitted, None), facts={"rows": recipe.made_by()}
+    )
     return folder
 
 
 def whole(model, path):
     """Scores of all rows of a video, made at once."""
     rows = np.stack(list(xfeat.XFeatEncoder("random", side=64).encode(path, ROW_FRAMES)))
-    return lshma.load_trained(model).score(rows)[1]
+    return trained_detector.load(model).score(rows)
 
 
 def test_watched_scores_are_those_of_the_whole_video(model, clip):
     encode, size = watch.encoder_of(model)
-    trained = lshma.load_trained(model)
+    trained = trained_detector.load(model)
     seen = list(watch.watch(video.live(clip), trained, encode, snippet_frames=size))
     np.testing.assert_allclose(np.concatenate([s.scores for s in seen]), whole(model, clip), atol=2e-3)  # gray by RGB
     ends = np.concatenate([s.ends_s for s in seen])

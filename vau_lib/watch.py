@@ -17,7 +17,7 @@ import pandas as pd
 from torch import Tensor
 
 from vau_lib.data import video
-from vau_lib.detectors import lshma, preprocessing
+from vau_lib.detectors import lshma, preprocessing, trained_detector
 from vau_lib.features import extraction, image_encoders
 from vau_lib.plots import style, timeline
 from vau_lib.workspace import artifacts
@@ -65,7 +65,11 @@ def encoder_of(folder: str | Path, weights: str | Path | None = None) -> tuple[E
 
 
 def watch(
-    frames: Iterable[tuple[float, np.ndarray]], trained: lshma.Trained, encode: Encode, *, snippet_frames: int
+    frames: Iterable[tuple[float, np.ndarray]],
+    trained: trained_detector.TrainedDetector,
+    encode: Encode,
+    *,
+    snippet_frames: int,
 ) -> Iterator[ScoredClip]:
     """Yield a `Seen` per clip of (seconds, RGB frame (H, W, 3)), as it completes; at the end of the rows that are left.
 
@@ -74,7 +78,7 @@ def watch(
     """
     source, state, model, ends = _Source(frames), None, trained.model, []
     segments = _segments(source, snippet_frames, ends)
-    for rows in _as_trained((encode(segment) for segment in segments), trained.prepare):
+    for rows in _as_trained((encode(segment) for segment in segments), trained.preprocessing):
         logits, state = model.push(rows[None], state)
         if logits.shape[1]:
             yield source.seen(ends, logits[0], int(state.depth))
@@ -120,19 +124,19 @@ def _segments(source: _Source, size: int, ends: list[float]) -> Iterator[np.ndar
         yield np.stack(segment)
 
 
-def _as_trained(rows: Iterable[np.ndarray], prepare: preprocessing.Preprocessing) -> Iterator[Tensor]:
-    """Yield (n, D) prepared rows, together those of `prepare` on all rows; how the first row changed is told by the second."""
+def _as_trained(rows: Iterable[np.ndarray], fitted: preprocessing.Preprocessing) -> Iterator[Tensor]:
+    """Yield (n, D) prepared rows, together those of `fitted` on all rows; how the first row changed is told by the second."""
     before, first = None, True
     for row in rows:
-        if not prepare.motion:
-            yield prepare(row[None]).mT
+        if not fitted.temporal_difference:
+            yield fitted(row[None]).mT
         elif before is not None:
-            both = prepare(np.stack([before, row])).mT
+            both = fitted(np.stack([before, row])).mT
             yield both if first else both[1:]
             first = False
         before = row
-    if prepare.motion and first and before is not None:
-        yield prepare(before[None]).mT
+    if fitted.temporal_difference and first and before is not None:
+        yield fitted(before[None]).mT
 
 
 def lines(
@@ -144,7 +148,7 @@ def lines(
         raise artifacts.StoreError(
             f"{model.name}: no trained stream in {model}: `vau run demo 06` trains one, --model names another"
         )
-    trained, (encode, snippet_frames) = lshma.load_trained(model), encoder_of(model, weights)
+    trained, (encode, snippet_frames) = trained_detector.load(model, lshma.LSHMA), encoder_of(model, weights)
     made = artifacts.read_json(model / "made_by.json")["facts"]["rows"]
     note = "; RANDOM encoder weights, the scores mean nothing" if made.get("weights_sha256") == "random" else ""
     yield f"{source}: {made['encoder']} rows of {snippet_frames} frames, clips of {trained.model.settings.window} rows{note}"

@@ -14,27 +14,24 @@ Uncertainty Regulation for Weakly Supervised Video Anomaly Detection (UR-DMU), A
 
 import math
 import re
-from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vau_lib.data import records
 from vau_lib.data.records import SNIPPET_FRAMES
-from vau_lib.detectors import preprocessing, training
+from vau_lib.detectors import training
+from vau_lib.detectors.preprocessing import Preprocessing
 from vau_lib.features import checkpoints
-from vau_lib.workspace import artifacts
-
-TRAIN_ROWS = 200  # rows a training video is brought to, by means of equal parts
 
 NEAR_ROWS = 64  # e^(-64 / e) is 6e-11: what is farther adds nothing to a float32
 
-PARTS = {  # the weight of each part of the training loss
+LOSS_WEIGHTS = {  # the weight of each part of the training loss
     "bag": 1.0, "abnormal_recalled": 0.1, "abnormal_unknown": 0.1, "normal_recalled": 0.1, "normal_unknown": 0.1,
     "triplet": 0.1, "kl": 1e-3, "distance": 1e-4, "frames": 1.0,
 }  # fmt: skip
@@ -86,11 +83,11 @@ class Attention(nn.Module):
         super().__init__()
         inner = config.heads * config.head_width
         self.heads, self.norm = config.heads, nn.LayerNorm(config.hidden)
-        self.ask = nn.Linear(config.hidden, 4 * inner, bias=False)
+        self.to_qkv = nn.Linear(config.hidden, 4 * inner, bias=False)
         self.out = nn.Linear(2 * inner, config.hidden)
 
     def forward(self, x: Tensor) -> Tensor:
-        parts = self.ask(self.norm(x)).chunk(4, dim=-1)
+        parts = self.to_qkv(self.norm(x)).chunk(4, dim=-1)
         query, key, value, nearby = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
         alike = F.scaled_dot_product_attention(query, key, value)  # (B, heads, T, d); never holds (T, T) at once
         found = torch.cat([alike, near(nearby)], dim=-1)  # each head: first what is alike, then what is near
@@ -125,8 +122,8 @@ class Memory(nn.Module):
         self.slots = nn.Parameter(torch.empty(config.slots, config.hidden).uniform_(-reach, reach))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        share = (x @ self.slots.T * x.shape[-1] ** -0.5).sigmoid()  # (B, T, K): each slot for itself, no softmax
-        return share.topk(len(self.slots) // 16 + 1, dim=-1).values.mean(-1), share @ self.slots
+        similarity = (x @ self.slots.T * x.shape[-1] ** -0.5).sigmoid()  # (B, T, K): each slot for itself, no softmax
+        return similarity.topk(len(self.slots) // 16 + 1, dim=-1).values.mean(-1), similarity @ self.slots
 
 
 class AnomalyScorer(nn.Module):
@@ -137,8 +134,8 @@ class AnomalyScorer(nn.Module):
         self.settings = config = config or ScorerConfig()  # not `config`: Trainer takes that for its own kind
         hidden = config.hidden
         self.embed = nn.Conv1d(config.width, hidden, 3, padding=1)
-        self.attend = nn.ModuleList(Attention(config) for _ in range(config.layers))
-        self.feed = nn.ModuleList(
+        self.attention = nn.ModuleList(Attention(config) for _ in range(config.layers))
+        self.feed_forward = nn.ModuleList(
             nn.ModuleDict(
                 {"norm": nn.LayerNorm(hidden), "in": nn.Linear(hidden, hidden), "out": nn.Linear(hidden, hidden)}
             )
@@ -146,15 +143,29 @@ class AnomalyScorer(nn.Module):
         )
         self.abnormal, self.normal = Memory(config), Memory(config)
         self.mean, self.log_variance = nn.Linear(hidden, hidden), nn.Linear(hidden, hidden)
-        self.classify = nn.Sequential(nn.Linear(2 * hidden, 128), nn.ReLU(), nn.Linear(128, 1))
+        self.classifier = nn.Sequential(nn.Linear(2 * hidden, 128), nn.ReLU(), nn.Linear(128, 1))
 
     def forward(self, features: Tensor) -> Tensor:
         """Score rows; never drops anything unless the config says so, in training mode either."""
         rows = self._checked(features)
         x = self._encode(rows.flatten(0, -3), drop=self.settings.dropout_at_inference)  # (B n, T, H)
         answers = self.mean(self.abnormal(x)[1]) + self.mean(self.normal(x)[1])
-        scores = self.classify(torch.cat([x, answers], dim=-1))[..., 0].sigmoid()
+        scores = self.classifier(torch.cat([x, answers], dim=-1))[..., 0].sigmoid()
         return scores.view(rows.shape[:-1]).mean(1) if rows.ndim == 4 else scores
+
+    @torch.inference_mode()
+    def score_video(self, features: np.ndarray, preprocessing: Preprocessing) -> tuple[float, np.ndarray]:
+        """Return the video's score, the mean of its highest rows (a sixteenth), and every row's, (T,), of features (T, D)."""
+        scores = self(preprocessing(features).mT[None])[0]
+        return training.top_mean(scores), scores.numpy()
+
+    def for_training(
+        self, labels: Tensor, *, loss_weights: Mapping[str, float] = LOSS_WEIGHTS
+    ) -> tuple[nn.Module, Callable]:
+        """Return the network and the objective that `training.fit` takes."""
+        return training.TimeLast(self, self.learn), lambda output, _, y: scorer_loss(output, y, weights=loss_weights)[
+            "total"
+        ]
 
     def learn(self, features: Tensor) -> ScorerOutput:
         """Return all that `scorer_loss` needs of rows (B, T, D), with dropout in training mode and gradients."""
@@ -162,7 +173,7 @@ class AnomalyScorer(nn.Module):
         (abnormal, bad), (normal, good) = self.abnormal(x), self.normal(x)
         bad, mean, log_variance = self.mean(bad), self.mean(good), self.log_variance(good)
         drawn = mean + torch.randn_like(mean) * (0.5 * log_variance).exp() if self.training else mean
-        scores = [self.classify(torch.cat([x, bad + answer], -1))[..., 0].sigmoid() for answer in (mean, drawn)]
+        scores = [self.classifier(torch.cat([x, bad + answer], -1))[..., 0].sigmoid() for answer in (mean, drawn)]
         return ScorerOutput(*scores, x, abnormal, normal, bad, drawn, mean, log_variance)
 
     def _encode(self, rows: Tensor, *, drop: bool) -> Tensor:
@@ -172,9 +183,9 @@ class AnomalyScorer(nn.Module):
             return F.dropout(x, self.settings.dropout, training=drop)
 
         x = self.embed(rows.mT).relu().mT  # convolution wants time last
-        for attend, feed in zip(self.attend, self.feed, strict=True):
-            x = x + dropped(attend(x))
-            x = x + dropped(feed["out"](dropped(F.gelu(feed["in"](feed["norm"](x))))))
+        for attention, feed_forward in zip(self.attention, self.feed_forward, strict=True):
+            x = x + dropped(attention(x))
+            x = x + dropped(feed_forward["out"](dropped(F.gelu(feed_forward["in"](feed_forward["norm"](x))))))
         return x
 
     def _checked(self, features: Tensor, *, crops: bool = True) -> Tensor:
@@ -196,8 +207,10 @@ def _top(values: Tensor, by: Tensor) -> Tensor:
     return values.gather(1, place).mean(1)
 
 
-def scorer_loss(output: ScorerOutput, targets: Tensor, *, parts: Mapping[str, float] = PARTS) -> dict[str, Tensor]:
-    """Return the named parts of the training loss and "total", their sum weighted by `parts`; targets (B, T) in {0, 1}.
+def scorer_loss(
+    output: ScorerOutput, targets: Tensor, *, weights: Mapping[str, float] = LOSS_WEIGHTS
+) -> dict[str, Tensor]:
+    """Return the named parts of the training loss and "total", their sum weighted by `weights`; targets (B, T) in {0, 1}.
 
     A video is anomalous where a target is 1. UR-DMU's: bag, cross-entropy of the top rows' mean score; four of
     the memories: an anomalous video's best known rows known to the anomalous memory (abnormal_recalled) and its least known
@@ -224,7 +237,7 @@ def scorer_loss(output: ScorerOutput, targets: Tensor, *, parts: Mapping[str, fl
     known, variance = output.mean[good], output.log_variance[good]
     found["kl"] = -0.5 * (1 + variance - known**2 - variance.exp()).sum(1).mean() if good.any() else scores.sum() * 0
     found |= _contrast(output, bad, good)
-    return found | {"total": sum(weight * found[name] for name, weight in parts.items())}
+    return found | {"total": sum(weight * found[name] for name, weight in weights.items())}
 
 
 def _contrast(output: ScorerOutput, bad: Tensor, good: Tensor) -> dict[str, Tensor]:
@@ -253,13 +266,13 @@ def _towards(target: int, chances: Tensor) -> Tensor:
 _RELEASED_NAMES = (
     (r"^module\.", ""),
     (r"^embedding\.conv_1\.0\.", "embed."),
-    (r"^self_?attn?\.layers\.(\d+)\.0\.norm\.", r"attend.\1.norm."),
-    (r"^self_?attn?\.layers\.(\d+)\.0\.fn\.to_qkv\.", r"attend.\1.ask."),
-    (r"^self_?attn?\.layers\.(\d+)\.0\.fn\.to_out\.0\.", r"attend.\1.out."),
-    (r"^self_?attn?\.layers\.(\d+)\.1\.norm\.", r"feed.\1.norm."),
-    (r"^self_?attn?\.layers\.(\d+)\.1\.fn\.net\.0\.", r"feed.\1.in."),
-    (r"^self_?attn?\.layers\.(\d+)\.1\.fn\.net\.3\.", r"feed.\1.out."),
-    (r"^cls_head\.mlp\.", "classify."),
+    (r"^self_?attn?\.layers\.(\d+)\.0\.norm\.", r"attention.\1.norm."),
+    (r"^self_?attn?\.layers\.(\d+)\.0\.fn\.to_qkv\.", r"attention.\1.to_qkv."),
+    (r"^self_?attn?\.layers\.(\d+)\.0\.fn\.to_out\.0\.", r"attention.\1.out."),
+    (r"^self_?attn?\.layers\.(\d+)\.1\.norm\.", r"feed_forward.\1.norm."),
+    (r"^self_?attn?\.layers\.(\d+)\.1\.fn\.net\.0\.", r"feed_forward.\1.in."),
+    (r"^self_?attn?\.layers\.(\d+)\.1\.fn\.net\.3\.", r"feed_forward.\1.out."),
+    (r"^cls_head\.mlp\.", "classifier."),
     (r"^([AN])memory\.memory_block$", lambda found: {"A": "abnormal", "N": "normal"}[found[1]] + ".slots"),
     (r"^encoder_mu\.0\.", "mean."),
     (r"^encoder_var\.0\.", "log_variance."),
@@ -290,112 +303,7 @@ def frame_targets(record: records.VideoRecord, rows: int, *, stride: int = SNIPP
     return records.frame_labels(record)[: last + 1 : stride] * np.uint8(record.label > 0)
 
 
-# Training
-
-
-class _Rows(preprocessing.Sequences):
-    """Sequences whose "labels" are those of every row, (steps,): a part is positive where one of its rows is."""
-
-    def __init__(self, features: Mapping[str, np.ndarray], targets: Mapping[str, np.ndarray], prepare):
-        super().__init__(features, {name: int(np.max(truth)) for name, truth in targets.items()}, prepare)
-        self.targets = [torch.from_numpy(_parts(targets[name], prepare.steps)) for name in self.names]
-
-    def __getitem__(self, place: int) -> dict[str, Tensor]:
-        return {"x": self.x[place], "labels": self.targets[place]}
-
-
-def _parts(targets: np.ndarray, steps: int) -> np.ndarray:
-    """Return targets (T,) as those of `steps` parts, float32: the parts `preprocessing.to_steps` makes of rows."""
-    targets = np.asarray(targets, np.float32)
-    if len(targets) < steps:
-        return targets[np.rint(np.linspace(0, len(targets) - 1, steps)).astype(int)]
-    return F.adaptive_max_pool1d(torch.from_numpy(targets)[None], steps)[0].numpy()
-
-
-class _TimeLast(nn.Module):
-    """The training engine's sequences have time last."""
-
-    def __init__(self, scorer: AnomalyScorer):
-        super().__init__()
-        self.scorer = scorer
-
-    def forward(self, x: Tensor) -> ScorerOutput:
-        return self.scorer.learn(x.mT)
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A scorer with what it was trained on: how rows are prepared, and the curves, one row per epoch."""
-
-    model: AnomalyScorer
-    prepare: preprocessing.Preprocessing
-    curves: pd.DataFrame
-
-    @torch.inference_mode()
-    def score(self, rows: np.ndarray) -> np.ndarray:
-        """Return every row's score, (T,) in [0, 1], of rows (T, D)."""
-        return self.model(self.prepare(rows).mT[None])[0].numpy()
-
-
-def recipe(**changes: object) -> training.Plan:
-    """Return the published recipe (Adam, 1e-4, as many anomalous as normal videos), changed where told."""
+def published_plan(**changes: object) -> training.TrainingPlan:
+    """Return the published recipe (Adam, 1e-4, as many anomalous as normal videos), with `changes`."""
     ours = {"learning_rate": 1e-4, "weight_decay": 5e-5, "batch_size": 128, "balanced": True}
-    return training.Plan(**(ours | {"curriculum_epochs": 0, "noise_share": 0.0} | changes))
-
-
-def train(
-    features: Mapping[str, np.ndarray],
-    targets: Mapping[str, np.ndarray],
-    val: Collection[str],
-    *,
-    config: ScorerConfig,
-    plan: training.Plan,
-    steps: int = TRAIN_ROWS,
-    motion: bool = False,
-    parts: Mapping[str, float] = PARTS,
-    folder: Path | None = None,
-    progress: bool = False,
-) -> Trained:
-    """Fit on {id: (T, D)} but the videos in `val`, which choose the epoch; targets {id: (T,)} in {0, 1}. Seeded by the plan.
-
-    Where only the video's label is known give all its rows that label and a `parts` whose "frames" is 0. A long video is
-    seen in parts wider than a glance and later scored glance by glance, as in the reference.
-    """
-    for name, rows in features.items():
-        if name not in targets or len(targets[name]) != len(rows):
-            raise ValueError(f"video {name}: {len(rows)} rows for {len(targets.get(name, ()))} targets")
-    training.seed_everything(plan.seed)
-    chosen = set(val)
-    sides = [[n for n in features if n not in chosen], [n for n in features if n in chosen]]
-    if not all(sides):
-        raise ValueError(f"need videos on both sides, got {len(sides[0])} to train on and {len(sides[1])} to choose by")
-    prepare = preprocessing.Preprocessing.fit({n: features[n] for n in sides[0]}, steps=steps, motion=motion)
-    sets = [_Rows({n: features[n] for n in names}, {n: targets[n] for n in names}, prepare) for names in sides]
-    scorer = AnomalyScorer(config)
-
-    def objective(output: ScorerOutput, _: Tensor, y: Tensor) -> Tensor:
-        return scorer_loss(output, y, parts=parts)["total"]
-
-    curves = training.fit(_TimeLast(scorer), objective, *sets, plan=plan, folder=folder, progress=progress)
-    return Trained(scorer.eval(), prepare, curves)
-
-
-def save_trained(folder: str | Path, trained: Trained, **made_by: object) -> None:
-    """Write what `load_trained` reads."""
-    config = {"sizes": asdict(trained.model.settings), "prepare": asdict(trained.prepare)}
-    checkpoints.save_model(Path(folder), trained.model, config, **made_by)
-
-
-def load_trained(folder: str | Path) -> Trained:
-    """Return a scorer saved beside its `sizes` and `prepare` (config.json), in eval mode; no curves. StoreError otherwise."""
-    config = artifacts.read_json(Path(folder) / "config.json")
-    try:
-        model, prepare = (
-            AnomalyScorer(ScorerConfig(**config["sizes"])),
-            preprocessing.Preprocessing(**config["prepare"]),
-        )
-    except (KeyError, TypeError) as error:
-        raise artifacts.StoreError(f"{folder}/config.json is not of an anomaly scorer: {error}") from error
-    path = Path(folder) / "model.safetensors"
-    checkpoints.load_strictly(model, checkpoints.load_weights(path), path)
-    return Trained(model.eval(), prepare, pd.DataFrame())
+    return training.TrainingPlan(**(ours | {"curriculum_epochs": 0, "augment_probability": 0.0} | changes))

@@ -33,9 +33,9 @@ def training_labels(
     return dict(zip(names, dealt.tolist(), strict=True))
 
 
-def is_done(place: Path, facts: Mapping) -> bool:
-    """Say whether a trial was finished with just these facts."""
-    return (place / "scores.json").exists() and artifacts.read_json(place / "made_by.json").get("facts") == facts
+def is_done(place: Path, facts: Mapping, *, file: str = "scores.json") -> bool:
+    """Say whether `place` holds the last `file` of a training that was made with exactly these facts."""
+    return (place / file).exists() and artifacts.read_json(place / "made_by.json").get("facts") == facts
 
 
 def write_scores(
@@ -58,7 +58,8 @@ def write_scores(
     artifacts.write_json(place / "scores.json", table)
 
 
-def test_scores(place: Path) -> tuple[dict[str, float], dict[str, int]]:
-    """Return {id: score} and {id: label} of a trial's test videos."""
+def test_scores(place: Path, *, by_highest: bool = False) -> tuple[dict[str, float], dict[str, int]]:
+    """Return {id: score} and {id: label} of a training's test videos; `by_highest` takes a video's highest snippet score."""
     test = {name: row for name, row in artifacts.read_json(place / "scores.json").items() if row["split"] == "test"}
-    return {name: row["video"] for name, row in test.items()}, {name: row["label"] for name, row in test.items()}
+    scores = {name: max(row["rows"]) if by_highest else row["video"] for name, row in test.items()}
+    return scores, {name: row["label"] for name, row in test.items()}

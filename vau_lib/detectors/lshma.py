@@ -11,22 +11,21 @@ Source: Han et al., StreamVAD (LSHMA), Neurocomputing 2025, and its repository (
 """
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vau_lib.detectors import preprocessing, training
+from vau_lib.detectors import training
 from vau_lib.detectors.key_clips import decide, key_clips
 from vau_lib.detectors.lshma_state import LSHMAConfig, StreamState
+from vau_lib.detectors.preprocessing import Preprocessing
 from vau_lib.detectors.training import mil_loss
 from vau_lib.features import checkpoints
-from vau_lib.workspace import artifacts
 
 
 class Block(nn.Module):
@@ -38,38 +37,38 @@ class Block(nn.Module):
         self.settings = config
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         # the places of a clip are the channels: a feature's neighbours are mixed and halved, time is not
-        self.ask = nn.Conv1d(n, n, 3, stride=2, padding=1, bias=False)
-        self.tell = nn.Conv1d(n, n, 3, stride=2, padding=1, bias=False)
-        self.widen = nn.Linear(compressed, width)
+        self.q_proj = nn.Conv1d(n, n, 3, stride=2, padding=1, bias=False)
+        self.k_proj = nn.Conv1d(n, n, 3, stride=2, padding=1, bias=False)
+        self.out_proj = nn.Linear(compressed, width)
         self.unused = nn.Linear(width, width)  # in the published weights, without effect
         self.mlp = _mlp(width)
 
     def forward(self, x: Tensor, past: Tensor, filled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """past (B, M - 1, N, C) of which the last `filled` (B,) count. Returns x, entry (B, N, C), its mean before compression."""
         stream, x = x, self.norm1(x)
-        asked = self.ask(x)  # (B, N, C)
+        query = self.q_proj(x)  # (B, N, C)
         new = filled == 0
         if new.all():
-            seen = self._alone(x)
+            attended = self._alone(x)
         elif not new.any():
-            seen = self._with_past(asked, x, past, filled)
+            attended = self._with_past(query, x, past, filled)
         else:
-            seen = torch.where(new[:, None, None], self._alone(x), self._with_past(asked, x, past, filled))
-        mean, stream = x.detach().mean((1, 2)), (x if self.settings.normalised_stream else stream) + seen
-        return stream + self.mlp(self.norm2(stream)), asked.detach(), mean
+            attended = torch.where(new[:, None, None], self._alone(x), self._with_past(query, x, past, filled))
+        mean, stream = x.detach().mean((1, 2)), (x if self.settings.normalised_stream else stream) + attended
+        return stream + self.mlp(self.norm2(stream)), query.detach(), mean
 
     def _alone(self, x: Tensor) -> Tensor:
         return (1 + self.settings.self_weight) * self._attend(x, x)
 
-    def _with_past(self, asked: Tensor, x: Tensor, past: Tensor, filled: Tensor) -> Tensor:
+    def _with_past(self, query: Tensor, x: Tensor, past: Tensor, filled: Tensor) -> Tensor:
         batch, slots, n, width = past.shape
-        keys = torch.cat([past.reshape(batch, slots * n, width), self.tell(x)], dim=1)  # (B, M N, C)
+        keys = torch.cat([past.reshape(batch, slots * n, width), self.k_proj(x)], dim=1)  # (B, M N, C)
         age = torch.arange(slots, 0, -1, device=x.device).repeat_interleave(n)  # 1 is the clip before
-        known = torch.cat([age <= filled[:, None], torch.ones_like(asked[..., 0], dtype=torch.bool)], dim=1)
-        seen = self._attend(asked, keys, known)
+        known = torch.cat([age <= filled[:, None], torch.ones_like(query[..., 0], dtype=torch.bool)], dim=1)
+        attended = self._attend(query, keys, known)
         if self.settings.self_weight:
-            seen = seen + self.settings.self_weight * self._attend(asked, asked)
-        return self.widen(seen)
+            attended = attended + self.settings.self_weight * self._attend(query, query)
+        return self.out_proj(attended)
 
     def _attend(self, query: Tensor, keys: Tensor, known: Tensor | None = None) -> Tensor:
         """softmax(q k^T / sqrt(d)) k + q: keys are values too, one head (MeMViT's residual pooling)."""
@@ -161,6 +160,15 @@ class LSHMA(nn.Module):
             logits = _smoothed(logits, self.settings)
         scores = logits.sigmoid()
         return scores if isinstance(features, Tensor) else scores.numpy()
+
+    def score_video(self, features: np.ndarray, preprocessing: Preprocessing) -> tuple[float, np.ndarray]:
+        """Return the video's score, the mean of its highest rows as in training, and every row's, (T,), of features (T, D)."""
+        scores = self.score(preprocessing(features).mT)
+        return training.top_mean(scores), scores.numpy()
+
+    def for_training(self, labels: Tensor) -> tuple[nn.Module, Callable]:
+        """Return the network and the objective that `training.fit` takes."""
+        return training.TimeLast(self, self.forward), lambda output, _, y: loss(output, y)
 
     def forward(self, features: Tensor, lengths: Tensor | None = None) -> LSHMAOutput:
         """Score whole videos (B, T, D) of which the first `lengths` (B,) rows are real, clip by clip, with gradients."""
@@ -299,9 +307,9 @@ _RELEASED_NAMES = (
     (r"^frame_position_embeddings\.", "position."),
     (r"^(blocks\.\d+)\.(resblock\.)?(attn\.)?", r"\1."),
     (r"\.(ln_|ln|norm_|norm)([12])\.", r".norm\2."),
-    (r"\.conv_k\.", ".ask."),
-    (r"\.conv_cur\.", ".tell."),
-    (r"\.attenproj\.", ".widen."),
+    (r"\.conv_k\.", ".q_proj."),
+    (r"\.conv_cur\.", ".k_proj."),
+    (r"\.attenproj\.", ".out_proj."),
     (r"\.proj\.", ".unused."),
     (r"(^|\.)mlp2?\.(c_fc|fc1)\.", r"\1mlp.0."),
     (r"(^|\.)mlp2?\.(c_proj|fc2)\.", r"\1mlp.2."),
@@ -323,76 +331,10 @@ def load_released(source: str | Path | Mapping[str, Tensor], config: LSHMAConfig
     return model.eval()
 
 
-_PUBLISHED = training.Plan(15, 1e-5, 0.01, 1, milestones=(3, 6, 10), curriculum_epochs=0, noise_share=0.0)
+_PUBLISHED = training.TrainingPlan(
+    15, 1e-5, 0.01, 1, milestones=(3, 6, 10), curriculum_epochs=0, augment_probability=0.0
+)
 
 RECIPES = {  # as published: whole videos one by one, a step down at three (two) epochs
     "xd": _PUBLISHED, "ucf": replace(_PUBLISHED, learning_rate=2e-5, milestones=(3, 5), balanced=True),
 }  # fmt: skip
-
-
-class _TimeLast(nn.Module):
-    """The training engine's sequences have time last."""
-
-    def __init__(self, stream: LSHMA):
-        super().__init__()
-        self.stream = stream
-
-    def forward(self, x: Tensor, lengths: Tensor | None = None) -> LSHMAOutput:
-        return self.stream(x.mT, lengths)
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A model with what it was trained on: how rows are prepared, and the curves, one row per epoch."""
-
-    model: LSHMA
-    prepare: preprocessing.Preprocessing
-    curves: pd.DataFrame
-
-    def score(self, rows: np.ndarray) -> tuple[float, np.ndarray]:
-        """Return the video's score, the mean of its top rows as in training, and every row's, (T,), in [0, 1], of rows (T, D)."""
-        scores = self.model.score(self.prepare(rows).mT)
-        return float(scores.sort(descending=True).values[: len(scores) // 16 + 1].mean()), scores.numpy()
-
-
-def load_trained(folder: str | Path) -> Trained:
-    """Return a model saved beside its `sizes` and `prepare` (config.json), in eval mode; no curves. StoreError otherwise."""
-    config = artifacts.read_json(Path(folder) / "config.json")
-    try:
-        model, prepare = LSHMA(LSHMAConfig(**config["sizes"])), preprocessing.Preprocessing(**config["prepare"])
-    except (KeyError, TypeError) as error:
-        raise artifacts.StoreError(f"{folder}/config.json is not of an LSHMA model: {error}") from error
-    path = Path(folder) / "model.safetensors"
-    checkpoints.load_strictly(model, checkpoints.load_weights(path), path)
-    return Trained(model.eval(), prepare, pd.DataFrame())
-
-
-def save_trained(folder: str | Path, trained: Trained, **made_by: object) -> None:
-    """Write what `load_trained` reads."""
-    config = {"sizes": asdict(trained.model.settings), "prepare": asdict(trained.prepare)}
-    checkpoints.save_model(Path(folder), trained.model, config, **made_by)
-
-
-def train(
-    features: Mapping[str, np.ndarray],
-    labels: Mapping[str, int],
-    val: Collection[str],
-    *,
-    config: LSHMAConfig,
-    plan: training.Plan,
-    steps: int | None = 32,
-    motion: bool = True,
-    folder: Path | None = None,
-    progress: bool = False,
-) -> Trained:
-    """Fit on {id: (T, D)} but the videos in `val`, which choose the epoch kept; labels {id: 0 or 1}, of whole videos.
-
-    Sequences are brought to `steps` rows; None takes whole videos. Seeded by the plan.
-    """
-    training.seed_everything(plan.seed)
-    prepare, *sets = preprocessing.preprocess_splits(features, labels, val, steps=steps, motion=motion)
-    model = LSHMA(config)
-    curves = training.fit(
-        _TimeLast(model), lambda output, _, y: loss(output, y), *sets, plan=plan, folder=folder, progress=progress
-    )
-    return Trained(model.eval(), prepare, curves)

@@ -11,19 +11,19 @@ scorer, before pooling, give every segment's.
 Source: Mem-TSM report (MemTSM-Net repository, III.C-E; read for facts) and Lin et al., TSM, ICCV 2019, for the shift.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vau_lib.detectors import preprocessing, training
+from vau_lib.detectors import training
+from vau_lib.detectors.preprocessing import Preprocessing
 from vau_lib.features import checkpoints
-from vau_lib.workspace import artifacts
 
 RELEASED_STEPS = 32  # time steps the published model is fed; its decoder rebuilds steps 8 to 24
 
@@ -162,6 +162,28 @@ class MemTSM(nn.Module):
         segment_logit = self.scorer(segments).squeeze(-1).repeat_interleave(2, dim=-1)[:, : x.shape[2]]
         return MemTSMOutput(logit, rebuilt, embedding, attention, segment_logit, self.memory.slots)
 
+    @torch.inference_mode()
+    def score_video(self, features: np.ndarray, preprocessing: Preprocessing) -> tuple[float, np.ndarray]:
+        """Return the video's score and every snippet's, (T,), in [0, 1], of features (T, D)."""
+        video = float(self(preprocessing(features, preprocessing.steps)[None]).score)
+        if self.settings.as_released:  # one score per video is all the released model gives
+            return video, np.full(len(features), video, np.float32)
+        return video, self(preprocessing(features)[None]).segment_logit.sigmoid()[0].numpy()
+
+    @torch.inference_mode()
+    def video_error(self, features: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
+        """Return how badly each snippet of features (T, D) is rebuilt, (T,), mean square in standard units."""
+        x = preprocessing(features)[None]
+        return rebuild_error(self(x), x)[0].numpy()
+
+    def for_training(self, labels: Tensor) -> tuple[nn.Module, Callable]:
+        """Return the network and the objective that `training.fit` takes; labels (N,) of the training videos balance the loss."""
+        if self.settings.as_released:
+            return self, released_loss
+        return self, partial(
+            loss, alpha=float(1 - labels.mean())
+        )  # normal videos' fraction: both classes weigh the same
+
     def encode(self, x: Tensor) -> Tensor:
         """Return what the network knows of every second step, (B, 128, ceil(T / 2))."""
         x = self.stem(x)
@@ -250,69 +272,3 @@ def _ours(name: str) -> str:
         if name.startswith(theirs):
             return ours + name.removeprefix(theirs)
     return name
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A model with what it was trained on: how rows are prepared, and the curves, one row per epoch."""
-
-    model: MemTSM
-    prepare: preprocessing.Preprocessing
-    curves: pd.DataFrame
-
-    @torch.inference_mode()
-    def score(self, rows: np.ndarray) -> tuple[float, np.ndarray]:
-        """Return the video's score and every row's, (T,), in [0, 1], of rows (T, D)."""
-        video = self.model(self.prepare(rows, self.prepare.steps)[None])
-        if self.model.settings.as_released:  # one score per video is all the released model gives
-            return float(video.score), np.full(len(rows), float(video.score), np.float32)
-        segments = self.model(self.prepare(rows)[None]).segment_logit
-        return float(video.score), segments.sigmoid()[0].numpy()
-
-    @torch.inference_mode()
-    def error(self, rows: np.ndarray) -> np.ndarray:
-        """Return how badly each row is rebuilt, (T,), mean square in standard units."""
-        x = self.prepare(rows)[None]
-        return rebuild_error(self.model(x), x)[0].numpy()
-
-
-def load_trained(folder: str | Path) -> Trained:
-    """Return a model saved beside its `sizes` and `prepare` (config.json), in eval mode; no curves. StoreError otherwise."""
-    config = artifacts.read_json(Path(folder) / "config.json")
-    try:
-        model = MemTSM(MemTSMConfig(**config["sizes"]))
-        prepare = preprocessing.Preprocessing(**config["prepare"])
-    except (KeyError, TypeError) as error:
-        raise artifacts.StoreError(f"{folder}/config.json is not of a MemTSM model: {error}") from error
-    path = Path(folder) / "model.safetensors"
-    checkpoints.load_strictly(model, checkpoints.load_weights(path), path)
-    return Trained(model.eval(), prepare, pd.DataFrame())
-
-
-def train(
-    features: Mapping[str, np.ndarray],
-    labels: Mapping[str, int],
-    val: Collection[str],
-    *,
-    config: MemTSMConfig,
-    plan: training.Plan,
-    steps: int = 32,
-    motion: bool = True,
-    folder: Path | None = None,
-    progress: bool = False,
-) -> Trained:
-    """Fit on {id: (T, D)} but the videos in `val`, which choose the epoch kept; labels {id: 0 or 1}. Seeded by the plan.
-
-    With labels all 0 the scorer has nothing to learn, only the rebuilding does (one-class), and the epoch with the lowest
-    validation loss is kept. `config.as_released` trains by the released loss.
-    """
-    training.seed_everything(plan.seed)
-    prepare, *sets = preprocessing.preprocess_splits(features, labels, val, steps=steps, motion=motion)
-    model = MemTSM(config)
-    alpha = float(1 - sets[0].labels.mean())  # the share of normal videos: both classes weigh the same
-
-    def objective(output: MemTSMOutput, x: Tensor, y: Tensor) -> Tensor:
-        return released_loss(output, x, y) if config.as_released else loss(output, x, y, alpha=alpha)
-
-    curves = training.fit(model, objective, *sets, plan=plan, folder=folder, progress=progress)
-    return Trained(model.eval(), prepare, curves)

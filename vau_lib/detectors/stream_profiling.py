@@ -66,7 +66,7 @@ def changed(trained: object, **sizes: object) -> torch.nn.Module:
 def scores(trained: object, streams: Sequence[records.LongStream], **sizes: object) -> dict[str, np.ndarray]:
     """Return {stream: (T,) in [0, 1]} of streams of one length, all in one call; `sizes` as in `changed`."""
     model = changed(trained, **sizes)
-    logits, state = model.push(torch.stack([trained.prepare(s.rows).mT for s in streams]))
+    logits, state = model.push(torch.stack([trained.preprocessing(s.rows).mT for s in streams]))
     logits = torch.cat([logits, model.flush(state)], dim=1)
     return {s.id: values.sigmoid().numpy() for s, values in zip(streams, logits, strict=True)}
 
@@ -92,7 +92,7 @@ def exit_depths(
     trained: object, streams: Sequence[records.LongStream], thresholds: Sequence[float], *, rows: int = 2000
 ) -> pd.DataFrame:
     """Return the share of clips that leave after each block, one line per exit threshold."""
-    x = torch.stack([trained.prepare(s.rows[:rows]).mT for s in streams])
+    x = torch.stack([trained.preprocessing(s.rows[:rows]).mT for s in streams])
     found = []
     for threshold in thresholds:
         model, state = changed(trained, exit_threshold=threshold), None

@@ -58,6 +58,11 @@ def bag_probability(logits: Tensor, lengths: Tensor, counted: Tensor | None = No
     return (highest * (place < count[:, None])).sum(1) / count
 
 
+def top_mean(scores: Tensor) -> float:
+    """Return a video's score: the mean of its T // 16 + 1 highest scores (T,), as `bag_probability` has it in training."""
+    return float(scores.sort(descending=True).values[: len(scores) // ROWS_PER_CHOICE + 1].mean())
+
+
 def mil_loss(logits: Tensor, lengths: Tensor, labels: Tensor, counted: Tensor | None = None) -> Tensor:
     """Return the multiple-instance loss, a scalar: cross-entropy of each bag's probability with its video's label (B,)."""
     lengths = torch.as_tensor(lengths, device=logits.device)
@@ -71,8 +76,8 @@ def mil_loss(logits: Tensor, lengths: Tensor, labels: Tensor, counted: Tensor | 
     return F.binary_cross_entropy(bag_probability(logits, lengths, counted), labels.to(logits.dtype))
 
 
-def augment(x: Tensor, *, generator: torch.Generator, share: float = 0.7, noise: float = 0.02) -> Tensor:
-    """Return x (B, D, T) with spans of time dropped, channels masked and noise added, each with probability `share`.
+def augment(x: Tensor, *, generator: torch.Generator, probability: float = 0.7, noise: float = 0.02) -> Tensor:
+    """Return x (B, D, T) with spans of time dropped, channels masked and noise added, each with probability `probability`.
 
     A span is 2 to T // 6 steps set to the video's mean; a mask hides an eighth of the channels; noise is normal with
     standard deviation `noise`. The report's temporal dropout, masking and noise (p = .7).
@@ -81,7 +86,7 @@ def augment(x: Tensor, *, generator: torch.Generator, share: float = 0.7, noise:
     x = x.clone()
 
     def chosen() -> Tensor:
-        return torch.rand(batch, generator=generator) < share
+        return torch.rand(batch, generator=generator) < probability
 
     for row in chosen().nonzero()[:, 0].tolist():
         span = int(torch.randint(2, max(3, length // 6 + 1), (1,), generator=generator))
@@ -92,8 +97,8 @@ def augment(x: Tensor, *, generator: torch.Generator, share: float = 0.7, noise:
     return x + noise * chosen()[:, None, None] * torch.randn(x.shape, generator=generator)
 
 
-class ShortFirst(Sampler):
-    """Draw from the shortest share of the videos, a share that grows to all of them by epoch `full_from`.
+class CurriculumSampler(Sampler):
+    """Draw from the shortest videos first: a fraction of them that grows to all by epoch `full_from`.
 
     Every epoch has as many draws as there are videos, so the schedule of the learning rate does not notice. With `labels`
     every second draw is anomalous.
@@ -113,8 +118,8 @@ class ShortFirst(Sampler):
 
     def pool(self) -> np.ndarray:
         """Return the places that may be drawn in this epoch, shortest first."""
-        share = 1.0 if self.full_from <= 0 else min(1.0, self.start + (1 - self.start) * self.epoch / self.full_from)
-        return self.order[: max(1, round(share * len(self.order)))]
+        fraction = 1.0 if self.full_from <= 0 else min(1.0, self.start + (1 - self.start) * self.epoch / self.full_from)
+        return self.order[: max(1, round(fraction * len(self.order)))]
 
     def __iter__(self) -> Iterator[int]:
         rng, pool = np.random.default_rng([self.seed, self.epoch]), self.pool()
@@ -128,7 +133,7 @@ class ShortFirst(Sampler):
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """How to train; the defaults are the MemTSM report's. `curriculum_epochs` 0 draws from all videos at once.
 
     `milestones`, where given, are the epochs after which the rate falls to a tenth, in place of warm-up and cosine;
@@ -139,19 +144,30 @@ class Plan:
     learning_rate: float = 1e-4
     weight_decay: float = 0.1
     batch_size: int = 16
-    warmup_share: float = 0.1
+    warmup_fraction: float = 0.1
     clip: float = 1.0
     curriculum_epochs: int = 5
-    noise_share: float = 0.7
+    augment_probability: float = 0.7
     milestones: tuple[int, ...] = ()
     balanced: bool = False
     seed: int = 0
 
 
+class TimeLast(nn.Module):
+    """Give a model that reads (B, T, D) the engine's batches, whose time is last; `call` is its method for training."""
+
+    def __init__(self, model: nn.Module, call: Callable):
+        super().__init__()
+        self.model, self.call = model, call
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None):
+        return self.call(x.mT) if lengths is None else self.call(x.mT, lengths)
+
+
 class _Engine(Trainer):
     """Trainer with a loss passed in, noise on training inputs and the short-first order."""
 
-    def __init__(self, *, objective: Callable, plan: Plan, videos: Sequences, **arguments):
+    def __init__(self, *, objective: Callable, plan: TrainingPlan, videos: Sequences, **arguments):
         self.objective, self.plan, self.videos = objective, plan, videos
         self.generator = torch.Generator().manual_seed(plan.seed)
         super().__init__(**arguments)
@@ -159,7 +175,7 @@ class _Engine(Trainer):
     def _get_train_sampler(self, dataset=None) -> Sampler:
         labels = self.videos.labels.numpy() if self.plan.balanced else None
         full_from = self.plan.curriculum_epochs
-        return ShortFirst(self.videos.lengths, seed=self.plan.seed, full_from=full_from, labels=labels)
+        return CurriculumSampler(self.videos.lengths, seed=self.plan.seed, full_from=full_from, labels=labels)
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
         if not self.plan.milestones:
@@ -171,7 +187,7 @@ class _Engine(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         x, labels = inputs["x"], inputs["labels"]
-        seen = augment(x, generator=self.generator, share=self.plan.noise_share) if model.training else x
+        seen = augment(x, generator=self.generator, probability=self.plan.augment_probability) if model.training else x
         output = model(seen, inputs["lengths"]) if "lengths" in inputs else model(seen)
         value = self.objective(output, x, labels)
         return (value, {"logit": output.logit}) if return_outputs else value
@@ -183,7 +199,7 @@ def fit(
     train: Sequences,
     val: Sequences,
     *,
-    plan: Plan,
+    plan: TrainingPlan,
     folder: Path | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
@@ -206,7 +222,7 @@ def fit(
             train_dataset=train,
             eval_dataset={"train": train, "val": val},
             compute_metrics=_video_auc,
-            data_collator=None if train.prepare.steps else pad_collate,
+            data_collator=None if train.preprocessing.steps else pad_collate,
         )
         engine.remove_callback(
             PrinterCallback
@@ -216,7 +232,7 @@ def fit(
         return curves(engine.state.log_history)
 
 
-def _arguments(out: Path, plan: Plan, progress: bool, *, by_loss: bool = False) -> TrainingArguments:
+def _arguments(out: Path, plan: TrainingPlan, progress: bool, *, by_loss: bool = False) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(out),
         num_train_epochs=plan.epochs,
@@ -225,7 +241,7 @@ def _arguments(out: Path, plan: Plan, progress: bool, *, by_loss: bool = False) 
         per_device_train_batch_size=plan.batch_size,
         per_device_eval_batch_size=256,
         lr_scheduler_type="cosine",
-        warmup_steps=plan.warmup_share,
+        warmup_steps=plan.warmup_fraction,
         max_grad_norm=plan.clip,
         eval_strategy="epoch",
         save_strategy="epoch",

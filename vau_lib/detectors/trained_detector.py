@@ -1,0 +1,111 @@
+"""Training, saving and loading of every detector: MemTSM-Net, LSHMA and Holmes-VAU's anomaly scorer.
+
+- a trained detector is a model with its preprocessing and its training curves; the folder's config.json says which model it is
+- validation videos choose the epoch that is kept; test videos are never passed in
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from vau_lib.detectors import training
+from vau_lib.detectors.anomaly_scorer import AnomalyScorer, ScorerConfig
+from vau_lib.detectors.lshma import LSHMA
+from vau_lib.detectors.lshma_state import LSHMAConfig
+from vau_lib.detectors.memtsm import MemTSM, MemTSMConfig
+from vau_lib.detectors.preprocessing import Preprocessing, preprocess_splits
+from vau_lib.features import checkpoints
+from vau_lib.workspace import artifacts
+
+Model = MemTSM | LSHMA | AnomalyScorer
+
+Config = MemTSMConfig | LSHMAConfig | ScorerConfig
+
+DETECTORS = {  # name in config.json: model, its sizes
+    "memtsm": (MemTSM, MemTSMConfig),
+    "lshma": (LSHMA, LSHMAConfig),
+    "anomaly_scorer": (AnomalyScorer, ScorerConfig),
+}
+
+
+@dataclass(frozen=True)
+class TrainedDetector:
+    """A model in eval mode, how features are preprocessed for it, and its training curves, one row per epoch."""
+
+    model: Model
+    preprocessing: Preprocessing
+    curves: pd.DataFrame
+
+    def score_video(self, features: np.ndarray) -> tuple[float, np.ndarray]:
+        """Return the video's score and the scores of its snippets (T,), all in [0, 1], of features (T, D)."""
+        return self.model.score_video(features, self.preprocessing)
+
+    def score(self, features: np.ndarray) -> np.ndarray:
+        """Return the scores of the snippets, (T,) in [0, 1], of features (T, D)."""
+        return self.score_video(features)[1]
+
+
+def train(
+    features: Mapping[str, np.ndarray],
+    targets: Mapping[str, int | np.ndarray],
+    val: Collection[str],
+    *,
+    config: Config,
+    plan: training.TrainingPlan,
+    steps: int | None = 32,
+    temporal_difference: bool = True,
+    loss_weights: Mapping[str, float] | None = None,
+    folder: Path | None = None,
+    progress: bool = False,
+) -> TrainedDetector:
+    """Train the detector that `config` belongs to; every draw is seeded by the plan.
+
+    Args:
+        features: {id: (T, D)} of training and validation videos.
+        targets: {id: 0 or 1}; for the anomaly scorer {id: (T,) in {0, 1}}. With labels all 0, MemTSM-Net learns to rebuild
+            only (one-class) and the epoch with the lowest validation loss is kept.
+        val: ids of the validation videos, which choose the epoch.
+        config: the model's sizes; its type says which model.
+        plan: epochs, learning rate, seed and the like.
+        steps: length every training sequence is brought to; None takes whole videos (LSHMA).
+        temporal_difference: read |x[t] - x[t - 1]| in place of the features.
+        loss_weights: weights of the anomaly scorer's loss parts, in place of `anomaly_scorer.LOSS_WEIGHTS`.
+        folder: where the checkpoints of an unfinished training stay, so that it can be resumed.
+        progress: show a progress bar.
+    """
+    training.seed_everything(plan.seed)
+    fitted, *sets = preprocess_splits(features, targets, val, steps=steps, temporal_difference=temporal_difference)
+    model = next(made for made, sizes in DETECTORS.values() if type(config) is sizes)(config)
+    options = {} if loss_weights is None else {"loss_weights": loss_weights}
+    network, objective = model.for_training(sets[0].labels, **options)
+    curves = training.fit(network, objective, *sets, plan=plan, folder=folder, progress=progress)
+    return TrainedDetector(model.eval(), fitted, curves)
+
+
+def save(folder: str | Path, trained: TrainedDetector, **made_by: object) -> None:
+    """Write what `load` reads: config.json, model.safetensors, made_by.json, and curves.json where there are curves."""
+    name = next(name for name, (made, _) in DETECTORS.items() if type(trained.model) is made)
+    config = {"detector": name, "sizes": asdict(trained.model.settings), "preprocessing": asdict(trained.preprocessing)}
+    if trained.curves is not None:
+        artifacts.write_json(Path(folder) / "curves.json", trained.curves.to_dict("list"))
+    checkpoints.save_model(Path(folder), trained.model, config, **made_by)
+
+
+def load(folder: str | Path, kind: type[Model] | None = None) -> TrainedDetector:
+    """Return a saved detector in eval mode; StoreError for anything else, and for another model than `kind`, where given."""
+    folder = Path(folder)
+    config = artifacts.read_json(folder / "config.json")
+    try:
+        made, sizes = DETECTORS[config["detector"]]
+        model, fitted = made(sizes(**config["sizes"])), Preprocessing(**config["preprocessing"])
+    except (KeyError, TypeError) as error:
+        raise artifacts.StoreError(f"{folder}/config.json is not of a trained detector: {error!r}") from error
+    if kind is not None and made is not kind:
+        raise artifacts.StoreError(f"{folder} holds {made.__name__}, not {kind.__name__}")
+    path = folder / "model.safetensors"
+    checkpoints.load_strictly(model, checkpoints.load_weights(path), path)
+    curves = folder / "curves.json"
+    return TrainedDetector(model.eval(), fitted, pd.DataFrame(artifacts.read_json(curves) if curves.exists() else {}))
