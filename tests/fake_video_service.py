@@ -1,4 +1,4 @@
-"""A video service on this machine that speaks the real one's protocol, and misbehaves as told."""
+"""A video service on this machine that speaks the real one's protocol, and fails as it is told to."""
 
 import base64
 import json
@@ -6,17 +6,17 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-MANNERS = ("refuse", "slow answer", "never done", "truncated", "rate limit", "broken line", "server error", "forbidden")
+FAULTS = ("refuse", "slow answer", "never done", "truncated", "rate limit", "broken line", "server error", "forbidden")
 
 
 class FakeVideoService:
-    """Serves predictLongRunning and fetchPredictOperation; `manners` {number of the prompt: how it misbehaves}.
+    """Serves predictLongRunning and fetchPredictOperation; `faults` {number of the prompt: how it fails}.
 
-    Prompts are numbered as they first come. `submitted` counts how often each was paid for, `seen` keeps every request's text.
+    Prompts are numbered as they first come. `submitted` counts how often each was paid for.
     """
 
-    def __init__(self, film: bytes, manners: dict[int, str] | None = None, *, polls: int = 1, hold_s: float = 0.6):
-        self.film, self.manners, self.polls, self.hold_s = film, manners or {}, polls, hold_s
+    def __init__(self, content: bytes, faults: dict[int, str] | None = None, *, polls: int = 1, hold_s: float = 0.6):
+        self.content, self.faults, self.polls, self.hold_s = content, faults or {}, polls, hold_s
         self.number_of, self.submitted, self.operations, self.done_once = {}, {}, {}, set()
         self.lock, self.patience = threading.Lock(), False
         service = self
@@ -42,19 +42,19 @@ class FakeVideoService:
             prompt = body["instances"][0]["prompt"]
             with self.lock:
                 number = self.number_of.setdefault(prompt, len(self.number_of))
-            manner, first = self.manners.get(number), (number, "start") not in self.done_once
+            fault, first = self.faults.get(number), (number, "start") not in self.done_once
             self.done_once.add((number, "start"))
-            if manner == "forbidden":
+            if fault == "forbidden":
                 key = request.headers.get("x-goog-api-key", "")
                 return self._send(
                     request, 403, {"error": {"code": 403, "message": f"key {key} may not", "status": "DENIED"}}
                 )
-            if first and manner in ("rate limit", "server error"):
-                code = 429 if manner == "rate limit" else 503
+            if first and fault in ("rate limit", "server error"):
+                code = 429 if fault == "rate limit" else 503
                 return self._send(request, code, {"error": {"code": code, "message": "later", "status": "BUSY"}})
-            if first and manner == "broken line":
+            if first and fault == "broken line":
                 return request.connection.close()
-            if first and manner == "slow answer":
+            if first and fault == "slow answer":
                 time.sleep(self.hold_s)  # longer than the client waits; it was not paid for
                 return request.connection.close()
             with self.lock:
@@ -66,15 +66,17 @@ class FakeVideoService:
             return self._send(request, 200, {"name": name})
         operation = self.operations[body["operationName"]]
         operation["asked"] += 1
-        manner = self.manners.get(operation["number"])
-        if operation["asked"] <= self.polls or (manner == "never done" and not self.patience):
+        fault = self.faults.get(operation["number"])
+        if operation["asked"] <= self.polls or (fault == "never done" and not self.patience):
             return self._send(request, 200, {"name": body["operationName"]})
-        answer = {"videos": [{"bytesBase64Encoded": base64.b64encode(self.film).decode(), "mimeType": "video/mp4"}]}
-        if manner == "refuse":
+        answer = {"videos": [{"bytesBase64Encoded": base64.b64encode(self.content).decode(), "mimeType": "video/mp4"}]}
+        if fault == "refuse":
             answer = {"raiMediaFilteredCount": 1, "raiMediaFilteredReasons": ["Violence. Support codes: 42237218"]}
-        if manner == "truncated" and not operation.get("cut"):
+        if fault == "truncated" and not operation.get("cut"):
             operation["cut"] = True
-            answer["videos"][0]["bytesBase64Encoded"] = base64.b64encode(self.film[: len(self.film) // 2]).decode()
+            answer["videos"][0]["bytesBase64Encoded"] = base64.b64encode(
+                self.content[: len(self.content) // 2]
+            ).decode()
         return self._send(request, 200, {"name": body["operationName"], "done": True, "response": answer})
 
     def _send(self, request, code, content):

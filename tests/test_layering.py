@@ -18,7 +18,7 @@ BELOW = {  # room -> the rooms it may import from, besides itself; what stands h
 DOORS = {  # library -> the only modules that name it
     "decord": {"data.video"}, "av": {"data.video"}, "kornia": {"features.xfeat"}, "ray": {"workspace.parallel"},
     "papermill": {"workspace.notebook_runs", "workspace.presets"}, "typer": {"cli"}, "rich": {"cli"},
-    "trl": {"vlm.finetuning"}, "google": {"synthetic.text_to_video"}, "diffusers": {"synthetic.text_to_video"},
+    "trl": {"vlm.finetuning"}, "google": {"synthetic.veo"}, "diffusers": {"synthetic.text_to_video"},
     "tokenizers": {"toy.tiny_vlm"}, "torchao": {"compression.pruning"}, "pycocoevalcap": {"evaluation.text_metrics"},
     "nltk": {"evaluation.text_metrics"},
 }  # fmt: skip

@@ -10,31 +10,31 @@ from fake_video_service import FakeVideoService
 
 from vau_lib.data import records, video
 from vau_lib.synthetic import dataset as synthetic_dataset
-from vau_lib.synthetic import scenarios, text_to_video
+from vau_lib.synthetic import scenarios, text_to_video, veo
 
 KEY = "AIza-a-very-secret-key-0123456789"
 FEW = dict(duration_s=2.0, fps=5.0, height=64, width=96)
 
 
 @pytest.fixture(scope="module")
-def film(tmp_path_factory):
-    path = tmp_path_factory.mktemp("film") / "film.mp4"
+def video_bytes(tmp_path_factory):
+    path = tmp_path_factory.mktemp("video") / "noise.mp4"
     noise = np.random.default_rng(0).integers(0, 255, (24, 64, 96, 3), dtype=np.uint8)
     video.write_video(path, noise, fps=24)
     return path.read_bytes()
 
 
 @pytest.fixture
-def service(film):
-    made = []
+def service(video_bytes):
+    services = []
 
-    def start(manners=None, **how):
-        made.append(FakeVideoService(film, manners, **how))
-        return made[-1]
+    def start(faults=None):
+        services.append(FakeVideoService(video_bytes, faults))
+        return services[-1]
 
     yield start
-    for one in made:
-        one.close()
+    for fake in services:
+        fake.close()
 
 
 @pytest.fixture(autouse=True)
@@ -45,25 +45,25 @@ def key(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
-def client(service, **how):
+def client(service, **options):
     """Veo against the fake: no pauses, and a deadline that counts polls."""
     ticks = iter(range(10**6))
     settings = dict(
         price_per_second=0.1, poll_s=0.0, deadline_s=6, timeout_s=0.3, sleep=lambda _: None, clock=lambda: next(ticks)
     )
-    return text_to_video.Veo(base_url=service.url, **(settings | how))
+    return veo.Veo(base_url=service.url, **(settings | options))
 
 
 def total(generator, chosen):
     return text_to_video.cost(generator, chosen)
 
 
-# The whole story
+# A whole run
 
 
 def test_twenty_jobs_with_refusals_timeouts_a_cut_download_and_a_rate_limit(service, tmp_path, caplog):
     caplog.set_level(logging.DEBUG)
-    manners = {
+    faults = {
         2: "refuse",
         7: "refuse",
         11: "refuse",
@@ -72,20 +72,22 @@ def test_twenty_jobs_with_refusals_timeouts_a_cut_download_and_a_rate_limit(serv
         13: "truncated",
         16: "rate limit",
     }
-    fake, chosen = service(manners), scenarios.covering_scenarios(20, 1, **FEW)
-    veo = client(fake)
-    first = text_to_video.run(veo, chosen, tmp_path, confirm=total(veo, chosen), progress=False)
+    fake, chosen = service(faults), scenarios.covering_scenarios(20, 1, **FEW)
+    backend = client(fake)
+    first = text_to_video.run(backend, chosen, tmp_path, confirm=total(backend, chosen), progress=False)
     assert first["status"].value_counts().to_dict() == {"done": 16, "rejected": 3, "failed": 1}
     assert "not done after 6 s" in first.set_index("status").loc["failed", "detail"]
     assert first[first["status"] == "rejected"]["detail"].str.contains("Violence").all()
-    paid = dict(fake.submitted)
+    submitted = dict(fake.submitted)
     fake.patience = True  # the slow one is ready now
     second = text_to_video.run(
         client(fake), chosen, tmp_path, progress=False
     )  # nothing new to pay: no confirmation needed
     assert second["status"].value_counts().to_dict() == {"done": 17, "rejected": 3}
     assert (
-        fake.submitted == paid and paid[2] == 3 and all(count == 1 for n, count in paid.items() if n not in (2, 7, 11))
+        fake.submitted == submitted
+        and submitted[2] == 3
+        and {submitted[n] for n in submitted if n not in (2, 7, 11)} == {1}
     )
     found = records.read_records(tmp_path / "records.jsonl")
     assert len(found) == 17 and all(text_to_video.verify(tmp_path / r.path) for r in found)
@@ -102,9 +104,9 @@ def test_a_killed_run_loses_nothing_and_pays_nothing_twice(service, tmp_path):
         if len(polls) == 3:
             raise KeyboardInterrupt
 
-    veo = client(fake, sleep=stops)
+    backend = client(fake, sleep=stops)
     with pytest.raises(KeyboardInterrupt):
-        text_to_video.run(veo, chosen, tmp_path, confirm=total(veo, chosen), progress=False)
+        text_to_video.run(backend, chosen, tmp_path, confirm=total(backend, chosen), progress=False)
     assert sum(fake.submitted.values()) == 3
     (tmp_path / "ledger.jsonl").open("a").write('{"id": "half a li')
     again = client(fake)
@@ -114,11 +116,11 @@ def test_a_killed_run_loses_nothing_and_pays_nothing_twice(service, tmp_path):
     assert set(table["status"]) == {"done"} and set(fake.submitted.values()) == {1}
 
 
-@pytest.mark.parametrize("manner", ["server error", "broken line", "slow answer", "rate limit"])
-def test_what_passes_is_tried_again(service, tmp_path, manner):
-    fake, chosen = service({0: manner}), scenarios.covering_scenarios(2, 3, **FEW)
-    veo = client(fake)
-    table = text_to_video.run(veo, chosen, tmp_path, confirm=lambda _: True, progress=False)
+@pytest.mark.parametrize("fault", ["server error", "broken line", "slow answer", "rate limit"])
+def test_what_passes_is_tried_again(service, tmp_path, fault):
+    fake, chosen = service({0: fault}), scenarios.covering_scenarios(2, 3, **FEW)
+    backend = client(fake)
+    table = text_to_video.run(backend, chosen, tmp_path, confirm=lambda _: True, progress=False)
     assert set(table["status"]) == {"done"}
 
 
@@ -126,13 +128,13 @@ def test_what_does_not_pass_is_one_line_without_the_key(service, tmp_path):
     fake, chosen = service({0: "forbidden"}), scenarios.covering_scenarios(2, 3, **FEW)
     table = text_to_video.run(client(fake), chosen, tmp_path, confirm=lambda _: True, progress=False)
     assert table["status"].tolist() == ["failed", "done"]
-    said = table["detail"][0]
-    assert "403" in said and "***" in said and KEY not in said and "\n" not in said
+    detail = table["detail"][0]
+    assert "403" in detail and "***" in detail and KEY not in detail and "\n" not in detail
 
 
 def test_no_network_is_one_line(tmp_path):
-    veo = text_to_video.Veo(price_per_second=0.0, base_url="http://127.0.0.1:9", sleep=lambda _: None, timeout_s=0.3)
-    table = text_to_video.run(veo, scenarios.covering_scenarios(2, 3, **FEW), tmp_path, progress=False)
+    backend = veo.Veo(price_per_second=0.0, base_url="http://127.0.0.1:9", sleep=lambda _: None, timeout_s=0.3)
+    table = text_to_video.run(backend, scenarios.covering_scenarios(2, 3, **FEW), tmp_path, progress=False)
     assert set(table["status"]) == {"failed"} and table["detail"].str.contains("the service cannot be reached").all()
 
 
@@ -140,39 +142,39 @@ def test_no_network_is_one_line(tmp_path):
 
 
 def test_spending_needs_the_exact_sum_or_a_yes(service, tmp_path):
-    fake, chosen, asked = service(), scenarios.covering_scenarios(2, 4, **FEW), []
-    veo = client(fake)
-    for confirm in (None, 0.79, lambda text: asked.append(text) or False):
+    fake, chosen, questions = service(), scenarios.covering_scenarios(2, 4, **FEW), []
+    backend = client(fake)
+    for confirm in (None, 0.79, lambda text: questions.append(text) or False):
         with pytest.raises(
             ValueError, match=r"^2 videos by Veo .* cost 0.80: pass confirm=0.80, or a function that asks$"
         ):
-            text_to_video.run(veo, chosen, tmp_path, confirm=confirm, progress=False)
-    assert not fake.submitted and asked == [f"2 videos by {veo.name} cost 0.80. Go on?"]
+            text_to_video.run(backend, chosen, tmp_path, confirm=confirm, progress=False)
+    assert not fake.submitted and questions == [f"2 videos by {backend.name} cost 0.80. Go on?"]
 
 
 @pytest.mark.parametrize(
-    ("how", "said"),
+    ("options", "message"),
     [
         (dict(duration_s=5), "^a video lasts 4, 6, 8 s, got 5$"),
         (dict(price_per_second=-1.0), "^price_per_second must be 0 or more, got -1.0$"),
     ],
 )
-def test_impossible_wishes_are_refused(service, how, said):
-    with pytest.raises(ValueError, match=said):
-        client(service(), **how)
+def test_impossible_wishes_are_refused(service, options, message):
+    with pytest.raises(ValueError, match=message):
+        client(service(), **options)
 
 
 def test_without_a_key_it_says_what_to_set(monkeypatch):
     monkeypatch.delenv("GOOGLE_API_KEY")
     with pytest.raises(ValueError, match="^no key for Veo: set GOOGLE_API_KEY, or GOOGLE_CLOUD_PROJECT"):
-        text_to_video.Veo(price_per_second=0.1)
+        veo.Veo(price_per_second=0.1)
 
 
 def test_a_prompt_too_long_fails_before_anything_is_paid(service, tmp_path):
     fake = service()
-    veo = client(fake, prompt=lambda _: "x" * 2001)
+    backend = client(fake, prompt=lambda _: "x" * 2001)
     table = text_to_video.run(
-        veo, scenarios.covering_scenarios(2, 3, **FEW), tmp_path, confirm=lambda _: True, progress=False
+        backend, scenarios.covering_scenarios(2, 3, **FEW), tmp_path, confirm=lambda _: True, progress=False
     )
     assert not fake.submitted and table["detail"][0] == "a prompt has at most 2000 characters, got 2001"
 
@@ -182,14 +184,14 @@ def test_a_prompt_too_long_fails_before_anything_is_paid(service, tmp_path):
 
 def test_the_drawn_backend_brings_its_truth(tmp_path):
     chosen = scenarios.covering_scenarios(2, 5, **FEW)
-    table = text_to_video.run(text_to_video.procedural(), chosen, tmp_path, progress=False)
+    table = text_to_video.run(text_to_video.Procedural(), chosen, tmp_path, progress=False)
     assert set(table["status"]) == {"done"}
     first, second = records.read_records(tmp_path / "records.jsonl")
     assert first.label == 1 and len(first.events) == 1 and second.label == 0 and not second.events
     truth = synthetic_dataset.read_truth(tmp_path / f"videos/{first.id}.npz")
     assert truth["masks"].shape == (first.num_frames, 64, 96)
     stamp = os.stat(tmp_path / first.path).st_mtime_ns
-    text_to_video.run(text_to_video.procedural(), chosen, tmp_path, progress=False)
+    text_to_video.run(text_to_video.Procedural(), chosen, tmp_path, progress=False)
     assert os.stat(tmp_path / first.path).st_mtime_ns == stamp
 
 
@@ -201,7 +203,7 @@ def test_an_open_model_is_called_with_prompt_and_seed(tmp_path):
         return SimpleNamespace(frames=np.full((1, num_frames, 32, 48, 3), 0.5, np.float32))
 
     chosen = scenarios.covering_scenarios(2, 6, **FEW)
-    table = text_to_video.run(text_to_video.diffusers(pipeline, num_frames=9), chosen, tmp_path, seed=7, progress=False)
+    table = text_to_video.run(text_to_video.Diffusers(pipeline, num_frames=9), chosen, tmp_path, seed=7, progress=False)
     assert set(table["status"]) == {"done"} and [c[1:] for c in calls] == [(7, 9), (1007, 9)]
     assert [c[0] for c in calls] == [scenarios.prompt(s) for s in chosen]
     assert not any(r.events for r in records.read_records(tmp_path / "records.jsonl"))
@@ -212,43 +214,43 @@ def test_an_open_model_out_of_memory_is_a_failed_line(tmp_path):
         raise RuntimeError("CUDA out of memory.\nTried to allocate")
 
     table = text_to_video.run(
-        text_to_video.diffusers(pipeline), scenarios.covering_scenarios(2, 6, **FEW), tmp_path, progress=False
+        text_to_video.Diffusers(pipeline), scenarios.covering_scenarios(2, 6, **FEW), tmp_path, progress=False
     )
     assert table["status"].tolist() == ["failed"] * 2 and "out of memory. Tried" in table["detail"][0]
 
 
 def test_without_diffusers_it_says_what_to_install():
     with pytest.raises(ImportError, match="need the package diffusers"):
-        text_to_video.diffusers("some/model")
+        text_to_video.Diffusers("some/model")
 
 
-def test_nothing_to_make_is_said(tmp_path):
+def test_no_scenarios_are_refused(tmp_path):
     with pytest.raises(ValueError, match="^no scenarios to make videos of$"):
-        text_to_video.run(text_to_video.procedural(), [], tmp_path)
+        text_to_video.run(text_to_video.Procedural(), [], tmp_path)
 
 
 # Pseudo labels and a person's word
 
 
-def test_detections_are_tracked_and_marked_as_guesses(film, tmp_path):
-    (tmp_path / "film.mp4").write_bytes(film)
-    seen = iter(range(24))
+def test_detections_are_tracked_and_marked_as_guesses(video_bytes, tmp_path):
+    (tmp_path / "noise.mp4").write_bytes(video_bytes)
+    numbers = iter(range(24))
 
     def detector(frames):
         out = []
         for _ in frames:
-            t = next(seen)
+            t = next(numbers)
             boxes = np.array([[2.0 * t, 10, 2.0 * t + 20, 40], [60, 5, 80, 30]])[: 1 if t == 5 else 2]
             out.append((boxes, ["person", "car"][: len(boxes)], np.full(len(boxes), 0.9)))
         return out
 
-    found = text_to_video.annotate(tmp_path / "film.mp4", detector, batch=10)
+    found = text_to_video.annotate(tmp_path / "noise.mp4", detector, batch=10)
     assert found["source"] == "pseudo" and len(found["frames"]) == 24
     people = {frame["track_ids"][0] for frame in found["frames"]}
     cars = [frame["track_ids"][1] for frame in found["frames"] if len(frame["track_ids"]) == 2]
     assert people == {1} and cars[0] == 2 and cars[-1] != 1
     with pytest.raises(ValueError, match="the detector gave 1 results for 24 frames"):
-        text_to_video.annotate(tmp_path / "film.mp4", lambda _: [(np.zeros((0, 4)), [], np.zeros(0))], batch=24)
+        text_to_video.annotate(tmp_path / "noise.mp4", lambda _: [(np.zeros((0, 4)), [], np.zeros(0))], batch=24)
 
 
 def test_two_boxes_that_cross_keep_their_labels():
@@ -261,11 +263,11 @@ def test_two_boxes_that_cross_keep_their_labels():
 
 
 def test_rows_of_an_earlier_run_do_not_stay(tmp_path):
-    class Blind(type(text_to_video.procedural())):
+    class Blind(text_to_video.Procedural):
         name, provides = "blind", frozenset({"pixels"})
 
     chosen = scenarios.covering_scenarios(2, 5, **FEW)
-    text_to_video.run(text_to_video.procedural(), chosen, tmp_path, progress=False)
+    text_to_video.run(text_to_video.Procedural(), chosen, tmp_path, progress=False)
     assert (tmp_path / "instructions.jsonl").is_file()
     text_to_video.run(Blind(), chosen, tmp_path, progress=False)
     assert not (tmp_path / "instructions.jsonl").exists(), "nobody knows when what happens in these"
@@ -273,7 +275,7 @@ def test_rows_of_an_earlier_run_do_not_stay(tmp_path):
 
 def test_a_review_is_read_back(tmp_path):
     chosen = scenarios.covering_scenarios(4, 5, **FEW)
-    text_to_video.run(text_to_video.procedural(), chosen, tmp_path, progress=False)
+    text_to_video.run(text_to_video.Procedural(), chosen, tmp_path, progress=False)
     sheet = text_to_video.review_sheet(tmp_path)
     assert sheet["event"].tolist() == [scenario.event for scenario in chosen]
     assert sheet["verdict"].tolist() == [""] * 4

@@ -198,7 +198,7 @@ def generate(
     workers: Annotated[int, typer.Option(help="processes of the procedural backend")] = 2,
 ) -> None:
     """Make videos of scenarios in which every pair of factors occurs; a stopped run is resumed."""
-    from vau_lib.synthetic import scenarios, text_to_video
+    from vau_lib.synthetic import scenarios, text_to_video, veo
 
     fixed = presets.parse_values(factors or [])
     if wrong := sorted(fixed.keys() - scenarios.FACTORS.keys()):
@@ -206,8 +206,8 @@ def generate(
     if backend == "veo" and not price:
         raise ValueError("veo costs money: give --price, what a second costs now")
     chosen = scenarios.covering_scenarios(number, seed, **fixed)
-    makers = {"procedural": text_to_video.procedural, "veo": lambda: text_to_video.Veo(price_per_second=price)}
-    maker = makers.get(backend, lambda: text_to_video.diffusers(backend))()
+    makers = {"procedural": text_to_video.Procedural, "veo": lambda: veo.Veo(price_per_second=price)}
+    maker = makers.get(backend, lambda: text_to_video.Diffusers(backend))()
     jobs = text_to_video.run(
         maker, chosen, presets.project_path(str(folder)), seed=seed, confirm=typer.confirm if confirm is None else confirm,
         splits={"train": 0.6, "val": 0.2, "test": 0.2}, workers=workers,
