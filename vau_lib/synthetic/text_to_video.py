@@ -326,7 +326,7 @@ def annotate(
 
 
 def track_by_overlap(detections: Sequence[Detections], *, min_overlap: float = MIN_OVERLAP) -> list[np.ndarray]:
-    """Return track numbers (N,) per frame: a box continues the track of its label that it overlaps most, at least by `min_overlap`."""
+    """Return track numbers (N,) per frame: a box continues its label's track of largest IoU, at least `min_overlap`."""
     import torch  # only here: scenarios load without it
     from torchvision.ops import box_iou
 
