@@ -25,11 +25,11 @@ lab: $(READY)  ## JupyterLab on the notebooks
 lint: $(READY)  ## ruff on code and notebooks, and no outputs in committed notebooks
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/nbstripout --verify --keep-id notebooks/*.ipynb
 
-STUDIES := $(addprefix benchmarks/,explanations.py token_accuracy.py compressed_twin.py ordering.py scenarios.py transfer.py)
+STUDIES := $(addprefix benchmarks/,explanations.py token_accuracy.py compressed_tiny_model.py ordering.py scenarios.py transfer.py)
 bench: $(READY)  ## speed as ratios within one run (not the studies, which film and tune first: run those one by one)
 	for script in $(filter-out $(STUDIES),$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
 
-twin: $(READY)  ## teach the toy vision-language twins of notebook 09 anew, from nothing
+toy: $(READY)  ## pretrain the tiny vision-language models of notebook 09 anew
 	OMP_NUM_THREADS=1 $(BIN)/python -m vau_lib.toy.benchmark
 
 figures: $(READY)  ## paper figures from the tables below data/results
@@ -41,4 +41,4 @@ results: $(READY)  ## RESULTS.md from the tables below data/results
 clean:  ## remove executed notebooks, synthetic data, features and models; results and raw data stay
 	rm -rf data/runs data/instructions data/synthetic data/features data/models .pytest_cache .ruff_cache
 
-.PHONY: help env demo test lab lint bench twin figures results clean
+.PHONY: help env demo test lab lint bench toy figures results clean

@@ -157,7 +157,7 @@ def main() -> None:
         found[name] = toy_dataset.make_dataset(
             root / name, num_videos=count, seed=seed, splits=split, engine="processes"
         )
-    twin = toy_benchmark.taught(project / "data" / "toy_models" / "internvl")
+    twin = toy_benchmark.load_pretrained(project / "data" / "toy_models" / "internvl")
     rows = toy_dataset.instructions(found["tuning"])
     tuned, _ = finetuning.tune_lora(
         twin, rows, root / "tuning", plan=toy_benchmark.TUNING, num_frames=FRAMES, folder=root / "adapter"

@@ -117,7 +117,7 @@ def memory(vlm: models.VLM, scorer: explain.Scorer, scratch: Path) -> None:
 
 def main() -> None:
     torch.set_num_threads(1)
-    vlm = toy_benchmark.taught(presets.project() / "data" / "toy_models" / "internvl")
+    vlm = toy_benchmark.load_pretrained(presets.project() / "data" / "toy_models" / "internvl")
     scorer = scorer_of(vlm.model.config.vision_config.hidden_size)
     print(f"{vlm.label}; {scorer.label}; {inference.NUM_FRAMES} frames, {torch.get_num_threads()} thread")
     with TemporaryDirectory() as scratch:

@@ -28,7 +28,7 @@ from vau_lib.workspace import artifacts, presets
 
 FRAMES, FPS = 12, 2.0  # all of a close-up's
 SETS = {"train": (480, 0), "val": (160, 5001), "test": (240, 41001)}  # close-ups, seed
-SHARES = (0.5, 0.3, 0.2, 0.1)
+KEEP_RATIOS = (0.5, 0.3, 0.2, 0.1)
 PLAN = finetuning.LoraPlan(
     max_steps=700, learning_rate=3e-3, warmup_ratio=0.1, batch_size=16, log_steps=20, save_steps=10**9
 )
@@ -43,14 +43,14 @@ def lots(name: str, rng: np.random.Generator):
     rule = token_selection.RULES[name]
     if name != "random":
         return rule
-    return lambda features, *, share: rule(features, share=share, seed=int(rng.integers(2**31)))
+    return lambda features, *, keep_ratio: rule(features, keep_ratio=keep_ratio, seed=int(rng.integers(2**31)))
 
 
 def drawn(names: list[str], rng: np.random.Generator):
     """Return a rule that cuts every film by one of `names` to a share drawn from [LEAST, share]."""
     rules = [lots(name, rng) for name in names]
-    return lambda features, *, share: rules[rng.integers(len(rules))](
-        features, share=float(np.exp(rng.uniform(np.log(LEAST), np.log(share))))
+    return lambda features, *, keep_ratio: rules[rng.integers(len(rules))](
+        features, keep_ratio=float(np.exp(rng.uniform(np.log(LEAST), np.log(keep_ratio))))
     )
 
 
@@ -70,7 +70,7 @@ def tune(
         tuned,
         instruction_data.InstructionSamples(rows, root, tuned, num_frames=FRAMES, seed=PLAN.seed),
         plan=replace(PLAN, max_steps=steps),
-        wrap_model=partial(token_pruning.compressed, share=1.0, rule=rule) if names else None,
+        wrap_model=partial(token_pruning.prune_tokens, keep_ratio=1.0, rule=rule) if names else None,
     )
     tuned.model.eval().save_pretrained(folder)
     artifacts.write_made_by(folder, **facts, loss=float(curve["loss"].iloc[-1]))
@@ -96,10 +96,10 @@ class Judge:
             ]
         )
 
-    def cut(self, vlm: models.VLM, rule: str, share: float) -> np.ndarray:
+    def cut(self, vlm: models.VLM, rule: str, keep_ratio: float) -> np.ndarray:
         """Return which judgements are right from a share of the tokens."""
         chosen = lots(rule, np.random.default_rng(0))
-        return self.right(vlm.replace(model=token_pruning.compressed(vlm.model, share=share, rule=chosen)))
+        return self.right(vlm.replace(model=token_pruning.prune_tokens(vlm.model, keep_ratio=keep_ratio, rule=chosen)))
 
     def over_worlds(self, values: np.ndarray) -> tuple[float, float, float]:
         """Return a mean and its 95 % interval over worlds."""
@@ -107,14 +107,14 @@ class Judge:
         lot = each[np.random.default_rng(0).integers(0, len(each), (4000, len(each)))].mean(1)
         return float(each.mean()), *(float(edge) for edge in np.quantile(lot, (0.025, 0.975)))
 
-    def enter(self, tuned_on: str, rule: str, share: float, right: np.ndarray, whole: np.ndarray) -> None:
+    def enter(self, tuned_on: str, rule: str, keep_ratio: float, right: np.ndarray, whole: np.ndarray) -> None:
         """Add a line to the table and print it; `whole` are the judgements from all tokens, by the same weights."""
         mean, low, high = self.over_worlds(right.astype(float))
         fall, fall_low, fall_high = self.over_worlds(whole.astype(float) - right)
-        self.lines.append(dict(tuned_on=tuned_on, rule=rule, share=share, judgement=mean, low=low, high=high, fall=fall,
+        self.lines.append(dict(tuned_on=tuned_on, rule=rule, keep_ratio=keep_ratio, judgement=mean, low=low, high=high, fall=fall,
                                fall_low=fall_low, fall_high=fall_high, videos=len(right), frames=FRAMES))  # fmt: skip
         falls = f"falls {fall:+.3f} [{fall_low:+.3f}, {fall_high:+.3f}]"
-        print(f"  {tuned_on:20} {rule:28}{share:5.0%}  {mean:.3f} [{low:.3f}, {high:.3f}]  {falls}", flush=True)
+        print(f"  {tuned_on:20} {rule:28}{keep_ratio:5.0%}  {mean:.3f} [{low:.3f}, {high:.3f}]  {falls}", flush=True)
 
 
 def main() -> None:
@@ -127,15 +127,15 @@ def main() -> None:
         films = dict(num_videos=count, seed=seed, splits={name: 1.0}, fps=FPS, engine="processes")
         found[name] = toy_dataset.make_dataset(places[name], **films)
     rows, judge = toy_dataset.instructions(found["train"]), Judge(places[part], found[part])
-    taught = partial(toy_benchmark.taught, project / "data" / "toy_models" / "internvl")
+    taught = partial(toy_benchmark.load_pretrained, project / "data" / "toy_models" / "internvl")
     print(f"{len(judge.rows)} {part} close-ups, {FRAMES} frames, judgement right:")
     for name, rules in TUNED_ON.items():
         vlm = tune(taught(), folder / "train", rows, kept / name.replace(" ", "_"), rules)
         whole = judge.right(vlm)
         judge.enter(name, "keep all", 1.0, whole, whole)
         for rule in [OURS, *PEERS] if part == "test" else [OURS]:
-            for share in SHARES if rule == OURS else (0.3, 0.2):
-                judge.enter(name, rule, share, judge.cut(vlm, rule, share), whole)
+            for keep_ratio in KEEP_RATIOS if rule == OURS else (0.3, 0.2):
+                judge.enter(name, rule, keep_ratio, judge.cut(vlm, rule, keep_ratio), whole)
         judge.enter(name, "blind", 1.0, judge.right(vlm, blind=True), whole)
     if part == "test":
         shuffled = instruction_data.shuffle_answers(rows, seed=0)

@@ -24,7 +24,7 @@ from vau_lib.synthetic import scenarios
 
 FOREGROUND = 0.1  # a token is foreground when this share of its pixels is
 SEEDS = range(900, 912)
-SHARES = (0.1, 0.2, 0.3)
+KEEP_RATIOS = (0.1, 0.2, 0.3)
 ROUNDS = 7
 VIDEO, START, END = 500, 501, 502
 
@@ -37,7 +37,7 @@ def drawn() -> Iterator[tuple[np.ndarray, np.ndarray]]:
             seed, event=event, duration_s=8.0, fps=8.0, num_people=3, num_vehicles=1
         )
         film = synthetic_dataset.render(scenario)
-        yield token_selection.disturbed(film.frames, np.random.default_rng(seed)), film.masks
+        yield token_selection.degrade_frames(film.frames, np.random.default_rng(seed)), film.masks
 
 
 def sprites(seed: int, frames: int = 64, height: int = 224, width: int = 336) -> tuple[np.ndarray, np.ndarray]:
@@ -72,7 +72,7 @@ def rooms(count: int = 12) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield sprites in bad weather: noise, flicker, a swaying corner; about a tenth of the tokens are foreground."""
     for seed in range(count):
         film, masks = sprites(seed)
-        yield token_selection.disturbed(film, np.random.default_rng(seed)), masks
+        yield token_selection.degrade_frames(film, np.random.default_rng(seed)), masks
 
 
 def ped2(root: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -84,34 +84,37 @@ def ped2(root: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 
 def measured(
-    films: Iterator[tuple[np.ndarray, np.ndarray]], shares: tuple[float, ...]
+    films: Iterator[tuple[np.ndarray, np.ndarray]], keep_ratios: tuple[float, ...]
 ) -> list[tuple[np.ndarray, dict]]:
     """Return per video its truth (T, H, W) and, per rule, the masks at each share."""
     found = []
     for frames, masks in films:
-        truth, plain = token_selection.covered(masks) >= FOREGROUND, token_selection.patches(frames)
-        kept = {name: [rule(plain, share=share) for share in shares] for name, rule in token_selection.RULES.items()}
-        raw = token_selection.patches(frames, grain=1)
-        kept["EVS, raw pixels"] = [token_selection.evs(raw, share=share) for share in shares]
+        truth, plain = token_selection.mask_coverage(masks) >= FOREGROUND, token_selection.pixel_tokens(frames)
+        kept = {
+            name: [rule(plain, keep_ratio=keep_ratio) for keep_ratio in keep_ratios]
+            for name, rule in token_selection.RULES.items()
+        }
+        raw = token_selection.pixel_tokens(frames, grain=1)
+        kept["EVS, raw pixels"] = [token_selection.evs(raw, keep_ratio=keep_ratio) for keep_ratio in keep_ratios]
         ideal = truth[..., None].astype(np.float32)
         ideal[0] = 2  # the first frame, then the truth: what no rule can beat
         order = np.argsort(-ideal.ravel(), kind="stable")
-        counts = [token_selection.budget(truth.shape, share) for share in shares]
+        counts = [token_selection.token_budget(truth.shape, keep_ratio) for keep_ratio in keep_ratios]
         kept["truth known"] = [np.isin(np.arange(truth.size), order[:n]).reshape(truth.shape) for n in counts]
         found.append((truth, kept))
     return found
 
 
-def table(name: str, found: list[tuple[np.ndarray, dict]], shares: tuple[float, ...]) -> None:
+def table(name: str, found: list[tuple[np.ndarray, dict]], keep_ratios: tuple[float, ...]) -> None:
     """Print, per rule, which share of the tokens on the truth survives, all videos' tokens together, at each budget."""
     on_truth, size = (sum(part) for part in zip(*((truth.sum(), truth.size) for truth, _ in found), strict=True))
     print(f"{name}: {len(found)} videos, {on_truth / size:.1%} of {size} tokens on the truth")
     for rule in found[0][1]:
         cells = []
-        for place, share in enumerate(shares):
+        for place, keep_ratio in enumerate(keep_ratios):
             kept = sum((kept[rule][place] & truth).sum() for truth, kept in found)
             used = sum(kept[rule][place].sum() for _, kept in found)
-            cells.append(f"{share:.0%}: {kept / on_truth:.3f} (used {used / size:.3f})")
+            cells.append(f"{keep_ratio:.0%}: {kept / on_truth:.3f} (used {used / size:.3f})")
         print(f"  {rule:28}", "  ".join(cells))
 
 
@@ -154,9 +157,9 @@ def speed() -> None:
     whole = int((inputs["input_ids"] == VIDEO).sum())
     runs = {("model alone", 1.0): model}
     for early in (False, True):
-        for share in (1.0, 0.5, 0.3, 0.1):
+        for keep_ratio in (1.0, 0.5, 0.3, 0.1):
             name = "cut before the tower" if early else "cut after the tower"
-            runs[name, share] = token_pruning.compressed(model, share=share, before_tower=early)
+            runs[name, keep_ratio] = token_pruning.prune_tokens(model, keep_ratio=keep_ratio, before_tower=early)
     taken: dict = {key: [] for key in runs}
     for _ in range(ROUNDS + 1):
         for key, one in runs.items():
@@ -164,12 +167,12 @@ def speed() -> None:
             one(**inputs, logits_to_keep=1)
             taken[key].append(time.perf_counter() - start)
     alone = np.median(taken["model alone", 1.0][1:])
-    for (name, share), times in taken.items():
-        one = runs[name, share]
-        count = whole if one is model else int((one.kept & (inputs["input_ids"] == VIDEO)).sum())
+    for (name, keep_ratio), times in taken.items():
+        one = runs[name, keep_ratio]
+        count = whole if one is model else int((one.token_mask & (inputs["input_ids"] == VIDEO)).sum())
         ratio = np.median(times[1:]) / alone
         print(
-            f"{name:22}{share:5.0%}  {count:5d} of {whole} video tokens  pre-fill x{ratio:.3f}  (toy, random weights)"
+            f"{name:22}{keep_ratio:5.0%}  {count:5d} of {whole} video tokens  pre-fill x{ratio:.3f}  (toy, random weights)"
         )
 
 
@@ -177,12 +180,14 @@ def main() -> None:
     torch.set_num_threads(1)
     asked = sys.argv[1:] or ["truth", "speed"]
     if "truth" in asked:
-        table("a room with a runner, a slow walker and a parcel, disturbed", measured(rooms(), SHARES), SHARES)
-        found = measured(drawn(), SHARES)
-        table("drawn scenes, disturbed", found, SHARES)
-        table("those with at most a tenth on the truth", [one for one in found if one[0].mean() <= 0.1], SHARES)
+        table(
+            "a room with a runner, a slow walker and a parcel, disturbed", measured(rooms(), KEEP_RATIOS), KEEP_RATIOS
+        )
+        found = measured(drawn(), KEEP_RATIOS)
+        table("drawn scenes, disturbed", found, KEEP_RATIOS)
+        table("those with at most a tenth on the truth", [one for one in found if one[0].mean() <= 0.1], KEEP_RATIOS)
         if root := os.environ.get("VAU_REAL_DATA"):
-            table("UCSD Ped2, anomalies", measured(ped2(Path(root)), SHARES), SHARES)
+            table("UCSD Ped2, anomalies", measured(ped2(Path(root)), KEEP_RATIOS), KEEP_RATIOS)
     if "speed" in asked:
         speed()
 

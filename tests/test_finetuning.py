@@ -271,7 +271,7 @@ def test_loss_falls_and_only_the_adapter_changes(world, family, pruning, tmp_pat
     samples = instruction_data.InstructionSamples(rows, root, vlm, num_frames=4)
 
     def pruned(model):
-        return token_pruning.compressed(model, share=0.5)
+        return token_pruning.prune_tokens(model, keep_ratio=0.5)
 
     losses = finetuning.fit(
         vlm, samples, plan=PLAN, folder=tmp_path / "adapter", wrap_model=pruned if pruning else None
@@ -299,7 +299,7 @@ def _stops_after(count):
 @pytest.mark.parametrize("pruning", [False, True])
 def test_a_stopped_run_goes_on_where_it_was(world, tmp_path, pruning):
     root, rows = world
-    wrap_model = (lambda model: token_pruning.compressed(model, share=0.5)) if pruning else None
+    wrap_model = (lambda model: token_pruning.prune_tokens(model, keep_ratio=0.5)) if pruning else None
 
     def learn(folder, *stops):
         for steps in stops:
@@ -336,11 +336,11 @@ def test_a_finished_run_is_loaded_and_another_one_refused(world, tmp_path):
         losses = finetuning.fit(vlm, samples, plan=plan, folder=tmp_path, facts=facts)
         return losses, vlm.model.state_dict()
 
-    first, again = learn(share=1), learn(share=1)
+    first, again = learn(keep_ratio=1), learn(keep_ratio=1)
     assert first[0].equals(again[0]) and all(torch.equal(value, again[1][name]) for name, value in first[1].items())
-    for other in ({"part": rows[:3]}, {"plan": replace(PLAN, learning_rate=1e-3)}, {"share": 0.5}):
+    for other in ({"part": rows[:3]}, {"plan": replace(PLAN, learning_rate=1e-3)}, {"keep_ratio": 0.5}):
         with pytest.raises(artifacts.StoreError, match=" was made with "):
-            learn(**{"share": 1} | other)
+            learn(**{"keep_ratio": 1} | other)
 
 
 def test_a_checkpoint_cut_short_is_passed_over(world, tmp_path):
@@ -376,8 +376,8 @@ def test_rows_of_several_files_keep_their_own_folders(world, tmp_path):
 def test_random_ratios_lie_between_two_bounds():
     torch.manual_seed(1)
     frames, rule = torch.randn(8, 4, 4, 3), token_selection.random_ratio(0.25)
-    shares = [rule(frames, share=1.0).float().mean().item() for _ in range(40)]
-    assert min(shares) >= 0.24 and max(shares) > 0.6 and len(set(shares)) > 20
+    keep_ratios = [rule(frames, keep_ratio=1.0).float().mean().item() for _ in range(40)]
+    assert min(keep_ratios) >= 0.24 and max(keep_ratios) > 0.6 and len(set(keep_ratios)) > 20
 
 
 # Merging

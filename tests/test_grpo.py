@@ -118,18 +118,18 @@ def test_log_probabilities_are_those_of_a_plain_forward(any_vlm):
         assert torch.allclose(found[row, :count], wanted, atol=1e-4)
 
 
-@pytest.mark.parametrize("share", [1.0, 0.4])
-def test_a_share_of_the_tokens_is_enough_to_be_rewarded(any_vlm, share):
+@pytest.mark.parametrize("keep_ratio", [1.0, 0.4])
+def test_a_part_of_the_tokens_is_enough_for_a_reward(any_vlm, keep_ratio):
     """Log-probabilities are those of the compressed model's own forward; with every token, those of the whole model."""
     whole = any_vlm
-    small = whole.replace(model=token_pruning.compressed(whole.model, share=share))
+    small = whole.replace(model=token_pruning.prune_tokens(whole.model, keep_ratio=keep_ratio))
     given = prompts_of(whole)(0, np.random.default_rng(3))
     batch = chat.collate_prompts(small, [sample for sample, _ in given])
     torch.manual_seed(0)
     tokens = grpo.visual_tokens(small, batch)
     answers = grpo.rollout(small, batch, tokens, PLAN, group_size=2)
     found = grpo.logprobs(small, batch, tokens, answers, temperature=1.0)
-    if share == 1:
+    if keep_ratio == 1:
         same = grpo.logprobs(whole, batch, grpo.visual_tokens(whole, batch), answers, temperature=1.0)
         assert ((found - same) * answers.mask).abs().max() < 1e-4
     for row in range(len(answers.ids)):

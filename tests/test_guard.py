@@ -65,11 +65,11 @@ def test_the_text_can_be_watched_as_it_is_made(any_twin, clip):
     assert "".join(pieces).strip() == row["text"]
 
 
-@pytest.mark.parametrize("share", [0.5, 1.0])
-def test_fewer_tokens_are_read_through_the_same_door(twin, clip, share):
-    few = guard.GuardPlan(num_frames=4, max_new_tokens=4, share=share, question=FEW.question)
+@pytest.mark.parametrize("keep_ratio", [0.5, 1.0])
+def test_fewer_tokens_are_read_through_the_same_door(twin, clip, keep_ratio):
+    few = guard.GuardPlan(num_frames=4, max_new_tokens=4, keep_ratio=keep_ratio, question=FEW.question)
     (row,) = watch(twin, clip, plan=few)
-    assert row["share"] == share and isinstance(row["text"], str)
+    assert row["keep_ratio"] == keep_ratio and isinstance(row["text"], str)
 
 
 def test_frames_as_one_video_take_half_the_tokens(twin, clip):
@@ -122,8 +122,8 @@ def test_bad_input_is_one_clear_line(twin, folder, tmp_path):
         watch(twin, tmp_path / "none")
     with pytest.raises(ValueError, match="^no video, folder or records.jsonl at .*missing.mp4$"):
         watch(twin, tmp_path / "missing.mp4")
-    with pytest.raises(ValueError, match="share must be above 0 and at most 1, got 1.5"):
-        watch(twin, folder, plan=guard.GuardPlan(num_frames=4, share=1.5))
+    with pytest.raises(ValueError, match="keep_ratio must be above 0 and at most 1, got 1.5"):
+        watch(twin, folder, plan=guard.GuardPlan(num_frames=4, keep_ratio=1.5))
     with pytest.raises(ValueError, match="batch_size must be 1 or more, got 0"):
         watch(twin, folder, plan=guard.GuardPlan(num_frames=4, batch_size=0))
     with pytest.raises(ValueError, match="cannot be watched: batch_size must be 1"):

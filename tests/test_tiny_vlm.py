@@ -1,6 +1,7 @@
-"""A twin is the real class at toy width, complete enough to save, load and speak; its eye learns from stills."""
+"""A tiny model is of the real class, saves, loads and generates; its vision is pretrained on frames."""
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -20,15 +21,15 @@ SMALL = tiny_vlm.TinySizes(width=32, vision_width=32, text_layers=1, vision_laye
 
 
 @pytest.fixture(params=models.FAMILIES)
-def twin(request):
+def tiny(request):
     return tiny_vlm.tiny(request.param, sizes=SMALL)
 
 
-def test_a_twin_is_of_the_real_class_and_says_that_it_is_random(twin):
+def test_a_tiny_model_is_of_the_real_class_and_says_that_it_is_random(tiny):
     real = {"internvl": InternVLForConditionalGeneration, "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration}
-    assert type(twin.model) is real[twin.family]
-    assert sum(p.numel() for p in twin.model.parameters()) < 1_000_000
-    assert twin.label == f"tiny-{twin.family} (toy, random weights)"
+    assert type(tiny.model) is real[tiny.family]
+    assert sum(p.numel() for p in tiny.model.parameters()) < 1_000_000
+    assert tiny.label == f"tiny-{tiny.family} (toy, random weights)"
 
 
 def test_an_unknown_family_is_refused():
@@ -45,56 +46,56 @@ def test_the_seed_decides_the_weights_and_leaves_the_outer_generator_alone():
     assert torch.equal(torch.rand(1), outside)
 
 
-def test_save_and_load_give_the_same_tokens_and_logits(twin, tmp_path):
-    place = models.save(twin, tmp_path / "twin", taught="nothing")
+def test_save_and_load_give_the_same_tokens_and_logits(tiny, tmp_path):
+    place = models.save(tiny, tmp_path / "model", note="nothing")
     back = models.load(place, dtype=torch.float32, local_only=True)
-    turns = [chat.encode(s, FRAMES, "What happened?", times_s=range(4), answer="A fall.") for s in (twin, back)]
+    turns = [chat.encode(s, FRAMES, "What happened?", times_s=range(4), answer="A fall.") for s in (tiny, back)]
     assert all(torch.equal(turns[0][key], turns[1][key]) for key in turns[0])
-    assert back.label == twin.label and back.family == twin.family
+    assert back.label == tiny.label and back.family == tiny.family
     with torch.inference_mode():
-        assert torch.equal(twin.model(**turns[0]).logits, back.model(**turns[1]).logits)
+        assert torch.equal(tiny.model(**turns[0]).logits, back.model(**turns[1]).logits)
 
 
-def test_saving_does_not_replace_what_is_no_model(twin, tmp_path):
+def test_saving_does_not_replace_what_is_no_model(tiny, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("keep")
     with pytest.raises(ValueError, match="holds something else"):
-        models.save(twin, tmp_path / "mine")
+        models.save(tiny, tmp_path / "mine")
     assert (tmp_path / "mine" / "notes.txt").read_text() == "keep"
 
 
-def test_the_tokenizer_loses_no_text(twin):
+def test_the_tokenizer_loses_no_text(tiny):
     for text in (
         "An anomaly exists, specifically, the anomaly is named Car Accident.",
         "Überfall at 12.5s: 异常 \n\n x",
     ):
-        ids = twin.tokenizer(text, add_special_tokens=False)["input_ids"]
-        assert twin.tokenizer.decode(ids) == text
-    assert len(twin.tokenizer(toy_dataset.NEGATIVE)["input_ids"]) < 12, "its own world's answers are short"
+        ids = tiny.tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert tiny.tokenizer.decode(ids) == text
+    assert len(tiny.tokenizer(toy_dataset.NEGATIVE)["input_ids"]) < 12, "its own world's answers are short"
 
 
-def test_a_frame_is_sixteen_tokens_for_both_families(twin):
-    turn = chat.encode(twin, FRAMES, "What happened?")
-    mark = twin.processor.image_token_id
+def test_a_frame_is_sixteen_tokens_for_both_families(tiny):
+    turn = chat.encode(tiny, FRAMES, "What happened?")
+    mark = tiny.processor.image_token_id
     assert (turn["input_ids"] == mark).sum() == 4 * 16
 
 
-def test_templates_take_parts_too(twin):
+def test_templates_take_parts_too(tiny):
     parts = [{"type": "image"}, {"type": "text", "text": "What happened?"}]
-    text = twin.processor.apply_chat_template([{"role": "user", "content": parts}], tokenize=False)
-    assert text.count(twin.processor.image_token) == 1 and "What happened?<|im_end|>" in text
+    text = tiny.processor.apply_chat_template([{"role": "user", "content": parts}], tokenize=False)
+    assert text.count(tiny.processor.image_token) == 1 and "What happened?<|im_end|>" in text
 
 
 @pytest.mark.parametrize(("step_s", "expected"), [(0.5, [0, 2]), (1.0, [0, 4]), (0.25, [0, 1])])
 def test_a_video_input_carries_its_clock(step_s, expected):
     """Qwen2.5-VL places a pair of frames at seconds x tokens_per_second (2 here): pairs 2 x step apart."""
-    twin = tiny_vlm.tiny("qwen2_5_vl", sizes=SMALL)
-    turn = chat.encode(twin, FRAMES, "What?", times_s=np.arange(4) * step_s, as_video=True)
+    tiny = tiny_vlm.tiny("qwen2_5_vl", sizes=SMALL)
+    turn = chat.encode(tiny, FRAMES, "What?", times_s=np.arange(4) * step_s, as_video=True)
     grid = dict(video_grid_thw=turn["video_grid_thw"], second_per_grid_ts=turn["second_per_grid_ts"])
-    position, _ = twin.model.model.get_rope_index(
+    position, _ = tiny.model.model.get_rope_index(
         turn["input_ids"], mm_token_type_ids=turn["mm_token_type_ids"], attention_mask=turn["attention_mask"], **grid
     )
-    inside = turn["input_ids"] == twin.processor.video_token_id
+    inside = turn["input_ids"] == tiny.processor.video_token_id
     when = position[0][inside]
     assert sorted(set((when - when.min()).tolist())) == expected
 
@@ -127,11 +128,11 @@ def test_worlds_stay_whole_and_every_split_has_both_classes(world):
 
 def test_truth_marks_an_event_only_in_its_videos_and_while_it_lasts(world):
     root, found = world
-    _, truth = pretraining.read(root, found)
+    _, truth = pretraining.read_frames_and_truth(root, found)
     for record, cells in zip(found, truth, strict=True):
-        shown = (cells >= toy_dataset.FIRST_EVENT).any((1, 2))
-        assert shown.any() == bool(record.label), record.id
-        assert not shown[records.frame_labels(record) == 0].any()
+        has_event = (cells >= toy_dataset.FIRST_EVENT).any((1, 2))
+        assert has_event.any() == bool(record.label), record.id
+        assert not has_event[records.frame_labels(record) == 0].any()
 
 
 def test_a_finished_world_is_kept_and_another_is_made_anew(world):
@@ -157,42 +158,40 @@ def test_instructions_ask_why_only_where_something_is_wrong(world):
     assert all(("analysis" in tasks[r.path]) == bool(r.label) for r in world[1])
     judged = [(answer_parsing.parse_verdict(row["answer"]), row["video"]) for row in rows if row["task"] == "judgement"]
     labels = {r.path: bool(r.label) for r in world[1]}
-    assert all(labels[path] == said for said, path in judged)
+    assert all(labels[path] == answer for answer, path in judged)
 
 
-def test_the_eye_learns_stills(twin, world):
+def test_vision_pretraining_lowers_the_loss(tiny, world):
     """Forty steps on 12 videos bring the loss well below a blank guess, for both families."""
     root, found = world
-    stills = pretraining.Stills(*pretraining.read(root, found[:4]), twin)
-    lessons = pretraining.CaptionSamples(still_epochs=20, still_rate=5e-3)
-    before = twin.model.model.language_model.layers[0].mlp.up_proj.weight.clone()
-    eye, seen = pretraining.warm_up(twin, stills, stills, lessons=lessons)
-    assert seen["loss"].iloc[-1] < 0.7 * seen["loss"].iloc[0]
-    assert torch.equal(before, twin.model.model.language_model.layers[0].mlp.up_proj.weight), "words wait"
-    sure = pretraining.alarm(eye, twin, pretraining.read(root, found[:2])[0])
-    assert sure.shape == (2, 12) and (sure >= 0).all() and (sure <= 1).all()
+    samples = pretraining.FrameSamples(*pretraining.read_frames_and_truth(root, found[:4]), tiny)
+    plan = pretraining.PretrainingPlan(frame_epochs=20, frame_learning_rate=5e-3)
+    before = tiny.model.model.language_model.layers[0].mlp.up_proj.weight.clone()
+    _, curve = pretraining.pretrain_vision(tiny, samples, samples, plan=plan)
+    assert curve["loss"].iloc[-1] < 0.7 * curve["loss"].iloc[0]
+    assert torch.equal(before, tiny.model.model.language_model.layers[0].mlp.up_proj.weight), "words wait"
 
 
-def test_mirrored_stills_have_mirrored_truth(world):
+def test_mirrored_frames_have_mirrored_truth(world):
     root, found = world
-    frames, truth = pretraining.read(root, found[:1])
-    stills = pretraining.Stills(frames, truth, tiny_vlm.tiny("internvl", sizes=SMALL))
+    frames, truth = pretraining.read_frames_and_truth(root, found[:1])
+    samples = pretraining.FrameSamples(frames, truth, tiny_vlm.tiny("internvl", sizes=SMALL))
     torch.manual_seed(0)
     for place in range(12):
-        frame, cells = stills[place]
-        mirrored = not torch.equal(frame, stills.frames[place])
-        expected = stills.truth[place].flip(-1) if mirrored else stills.truth[place]
+        frame, cells = samples[place]
+        mirrored = not torch.equal(frame, samples.frames[place])
+        expected = samples.truth[place].flip(-1) if mirrored else samples.truth[place]
         assert torch.equal(cells, expected.flatten())
 
 
-def test_teaching_ends_with_a_toy_that_says_so(world):
+def test_pretraining_ends_with_a_model_that_says_toy(world):
     root, found = world
-    twin = tiny_vlm.tiny("qwen2_5_vl", sizes=SMALL)
-    taught, curves = pretraining.teach(
-        twin, root, found, lessons=pretraining.CaptionSamples(still_epochs=0.5, caption_steps=2, frames=2)
+    tiny = tiny_vlm.tiny("qwen2_5_vl", sizes=SMALL)
+    trained, curves = pretraining.pretrain(
+        tiny, root, found, plan=pretraining.PretrainingPlan(frame_epochs=0.5, caption_steps=2, num_frames=2)
     )
-    assert taught.label == "tiny-qwen2_5_vl (toy, trained on drawn close-ups)"
-    assert set(curves) == {"stills", "captions"} and all(p.requires_grad for p in taught.model.parameters())
+    assert trained.label == "tiny-qwen2_5_vl (toy, trained on drawn close-ups)"
+    assert set(curves) == {"frames", "captions"} and all(p.requires_grad for p in trained.model.parameters())
 
 
 def test_merges_of_the_tokenizer_are_its_own():
@@ -200,15 +199,16 @@ def test_merges_of_the_tokenizer_are_its_own():
     assert "abab" in tokenizer.get_vocab() and "named" not in tokenizer.get_vocab()
 
 
-# The twins that are kept
+# The saved models
 
-KEPT = Path(__file__).parents[1] / "data" / "toy_models"
+SAVED = Path(__file__).parents[1] / "data" / "toy_models"
 
 
 @pytest.mark.parametrize("family", models.FAMILIES)
-def test_a_kept_twin_says_what_it_is_and_stays_small(family):
-    twin, made_by = models.load(KEPT / family, local_only=True), artifacts.check_made_by(KEPT / family, family=family)
-    assert "toy" in twin.label and sum(file.stat().st_size for file in (KEPT / family).iterdir()) < 5_000_000
+def test_a_saved_tiny_model_says_what_it_is_and_stays_small(family):
+    tiny, made_by = models.load(SAVED / family, local_only=True), artifacts.check_made_by(SAVED / family, family=family)
+    assert "toy" in tiny.label and sum(file.stat().st_size for file in (SAVED / family).iterdir()) < 5_000_000
+    assert made_by["pretraining"] == asdict(pretraining.PretrainingPlan())
     measured = made_by["measured"]
     assert measured["tuned"]["judgement"] >= 0.85
     assert measured["tuned"]["judgement"] - measured["untuned, forced to choose"]["judgement"] >= 0.25
@@ -217,25 +217,25 @@ def test_a_kept_twin_says_what_it_is_and_stays_small(family):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", models.FAMILIES)
-def test_a_kept_twin_describes_worlds_it_never_saw(family, tmp_path):
+def test_a_saved_tiny_model_describes_worlds_it_never_saw(family, tmp_path):
     """Captions of 48 new videos: whether they tell of an event agrees with the truth in 3 of 4 (guessing: 1 of 2)."""
-    twin = models.load(KEPT / family, local_only=True)
+    tiny = models.load(SAVED / family, local_only=True)
     found = toy_dataset.make_dataset(tmp_path, num_videos=48, seed=99, splits={"test": 1.0}, engine="processes")
     rows = toy_dataset.instructions(found, ["caption"])
-    said = inference.answers(
-        twin, instruction_data.InstructionSamples(rows, tmp_path, twin, answers=False, random=False, num_frames=6)
+    texts = inference.answers(
+        tiny, instruction_data.InstructionSamples(rows, tmp_path, tiny, answers=False, random=False, num_frames=6)
     )
     tells = {text: event in toy_dataset.NAMES for event, texts in toy_dataset.CAPTIONS.items() for text in texts}
-    right = [tells.get(text) == bool(record.label) for text, record in zip(said, found, strict=True)]
+    right = [tells.get(text) == bool(record.label) for text, record in zip(texts, found, strict=True)]
     assert np.mean(right) >= 0.75
 
 
 @pytest.mark.slow
-def test_a_twin_taught_anew_is_as_good_as_the_kept_one(tmp_path):
-    """What `make twin` does, from nothing; about eight minutes on two quiet cores, so only where asked for."""
-    if not os.environ.get("VAU_TEACH"):
-        pytest.skip("needs VAU_TEACH=1 and eight minutes")
-    kept = artifacts.read_json(KEPT / "internvl" / "made_by.json")["measured"]["tuned"]["judgement"]
-    toy_benchmark.make("internvl", tmp_path / "world", tmp_path / "twin")
-    measured = toy_benchmark.measure(tmp_path / "world", tmp_path / "twin")
+def test_a_tiny_model_made_anew_is_as_good_as_the_saved_one(tmp_path):
+    """What `make toy` does, from nothing; about eight minutes on two quiet cores, so only where asked for."""
+    if not os.environ.get("VAU_PRETRAIN"):
+        pytest.skip("needs VAU_PRETRAIN=1 and eight minutes")
+    kept = artifacts.read_json(SAVED / "internvl" / "made_by.json")["measured"]["tuned"]["judgement"]
+    toy_benchmark.make_tiny_model("internvl", tmp_path / "world", tmp_path / "model")
+    measured = toy_benchmark.measure(tmp_path / "world", tmp_path / "model")
     assert measured["tuned"]["judgement"] == pytest.approx(kept, abs=0.06)

@@ -1,4 +1,4 @@
-"""A model that reads a share of its video is the same model: exact when all is kept, and every kept token where it was."""
+"""A model that reads a keep_ratio of its video is the same model: exact when all is kept, and every kept token where it was."""
 
 import math
 
@@ -107,31 +107,31 @@ def test_keeping_everything_changes_no_logit(model, before_tower):
         inputs = together(prompt(film(6)), prompt(film(3, 2, 2), film(4, seed=1)), right=right)
         real = inputs["attention_mask"].bool()
         whole = model(**inputs).logits[real]
-        with token_pruning.compressed(model, share=1, before_tower=before_tower) as small:
-            assert (small(**inputs).logits[real] - whole).abs().max() <= 1e-5
+        small = token_pruning.prune_tokens(model, keep_ratio=1, before_tower=before_tower)
+        assert (small(**inputs).logits[real] - whole).abs().max() <= 1e-5
 
 
-@pytest.mark.parametrize("share", [0.5, 0.25])
+@pytest.mark.parametrize("keep_ratio", [0.5, 0.25])
 @torch.inference_mode()
-def test_dropping_a_token_is_hiding_it_and_moving_nothing(model, share):
+def test_dropping_a_token_is_hiding_it_and_moving_nothing(model, keep_ratio):
     inputs = together(prompt(film(8)), prompt(film(6, 2, 3), film(8, seed=1)))
-    small = token_pruning.compressed(model, share=share)
+    small = token_pruning.prune_tokens(model, keep_ratio=keep_ratio)
     short = small(**inputs).logits
-    hidden = {**inputs, "attention_mask": small.kept.long()}  # the whole prompt, dropped tokens masked
+    hidden = {**inputs, "attention_mask": small.token_mask.long()}  # the whole prompt, dropped tokens masked
     positions, _ = model.model.get_rope_index(
         inputs["input_ids"], inputs["mm_token_type_ids"], video_grid_thw=inputs["video_grid_thw"],
         second_per_grid_ts=inputs["second_per_grid_ts"], attention_mask=inputs["attention_mask"],
     )  # fmt: skip
     whole = model(**hidden, position_ids=positions).logits
     for row in range(2):
-        kept = small.kept[row]
+        kept = small.token_mask[row]
         assert kept.sum() < inputs["attention_mask"][row].sum()
         torch.testing.assert_close(short[row, -int(kept.sum()) :], whole[row, kept], atol=2e-5, rtol=0)
 
 
 def test_kept_tokens_keep_time_row_and_column(model):
     inputs = prompt(film(8))
-    short, kept = token_pruning.compressed(model, share=0.25).prune(**inputs)
+    short, kept = token_pruning.prune_tokens(model, keep_ratio=0.25).prune(**inputs)
     whole, _ = model.model.get_rope_index(
         inputs["input_ids"],
         inputs["mm_token_type_ids"],
@@ -146,12 +146,12 @@ def test_kept_tokens_keep_time_row_and_column(model):
 @torch.inference_mode()
 def test_generation_goes_on_as_if_the_dropped_tokens_were_masked(model):
     inputs = together(prompt(film(8)), prompt(film(5, 2, 3), text=(5,)))
-    small = token_pruning.compressed(model, share=0.3)
+    small = token_pruning.prune_tokens(model, keep_ratio=0.3)
     said = small.generate(**inputs, **GREEDY)
     length = inputs["input_ids"].shape[1]
     assert torch.equal(said[:, :length], inputs["input_ids"])  # the caller cuts its own prompt off, whatever we dropped
     for row in range(2):  # greedily, by full forwards of the whole prompt with dropped tokens masked
-        ids, mask = inputs["input_ids"], small.kept.long()
+        ids, mask = inputs["input_ids"], small.token_mask.long()
         positions, _ = model.model.get_rope_index(
             ids, inputs["mm_token_type_ids"], video_grid_thw=inputs["video_grid_thw"],
             second_per_grid_ts=inputs["second_per_grid_ts"], attention_mask=inputs["attention_mask"],
@@ -172,14 +172,15 @@ def test_generation_goes_on_as_if_the_dropped_tokens_were_masked(model):
 def test_keep_all_generates_what_the_model_does(model):
     inputs = together(prompt(film(4)), prompt(film(6, 2, 2)))
     assert torch.equal(
-        token_pruning.compressed(model, share=1.0).generate(**inputs, **GREEDY), model.generate(**inputs, **GREEDY)
+        token_pruning.prune_tokens(model, keep_ratio=1.0).generate(**inputs, **GREEDY),
+        model.generate(**inputs, **GREEDY),
     )
 
 
 @torch.inference_mode()
 def test_a_batch_answers_as_one_by_one(model):
     alone = [prompt(film(8)), prompt(film(5, 2, 3), film(4, seed=3)), prompt(film(3, 4, 4), text=(5, 6, 7, 8, 9, 10))]
-    small = token_pruning.compressed(model, share=0.3)
+    small = token_pruning.prune_tokens(model, keep_ratio=0.3)
     batch = together(*alone)
     logits, said = small(**batch).logits[:, -1], small.generate(**batch, **GREEDY)[:, -6:]
     for row, one in enumerate(alone):
@@ -192,15 +193,15 @@ def test_a_batch_answers_as_one_by_one(model):
 
 @torch.inference_mode()
 def test_a_moment_without_tokens_is_never_encoded_and_nothing_else_changes(model):
-    def first_and_last(features, share):
+    def first_and_last(features, keep_ratio):
         mask = torch.zeros(features.shape[:3], dtype=torch.bool)
         mask[0, 0], mask[-1, :, 1] = True, True
         return mask
 
     inputs, rows = prompt(film(8)), []
     watch = model.model.visual.register_forward_hook(lambda _, given, out: rows.append(len(given[0])))
-    early = token_pruning.compressed(model, share=0.5, rule=first_and_last)(**inputs).logits
-    late = token_pruning.compressed(model, share=0.5, rule=first_and_last, before_tower=False)(**inputs).logits
+    early = token_pruning.prune_tokens(model, keep_ratio=0.5, rule=first_and_last)(**inputs).logits
+    late = token_pruning.prune_tokens(model, keep_ratio=0.5, rule=first_and_last, before_tower=False)(**inputs).logits
     watch.remove()
     assert rows[1] == len(inputs["pixel_values_videos"]) and rows[0] == rows[1] // 4  # 2 of 8 moments
     assert (early - late).abs().max() <= 1e-5
@@ -208,9 +209,9 @@ def test_a_moment_without_tokens_is_never_encoded_and_nothing_else_changes(model
 
 @torch.inference_mode()
 def test_what_moves_is_what_is_kept(model):
-    small = token_pruning.compressed(model, share=0.25)
+    small = token_pruning.prune_tokens(model, keep_ratio=0.25)
     small(**prompt(film(8)))
-    kept = small.kept[0][prompt(film(8))["input_ids"][0] == VIDEO].view(8, 3, 4)
+    kept = small.token_mask[0][prompt(film(8))["input_ids"][0] == VIDEO].view(8, 3, 4)
     assert kept[0].all() and all(kept[t, 1, t // 2] for t in range(2, 8))
 
 
@@ -221,7 +222,7 @@ def test_gradients_reach_the_tower_and_labels_are_cut_alike():
     model = qwen().train()
     inputs = together(prompt(film(6)), prompt(film(4, 2, 2), text=(5,)), right=True)
     labels = inputs["input_ids"].masked_fill((inputs["input_ids"] >= VIDEO) | (inputs["attention_mask"] == 0), -100)
-    small = token_pruning.compressed(model, share=0.4)
+    small = token_pruning.prune_tokens(model, keep_ratio=0.4)
     short, kept = small.prune(**inputs, labels=labels)
     assert torch.equal(short["labels"][short["labels"] != -100], labels[labels != -100])  # text is all there
     small(**inputs, labels=labels).loss.backward()
@@ -231,7 +232,7 @@ def test_gradients_reach_the_tower_and_labels_are_cut_alike():
 
 def test_a_compressed_model_learns(model):
     model = qwen().train()
-    small = token_pruning.compressed(model, share=0.3)
+    small = token_pruning.prune_tokens(model, keep_ratio=0.3)
     inputs = together(prompt(film(4), text=(5, 6)), prompt(film(4, seed=5), text=(7, 8)))
     labels = inputs["input_ids"].clone()
     labels[:, :-2] = -100
@@ -249,7 +250,7 @@ def test_a_compressed_model_learns(model):
 def test_the_usual_engine_trains_it(tmp_path):
     from transformers import Trainer, TrainingArguments
 
-    small = token_pruning.compressed(qwen().train(), share=0.4)
+    small = token_pruning.prune_tokens(qwen().train(), keep_ratio=0.4)
     rows = [prompt(film(4, seed=n), text=(5, 6 + n)) for n in range(4)]
 
     def collate(items):
@@ -267,20 +268,10 @@ def test_the_usual_engine_trains_it(tmp_path):
 
 
 @torch.inference_mode()
-def test_aligned_logits_stand_in_the_whole_prompt(model):
-    inputs = together(prompt(film(8)), prompt(film(5, 2, 3)))
-    short = token_pruning.compressed(model, share=0.3)(**inputs).logits
-    small = token_pruning.compressed(model, share=0.3, aligned=True)
-    whole = small(**inputs).logits
-    assert whole.shape[:2] == inputs["input_ids"].shape and not whole[~small.kept].any()
-    assert torch.equal(whole[:, -1], short[:, -1])
-
-
-@torch.inference_mode()
 def test_several_answers_per_prompt(model):
     inputs = prompt(film(6))
     torch.manual_seed(0)
-    said = token_pruning.compressed(model, share=0.3).generate(
+    said = token_pruning.prune_tokens(model, keep_ratio=0.3).generate(
         **inputs, do_sample=True, num_return_sequences=3, max_new_tokens=4
     )
     assert len(said) == 3 and torch.equal(said[2, : inputs["input_ids"].shape[1]], inputs["input_ids"][0])
@@ -291,25 +282,29 @@ def test_an_adapter_may_wrap_the_model():
     peft = pytest.importorskip("peft")
     adapted = peft.get_peft_model(qwen(), peft.LoraConfig(target_modules=["q_proj", "v_proj"], r=2)).eval()
     inputs = prompt(film(4))
-    assert (token_pruning.compressed(adapted, share=1)(**inputs).logits - adapted(**inputs).logits).abs().max() <= 1e-5
+    assert (
+        token_pruning.prune_tokens(adapted, keep_ratio=1)(**inputs).logits - adapted(**inputs).logits
+    ).abs().max() <= 1e-5
 
 
 # Refusals
 
 
-@pytest.mark.parametrize("amount", [{"share": 0}, {"share": 1.01}, {"share": math.nan}, {"threshold": -0.1}, {}])
-def test_an_impossible_share_is_refused(model, amount):
-    with pytest.raises(ValueError, match="share|threshold"):
-        token_pruning.compressed(model, **amount)
+@pytest.mark.parametrize(
+    "amount", [{"keep_ratio": 0}, {"keep_ratio": 1.01}, {"keep_ratio": math.nan}, {"threshold": -0.1}, {}]
+)
+def test_an_impossible_amount_is_refused(model, amount):
+    with pytest.raises(ValueError, match="keep_ratio|threshold"):
+        token_pruning.prune_tokens(model, **amount)
 
 
 def test_a_model_without_eyes_is_refused():
     with pytest.raises(ValueError, match="Linear has no vision tower"):
-        token_pruning.compressed(torch.nn.Linear(2, 2), share=0.5)
+        token_pruning.prune_tokens(torch.nn.Linear(2, 2), keep_ratio=0.5)
 
 
 def test_an_empty_and_a_huge_video_are_refused(model):
-    small = token_pruning.compressed(model, share=0.5)
+    small = token_pruning.prune_tokens(model, keep_ratio=0.5)
     inputs = prompt(film(2))
     empty = inputs | {"pixel_values_videos": inputs["pixel_values_videos"][:0]}
     with pytest.raises(ValueError, match="empty or broken video"):
@@ -317,7 +312,7 @@ def test_an_empty_and_a_huge_video_are_refused(model):
     with pytest.raises(ValueError, match="holds 24 video tokens, its 1 videos make 48"):
         more, grid = as_patches(film(4))
         small(**inputs | {"pixel_values_videos": more, "video_grid_thw": torch.tensor([grid])})
-    with pytest.raises(ValueError, match="keeps .*, the model was made for 512: lower the share"):
+    with pytest.raises(ValueError, match="keeps .*, the model's context is 512: lower keep_ratio"):
         small(**prompt(film(100)))
 
 
@@ -346,11 +341,11 @@ def test_frames_as_pictures_are_a_film_and_a_lone_picture_is_whole(model):
     inputs = pictures(film(8), film(1))
     real = inputs["attention_mask"].bool()
     whole = model(**inputs).logits[real]
-    assert (token_pruning.compressed(model, share=1)(**inputs).logits[real] - whole).abs().max() <= 1e-5
-    small = token_pruning.compressed(model, share=0.25)
+    assert (token_pruning.prune_tokens(model, keep_ratio=1)(**inputs).logits[real] - whole).abs().max() <= 1e-5
+    small = token_pruning.prune_tokens(model, keep_ratio=0.25)
     alone = small(**pictures(film(8))).logits[0, -1]
     torch.testing.assert_close(small(**inputs).logits[0, -1], alone, atol=2e-5, rtol=0)
-    seen = small.kept & (inputs["input_ids"] == IMAGE)
+    seen = small.token_mask & (inputs["input_ids"] == IMAGE)
     assert seen.sum(1).tolist() == [24, 12]  # a quarter of eight pictures of 12 tokens; all of one
 
 
@@ -382,13 +377,13 @@ def test_another_family_is_cut_too():
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": frames}
     whole = model(**inputs).logits
     for early in (True, False):
-        small = token_pruning.compressed(model, share=1, before_tower=early)
+        small = token_pruning.prune_tokens(model, keep_ratio=1, before_tower=early)
         assert (small(**inputs).logits - whole).abs().max() <= 1e-5
-        small = token_pruning.compressed(model, share=0.3, before_tower=early)
+        small = token_pruning.prune_tokens(model, keep_ratio=0.3, before_tower=early)
         short = small(**inputs).logits
-        hidden = inputs | {"attention_mask": small.kept.long()}
+        hidden = inputs | {"attention_mask": small.token_mask.long()}
         places = torch.arange(ids.shape[1])[None]  # plain positions, of the whole prompt
-        masked = model(**hidden, position_ids=places).logits[small.kept]
+        masked = model(**hidden, position_ids=places).logits[small.token_mask]
         torch.testing.assert_close(short[0], masked, atol=2e-5, rtol=0)
     assert torch.equal(small.generate(**inputs, **GREEDY)[0, ids.shape[1]], short[0, -1].argmax())
 
@@ -397,14 +392,14 @@ def test_another_family_is_cut_too():
 def test_tiles_of_one_picture_are_no_film():
     model = internvl()
     ids = torch.tensor([[9, *[IMAGE] * 64, 5]])  # four tiles that touch
-    small = token_pruning.compressed(model, share=0.25)
+    small = token_pruning.prune_tokens(model, keep_ratio=0.25)
     small(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=torch.randn(4, 3, 32, 32))
-    assert small.kept.all()
+    assert small.token_mask.all()
 
 
 def test_text_alone_goes_straight_through(model):
     ids = torch.tensor([[5, 6, 7]])
-    small = token_pruning.compressed(model, share=0.5)
+    small = token_pruning.prune_tokens(model, keep_ratio=0.5)
     with torch.inference_mode():
         assert torch.equal(small(input_ids=ids).logits, model(input_ids=ids).logits)
     with pytest.raises(ValueError, match="need position_ids"):

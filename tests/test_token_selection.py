@@ -36,29 +36,29 @@ def mover(features: np.ndarray, row: int = 2) -> tuple[np.ndarray, np.ndarray]:
 # Shape and kind
 
 
-@pytest.mark.parametrize("share", [0.07, 0.3, 0.5, 1.0])
+@pytest.mark.parametrize("keep_ratio", [0.07, 0.3, 0.5, 1.0])
 @pytest.mark.parametrize("name", FIXED)
-def test_a_budget_is_kept_to_the_token(name, share):
+def test_a_budget_is_kept_to_the_token(name, keep_ratio):
     features = wall(10, 3, 5)
-    count = math.floor(share * 150 + 1e-9)
+    count = math.floor(keep_ratio * 150 + 1e-9)
     if name != "VidCom²":  # the only one that does not keep the first frame whole
         count = max(15, count)
-    assert token_selection.RULES[name](features, share=share).sum() == count
+    assert token_selection.RULES[name](features, keep_ratio=keep_ratio).sum() == count
 
 
 def test_numpy_and_torch_get_the_same_in_kind():
     features = wall()
-    scores, mask = token_selection.redundancy(features), OURS(features, share=0.2)
+    scores, mask = token_selection.redundancy(features), OURS(features, keep_ratio=0.2)
     assert isinstance(scores, np.ndarray) and mask.dtype == bool and scores.shape == mask.shape == (24, 5, 6)
     assert np.array_equal(token_selection.redundancy(torch.from_numpy(features)).numpy(), scores)
-    assert torch.equal(OURS(torch.from_numpy(features), share=0.2), torch.from_numpy(mask))
+    assert torch.equal(OURS(torch.from_numpy(features), keep_ratio=0.2), torch.from_numpy(mask))
 
 
-@pytest.mark.parametrize("share", [0, -0.5, 1.5, math.nan])
+@pytest.mark.parametrize("keep_ratio", [0, -0.5, 1.5, math.nan])
 @pytest.mark.parametrize("name", FIXED)
-def test_an_impossible_share_is_refused(name, share):
-    with pytest.raises(ValueError, match="share must be above 0 and at most 1, got"):
-        token_selection.RULES[name](wall(), share=share)
+def test_an_impossible_keep_ratio_is_refused(name, keep_ratio):
+    with pytest.raises(ValueError, match="keep_ratio must be above 0 and at most 1, got"):
+        token_selection.RULES[name](wall(), keep_ratio=keep_ratio)
 
 
 def test_bad_videos_are_refused(monkeypatch):
@@ -66,22 +66,22 @@ def test_bad_videos_are_refused(monkeypatch):
         with pytest.raises(ValueError, match="at least one, got shape"):
             token_selection.redundancy(empty)
     with pytest.raises(ValueError, match="hold NaN"):
-        OURS(np.full((2, 2, 2, 3), np.nan), share=0.5)
-    with pytest.raises(ValueError, match="either share or threshold"):
-        OURS(wall(), share=0.5, threshold=0.5)
-    with pytest.raises(ValueError, match="either share or threshold"):
+        OURS(np.full((2, 2, 2, 3), np.nan), keep_ratio=0.5)
+    with pytest.raises(ValueError, match="either keep_ratio or threshold"):
+        OURS(wall(), keep_ratio=0.5, threshold=0.5)
+    with pytest.raises(ValueError, match="either keep_ratio or threshold"):
         OURS(wall())
     with pytest.raises(ValueError, match="threshold must be in"):
         OURS(wall(), threshold=2)
     monkeypatch.setattr(token_selection, "MAX_TOKENS", 719)
     with pytest.raises(ValueError, match="720 tokens in one video, at most 719"):
-        OURS(wall(), share=0.5)
+        OURS(wall(), keep_ratio=0.5)
 
 
 @pytest.mark.parametrize("rule", [OURS, *token_selection.RULES.values()])
 def test_one_moment_and_flat_colour_are_no_trouble(rule):
-    assert rule(np.zeros((1, 2, 3, 4), np.float32), share=1.0).all()
-    assert rule(np.ones((6, 2, 3, 4), np.float32), share=0.5).any()
+    assert rule(np.zeros((1, 2, 3, 4), np.float32), keep_ratio=1.0).all()
+    assert rule(np.ones((6, 2, 3, 4), np.float32), keep_ratio=0.5).any()
 
 
 # What is kept
@@ -96,7 +96,7 @@ def test_redundancy_is_small_where_something_is_new():
 
 def test_what_moves_is_kept_and_the_first_frame_is_whole():
     features, truth = mover(wall())
-    mask = OURS(features, share=0.1)
+    mask = OURS(features, keep_ratio=0.1)
     assert mask[0].all() and mask[truth].all()
     by_threshold = OURS(features, threshold=0.1)
     assert by_threshold[0].all() and by_threshold[truth].all() and by_threshold.mean() < 0.2
@@ -107,8 +107,8 @@ def test_what_came_and_stays_is_kept_long_after():
     features[10:, 2, 3] += np.random.default_rng(1).normal(0, 1, 8)  # a parcel, for two thirds of the time
     truth = np.zeros(features.shape[:3], bool)
     truth[10:, 2, 3] = True
-    assert OURS(features, share=0.08)[truth].all()
-    assert token_selection.evs(features, share=0.08)[truth].mean() < 0.5  # it sees the arrival only
+    assert OURS(features, keep_ratio=0.08)[truth].all()
+    assert token_selection.evs(features, keep_ratio=0.08)[truth].mean() < 0.5  # it sees the arrival only
 
 
 def test_a_still_scene_is_seen_once():
@@ -120,8 +120,8 @@ def test_light_and_exposure_change_nothing():
     features, truth = mover(wall())
     rng = np.random.default_rng(3)
     lit = features * rng.uniform(0.8, 1.25, (24, 1, 1, 1)) + rng.uniform(-0.5, 0.5, (24, 1, 1, 1))
-    kept = OURS(lit.astype(np.float32), share=0.1)
-    assert kept[truth].all() and token_selection.survived(token_selection.dtd(lit, share=0.1), truth) < 1
+    kept = OURS(lit.astype(np.float32), keep_ratio=0.1)
+    assert kept[truth].all() and token_selection.foreground_recall(token_selection.dtd(lit, keep_ratio=0.1), truth) < 1
 
 
 def test_places_have_no_order():
@@ -133,30 +133,31 @@ def test_places_have_no_order():
 
 def test_another_scene_begins_with_a_whole_frame():
     features = np.concatenate([wall(12), wall(12, seed=5)])
-    assert token_selection.stretches(torch.from_numpy(features)) == [0, 12]
-    assert OURS(features, share=0.2)[12].all()
+    assert token_selection.segment_starts(torch.from_numpy(features)) == [0, 12]
+    assert OURS(features, keep_ratio=0.2)[12].all()
     flickering = wall() * np.linspace(0.7, 1.3, 24, dtype=np.float32)[:, None, None, None]
-    assert token_selection.stretches(torch.from_numpy(flickering)) == [0]
+    assert token_selection.segment_starts(torch.from_numpy(flickering)) == [0]
 
 
 def test_a_long_video_is_looked_at_again_now_and_then():
-    assert token_selection.stretches(torch.from_numpy(wall(130, 2, 2))) == [0, 43, 86]
-    assert OURS(wall(130, 2, 2), share=0.1)[[0, 43, 86]].all()
+    assert token_selection.segment_starts(torch.from_numpy(wall(130, 2, 2))) == [0, 43, 86]
+    assert OURS(wall(130, 2, 2), keep_ratio=0.1)[[0, 43, 86]].all()
 
 
 def test_a_moving_camera_leaves_the_difference_to_the_moment_before():
     features = np.random.default_rng(0).normal(size=(12, 4, 4, 6)).astype(np.float32)
-    assert token_selection.stretches(torch.from_numpy(features)) == list(range(12))
-    mask = OURS(features, share=0.4)
+    assert token_selection.segment_starts(torch.from_numpy(features)) == list(range(12))
+    mask = OURS(features, keep_ratio=0.4)
     assert mask.sum() == 76 and mask[0].all()
 
 
 def test_quiet_moments_lose_all_their_tokens():
     features, _ = mover(wall(moments=40))
     features[20:] = wall(moments=40)[20:]  # the second half is empty
-    mask = OURS(features, share=0.2)
+    mask = OURS(features, keep_ratio=0.2)
     assert (
-        mask[20:].any((1, 2)).mean() < 0.2 and token_selection.random_tokens(features, share=0.2)[20:].any((1, 2)).all()
+        mask[20:].any((1, 2)).mean() < 0.2
+        and token_selection.random_tokens(features, keep_ratio=0.2)[20:].any((1, 2)).all()
     )
 
 
@@ -168,7 +169,7 @@ def test_evs_is_one_minus_cosine_to_the_moment_before():
     a, b = features[1:], features[:-1]
     change = 1 - (a * b).sum(-1) / np.sqrt((a * a).sum(-1) * (b * b).sum(-1))
     best = np.sort(change.ravel())[::-1][:6]
-    mask = token_selection.evs(features, share=0.5)
+    mask = token_selection.evs(features, keep_ratio=0.5)
     assert mask[0].all() and set(change[mask[1:]]) == set(best)
 
 
@@ -176,7 +177,7 @@ def test_dtd_drops_above_a_cosine_and_spends_alike_on_frames():
     features = np.zeros((3, 1, 3, 2))
     features[0], features[1], features[2] = (1, 0), [[(1, 0), (1, 1), (0, 1)]], [[(1, 0), (1, 0), (0, 1)]]
     assert token_selection.dtd(features, threshold=0.9)[1:].tolist() == [[[False, True, True]], [[False, True, False]]]
-    assert token_selection.dtd(wall(9), share=0.5).sum((1, 2))[1:].tolist() == [13, 13, 13, 13, 13, 13, 13, 14]
+    assert token_selection.dtd(wall(9), keep_ratio=0.5).sum((1, 2))[1:].tolist() == [13, 13, 13, 13, 13, 13, 13, 14]
 
 
 def test_vidcom2_follows_its_formulae():
@@ -193,7 +194,7 @@ def test_vidcom2_follows_its_formulae():
     to_frame = np.array([[likeness(x[t, p], x[t].mean(0)) for p in range(6)] for t in range(4)])
     pressure = np.exp(-to_video.mean(1) / 0.01 - (-to_video.mean(1) / 0.01).max())
     wanted = np.minimum(0.5 * (1 + pressure / pressure.sum() - 1 / 4), 1) * 6
-    mask = token_selection.vidcom2(features, share=0.5).reshape(4, 6)
+    mask = token_selection.vidcom2(features, keep_ratio=0.5).reshape(4, 6)
     assert mask.sum() == 12 and (np.abs(mask.sum(1) - wanted) < 1).all()
     for t in range(4):  # the least alike of each frame
         order = np.argsort(to_video[t] + to_frame[t])
@@ -201,15 +202,15 @@ def test_vidcom2_follows_its_formulae():
 
 
 def test_frames_and_lattices_are_even():
-    frames = token_selection.uniform_frames(wall(10), share=0.35)
+    frames = token_selection.uniform_frames(wall(10), keep_ratio=0.35)
     assert np.flatnonzero(frames.all((1, 2))).tolist() == [0, 3, 6] and frames.sum() == 90
-    lattice = token_selection.down_sampling(wall(3, 8, 8), share=0.25)
+    lattice = token_selection.down_sampling(wall(3, 8, 8), keep_ratio=0.25)
     assert (lattice == lattice[:1]).all() and lattice[0].sum() == 16 and lattice[0].any(1).sum() == 4
-    assert token_selection.smaller(280, 560, 0.25) == (140, 280) and token_selection.keep_all(wall(), share=0.1).all()
+    assert token_selection.keep_all(wall(), keep_ratio=0.1).all()
 
 
 def test_lots_are_drawn_by_seed():
-    one, same, other = (token_selection.random_tokens(wall(), share=0.3, seed=seed) for seed in (0, 0, 1))
+    one, same, other = (token_selection.random_tokens(wall(), keep_ratio=0.3, seed=seed) for seed in (0, 0, 1))
     assert (one == same).all() and (one != other).any()
 
 
@@ -218,21 +219,21 @@ def test_lots_are_drawn_by_seed():
 
 def test_patches_are_means_of_blocks_over_both_frames():
     frames = np.random.default_rng(0).integers(0, 256, (5, 56, 84, 3), dtype=np.uint8)
-    tokens = token_selection.patches(frames)
+    tokens = token_selection.pixel_tokens(frames)
     assert tokens.shape == (2, 2, 3, 48)
     block = frames[2:4, 28 + 7 : 28 + 14, 56 : 56 + 7, 1].mean()  # green, second row of blocks, first column
     assert tokens[1, 1, 2, 1 * 16 + 1 * 4 + 0] == pytest.approx(block, abs=1e-3)
     for short in (frames[:1], frames[:0]):
         with pytest.raises(ValueError, match="2 frames or more"):
-            token_selection.patches(short)
+            token_selection.pixel_tokens(short)
 
 
 def test_covered_counts_pixels():
     masks = np.zeros((2, 56, 56), np.uint8)
     masks[0, :14, :28] = 3
-    assert token_selection.covered(masks)[0].tolist() == [[0.25, 0.0], [0.0, 0.0]]
-    assert token_selection.survived(np.array([True, False]), np.array([True, True])) == 0.5
-    assert math.isnan(token_selection.survived(np.array([True]), np.array([False])))
+    assert token_selection.mask_coverage(masks)[0].tolist() == [[0.25, 0.0], [0.0, 0.0]]
+    assert token_selection.foreground_recall(np.array([True, False]), np.array([True, True])) == 0.5
+    assert math.isnan(token_selection.foreground_recall(np.array([True]), np.array([False])))
 
 
 def test_a_fixed_camera_s_foreground_survives_at_a_fifth():
@@ -243,19 +244,19 @@ def test_a_fixed_camera_s_foreground_survives_at_a_fifth():
         film = synthetic_dataset.render(
             synthetic_dataset.scenario_for(seed, event=event, duration_s=8.0, fps=8.0, **few)
         )
-        tokens = token_selection.patches(token_selection.disturbed(film.frames, np.random.default_rng(seed)))
-        truth = token_selection.covered(film.masks) >= 0.1
-        kept += (OURS(tokens, share=0.2) & truth).sum()
-        evs += (token_selection.evs(tokens, share=0.2) & truth).sum()
+        tokens = token_selection.pixel_tokens(token_selection.degrade_frames(film.frames, np.random.default_rng(seed)))
+        truth = token_selection.mask_coverage(film.masks) >= 0.1
+        kept += (OURS(tokens, keep_ratio=0.2) & truth).sum()
+        evs += (token_selection.evs(tokens, keep_ratio=0.2) & truth).sum()
         size += truth.sum()
     assert kept / size >= 0.95 and evs / size < 0.95
 
 
 def test_disturbing_moves_only_a_corner_and_changes_the_light():
     frames = np.random.default_rng(0).integers(100, 150, (6, 60, 90, 3), dtype=np.uint8)
-    worse = token_selection.disturbed(frames, np.random.default_rng(0), noise=0, flicker=0, sway=3)
+    worse = token_selection.degrade_frames(frames, np.random.default_rng(0), noise=0, flicker=0, sway=3)
     assert np.array_equal(worse[:, 20:], frames[:, 20:]) and (worse[:, :20, :30] != frames[:, :20, :30]).any()
-    noisy = token_selection.disturbed(frames, np.random.default_rng(0), noise=5, flicker=0, sway=0).astype(float)
+    noisy = token_selection.degrade_frames(frames, np.random.default_rng(0), noise=5, flicker=0, sway=0).astype(float)
     assert (noisy - frames).std() == pytest.approx(5, abs=0.2)
 
 
@@ -266,10 +267,10 @@ def test_real_anomalies_survive_at_three_tenths(real_data):
     for name in ("01", "04", "07", "12"):
         with np.load(root / "pixel_masks" / f"{name}.npz", allow_pickle=False) as packed:
             masks = np.unpackbits(packed["packed"], axis=-1)[..., : packed["shape"][2]]
-        tokens = token_selection.patches(video.read_frames(root / "testing/frames" / name, range(len(masks))))
-        truth = token_selection.covered(masks) >= 0.1
-        kept += (OURS(tokens, share=0.3) & truth).sum()
-        lot += (token_selection.random_tokens(tokens, share=0.3) & truth).sum()
+        tokens = token_selection.pixel_tokens(video.read_frames(root / "testing/frames" / name, range(len(masks))))
+        truth = token_selection.mask_coverage(masks) >= 0.1
+        kept += (OURS(tokens, keep_ratio=0.3) & truth).sum()
+        lot += (token_selection.random_tokens(tokens, keep_ratio=0.3) & truth).sum()
         size += truth.sum()
     assert kept / size >= 0.90 and kept >= 2 * lot
 
@@ -282,8 +283,8 @@ def test_a_fifth_of_the_tokens_holds_the_foreground_of_a_noisy_flickering_swayin
     spec.loader.exec_module(benchmark)
     kept, total = {"ours": 0, "EVS": 0}, 0
     for frames, masks in benchmark.rooms(4):
-        truth, plain = token_selection.covered(masks) >= 0.1, token_selection.patches(frames)
+        truth, plain = token_selection.mask_coverage(masks) >= 0.1, token_selection.pixel_tokens(frames)
         total += truth.sum()
-        kept["ours"] += (token_selection.keep_mask(plain, share=0.2) & truth).sum()
-        kept["EVS"] += (token_selection.evs(plain, share=0.2) & truth).sum()
+        kept["ours"] += (token_selection.keep_mask(plain, keep_ratio=0.2) & truth).sum()
+        kept["EVS"] += (token_selection.evs(plain, keep_ratio=0.2) & truth).sum()
     assert kept["ours"] / total >= 0.95 and kept["ours"] > kept["EVS"]

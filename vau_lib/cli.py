@@ -155,7 +155,7 @@ def guard(
     if adapter is not None:
         merged = finetuning.merge(vlm.model, presets.project_path(str(adapter)))
         vlm = vlm.replace(model=merged, kind=f"{vlm.kind}, tuned: {adapter}")
-    plan = guard.GuardPlan(num_frames=frames, share=keep_ratio, max_new_tokens=max_new_tokens, batch_size=batch)
+    plan = guard.GuardPlan(num_frames=frames, keep_ratio=keep_ratio, max_new_tokens=max_new_tokens, batch_size=batch)
     stream = (lambda text: typer.echo(text, nl=False)) if batch == 1 else None
     answers = guard.guard(vlm, source, out, plan=plan, stream=stream, log=lambda line: typer.echo(line, err=True))
     for row in answers:
@@ -262,7 +262,7 @@ def tune(
         instruction_data.InstructionSamples(rows, "/", vlm, num_frames=frames, seed=seed),
         plan=plan,
         folder=presets.project_path(str(out)),
-        wrap_model=partial(token_pruning.compressed, share=1.0, rule=rule) if keep_ratio < 1 else None,
+        wrap_model=partial(token_pruning.prune_tokens, keep_ratio=1.0, rule=rule) if keep_ratio < 1 else None,
         facts={"keep_ratio": keep_ratio, "rank": rank, "frames": frames},
         progress=True,
     )

@@ -37,7 +37,7 @@ class GuardPlan:
     """
 
     num_frames: int = 16
-    share: float = 1.0
+    keep_ratio: float = 1.0
     max_new_tokens: int = MAX_NEW_TOKENS
     batch_size: int = 1
     question: str = QUESTION
@@ -91,9 +91,11 @@ def guard(
     if plan.batch_size < 1:
         raise ValueError(f"batch_size must be 1 or more, got {plan.batch_size}")
     done = {row["id"]: row for row in _read_rows(out)}
-    if others := {(row["model"], row["share"]) for row in done.values()} - {(vlm.label, plan.share)}:
-        names = "; ".join(f"{model}, share {share}" for model, share in sorted(others))
-        raise artifacts.StoreError(f"{out} holds answers of {names}; these would be of {vlm.label}, share {plan.share}")
+    if others := {(row["model"], row["keep_ratio"]) for row in done.values()} - {(vlm.label, plan.keep_ratio)}:
+        names = "; ".join(f"{model}, keep_ratio {keep_ratio}" for model, keep_ratio in sorted(others))
+        raise artifacts.StoreError(
+            f"{out} holds answers of {names}; these would be of {vlm.label}, keep_ratio {plan.keep_ratio}"
+        )
     left = [(name, path) for name, path in videos if name not in done]
     with tqdm(total=len(left), desc="watching", unit="video", disable=not progress) as bar:
         for start in range(0, len(left), plan.batch_size):
@@ -121,8 +123,8 @@ def _answers(vlm: models.VLM, batch: dict[str, Path], plan: GuardPlan, stream, l
     if not samples:
         return
     reader = vlm
-    if plan.share != 1:
-        reader = vlm.replace(model=token_pruning.compressed(vlm.model, share=plan.share))
+    if plan.keep_ratio != 1:
+        reader = vlm.replace(model=token_pruning.prune_tokens(vlm.model, keep_ratio=plan.keep_ratio))
     options = {"streamer": inference.AnswerStreamer(vlm, stream)} if stream else {}
     texts = inference.generate(reader, list(samples.values()), max_new_tokens=plan.max_new_tokens, log=log, **options)
     seconds = round((time.perf_counter() - started) / len(samples), 3)
@@ -133,7 +135,7 @@ def _answers(vlm: models.VLM, batch: dict[str, Path], plan: GuardPlan, stream, l
 
 def _row(name: str, path: Path, vlm: models.VLM, plan: GuardPlan, *, text: str = "", error: str = "", **facts) -> dict:
     answer = {"anomaly": answer_parsing.parse_verdict(text), "text": text, "error": error}
-    return {"id": name, "video": path.name, "model": vlm.label, "share": plan.share, **answer, **facts}
+    return {"id": name, "video": path.name, "model": vlm.label, "keep_ratio": plan.keep_ratio, **answer, **facts}
 
 
 def _read_rows(out: str | Path | None) -> list[dict]:

@@ -148,7 +148,7 @@ def prune(
     return model
 
 
-def factorise(model: nn.Module, share: float, calibration: Iterable) -> nn.Module:
+def factorise(model: nn.Module, keep_ratio: float, calibration: Iterable) -> nn.Module:
     """Return a copy whose linear layers hold at most a share of their weights, rank by rank where it saves most error.
 
     A layer whose rank would not make it smaller stays whole, at its own cost; share 1 keeps every layer at full rank, is exact to
@@ -156,17 +156,17 @@ def factorise(model: nn.Module, share: float, calibration: Iterable) -> nn.Modul
     the squared whitened singular values beyond it = |X (W - W_k)^T|^2. ValueError for a share outside (0, 1] or one that rank 1
     everywhere exceeds, and for no calibration data.
     """
-    if not 0 < share <= 1:
-        raise ValueError(f"share must lie in (0, 1], got {share}")
+    if not 0 < keep_ratio <= 1:
+        raise ValueError(f"keep_ratio must lie in (0, 1], got {keep_ratio}")
     batches, model = layer_editing.batches_of(calibration), copy.deepcopy(model)
     tied = {id(part.weight) for part in model.modules() if isinstance(part, nn.Embedding)}
     linears = {n: p for n, p in model.named_modules() if type(p) is nn.Linear and id(p.weight) not in tied}
     seen = layer_editing.moments(model, linears, batches, covariance=True)
     parts = {name: low_rank.whitened(linears[name].weight, seen[name][2]) for name in linears if name in seen}
-    if share == 1:
+    if keep_ratio == 1:
         ranks = {name: len(part[1]) for name, part in parts.items()}
     else:
-        ranks = low_rank.shared_ranks(parts, share * sum(linears[name].weight.numel() for name in parts))
+        ranks = low_rank.shared_ranks(parts, keep_ratio * sum(linears[name].weight.numel() for name in parts))
     for name, rank in ranks.items():
         if rank is not None:
             layer_editing.set_part(model, name, low_rank.thin(linears[name], *parts[name], rank))

@@ -1,13 +1,14 @@
-"""Most tokens of a fixed camera's video repeat what stood there before; a model can answer without them.
+"""Training-free pruning of video tokens in a vision-language model (Memories-S0's token compression).
 
-Memories-S0's token compression, training-free: tokens are dropped between the eye and the language model, outside of both.
-- those kept stay where they were: positions (M-RoPE's time, row, column, or plain places in the text) are computed for the
-  whole prompt and only then cut, so the first generated token too has the position it always had
-- nothing is patched: embeddings, positions and mask are made here and handed to the model's own forward and generate
-- before the tower (default): the rule looks at pixels, and a temporal patch with no token left is never encoded; exact,
-  because a tower's attention never crosses temporal patches. After it: the rule looks at the tower's features
-- keeping everything changes nothing; several videos, pictures and prompts of different length in a batch are fine
-Which tokens: `keep_mask`, or any rule of `token_selection.RULES` in its place.
+Tokens are removed between the vision tower and the language model; the model itself is not changed.
+- Kept tokens keep their positions: M-RoPE's time, row and column, or plain positions, are computed for the whole prompt and
+  only then cut. The first generated token has the position it always had.
+- Embeddings, positions and mask are made here and handed to the model's own `forward` and `generate`.
+- By default the rule looks at pixels, before the vision tower. A temporal patch that keeps no token is then not encoded; this
+  is exact, because the tower's attention never crosses temporal patches. With `before_tower=False` the rule looks at the
+  tower's features.
+- A keep ratio of 1 changes nothing. Several videos, images and prompts of different lengths in a batch are fine.
+The rule is `keep_mask` or any other of `token_selection.RULES`.
 Source: Memories-S0 names "input token compression" and publishes no formula; the rule is ours.
 """
 
@@ -22,48 +23,43 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vau_lib.compression.token_selection import cells, keep_mask
+from vau_lib.compression.token_selection import check_amount, keep_mask, patchify
 
-LOOK = 4  # blocks per token and side that a rule sees of the pixels; 7 pixels each at Qwen2.5-VL's size
+BLOCKS_PER_SIDE = 4  # averaged blocks of pixels per token and side that a rule sees; 7 pixels each at Qwen2.5-VL's size
 
-IGNORED = -100  # label of a token that is given, not learned
+IGNORE_INDEX = -100  # label of a token without loss
 
-VISUAL = ("pixel_values", "pixel_values_videos")
+PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 
-OURS = ("input_ids", "attention_mask", "labels", "position_ids", "mm_token_type_ids", "second_per_grid_ts")
-
-OURS += ("image_grid_thw", "video_grid_thw", *VISUAL)  # what the pruned inputs replace
+# what the pruned inputs replace
+REPLACED = {
+    "input_ids", "attention_mask", "labels", "position_ids", "mm_token_type_ids", "second_per_grid_ts", "image_grid_thw",
+    "video_grid_thw", *PIXELS.values(),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Scene:
-    """One video, or the pictures of one size in one prompt, as a film: where its tokens stand and what they show."""
+class VisualInput:
+    """One video, or the images of one size in one prompt as frames: where its tokens stand, and its pixels."""
 
-    kind: str  # "image" or "video": which door of the model encodes it
+    kind: str  # "image" or "video": which entrance of the model encodes it
     row: int  # of the batch
-    places: Tensor  # (T * H * W,) columns of the prompt, in order of time, row, column
+    columns: Tensor  # (T * H * W,) places in the prompt, in order of time, row, column
     grid: tuple[int, int, int]  # T, H, W in tokens
     pixels: Tensor  # (T, ...), as the processor made them, one entry per temporal patch
 
 
-class Compressed(nn.Module):
-    """A model that sees a share of its video: same inputs, same `forward` and `generate`; also a context manager.
+class TokenPrunedModel(nn.Module):
+    """A model that reads only the visual tokens a rule keeps, with the same inputs, `forward` and `generate`.
 
-    `kept` is the mask of the last call, (B, L): which tokens of the whole prompt were read. `with compressed(...) as small`
-    only gives the name a place; nothing is to be undone, the model itself is never changed. Save `small.model`, which is
-    an ordinary one; a Trainer that writes checkpoints of the wrapper itself stops at tied embeddings (`save_strategy="no"`).
+    `token_mask` is that of the last call, bool (B, L): which tokens of the whole prompt were read. Save `wrapper.model`, an
+    ordinary model; a Trainer that writes checkpoints of the wrapper itself stops at tied embeddings (`save_strategy="no"`).
     """
 
-    def __init__(self, model: nn.Module, rule: Callable[[Tensor], Tensor], *, before_tower: bool, aligned: bool):
+    def __init__(self, model: nn.Module, rule: Callable[[Tensor], Tensor], *, before_tower: bool):
         super().__init__()
-        self.model, self.rule, self.before_tower, self.aligned = model, rule, before_tower, aligned
-        self.kept: Tensor | None = None
-
-    def __enter__(self) -> "Compressed":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.kept = None
+        self.model, self.rule, self.before_tower = model, rule, before_tower
+        self.token_mask: Tensor | None = None
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -72,136 +68,127 @@ class Compressed(nn.Module):
             return getattr(super().__getattr__("model"), name)  # config, device, generation_config, ...
 
     def forward(self, **inputs) -> Any:
-        """Run the model on the kept tokens; its own output. Logits are of those (B, kept, V), labels are cut alike.
-
-        With `aligned`, logits are (B, L, V) in the places of the whole prompt, 0 where a token was dropped.
-        """
-        if not _sees(inputs):
+        """Run the model on the kept tokens; return its own output. Logits are (B, kept, V), labels are cut alike."""
+        if not _has_visual_input(inputs):
             return self.model(**inputs)
-        short, kept = self.prune(**inputs)
-        rest = {name: value for name, value in inputs.items() if name not in OURS}
-        short.pop("input_ids")  # the embeddings say it
-        output = self.model(**short, **rest)
-        if self.aligned and output.logits.shape[1] == short["attention_mask"].shape[1]:
-            output.logits = _spread(output.logits, short["attention_mask"], kept)
-        return output
+        pruned, _ = self.prune(**inputs)
+        del pruned["input_ids"]  # the embeddings hold them
+        return self.model(**pruned, **_others(inputs))
 
     @torch.no_grad()
     def generate(self, **inputs) -> Any:
-        """Answer as the model's own generate would: the whole prompt's ids, then the new ones, (B, L + new)."""
-        if not _sees(inputs):
+        """Generate as the model itself would: ids of the whole prompt, then the new ones, (B, L + new)."""
+        if not _has_visual_input(inputs):
             return self.model.generate(**inputs)
-        short, _ = self.prune(**inputs)
-        rest = {name: value for name, value in inputs.items() if name not in OURS}
-        out = self.model.generate(**short, **rest)
-        bare = isinstance(out, Tensor)
-        said = (out if bare else out.sequences)[:, short["input_ids"].shape[1] :]
-        prompt = inputs["input_ids"].repeat_interleave(len(said) // len(inputs["input_ids"]), dim=0)
-        whole = torch.cat([prompt, said], dim=1)
-        if bare:
-            return whole
-        out.sequences = whole
-        return out
+        pruned, _ = self.prune(**inputs)
+        output = self.model.generate(**pruned, **_others(inputs))
+        ids = output if isinstance(output, Tensor) else output.sequences
+        new = ids[:, pruned["input_ids"].shape[1] :]
+        prompt = inputs["input_ids"].repeat_interleave(len(new) // len(inputs["input_ids"]), dim=0)
+        ids = torch.cat([prompt, new], dim=1)
+        if isinstance(output, Tensor):
+            return ids
+        output.sequences = ids
+        return output
 
     def prune(self, *, input_ids: Tensor, attention_mask: Tensor | None = None, **inputs) -> tuple[dict, Tensor]:
-        """Return the shorter inputs and which tokens of the prompt they are, bool (B, L).
+        """Return the shorter inputs and which tokens of the prompt they hold, bool (B, L).
 
-        Inputs hold input_ids, attention_mask, inputs_embeds, position_ids and, where given, labels; padded on the side the
-        prompt was. ValueError for no or mismatched pictures, or when what is left exceeds the model's context.
+        The inputs are input_ids, attention_mask, inputs_embeds, position_ids and, where given, labels, padded on the side the
+        prompt was. ValueError for no or mismatched images, or when what is left exceeds the model's context.
         """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        scenes = _scenes(self.model, input_ids, inputs)
-        features, chosen = _see(self.model, scenes, self.rule, before_tower=self.before_tower)
+        visual = _visual_inputs(self.model, input_ids, inputs)
+        features, chosen = _select_features(self.model, visual, self.rule, before_tower=self.before_tower)
         keep = mask.bool().clone()
-        for scene, choice in zip(scenes, chosen, strict=True):
-            keep[scene.row, scene.places] = choice.flatten().to(keep.device)
-        self.kept = keep
-        _fits(self.model, keep)
-        whole = self.model.get_input_embeddings()(input_ids)
-        for scene, seen, choice in zip(scenes, features, chosen, strict=True):
-            places = scene.places[choice.flatten().to(scene.places.device)]
-            rows = torch.full_like(places, scene.row)
-            whole = whole.index_put((rows, places), seen.to(whole.device, whole.dtype))
+        for part, choice in zip(visual, chosen, strict=True):
+            keep[part.row, part.columns] = choice.flatten().to(keep.device)
+        self.token_mask = keep
+        _check_length(self.model, keep)
+        embeddings = self.model.get_input_embeddings()(input_ids)
+        for part, feature, choice in zip(visual, features, chosen, strict=True):
+            columns = part.columns[choice.flatten().to(part.columns.device)]
+            rows = torch.full_like(columns, part.row)
+            embeddings = embeddings.index_put((rows, columns), feature.to(embeddings.device, embeddings.dtype))
         positions = _positions(self.model, input_ids, mask, inputs)
-        columns, real = _columns(keep, right=bool((mask[:, -1] == 0).any()))
+        columns, real = _kept_columns(keep, right=bool((mask[:, -1] == 0).any()))
         rows = torch.arange(len(columns), device=columns.device)[:, None]
-        short = {
-            "input_ids": input_ids[rows, columns].masked_fill(~real, _padding(self.model)),
+        pruned = {
+            "input_ids": input_ids[rows, columns].masked_fill(~real, _pad_token_id(self.model)),
             "attention_mask": real.to(mask.dtype),
-            "inputs_embeds": whole[rows, columns],
+            "inputs_embeds": embeddings[rows, columns],
             "position_ids": positions[..., rows, columns].masked_fill(~real, 0),
         }
         if inputs.get("labels") is not None:
-            short["labels"] = inputs["labels"][rows, columns].masked_fill(~real, IGNORED)
-        return short, keep
+            pruned["labels"] = inputs["labels"][rows, columns].masked_fill(~real, IGNORE_INDEX)
+        return pruned, keep
 
 
-def compressed(
+def prune_tokens(
     model: nn.Module,
     *,
-    share: float | None = None,
+    keep_ratio: float | None = None,
     threshold: float | None = None,
     rule: Callable[..., Any] = keep_mask,
     before_tower: bool = True,
-    aligned: bool = False,
-) -> Compressed:
+) -> TokenPrunedModel:
     """Return the model reading only the tokens `rule` keeps; `generate`, `forward` and training go through it.
 
-        with token_pruning.compressed(model, share=0.3) as small:
-            answer = small.generate(**inputs, max_new_tokens=32)
+        small = token_pruning.prune_tokens(model, keep_ratio=0.3)
+        answer = small.generate(**inputs, max_new_tokens=32)
 
-    `share` and `threshold` are `keep_mask`'s, exactly one of them. A still picture is never cut. `before_tower=False` encodes
-    everything and lets the rule look at the tower's features. ValueError for a share outside (0, 1] or a model that sees nothing.
+    `keep_ratio` and `threshold` are those of the rule, exactly one of them. A single image is never cut. ValueError for a ratio
+    outside (0, 1] and for a model without a vision tower.
     """
-    if (share is None) == (threshold is None):
-        raise ValueError(f"give either share or threshold, got share={share} and threshold={threshold}")
-    if share is not None and not 0 < share <= 1:
-        raise ValueError(f"share must be above 0 and at most 1, got {share}")
-    if threshold is not None and not 0 <= threshold <= 1:
-        raise ValueError(f"threshold must be in [0, 1], got {threshold}")
+    check_amount(keep_ratio, threshold)
     if not hasattr(_core(model), "get_image_features"):
         raise ValueError(f"{type(model).__name__} has no vision tower: there are no video tokens to drop")
-    amount = {"share": share} if threshold is None else {"threshold": threshold}
-    return Compressed(model, partial(rule, **amount), before_tower=before_tower, aligned=aligned)
+    amount = {"keep_ratio": keep_ratio} if threshold is None else {"threshold": threshold}
+    return TokenPrunedModel(model, partial(rule, **amount), before_tower=before_tower)
 
 
-def _sees(inputs: Mapping[str, Any]) -> bool:
-    """Whether there is something to see. Later steps of a dialogue with a cache have none, and need positions given."""
-    seen = any(inputs.get(name) is not None for name in VISUAL)
-    if not seen and inputs.get("past_key_values") is not None and inputs.get("position_ids") is None:
+def _others(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in inputs.items() if name not in REPLACED}
+
+
+def _has_visual_input(inputs: Mapping[str, Any]) -> bool:
+    """Return whether pixels are given. Later steps of a conversation with a cache have none, and need positions."""
+    visual = any(inputs.get(name) is not None for name in PIXELS.values())
+    if not visual and inputs.get("past_key_values") is not None and inputs.get("position_ids") is None:
         raise ValueError(
             "past_key_values of a shortened prompt need position_ids: its length no longer tells the next one"
         )
-    return seen
+    return visual
 
 
 def _core(model: nn.Module) -> nn.Module:
-    """Return what holds the tower: the model without its head and without an adapter's wrapping."""
+    """Return the part with the vision tower: the model without its head and without an adapter's wrapping."""
     bare = model.get_base_model() if hasattr(model, "get_base_model") else model
     return getattr(bare, "model", bare)
 
 
-def _fits(model: nn.Module, keep: Tensor) -> None:
+def _check_length(model: nn.Module, keep: Tensor) -> None:
     longest, context = int(keep.sum(1).max()), model.config.get_text_config().max_position_embeddings
     if longest > context:
         raise ValueError(
-            f"a prompt of {keep.shape[1]} tokens keeps {longest}, the model was made for {context}: "
-            "lower the share or show fewer frames"
+            f"a prompt of {keep.shape[1]} tokens keeps {longest}, the model's context is {context}: "
+            "lower keep_ratio or show fewer frames"
         )
 
 
-def _padding(model: nn.Module) -> int:
+def _pad_token_id(model: nn.Module) -> int:
     named = (getattr(model.config.get_text_config(), "pad_token_id", None), getattr(model.config, "pad_token_id", None))
     return next((token for token in named if token is not None), 0)
 
 
-# Where the tokens of each scene stand
+# Where visual tokens stand
 
 
-def _scenes(model: nn.Module, input_ids: Tensor, inputs: Mapping[str, Any]) -> list[Scene]:
-    """Return the films of a batch: every video, and the pictures of one size that follow each other in a prompt."""
-    config, scenes = model.config, []
-    for kind, pixels in (("image", inputs.get("pixel_values")), ("video", inputs.get("pixel_values_videos"))):
+def _visual_inputs(model: nn.Module, input_ids: Tensor, inputs: Mapping[str, Any]) -> list[VisualInput]:
+    """Return the visual inputs of a batch: every video, and the images of one size that follow each other in a prompt."""
+    config, result = model.config, []
+    for kind, name in PIXELS.items():
+        pixels = inputs.get(name)
         if pixels is None:
             continue
         rows, columns = (input_ids == getattr(config, f"{kind}_token_id")).nonzero(as_tuple=True)
@@ -209,168 +196,155 @@ def _scenes(model: nn.Module, input_ids: Tensor, inputs: Mapping[str, Any]) -> l
         sizes = [math.prod(grid) for grid in grids]
         if not sizes or 0 in sizes or len(rows) != sum(sizes):
             raise ValueError(f"the prompt holds {len(rows)} {kind} tokens, its {len(grids)} {kind}s make {sum(sizes)}")
-        found = [
-            Scene(kind, int(row[0]), place, grid, part)
+        visual = [
+            VisualInput(kind, int(row[0]), place, grid, part)
             for row, place, grid, part in zip(rows.split(sizes), columns.split(sizes), grids, parts, strict=True)
         ]
-        scenes += _joined(found) if kind == "image" else found
-    return scenes
+        result += _images_as_frames(visual) if kind == "image" else visual
+    return result
 
 
 def _grids(
     config, pixels: Tensor, grid_thw: Tensor | None, count: int
 ) -> tuple[list[tuple[int, int, int]], list[Tensor]]:
-    """Return each picture's grid in tokens and its pixels by temporal patch.
+    """Return each image's or video's grid in tokens and its pixels by temporal patch.
 
-    With `grid_thw` (patches, Qwen's way) the pixels are flat rows of patches; without, pictures (N, 3, S, S) of square grids.
+    With `grid_thw` (in patches, Qwen's way) the pixels are flat rows of patches; without, images (N, 3, S, S) of square grids.
     """
     if grid_thw is None:
         side = math.isqrt(count // max(1, len(pixels)))
         if len(pixels) * side * side != count:
-            raise ValueError(f"{count} picture tokens are no square grid for each of {len(pixels)} pictures")
+            raise ValueError(f"{count} image tokens are no square grid for each of {len(pixels)} images")
         return [(1, side, side)] * len(pixels), list(pixels.split(1))
-    merge = config.vision_config.spatial_merge_size
-    sizes = [math.prod(grid) for grid in grid_thw.tolist()]
+    merge, grids = config.vision_config.spatial_merge_size, grid_thw.tolist()
+    sizes = [math.prod(grid) for grid in grids]
     if sum(sizes) != len(pixels):
         raise ValueError(f"{len(pixels)} patches of pixels for a grid of {sum(sizes)}: an empty or broken video")
-    parts = [
-        part.view(grid[0], -1, part.shape[-1])
-        for part, grid in zip(pixels.split(sizes), grid_thw.tolist(), strict=True)
-    ]
-    return [(t, h // merge, w // merge) for t, h, w in grid_thw.tolist()], parts
+    parts = [part.view(grid[0], -1, part.shape[-1]) for part, grid in zip(pixels.split(sizes), grids, strict=True)]
+    return [(t, h // merge, w // merge) for t, h, w in grids], parts
 
 
-def _joined(pictures: list[Scene]) -> list[Scene]:
-    """Join pictures of one size into a film; tiles of one picture, which touch in the prompt, are no film and stay whole."""
-    films: list[Scene] = []
-    for picture in pictures:
-        last = films[-1] if films else None
-        if (
-            last
-            and (last.row, last.grid[1:]) == (picture.row, picture.grid[1:])
-            and last.places[-1] + 1 < picture.places[0]
-        ):
-            grid = (last.grid[0] + picture.grid[0], *picture.grid[1:])
-            both = (torch.cat(pair) for pair in ((last.places, picture.places), (last.pixels, picture.pixels)))
-            films[-1] = Scene("image", picture.row, next(both), grid, next(both))
+def _images_as_frames(images: list[VisualInput]) -> list[VisualInput]:
+    """Join images of one size into one input; tiles of one image, which touch in the prompt, are no frames and stay whole."""
+    result: list[VisualInput] = []
+    for image in images:
+        last = result[-1] if result else None
+        same_size = last and (last.row, last.grid[1:]) == (image.row, image.grid[1:])
+        if same_size and last.columns[-1] + 1 < image.columns[0]:
+            grid = (last.grid[0] + image.grid[0], *image.grid[1:])
+            columns, pixels = torch.cat([last.columns, image.columns]), torch.cat([last.pixels, image.pixels])
+            result[-1] = VisualInput("image", image.row, columns, grid, pixels)
         else:
-            films.append(picture)
-    return films
+            result.append(image)
+    return result
 
 
-# What is seen of them
+# Choosing and encoding
 
 
-def _see(
-    model: nn.Module, scenes: list[Scene], rule: Callable[[Tensor], Tensor], *, before_tower: bool
+def _select_features(
+    model: nn.Module, visual: list[VisualInput], rule: Callable[[Tensor], Tensor], *, before_tower: bool
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Return per scene the features of the kept tokens (K, D) and the mask (T, H, W)."""
+    """Return, per visual input, the features of the kept tokens (K, D) and the mask (T, H, W)."""
     if before_tower:
-        masks = [_choose(rule, scene, lambda scene=scene: _pixel_tokens(model, scene)) for scene in scenes]
-        alive = [mask.flatten(1).any(1).to(scene.pixels.device) for mask, scene in zip(masks, scenes, strict=True)]
+        masks = [_choose(rule, part, lambda part=part: _pixel_tokens(model, part)) for part in visual]
+        encoded = [mask.flatten(1).any(1).to(part.pixels.device) for mask, part in zip(masks, visual, strict=True)]
+        features = _encode(model, visual, encoded)  # (T', H * W, D) each
     else:
-        alive = [torch.ones(len(scene.pixels), dtype=torch.bool, device=scene.pixels.device) for scene in scenes]
-    features = _encode(model, scenes, alive)  # (T', H * W, D) each
-    if not before_tower:
+        encoded = [torch.ones(len(part.pixels), dtype=torch.bool, device=part.pixels.device) for part in visual]
+        features = _encode(model, visual, encoded)
         masks = [
-            _choose(rule, scene, lambda scene=scene, seen=seen: seen.detach().view(*scene.grid, -1))
-            for scene, seen in zip(scenes, features, strict=True)
+            _choose(rule, part, lambda part=part, feature=feature: feature.detach().view(*part.grid, -1))
+            for part, feature in zip(visual, features, strict=True)
         ]
-    kept = [
-        seen[mask.flatten(1).to(seen.device)[some.to(seen.device)]]
-        for seen, mask, some in zip(features, masks, alive, strict=True)
+    selected = [
+        feature[mask.flatten(1).to(feature.device)[moments.to(feature.device)]]
+        for feature, mask, moments in zip(features, masks, encoded, strict=True)
     ]
-    return kept, masks
+    return selected, masks
 
 
-def _choose(rule: Callable[[Tensor], Tensor], scene: Scene, tokens: Callable[[], Tensor]) -> Tensor:
-    if scene.grid[0] == 1:  # nothing to compare with
-        return torch.ones(scene.grid, dtype=torch.bool)
+def _choose(rule: Callable[[Tensor], Tensor], part: VisualInput, tokens: Callable[[], Tensor]) -> Tensor:
+    if part.grid[0] == 1:  # nothing to compare with
+        return torch.ones(part.grid, dtype=torch.bool)
     return torch.as_tensor(rule(tokens()))
 
 
-def _pixel_tokens(model: nn.Module, scene: Scene) -> Tensor:
-    """Return a scene's pixels as plain tokens (T, H, W, D): means of LOOK x LOOK blocks, of the frames of a patch too."""
-    frames, height, width = scene.grid
-    pixels = scene.pixels.detach().float()
-    if pixels.ndim == 4:  # pictures
-        return cells(F.adaptive_avg_pool2d(pixels, (LOOK * height, LOOK * width)), height, width)
+def _pixel_tokens(model: nn.Module, part: VisualInput) -> Tensor:
+    """Return pixels as plain tokens (T, H, W, D): means of BLOCKS_PER_SIDE^2 blocks, over the frames of a patch too."""
+    frames, height, width = part.grid
+    pixels = part.pixels.detach().float()
+    if pixels.ndim == 4:  # images
+        return patchify(
+            F.adaptive_avg_pool2d(pixels, (BLOCKS_PER_SIDE * height, BLOCKS_PER_SIDE * width)), height, width
+        )
     vision = model.config.vision_config
     merge, side = vision.spatial_merge_size, vision.patch_size
     # a row of patches is ordered (H, W, merge, merge), a patch (colour, frame, y, x)
     pixels = pixels.view(frames * height * width, merge * merge, -1, vision.temporal_patch_size, side, side).mean(3)
-    return F.adaptive_avg_pool2d(pixels.flatten(1, 2), LOOK // merge).view(frames, height, width, -1)
+    return F.adaptive_avg_pool2d(pixels.flatten(1, 2), BLOCKS_PER_SIDE // merge).view(frames, height, width, -1)
 
 
-def _encode(model: nn.Module, scenes: list[Scene], alive: list[Tensor]) -> list[Tensor]:
-    """Run the tower once per kind on the temporal patches that are `alive` (T,); return (T', H * W, D) per scene."""
-    core, features = _core(model), [None] * len(scenes)
-    for kind in ("image", "video"):
-        mine = [number for number, scene in enumerate(scenes) if scene.kind == kind]
-        if not mine:
+def _encode(model: nn.Module, visual: list[VisualInput], encoded: list[Tensor]) -> list[Tensor]:
+    """Run the tower once per kind on the temporal patches marked in `encoded` (T,); return (T', H * W, D) per input."""
+    core, features = _core(model), [None] * len(visual)
+    for kind in PIXELS:
+        numbers = [number for number, part in enumerate(visual) if part.kind == kind]
+        if not numbers:
             continue
-        parts = [scenes[number].pixels[alive[number]] for number in mine]
-        if parts[0].ndim == 4:
-            seen = core.get_image_features(pixel_values=torch.cat(parts), **_layers(core)).pooler_output
+        pixels = [visual[number].pixels[encoded[number]] for number in numbers]
+        if pixels[0].ndim == 4:
+            output = core.get_image_features(pixel_values=torch.cat(pixels), **_layer_options(core))
         else:
             merge = model.config.vision_config.spatial_merge_size
             grids = [
-                grid
-                for number, part in zip(mine, parts, strict=True)
-                for grid in _boxes(scenes[number], len(part), merge)
+                _patch_grids(visual[number], len(part), merge) for number, part in zip(numbers, pixels, strict=True)
             ]
-            grids = torch.tensor(grids, device=parts[0].device)
+            grids = torch.tensor(sum(grids, []), device=pixels[0].device)
             encode = core.get_image_features if kind == "image" else core.get_video_features
-            seen = encode(torch.cat([part.flatten(0, 1) for part in parts]), grids).pooler_output
-        flat = torch.cat([part.reshape(-1, part.shape[-1]) for part in seen])
-        sizes = [len(part) * math.prod(scenes[number].grid[1:]) for number, part in zip(mine, parts, strict=True)]
-        for number, part, count in zip(mine, flat.split(sizes), [len(part) for part in parts], strict=True):
-            features[number] = part.view(count, -1, part.shape[-1])
+            output = encode(torch.cat([part.flatten(0, 1) for part in pixels]), grids)
+        flat = torch.cat([part.reshape(-1, part.shape[-1]) for part in output.pooler_output])
+        sizes = [len(part) * math.prod(visual[number].grid[1:]) for number, part in zip(numbers, pixels, strict=True)]
+        for number, part, tokens in zip(numbers, pixels, flat.split(sizes), strict=True):
+            features[number] = tokens.view(len(part), -1, tokens.shape[-1])
     return features
 
 
-def _boxes(scene: Scene, frames: int, merge: int) -> list[tuple[int, int, int]]:
-    """Return what the tower is told of a scene's temporal patches: one video, or that many pictures, in patches."""
-    size = (scene.grid[1] * merge, scene.grid[2] * merge)
-    return [(1, *size)] * frames if scene.kind == "image" or not frames else [(frames, *size)]
+def _patch_grids(part: VisualInput, frames: int, merge: int) -> list[tuple[int, int, int]]:
+    """Return the grid, in patches, that the tower gets for some temporal patches: one video, or that many images."""
+    size = (part.grid[1] * merge, part.grid[2] * merge)
+    return [(1, *size)] * frames if part.kind == "image" or not frames else [(frames, *size)]
 
 
-def _layers(core: nn.Module) -> dict[str, Any]:
-    """Return which layer the model reads, where its tower asks for it (InternVL)."""
+def _layer_options(core: nn.Module) -> dict[str, Any]:
+    """Return which layer the model reads, where its tower needs to be told (InternVL)."""
     names = ("vision_feature_layer", "vision_feature_select_strategy")
     return {name: getattr(core.config, name) for name in names if hasattr(core.config, name)}
 
 
-# Where the kept tokens stand
+# Positions of the kept tokens
 
 
 def _positions(model: nn.Module, input_ids: Tensor, mask: Tensor, inputs: Mapping[str, Any]) -> Tensor:
     """Return the positions of the whole prompt, (3, B, L) time, row, column, or (B, L) for a model with plain ones."""
-    given = inputs.get("position_ids")
-    if given is not None:  # a fourth row, of places in the text, would read as several prompts once it has gaps
-        return given[1:] if given.ndim == 3 and len(given) == 4 else given
+    positions = inputs.get("position_ids")
+    if positions is not None:  # a fourth row, of places in the text, would read as several prompts once it has gaps
+        return positions[1:] if positions.ndim == 3 and len(positions) == 4 else positions
     core = _core(model)
     if not hasattr(core, "get_rope_index"):
         return (mask.long().cumsum(-1) - 1).clamp_min(0)
     kinds = inputs.get("mm_token_type_ids")
     if kinds is None:  # 0 text, 1 image, 2 video
         kinds = (input_ids == model.config.image_token_id).int() + 2 * (input_ids == model.config.video_token_id).int()
+    accepted = inspect.signature(core.get_rope_index).parameters  # Qwen2-VL takes no seconds
     names = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")
-    known = {name: inputs[name] for name in names if inputs.get(name) is not None}
-    wanted = inspect.signature(core.get_rope_index).parameters  # Qwen2-VL knows no seconds
-    known = {name: value for name, value in known.items() if name in wanted}
-    return core.get_rope_index(input_ids, mm_token_type_ids=kinds, attention_mask=mask, **known)[0]
+    options = {name: inputs[name] for name in names if inputs.get(name) is not None and name in accepted}
+    return core.get_rope_index(input_ids, mm_token_type_ids=kinds, attention_mask=mask, **options)[0]
 
 
-def _columns(keep: Tensor, *, right: bool) -> tuple[Tensor, Tensor]:
-    """Return which columns each row keeps, (B, longest), and which of these are real, not padding, bool (B, longest)."""
+def _kept_columns(keep: Tensor, *, right: bool) -> tuple[Tensor, Tensor]:
+    """Return which columns each row keeps, (B, longest), and which of these are no padding, bool (B, longest)."""
     longest = int(keep.sum(1).max())
     order = keep.int().argsort(dim=1, descending=right, stable=True)  # kept ones in order, at the end or the beginning
     columns = order[:, :longest] if right else order[:, -longest:]
     return columns, keep.gather(1, columns)
-
-
-def _spread(logits: Tensor, real: Tensor, kept: Tensor) -> Tensor:
-    """Put logits of kept tokens (B, kept, V) back to their places, (B, L, V), 0 elsewhere."""
-    whole = logits.new_zeros(*kept.shape, logits.shape[-1])
-    return whole.index_put(kept.nonzero(as_tuple=True), logits[real.bool()])

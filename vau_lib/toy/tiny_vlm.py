@@ -1,8 +1,9 @@
-"""A toy of the real thing: the same classes, files and calls as a vision-language model of billions, at a width one core trains.
+"""Tiny vision-language models: InternVL and Qwen2.5-VL at a width that one core trains.
 
-- transformers' own InternVL and Qwen2.5-VL classes with their processors; tokenizer and chat template made here, offline
-- byte-level pairs learned from the texts of the close-up world, so its answers are short and any other text still fits
-- weights start at random (standard deviation .08: the usual .02 was measured not to learn at this width) and are called so
+- The classes and processors are those of transformers; tokenizer and chat template are made here, offline.
+- The tokenizer is byte-level with pairs learned from the texts of the close-ups: their answers are short, any other text fits.
+- Weights start at random and the label says so. Their standard deviation is .08; with the usual .02 nothing was learned at this
+  width.
 """
 
 import json
@@ -29,19 +30,19 @@ from transformers import (
 from vau_lib.toy import dataset as toy_dataset
 from vau_lib.vlm.models import FAMILIES, VLM
 
-PICTURE_SIDE = 112  # pixels; 8 x 8 patches, of which 2 x 2 become one token: 16 tokens a frame
+IMAGE_PX = 112  # 8 x 8 patches, 2 x 2 of them one token: 16 tokens per frame
 
-PATCH = 14  # pixels, as both families have it
+PATCH_PX = 14  # in both families
 
-MERGE = 2  # patches per token and side
+PATCH_MERGE = 2  # patches per token and side
 
-VOCABULARY = 640  # 256 bytes, the marks, and pairs learned from the close-up world's texts
+VOCAB_SIZE = 640  # 256 bytes, the special tokens, and pairs learned from the texts of the close-ups
 
-RANDOM = "toy, random weights"
+RANDOM_WEIGHTS = "toy, random weights"
 
-TURNS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+CHAT_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
-MARKS = {
+VISION_TOKENS = {
     "internvl": {
         "start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>",
         "video_token": "<video>",
@@ -52,7 +53,7 @@ MARKS = {
     },
 }  # fmt: skip
 
-PICTURE_IN_TEMPLATE = {
+VISION_TEMPLATES = {
     "internvl": ("<IMG_CONTEXT>\n", "<video>\n"),
     "qwen2_5_vl": (
         "<|vision_start|><|image_pad|><|vision_end|>",
@@ -71,7 +72,7 @@ TEMPLATE = (
 
 @dataclass(frozen=True)
 class TinySizes:
-    """Widths of a twin; `context` is in tokens. The defaults have under a million weights."""
+    """Widths of a tiny model; `context` is in tokens. The defaults have under a million weights."""
 
     width: int = 64
     text_layers: int = 2
@@ -79,11 +80,11 @@ class TinySizes:
     vision_layers: int = 3
     heads: int = 4
     context: int = 2048
-    spread: float = 0.08  # standard deviation of the first weights
+    init_std: float = 0.08  # of the first weights
 
 
 def tiny(family: str, *, sizes: TinySizes | None = None, seed: int = 0) -> VLM:
-    """Return a model of the real class at toy width with random weights, and its tokenizer, template and processor.
+    """Return a model of the real class at toy width with random weights, with tokenizer, template and processor.
 
     `family` is "internvl" or "qwen2_5_vl". The same seed gives the same weights; float32, on the CPU.
     """
@@ -99,29 +100,29 @@ def tiny(family: str, *, sizes: TinySizes | None = None, seed: int = 0) -> VLM:
     model.generation_config = GenerationConfig(
         do_sample=False, eos_token_id=end, pad_token_id=tokenizer.pad_token_id, max_new_tokens=64
     )
-    return VLM(model.eval(), processor, family, f"tiny-{family}", RANDOM)
+    return VLM(model.eval(), processor, family, f"tiny-{family}", RANDOM_WEIGHTS)
 
 
 def make_tokenizer(family: str, texts: Iterable[str] | None = None) -> Qwen2Tokenizer:
-    """Return a byte-level tokenizer of the class both families use, its pairs learned from `texts` (the close-up world's)."""
-    bare = Qwen2Tokenizer()  # for its rule of cutting text into words
+    """Return a byte-level tokenizer of the class both families use, its pairs learned from `texts` (those of the close-ups)."""
+    default = Qwen2Tokenizer()  # for its rule of cutting text into words
     learner = Tokenizer(models.BPE())
-    learner.pre_tokenizer = bare.backend_tokenizer.pre_tokenizer
-    named = MARKS[family]
+    learner.pre_tokenizer = default.backend_tokenizer.pre_tokenizer
+    special = VISION_TOKENS[family]
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False,
-        special_tokens=[*TURNS, *named.values()],
+        vocab_size=VOCAB_SIZE, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False,
+        special_tokens=[*CHAT_TOKENS, *special.values()],
     )  # fmt: skip
     learner.train_from_iterator(toy_dataset.texts() if texts is None else texts, trainer)
     merges = json.loads(learner.to_str())["model"]["merges"]
     return Qwen2Tokenizer(
         vocab=learner.get_vocab(), merges=[tuple(pair) for pair in merges], eos_token="<|im_end|>", pad_token="<|endoftext|>",
-        unk_token="<|endoftext|>", extra_special_tokens=named,
+        unk_token="<|endoftext|>", extra_special_tokens=special,
     )  # fmt: skip
 
 
 def _template(family: str) -> str:
-    image, video = PICTURE_IN_TEMPLATE[family]
+    image, video = VISION_TEMPLATES[family]
     return TEMPLATE.replace("IMAGE", image).replace("VIDEO", video)
 
 
@@ -129,23 +130,23 @@ def _text_config(sizes: TinySizes, tokenizer, model_type: str, **more) -> dict:
     return dict(
         model_type=model_type, vocab_size=len(tokenizer), hidden_size=sizes.width, intermediate_size=3 * sizes.width,
         num_hidden_layers=sizes.text_layers, num_attention_heads=sizes.heads, num_key_value_heads=sizes.heads // 2,
-        max_position_embeddings=sizes.context, initializer_range=sizes.spread, tie_word_embeddings=True,
+        max_position_embeddings=sizes.context, initializer_range=sizes.init_std, tie_word_embeddings=True,
         bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, **more,
     )  # fmt: skip
 
 
 def _internvl(sizes: TinySizes, tokenizer):
-    side = {"height": PICTURE_SIDE, "width": PICTURE_SIDE}
-    tokens = (PICTURE_SIDE // PATCH // MERGE) ** 2
+    side = {"height": IMAGE_PX, "width": IMAGE_PX}
+    tokens = (IMAGE_PX // PATCH_PX // PATCH_MERGE) ** 2
     config = InternVLConfig(
         text_config=_text_config(sizes, tokenizer, "qwen2"),
         vision_config=dict(
             hidden_size=sizes.vision_width, num_hidden_layers=sizes.vision_layers, num_attention_heads=sizes.heads,
-            intermediate_size=2 * sizes.vision_width, image_size=PICTURE_SIDE, patch_size=PATCH,
-            initializer_range=sizes.spread, layer_scale_init_value=1.0,  # the usual .1 would mute three layers
+            intermediate_size=2 * sizes.vision_width, image_size=IMAGE_PX, patch_size=PATCH_PX,
+            initializer_range=sizes.init_std, layer_scale_init_value=1.0,  # the usual .1 would suppress three layers
         ),
-        image_token_id=tokenizer.context_image_token_id, image_seq_length=tokens, downsample_ratio=1 / MERGE,
-        initializer_range=sizes.spread,
+        image_token_id=tokenizer.context_image_token_id, image_seq_length=tokens, downsample_ratio=1 / PATCH_MERGE,
+        initializer_range=sizes.init_std,
     )  # fmt: skip
     processor = InternVLProcessor(
         GotOcr2ImageProcessor(size=side, crop_to_patches=False), tokenizer, InternVLVideoProcessor(size=side),
@@ -155,22 +156,22 @@ def _internvl(sizes: TinySizes, tokenizer):
 
 
 def _qwen(sizes: TinySizes, tokenizer):
-    head = sizes.width // sizes.heads // 2  # pairs of a head's width, shared out to time, height, width
+    head = sizes.width // sizes.heads // 2  # pairs of a head's width, divided among time, height, width
     sections = [head - 2 * (head * 3 // 8), head * 3 // 8, head * 3 // 8]
     rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": sections}
     config = Qwen2_5_VLConfig(
         text_config=_text_config(sizes, tokenizer, "qwen2_5_vl_text", rope_parameters=rope),
         vision_config=dict(
             depth=sizes.vision_layers, hidden_size=sizes.vision_width, intermediate_size=2 * sizes.vision_width,
-            num_heads=sizes.heads, out_hidden_size=sizes.width, patch_size=PATCH, spatial_merge_size=MERGE,
-            window_size=PICTURE_SIDE, fullatt_block_indexes=[sizes.vision_layers - 1], tokens_per_second=2,
-            initializer_range=sizes.spread,
+            num_heads=sizes.heads, out_hidden_size=sizes.width, patch_size=PATCH_PX, spatial_merge_size=PATCH_MERGE,
+            window_size=IMAGE_PX, fullatt_block_indexes=[sizes.vision_layers - 1], tokens_per_second=2,
+            initializer_range=sizes.init_std,
         ),
         image_token_id=tokenizer.image_token_id, video_token_id=tokenizer.video_token_id,
         vision_start_token_id=tokenizer.vision_start_token_id, vision_end_token_id=tokenizer.vision_end_token_id,
-        tie_word_embeddings=True, initializer_range=sizes.spread,
+        tie_word_embeddings=True, initializer_range=sizes.init_std,
     )  # fmt: skip
-    area = {"shortest_edge": PICTURE_SIDE**2, "longest_edge": PICTURE_SIDE**2}
+    area = {"shortest_edge": IMAGE_PX**2, "longest_edge": IMAGE_PX**2}
     processor = Qwen2_5_VLProcessor(
         Qwen2VLImageProcessor(size=area), tokenizer, Qwen2VLVideoProcessor(size=area, cap_pixels_per_frame=False),
         chat_template=_template("qwen2_5_vl"),

@@ -185,7 +185,7 @@ def fit(
         val: samples whose loss is measured at every log.
         plan: how to train.
         folder: where checkpoints and at the end the adapter go; a stopped run goes on there.
-        wrap_model: wraps the model for training only, such as `token_pruning.compressed`.
+        wrap_model: wraps the model for training only, such as `token_pruning.prune_tokens`.
         facts: what else the run depends on, kept in the folder's made_by.json.
         expect_processes: raise a RuntimeError where another number runs; a launcher that starts one looks like several.
         progress: show a bar.

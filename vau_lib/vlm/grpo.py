@@ -120,7 +120,7 @@ def visual_tokens(vlm: VLM, batch: dict[str, Tensor], *, train_vision: bool = Fa
     Of a model with token pruning: the shortened prompts, embedded and with their positions.
     """
     with torch.set_grad_enabled(train_vision):
-        if isinstance(vlm.model, token_pruning.Compressed):
+        if isinstance(vlm.model, token_pruning.TokenPrunedModel):
             return vlm.model.prune(**chat.to_model(vlm, batch))[0]
         return chat.visual_tokens(vlm, batch)
 

@@ -4,7 +4,7 @@
 - each method alone and together, cut on 64 training questions, before and after healing on the whole model's own answers to
   training questions (no labels); strengths are not chosen, the frontier shows all
 - bytes on disk and in memory and pre-fill latency are ratios to the whole model in this run, toy width
-    python benchmarks/compressed_twin.py [test]      without "test": validation worlds, where rate and passes were chosen
+    python benchmarks/compressed_tiny_model.py [test]      without "test": validation worlds, where rate and passes were chosen
 """
 
 import subprocess
@@ -32,7 +32,7 @@ ROUNDS = 9
 
 def batches_of(vlm: models.VLM, root: Path, rows: list[dict], count: int) -> list[dict]:
     """Return `count` batches of training questions with their answers, without labels."""
-    data = instruction_data.InstructionSamples(rows, root, vlm, num_frames=toy_benchmark.FRAMES, seed=1)
+    data = instruction_data.InstructionSamples(rows, root, vlm, num_frames=toy_benchmark.NUM_FRAMES, seed=1)
     order = np.random.default_rng(0).permutation(len(data))[: count * BATCH].reshape(-1, BATCH)
     found = [chat.collate(vlm, [data[int(n)] for n in part]) for part in order]
     return [{name: value for name, value in batch.items() if name != "labels"} for batch in found]
@@ -42,12 +42,14 @@ def cuts(model: nn.Module, data: list) -> dict[str, nn.Module]:
     """Return the model cut by each method alone and together, name -> model."""
     found = {"whole": model}
     found |= {f"prune channels {ratio:.0%}": pruning.prune(model, ratio, data) for ratio in (0.3, 0.6, 0.9)}
-    found |= {f"factorise to {share:.0%}": pruning.factorise(model, share, data) for share in (0.7, 0.5, 0.3)}
+    found |= {
+        f"factorise to {keep_ratio:.0%}": pruning.factorise(model, keep_ratio, data) for keep_ratio in (0.7, 0.5, 0.3)
+    }
     found["drop a layer"] = pruning.prune(model, 0, data, layers=1)
     found["prune heads 40%"] = pruning.prune(model, 0, data, heads=0.4)
-    for ratio, share in ((0.3, 0.7), (0.5, 0.6), (0.6, 0.5), (0.65, 0.45), (0.7, 0.4)):
-        found[f"prune {ratio:.0%}, factorise to {share:.0%}"] = pruning.factorise(
-            pruning.prune(model, ratio, data), share, data
+    for ratio, keep_ratio in ((0.3, 0.7), (0.5, 0.6), (0.6, 0.5), (0.65, 0.45), (0.7, 0.4)):
+        found[f"prune {ratio:.0%}, factorise to {keep_ratio:.0%}"] = pruning.factorise(
+            pruning.prune(model, ratio, data), keep_ratio, data
         )
     return found
 
@@ -94,9 +96,9 @@ def main() -> None:
         )
     rows = toy_dataset.instructions(found["train"])
     asked = [row for row in toy_dataset.instructions(found[part]) if row["task"] == "judgement"]
-    twin = toy_benchmark.taught(project / "data" / "toy_models" / "internvl")
+    twin = toy_benchmark.load_pretrained(project / "data" / "toy_models" / "internvl")
     tuned, _ = finetuning.tune_lora(
-        twin, rows, folder / "train", plan=toy_benchmark.TUNING, num_frames=toy_benchmark.FRAMES
+        twin, rows, folder / "train", plan=toy_benchmark.TUNING, num_frames=toy_benchmark.NUM_FRAMES
     )
     whole = tuned.replace(model=finetuning.merge(tuned.model).eval())
     embedded = whole.model.get_input_embeddings().weight.numel()
@@ -106,7 +108,7 @@ def main() -> None:
     healing = batches_of(whole, folder / "train", rows, HEALING)
 
     def accuracy(model: nn.Module) -> dict:
-        return inference.judge(whole.replace(model=model), asked, folder / part, num_frames=toy_benchmark.FRAMES)[0]
+        return inference.judge(whole.replace(model=model), asked, folder / part, num_frames=toy_benchmark.NUM_FRAMES)[0]
 
     small, lines = cuts(whole.model, calibration), []
     seconds = dict(zip(small, latency(list(small.values()), calibration[0]), strict=True))
@@ -127,7 +129,7 @@ def main() -> None:
     table = pd.DataFrame(lines).assign(model=whole.label, videos=len(asked))
     if part == "test":
         result_tables.write_curve(
-            project / "data" / "results" / "studies" / "curves" / "compressed_twin.csv", table.round(4)
+            project / "data" / "results" / "studies" / "curves" / "compressed_tiny_model.csv", table.round(4)
         )
 
 
