@@ -58,10 +58,10 @@ def frames(count: int) -> Iterator[np.ndarray]:
         yield np.roll(still, place, axis=1)
 
 
-def tower(width: int = 64) -> frame_features.FrameEncoder:
+def tower(width: int = 64) -> frame_features.TransformerEncoder:
     """A small CLIP tower with RANDOM weights, 196 patches."""
     sizes = {"hidden_size": width, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-    return frame_features.FrameEncoder(
+    return frame_features.TransformerEncoder(
         CLIPVisionModel(CLIPVisionConfig(image_size=224, patch_size=16, **sizes)), side=224
     )
 
@@ -80,7 +80,7 @@ def look(scratch: Path) -> None:
                 glances.tokens(frame_sampling.uniform_sample(len(glances), 12))
             size = tokens.stat().st_size / 2**20 if tokens else 0
             print(
-                f"  {count:5} frames, {name:13}: {len(glances):3} glances, {glances.seen:3} vision calls, "
+                f"  {count:5} frames, {name:13}: {len(glances):3} glances, {glances.frame_count:3} vision calls, "
                 f"resident +{peak.mb:5.1f} MB, on disk {size:5.1f} MB, {peak.seconds:5.2f} s"
             )
 

@@ -56,7 +56,7 @@ def test_tokens_kept_are_the_tokens_the_model_makes_itself(any_twin, clip):
     """Of the glances in batches, through a file, against `chat.visual_tokens` of the chosen frames' own prompt."""
     frames = video.read_frames(clip, [10, 35])
     own = chat.visual_tokens(any_twin, chat.encode(any_twin, frames, "What?"))
-    _, tokens = explain.VisionTower(any_twin).see(video.read_frames(clip, range(0, 50, 5)))
+    _, tokens = explain.VisionTower(any_twin).encode_frames(video.read_frames(clip, range(0, 50, 5)))
     assert torch.allclose(tokens[[2, 7]], torch.stack(list(own)), atol=1e-5)
 
 
@@ -95,7 +95,7 @@ def test_rows_can_be_described_otherwise(twin, clip):
     tower = explain.VisionTower(twin, describe=explain.mean_and_max_tokens)
     rows, (_, tokens) = (
         frame_features.FrameFeatures(clip, tower, stride=10).features(),
-        tower.see(video.read_frames(clip, range(0, 50, 10))),
+        tower.encode_frames(video.read_frames(clip, range(0, 50, 10))),
     )
     mean, most = np.split(rows, 2, axis=1)
     assert np.allclose(mean, tokens.mean(1), atol=1e-5) and (most >= mean).all() and np.isin(most, tokens).mean() > 0.9

@@ -171,7 +171,7 @@ def test_clip_and_squeezenet_rows_are_extracted(batch, tmp_path):
         for record in good[:2]:  # 37 and 38 frames
             frames = video.read_frames(root / record.path, range(video.probe(root / record.path).num_frames))
             parts = np.split(frames, [16, 32])[: 2 if name == "clip" else 3]  # CLIP drops what does not fill a row
-            expected = [encoder.each(part).numpy().mean(0) for part in parts]
+            expected = [encoder.encode_frames(part)[0].numpy().mean(0) for part in parts]
             assert rows[record.id].dtype == np.float32
             np.testing.assert_allclose(rows[record.id], expected, atol=2e-3, rtol=1e-5)
     with pytest.raises(ValueError, match="one of xfeat, flow, clip, squeezenet, got 'resnet'"):
@@ -284,7 +284,7 @@ def test_dense_agrees_with_rows_made_elsewhere(real_data, xfeat_weights):
     reference = stored["x"][list(stored["names"]).index("fi001")].astype(np.float32)
     path = real_data / "fight_surv" / "fight" / "fi001.mp4"
     frames = video.read_frames(path, np.linspace(0, video.probe(path).num_frames - 1, 32).round().astype(int))
-    gray = xfeat._resized(frames.mean(-1, dtype=np.float32), 224)
+    gray = xfeat.resized(frames.mean(-1, dtype=np.float32), 224)
     dense = xfeat.XFeatEncoder(xfeat_weights, bfloat16=False).dense(gray.numpy())
     ours = torch.cat([dense.mean((2, 3)), dense.amax((2, 3))], dim=1).numpy()
     assert np.linalg.norm(ours - reference) / np.linalg.norm(reference) < 0.05

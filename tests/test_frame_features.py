@@ -16,18 +16,20 @@ class Counting:
     def __init__(self):
         self.batches = []
 
-    def each(self, frames):
+    def encode_frames(self, frames):
         self.batches.append(len(frames))
         flat = torch.from_numpy(frames).float().mean((2, 3))  # (t, H)
-        return torch.stack([flat.mean(1), flat.amax(1)], 1)
+        return torch.stack([flat.mean(1), flat.amax(1)], 1), None
 
 
 @pytest.fixture(scope="module")
-def tower() -> frame_features.FrameEncoder:
+def tower() -> frame_features.TransformerEncoder:
     """A tiny CLIP tower with random weights: 9 patches and a class token, 16 wide."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    return frame_features.FrameEncoder(CLIPVisionModel(CLIPVisionConfig(image_size=24, patch_size=8, **sizes)), side=24)
+    return frame_features.TransformerEncoder(
+        CLIPVisionModel(CLIPVisionConfig(image_size=24, patch_size=8, **sizes)), side=24
+    )
 
 
 def test_glances_are_one_frame_in_sixteen(clip):
@@ -39,7 +41,7 @@ def test_glances_are_one_frame_in_sixteen(clip):
 def test_rows_are_those_of_the_frames(clip):
     encoder = Counting()
     rows = frame_features.FrameFeatures(clip, encoder, stride=7).features()
-    expected = encoder.each(video.read_frames(clip, range(0, 50, 7)))
+    expected = encoder.encode_frames(video.read_frames(clip, range(0, 50, 7)))[0]
     assert np.array_equal(rows, expected.numpy()) and rows.dtype == np.float32
 
 
@@ -51,14 +53,14 @@ def test_a_cap_widens_the_stride(clip):
 def test_only_a_few_frames_are_held_at_a_time(clip):
     glances = frame_features.FrameFeatures(clip, encoder := Counting(), stride=1)
     glances.features()
-    assert max(encoder.batches) == frame_features.BATCH_FRAMES and sum(encoder.batches) == glances.seen == 50
+    assert max(encoder.batches) == frame_features.BATCH_FRAMES and sum(encoder.batches) == glances.frame_count == 50
 
 
 def test_nothing_is_seen_twice(clip):
     glances = frame_features.FrameFeatures(clip, Counting(), stride=4)
     some = glances.features([5, 3, 5])
     every = glances.features()
-    assert glances.seen == len(glances) == 13 and np.array_equal(every[[5, 3, 5]], some)
+    assert glances.frame_count == len(glances) == 13 and np.array_equal(every[[5, 3, 5]], some)
 
 
 def test_tokens_of_chosen_frames_are_reused(clip, tower, tmp_path):
@@ -70,7 +72,7 @@ def test_tokens_of_chosen_frames_are_reused(clip, tower, tmp_path):
     assert np.array_equal(kept.features(), again.features())
     chosen = [1, 4, 4, 11]
     first, second = kept.tokens(chosen), again.tokens(chosen)
-    assert first.shape == (4, 9, 16) and (kept.seen, again.seen) == (13, 17)
+    assert first.shape == (4, 9, 16) and (kept.frame_count, again.frame_count) == (13, 17)
     torch.testing.assert_close(first, second)
 
 
@@ -78,17 +80,17 @@ def test_tokens_are_found_whatever_the_order_of_looking(clip, tower, tmp_path):
     there = frame_features.FrameFeatures(clip, tower, stride=3, tokens_file=tmp_path / "a")
     back = frame_features.FrameFeatures(clip, tower, stride=3, tokens_file=tmp_path / "b")
     back.features([16, 2])
-    assert torch.allclose(there.tokens([2, 9, 16]), back.tokens([2, 9, 16]), atol=1e-5) and back.seen == 4 - 1
+    assert torch.allclose(there.tokens([2, 9, 16]), back.tokens([2, 9, 16]), atol=1e-5) and back.frame_count == 4 - 1
 
 
 def test_what_is_kept_can_be_projected(clip, tower):
-    half = frame_features.FrameEncoder(tower.net, side=24, project=lambda patches: patches[:, :4, :2])
+    half = frame_features.TransformerEncoder(tower.net, side=24, project=lambda patches: patches[:, :4, :2])
     assert frame_features.FrameFeatures(clip, half).tokens([0]).shape == (1, 4, 2)
 
 
 def test_the_feature_is_the_class_token(clip, tower):
     frames = video.read_frames(clip, [0, 16])
-    features, tokens = tower.see(frames)
+    features, tokens = tower.encode_frames(frames)
     assert features.shape == (2, 16) and tokens.shape == (2, 9, 16)
     assert np.allclose(frame_features.FrameFeatures(clip, tower).features([0, 1]), features.numpy(), atol=1e-5)
 
@@ -98,7 +100,7 @@ def test_internvl_s_tower_in_any_precision(clip, kind):
     """A toy of the class the language model's tower is: 4 patches of 14 x 14, random weights."""
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     net = InternVLVisionModel(InternVLVisionConfig(image_size=[28, 28], patch_size=[14, 14], **sizes)).to(kind)
-    glances = frame_features.FrameFeatures(clip, frame_features.FrameEncoder(net, side=28))
+    glances = frame_features.FrameFeatures(clip, frame_features.TransformerEncoder(net, side=28))
     assert glances.features().dtype == np.float32 and glances.tokens([0, 1]).shape == (2, 4, 16)
 
 
@@ -111,22 +113,22 @@ def test_xfeat_describes_single_frames(clip):
 
 
 def test_an_encoder_without_tokens_says_so(clip, tmp_path):
-    with pytest.raises(ValueError, match="Counting gives no tokens to keep: it has no `see`"):
-        frame_features.FrameFeatures(clip, Counting(), tokens_file=tmp_path / "tokens")
-    with pytest.raises(ValueError, match="Counting gives no tokens"):
+    with pytest.raises(ValueError, match="Counting gives no visual tokens"):
+        frame_features.FrameFeatures(clip, Counting(), tokens_file=tmp_path / "tokens").features()
+    with pytest.raises(ValueError, match="Counting gives no visual tokens"):
         frame_features.FrameFeatures(clip, Counting()).tokens([0])
 
 
 @pytest.mark.parametrize("places", [[4], [-1]])
 def test_a_glance_outside_is_refused(clip, places):
-    with pytest.raises(ValueError, match=rf"clip.mp4: glance {places[0]} is outside its 4"):
+    with pytest.raises(ValueError, match=rf"clip.mp4: sampled frame {places[0]} is outside its 4"):
         frame_features.FrameFeatures(clip, Counting()).features(places)
 
 
 def test_a_wrong_encoder_is_refused(clip):
     class Broken:
-        def each(self, frames):
-            return torch.full((len(frames), 3), torch.nan)
+        def encode_frames(self, frames):
+            return torch.full((len(frames), 3), torch.nan), None
 
     with pytest.raises(ValueError, match=r"clip.mp4: Broken gave \(4, 3\)"):
         frame_features.FrameFeatures(clip, Broken()).features()
@@ -150,8 +152,8 @@ def test_a_real_video_through_squeezenet(real_data):
     glances = frame_features.FrameFeatures(path, encoder)
     assert len(glances) == 115
     rows = glances.features([0, 70, 114])
-    expected = encoder.each(video.read_frames(path, [0, 70 * 16, 114 * 16])).numpy()
-    assert np.allclose(rows, expected, atol=1e-4) and glances.seen == 3
+    expected = encoder.encode_frames(video.read_frames(path, [0, 70 * 16, 114 * 16]))[0].numpy()
+    assert np.allclose(rows, expected, atol=1e-4) and glances.frame_count == 3
 
 
 @pytest.mark.real
@@ -176,5 +178,5 @@ def test_a_real_video_from_file_to_frames(real_data):
 
     scores, looked = frame_sampling.coarse_to_fine(score_at, len(glances))
     frames = frame_sampling.choose_frames(scores, glances.num_frames, 12)
-    assert len(scores) == 171 and glances.seen == looked.sum() < 0.5 * 171
+    assert len(scores) == 171 and glances.frame_count == looked.sum() < 0.5 * 171
     assert len(set(frames.tolist())) == 12 and not (frames % 16).any() and frames.max() < 2730

@@ -66,7 +66,7 @@ def direct(net: torch.nn.Module, seen: np.ndarray, mean: tuple, deviation: tuple
 def test_features_are_those_of_transformers_on_the_same_pixels(kind, folders):
     encoder, frames = image_encoders.CLIPEncoder(folders / kind), pictures(37)  # more than two batches
     expected = direct(made(kind), frames[:, 2:34, 8:40], *PIXELS[kind])  # the centre
-    np.testing.assert_allclose(encoder.each(frames).numpy(), expected, atol=2e-6)
+    np.testing.assert_allclose(encoder.encode_frames(frames)[0].numpy(), expected, atol=2e-6)
     rows = encoder(frames)
     assert rows.shape == (2, encoder.width) == (2, {"clip": 24, "siglip": 32}[kind]) and rows.dtype == np.float16
     np.testing.assert_allclose(rows, [expected[:16].mean(0), expected[16:32].mean(0)], atol=1e-3)
@@ -82,7 +82,7 @@ def test_the_folder_says_what_pixels_it_wants(folders, tmp_path):
         artifacts.write_json(save_to / name, said)
         encoder = image_encoders.CLIPEncoder(save_to)
         assert encoder.made_by()["pixels"] == list(own.values())
-        np.testing.assert_allclose(encoder.each(frames).numpy(), expected, atol=2e-6)
+        np.testing.assert_allclose(encoder.encode_frames(frames)[0].numpy(), expected, atol=2e-6)
         (save_to / name).unlink()
 
 
@@ -92,7 +92,9 @@ def test_frames_are_resized_as_opencv_does(folders):
     off = image_encoders.resized(frames, 37, 49).astype(int) - expected
     assert np.abs(off).max() <= 1 and abs(off.mean()) < 0.25  # cut off instead of rounded: -.38
     encoder = image_encoders.CLIPEncoder(folders / "clip")
-    np.testing.assert_allclose(encoder.each(frames), encoder.each(image_encoders.resized(frames, 37, 49)), atol=1e-6)
+    np.testing.assert_allclose(
+        encoder.encode_frames(frames)[0], encoder.encode_frames(image_encoders.resized(frames, 37, 49))[0], atol=1e-6
+    )
 
 
 # Crops
@@ -110,11 +112,11 @@ def test_the_ten_crops_have_the_released_order():
 def test_ten_crops_are_the_mean_of_single_ones(folders):
     frames = pictures(4)
     alone = [
-        image_encoders.CLIPEncoder(folders / "clip", crops=(which,)).each(frames).numpy()
+        image_encoders.CLIPEncoder(folders / "clip", crops=(which,)).encode_frames(frames)[0].numpy()
         for which in image_encoders.TEN_CROPS
     ]
     ten = image_encoders.CLIPEncoder(folders / "clip", crops=image_encoders.TEN_CROPS)
-    np.testing.assert_allclose(ten.each(frames), np.mean(alone, axis=0), atol=1e-6)
+    np.testing.assert_allclose(ten.encode_frames(frames)[0], np.mean(alone, axis=0), atol=1e-6)
     assert min(np.abs(a - b).max() for a in alone for b in alone if a is not b) > 1e-3
     assert ten.made_by()["crops"] == list(range(10))
 
@@ -129,7 +131,7 @@ def test_the_trailing_part_is_dropped_but_never_all(count, dropped, kept, folder
     frames = pictures(count)
     for drop_last, rows in ((True, dropped), (False, kept)):
         encoder = image_encoders.CLIPEncoder(folders / "clip", drop_last=drop_last)
-        found, every = encoder(frames), encoder.each(frames).numpy()
+        found, every = encoder(frames), encoder.encode_frames(frames)[0].numpy()
         expected = [every[start : start + 16].mean(0) for start in range(0, count, 16)][:rows]
         assert len(found) == rows
         np.testing.assert_allclose(found, expected, atol=1e-3)
@@ -171,11 +173,13 @@ def test_random_weights_only_when_asked_and_the_rows_say_so(folders):
     assert one.made_by()["weights_sha256"] == sizes.made_by()["weights_sha256"] == "random"
     assert one.made_by()["model"] == "clip_vision_model 32 x 2 layers" and one.width == sizes.width == 24
     frames = pictures(2)
-    np.testing.assert_array_equal(one.each(frames), two.each(frames))
-    np.testing.assert_array_equal(one.each(frames), sizes.each(frames))
+    np.testing.assert_array_equal(one.encode_frames(frames)[0], two.encode_frames(frames)[0])
+    np.testing.assert_array_equal(one.encode_frames(frames)[0], sizes.encode_frames(frames)[0])
     real = image_encoders.CLIPEncoder(folders / "clip")
     assert real.made_by()["weights_sha256"] == artifacts.sha256(folders / "clip" / "model.safetensors")
-    assert real.made_by()["model"] == "clip" and not np.allclose(real.each(frames), one.each(frames), atol=1e-3)
+    assert real.made_by()["model"] == "clip" and not np.allclose(
+        real.encode_frames(frames)[0], one.encode_frames(frames)[0], atol=1e-3
+    )
 
 
 def test_a_whole_clip_with_its_text_tower_gives_the_same_tower(tmp_path):
@@ -189,18 +193,20 @@ def test_a_whole_clip_with_its_text_tower_gives_the_same_tower(tmp_path):
     values = torch.as_tensor((frames[:, 2:34, 8:40] / 255.0 - PIXELS["clip"][0]) / PIXELS["clip"][1]).float()
     with torch.no_grad():
         expected = whole.visual_projection(whole.vision_model(values.permute(0, 3, 1, 2)).pooler_output)
-    np.testing.assert_allclose(image_encoders.CLIPEncoder(tmp_path / "whole").each(frames), expected, atol=2e-6)
+    np.testing.assert_allclose(
+        image_encoders.CLIPEncoder(tmp_path / "whole").encode_frames(frames)[0], expected, atol=2e-6
+    )
 
 
 def test_a_name_is_found_under_our_weights_and_in_the_hubs_cache(folders, tmp_path):
-    expected = image_encoders.CLIPEncoder(folders / "clip").each(pictures(1))
+    expected = image_encoders.CLIPEncoder(folders / "clip").encode_frames(pictures(1))[0]
     made("clip").save_pretrained(tmp_path / "weights" / "some" / "tower")
     snapshot = tmp_path / "hub" / "models--other--tower" / "snapshots" / "abc"
     made("clip").save_pretrained(snapshot)
     (snapshot.parents[1] / "refs").mkdir()
     (snapshot.parents[1] / "refs" / "main").write_text("abc")
     for encoder in map(image_encoders.CLIPEncoder, ("some/tower", "other/tower")):
-        assert encoder.made_by()["model"] == "tower" and torch.equal(encoder.each(pictures(1)), expected)
+        assert encoder.made_by()["model"] == "tower" and torch.equal(encoder.encode_frames(pictures(1))[0], expected)
 
 
 def refusal(model, **options) -> str:
@@ -289,7 +295,9 @@ def test_squeezenet_is_never_random_by_accident(tmp_path):
     rows = encoder(pictures(17))
     assert encoder.made_by() == {"encoder": "squeezenet", "weights_sha256": "random", "side": 64}
     assert rows.shape == (2, 512) and rows.dtype == np.float32 and rows.min() >= 0 and rows.std() > 0
-    np.testing.assert_allclose(rows[0], encoder.each(pictures(17)).numpy()[:16].mean(0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        rows[0], encoder.encode_frames(pictures(17))[0].numpy()[:16].mean(0), rtol=1e-5, atol=1e-6
+    )
     torch.save({"features.0.weight": torch.zeros(1)}, tmp_path / "other.pt")
     with pytest.raises(artifacts.StoreError, match="other.pt does not fit SqueezeNet"):
         image_encoders.SqueezeNetEncoder(tmp_path / "other.pt")
@@ -304,5 +312,5 @@ def test_squeezenet_reproduces_stored_rows(name, real_data):
     (path,) = (real_data / "fight_surv").glob(f"*/{name}.mp4")
     places = np.linspace(0, video.probe(path).num_frames - 1, 32).round().astype(int)[::8]
     encoder = image_encoders.SqueezeNetEncoder(real_data / "weights" / image_encoders.SQUEEZENET_FILE)
-    found = encoder.each(video.read_frames(path, places)).numpy()
+    found = encoder.encode_frames(video.read_frames(path, places))[0].numpy()
     assert np.linalg.norm(found - reference) / np.linalg.norm(reference) < 0.02

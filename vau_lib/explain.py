@@ -43,7 +43,7 @@ class VisionTower:
         self.vlm, self.describe, self.frame_count = vlm, describe, 0
 
     @torch.inference_mode()
-    def see(self, frames: np.ndarray) -> tuple[Tensor, Tensor]:
+    def encode_frames(self, frames: np.ndarray) -> tuple[Tensor, Tensor]:
         """Return features (t, D) and visual tokens (t, N, C) of frames uint8 (t, H, W, 3)."""
         inputs = chat.to_model(self.vlm, chat.prepare_images(self.vlm, chat.to_images(frames)))
         output = chat.encode_images(self.vlm.model, inputs)
@@ -194,7 +194,7 @@ def _visual_tokens(
     if reuse and not (index % sampled.stride).any():
         tokens = sampled.tokens(index // sampled.stride)
         return tokens.to(tower.vlm.model.device, tower.vlm.model.dtype)
-    return tower.see(video.read_frames(sampled.path, index))[1]
+    return tower.encode_frames(video.read_frames(sampled.path, index))[1]
 
 
 def figure(explained: ExplainedVideo):

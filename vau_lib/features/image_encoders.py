@@ -1,12 +1,12 @@
-"""Describe frames one by one with a network trained on still images; a row is the mean over a segment.
+"""CLIP, SigLIP and SqueezeNet as encoders of frames; a feature is the mean over the frames of a snippet.
 
-- nothing moves inside a row: time is left to the scorers, as in the features released with VadCLIP and LSHMA
-- CLIP and SigLIP see what those features saw: frames of 340x256, a 224x224 crop (other towers: in proportion), mean of 16
+- a feature says nothing of motion: time is left to the detectors, as in the features released with VadCLIP and LSHMA
+- CLIP and SigLIP read what those features were made of: frames of 340x256, a 224x224 crop (other towers: in proportion), mean of 16
   frames, no L2 norm, half precision, the trailing part of a segment dropped
 - ten crops are averaged, or some are chosen before any test; the released UCF test list keeps crop 5 because its "result
   is better", which is a choice made on test
-- SqueezeNet is the small peer: Caffe's ImageNet network, 512 channels averaged over places
-Weights are found nearby or fetched, never code; random ones only when asked for by name, and the rows say so.
+- SqueezeNet is the small baseline: Caffe's ImageNet network, 512 channels averaged over places
+Weights are found nearby or fetched, never code; random ones only when asked for by name, and `made_by` says so.
 Sources: Radford et al., CLIP, 2021; Zhai et al., SigLIP, 2023; Iandola et al., SqueezeNet, 2016; VadCLIP's issues 1, 2, 14.
 """
 
@@ -34,7 +34,10 @@ CROP_PIXELS, FULL_HEIGHT, FULL_WIDTH = 224, 256, 340  # pixels: a crop, and the 
 
 CLIP_MODEL = "openai/clip-vit-base-patch16"
 
-CLIP_PIXELS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))  # RGB mean and deviation
+CLIP_PIXELS = (
+    (0.48145466, 0.4578275, 0.40821073),
+    (0.26862954, 0.26130258, 0.27577711),
+)  # RGB mean and standard deviation
 
 TOWERS = {  # kind of vision config: class in transformers, its output that is the feature, the width's name, pixel values
     "clip_vision_model": ("CLIPVisionModelWithProjection", "image_embeds", "projection_dim", CLIP_PIXELS),
@@ -49,7 +52,7 @@ CAFFE_MEAN_BGR = (104.0, 117.0, 123.0)  # of 255
 
 
 class _StillEncoder:
-    """Turn features of single frames, a subclass's `each`, into rows: their means over segments."""
+    """Average features of single frames, a subclass's `encode_frames`, over snippets."""
 
     drop_last, dtype = False, np.float32
 
@@ -64,7 +67,7 @@ class _StillEncoder:
         if snippet_frames < 1:
             raise ValueError(f"snippet_frames must be at least 1, got {snippet_frames}")
         part, whole = [], 0
-        for feature in (feature for frames in batches for feature in self.each(frames).numpy()):
+        for feature in (feature for frames in batches for feature in self.encode_frames(frames)[0].numpy()):
             part.append(feature)
             if len(part) == snippet_frames:
                 yield np.mean(part, axis=0).astype(self.dtype)
@@ -109,30 +112,30 @@ class CLIPEncoder(_StillEncoder):
             self.model = "{model_type} {hidden_size} x {num_hidden_layers} layers".format(**self.net.config.to_dict())
         _, self._feature, width, standard = TOWERS[self.net.config.model_type]
         self.width, self.side = int(getattr(self.net.config, width)), int(self.net.config.image_size)
-        self.mean, self.deviation = standard if weights else _pixel_values(folder, standard)
+        self.mean, self.std = standard if weights else _pixel_values(folder, standard)
 
     @torch.inference_mode()
-    def each(self, frames: np.ndarray) -> Tensor:
-        """Return one feature per frame, (T, D) float32 on the CPU, the mean over the crops, of frames (T, H, W, 3)."""
+    def encode_frames(self, frames: np.ndarray) -> tuple[Tensor, None]:
+        """Return the mean feature of the crops of each frame, (T, D) float32 on the CPU, of frames (T, H, W, 3); no tokens."""
         full = [round(size * self.side / CROP_PIXELS) for size in (FULL_HEIGHT, FULL_WIDTH)]
         device = next(self.net.parameters()).device
-        mean, deviation = (torch.tensor(values, device=device) for values in (self.mean, self.deviation))
+        mean, std = (torch.tensor(values, device=device) for values in (self.mean, self.std))
         parts = []
         for first in range(0, len(frames), BATCH_FRAMES):
             shrunk = resized(frames[first : first + BATCH_FRAMES], *full)
-            seen = []
+            views = []
             for which in self.crops:
                 pixels = torch.from_numpy(crop(shrunk, which)).to(device).float() / 255  # (t, S, S, 3)
-                output = self.net(pixel_values=((pixels - mean) / deviation).permute(0, 3, 1, 2))
-                seen.append(getattr(output, self._feature))  # (t, D)
-            parts.append(torch.stack(seen).mean(0).cpu())
-        return torch.cat(parts)
+                output = self.net(pixel_values=((pixels - mean) / std).permute(0, 3, 1, 2))
+                views.append(getattr(output, self._feature))  # (t, D)
+            parts.append(torch.stack(views).mean(0).cpu())
+        return torch.cat(parts), None
 
     def made_by(self) -> dict:
         """What a reader must agree on."""
         return {
             "encoder": self.name, "model": self.model, "weights_sha256": self.weights, "side": self.side,
-            "pixels": [list(self.mean), list(self.deviation)], "crops": list(self.crops), "drop_last": self.drop_last,
+            "pixels": [list(self.mean), list(self.std)], "crops": list(self.crops), "drop_last": self.drop_last,
         }  # fmt: skip
 
 
@@ -162,15 +165,15 @@ class SqueezeNetEncoder(_StillEncoder):
         self.net = whole.features  # the classifier is loaded, so that a foreign file is refused, and not used
 
     @torch.inference_mode()
-    def each(self, frames: np.ndarray) -> Tensor:
-        """Return one feature per frame, (T, 512) float32 on the CPU, of frames (T, H, W, 3), RGB."""
+    def encode_frames(self, frames: np.ndarray) -> tuple[Tensor, None]:
+        """Return one feature per frame, (T, 512) float32 on the CPU, of frames (T, H, W, 3), RGB; no tokens."""
         device = next(self.net.parameters()).device
         mean, parts = torch.tensor(CAFFE_MEAN_BGR, device=device), []
         for first in range(0, len(frames), BATCH_FRAMES):
             shrunk = resized(frames[first : first + BATCH_FRAMES], self.side, self.side)
             pixels = torch.from_numpy(shrunk).to(device).float().flip(-1) - mean  # (t, side, side, 3), blue first
             parts.append(self.net(pixels.permute(0, 3, 1, 2)).mean((2, 3)).cpu())
-        return torch.cat(parts)
+        return torch.cat(parts), None
 
     def made_by(self) -> dict:
         """What a reader must agree on."""
@@ -291,7 +294,7 @@ def _tower_class(config: object) -> type[nn.Module]:
 
 
 def _pixel_values(folder: Path, standard: tuple) -> tuple[Sequence[float], Sequence[float]]:
-    """Return RGB mean and deviation, of values in [0, 1], as the folder says, else `standard`."""
+    """Return RGB mean and standard deviation, of values in [0, 1], as the folder says, else `standard`."""
     for name in ("preprocessor_config.json", "processor_config.json"):
         if (folder / name).exists():
             said = artifacts.read_json(folder / name)

@@ -70,6 +70,10 @@ class XFeatEncoder:
             levels = (F.interpolate(level, size, mode="bilinear", align_corners=False) for level in (sixteenth, coarse))
             return net.block_fusion(eighth + sum(levels)).float()
 
+    def encode_frames(self, frames: np.ndarray) -> tuple[Tensor, None]:
+        """Return one feature per frame, (T, 128) float32, of frames (T, H, W, 3) of any size; no tokens."""
+        return torch.from_numpy(self(frames, snippet_frames=1)), None
+
     def __call__(self, frames: np.ndarray, *, snippet_frames: int = SNIPPET_FRAMES) -> np.ndarray:
         """Return one row per segment, float32 (ceil(T / snippet_frames), 128), of frames (T, H, W, 3) of any size."""
         if np.ndim(frames) != 4 or len(frames) == 0:
@@ -79,7 +83,7 @@ class XFeatEncoder:
     def rows(self, gray: Iterable[np.ndarray], snippet_frames: int) -> Iterator[np.ndarray]:
         """Yield (128,) per segment of a stream of gray frames (H, W); the last segment may be short."""
         for batch in chunks(gray, max(snippet_frames, BATCH_FRAMES // snippet_frames * snippet_frames)):
-            small = _resized(np.stack(batch), self.side)
+            small = resized(np.stack(batch), self.side)
             means, peaks = zip(*(_pool(self.dense(part)) for part in small.split(BATCH_FRAMES)), strict=True)
             mean, peak = torch.cat(means), torch.cat(peaks)  # (frames, 64) each
             for first in range(0, len(batch), snippet_frames):
@@ -111,7 +115,7 @@ def find_xfeat(weights: str | Path | None = None) -> Path:
         raise artifacts.StoreError(f"{missing}; the download failed too") from error
 
 
-def _resized(gray: np.ndarray, side: int) -> Tensor:
+def resized(gray: np.ndarray, side: int) -> Tensor:
     """Shrink gray (T, H, W) to (T, side, side), averaging what it drops (antialiased)."""
     size = (side, side)
     return F.interpolate(torch.from_numpy(gray)[:, None], size, mode="bilinear", antialias=True)[:, 0]
