@@ -1,7 +1,9 @@
-"""How long do 200 scenarios take to film, are all pairs of factors there, and does anything cheap give the anomalies away? One run.
-And is there anything to see: a forest on how the true boxes move (an oracle: nobody has them), by the same folds.
+"""Checks of 200 synthetic scenarios: rendering time, coverage of factor pairs, AUC of nuisances and of true motion.
 
-SYNTHETIC, 192 x 144, 10 frames a second, about 6 s each; anomalies and everyday counterparts in turn, a world for each pair.
+- nuisances (brightness, file size, length, motion) must not separate the classes
+- a random forest on how the true boxes move is an oracle: it shows that the events can be seen at all
+- SYNTHETIC, 192 x 144, 10 frames a second, about 6 s each; anomalies and everyday counterparts in turn, a world for each pair
+
     python benchmarks/scenarios.py [NUMBER]
 """
 
@@ -37,7 +39,7 @@ def nuisances(path: Path) -> list[float]:
 
 
 def motion(truth: synthetic_dataset.Truth) -> list[float]:
-    """Return extremes, mean, spread and quantiles of how boxes move, change shape and come near each other, in box heights."""
+    """Return extremes, mean, std and quantiles of how boxes move, change shape and come near each other, in box heights."""
     boxes, fps = truth.boxes, truth.scenario.fps
     centres, sides = (boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]
     height, shape = np.nanmean(sides[..., 1]), sides[..., 0] / sides[..., 1]
@@ -45,14 +47,14 @@ def motion(truth: synthetic_dataset.Truth) -> list[float]:
     apart = (
         np.linalg.norm(centres[:, :, None] - centres[:, None], axis=-1)[:, *np.triu_indices(boxes.shape[1], 1)] / height
     )
-    told = [float(boxes.shape[1])]
+    values = [float(boxes.shape[1])]
     for x in (speed, np.abs(np.diff(speed, axis=0)), shape, np.diff(shape, axis=0), apart):
         known = x[~np.isnan(x)] if np.isfinite(x).any() else np.zeros(1)
-        told += [known.mean(), known.std(), *np.quantile(known, (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1))]
-    return told
+        values += [known.mean(), known.std(), *np.quantile(known, (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1))]
+    return values
 
 
-def filmed(item: tuple[str, scenarios.Scenario], *, root: Path) -> tuple[list[float], list[float]]:
+def render_and_measure(item: tuple[str, scenarios.Scenario], *, root: Path) -> tuple[list[float], list[float]]:
     name, scenario = item
     truth = synthetic_dataset.render(scenario, root / f"{name}.mp4")
     return nuisances(root / f"{name}.mp4"), motion(truth)
@@ -62,46 +64,41 @@ def main() -> None:
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 200
     chosen = scenarios.covering_scenarios(count, 0)
     table, missing = scenarios.coverage(chosen)
-    pairs = f"{table['seen'].sum()} of {table['possible'].sum()} pairs of factors"
+    pairs = f"{table['covered_pairs'].sum()} of {table['possible_pairs'].sum()} pairs of factors"
     print(f"{count} scenarios, {sum(s.label for s in chosen)} anomalous; {pairs}")
     items = [(f"{n:04d}_{s.scene}_{s.event}", s) for n, s in enumerate(chosen)]
     with TemporaryDirectory() as scratch:
         started, measured = time.perf_counter(), {}
-        work = partial(filmed, root=Path(scratch))
-        for item, numbers, error in parallel.map_videos(work, items, engine="processes", workers=2, desc="filming"):
+        work = partial(render_and_measure, root=Path(scratch))
+        for item, numbers, error in parallel.map_videos(work, items, engine="processes", workers=2, desc="rendering"):
             if error:
                 raise SystemExit(f"{item[0]}: {error}")
             measured[item[0]] = numbers
         seconds = time.perf_counter() - started
     used = sum(getattr(resource.getrusage(resource.RUSAGE_CHILDREN), name) for name in ("ru_utime", "ru_stime"))
-    print(f"filmed, with truth, and measured in {seconds:.0f} s by two processes ({used:.0f} CPU seconds)")
+    print(f"rendered, with truth, and measured in {seconds:.0f} s by two processes ({used:.0f} CPU seconds)")
     x = pd.DataFrame([measured[name][0] for name, _ in items], columns=NUISANCES)
     y, worlds = np.array([s.label for s in chosen]), np.array([s.world_seed for s in chosen])
-    lines = []
-    for names in ([name] for name in NUISANCES):
-        auc = metrics.video_auc(dict(enumerate(x[names[0]])), dict(enumerate(y)))
-        lines.append([names[0], max(auc, 1 - auc)])
+
+    def auc(scores) -> float:
+        return metrics.video_auc(dict(enumerate(scores)), dict(enumerate(y)))
+
+    rows = [[name, max(auc(x[name]), 1 - auc(x[name]))] for name in NUISANCES]
     model = make_pipeline(StandardScaler(), LogisticRegression())
     by_world = dict(cv=GroupKFold(5), groups=worlds, method="predict_proba")
-    said = cross_val_predict(model, x, y, **by_world)[:, 1]
-    lines.append(
-        [
-            "all four, logistic regression, 5 folds by world",
-            metrics.video_auc(dict(enumerate(said)), dict(enumerate(y))),
-        ]
+    scores = cross_val_predict(model, x, y, **by_world)[:, 1]
+    rows.append(["all four, logistic regression, 5 folds by world", auc(scores)])
+    nuisance_table = pd.DataFrame(rows, columns=["nuisance", "video_auc"]).assign(
+        videos=count, missing_pairs=len(missing)
     )
-    found = pd.DataFrame(lines, columns=["nuisance", "video_auc"]).assign(videos=count, missing_pairs=len(missing))
-    print(found.round(3).to_string(index=False))
+    print(nuisance_table.round(3).to_string(index=False))
     tracks = np.array([measured[name][1] for name, _ in items])
-    seen = cross_val_predict(RandomForestClassifier(500, random_state=0), tracks, y, **by_world)[:, 1]
-    print(f"a forest on true tracks: video AUC {metrics.video_auc(dict(enumerate(seen)), dict(enumerate(y))):.3f}")
+    scores = cross_val_predict(RandomForestClassifier(500, random_state=0), tracks, y, **by_world)[:, 1]
+    print(f"a forest on true tracks: video AUC {auc(scores):.3f}")
     if count >= 200:
-        result_tables.write_curve(
-            project() / "data" / "results" / "studies" / "curves" / "scenario_nuisances.csv", found.round(4)
-        )
-        result_tables.write_curve(
-            project() / "data" / "results" / "studies" / "curves" / "scenario_coverage.csv", table.round(4)
-        )
+        curves = project() / "data" / "results" / "studies" / "curves"
+        result_tables.write_curve(curves / "scenario_nuisances.csv", nuisance_table.round(4))
+        result_tables.write_curve(curves / "scenario_coverage.csv", table.round(4))
 
 
 if __name__ == "__main__":

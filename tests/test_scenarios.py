@@ -20,18 +20,22 @@ SMALL = dict(duration_s=3.0, fps=5.0, height=96, width=128)
 
 @pytest.fixture(scope="module")
 def few():
-    """Six scenarios filmed: three anomalies and what they are mistaken for."""
+    """Six rendered scenarios: three anomalies and what they are mistaken for."""
     return {f"v{n}": synthetic_dataset.render(s) for n, s in enumerate(scenarios.covering_scenarios(6, 4, **SMALL))}
 
 
-# The grammar
+# Scenarios
 
 
 @pytest.mark.parametrize("seed", range(2))
 def test_every_pair_of_factors_occurs_and_classes_balance(seed):
     chosen = scenarios.covering_scenarios(130, seed)
     table, missing = scenarios.coverage(chosen)
-    assert not missing and (table["share"] == 1).all() and table["possible"].sum() == len(scenarios.possible_pairs())
+    assert (
+        not missing
+        and (table["coverage"] == 1).all()
+        and table["possible_pairs"].sum() == len(scenarios.possible_pairs())
+    )
     assert sum(s.label for s in chosen) == 65
     for one, other in zip(chosen[::2], chosen[1::2], strict=True):
         same = [name for name in scenarios.FACTORS if one.factors[name] == other.factors[name]]
@@ -39,14 +43,15 @@ def test_every_pair_of_factors_occurs_and_classes_balance(seed):
 
 
 def test_at_random_pairs_are_missed():
-    """What the greedy choice is for: as many sentences drawn blindly leave pairs out."""
+    """What the greedy choice is for: as many random combinations leave pairs out."""
     rng = np.random.default_rng(0)
     events = list(scenarios.ANOMALOUS_EVENTS)
-    seen = set()
+    covered = set()
     for n in range(65):
-        said = scenarios._sentence(rng, events[n % 6], {}, set())
-        seen |= {*scenarios.pairs(said), *scenarios.pairs(said | {"event": scenarios.HARD_NEGATIVES[said["event"]]})}
-    assert len(scenarios.possible_pairs() - seen) > 20
+        factors = scenarios._random_factors(rng, events[n % 6], {}, set())
+        normal = {"event": scenarios.HARD_NEGATIVES[factors["event"]]}
+        covered |= {*scenarios.pairs(factors), *scenarios.pairs(factors | normal)}
+    assert len(scenarios.possible_pairs() - covered) > 20
 
 
 def test_a_seed_is_a_data_set():
@@ -65,7 +70,7 @@ def test_hard_negatives_are_normal_and_have_no_event():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         (dict(scene="shop", weather="rain"), "^a shop has a roof: weather rain and scene shop contradict$"),
         (dict(scene="plaza", event="stop_close"), "^a stop close needs a street or car_park, got plaza$"),
@@ -74,12 +79,12 @@ def test_hard_negatives_are_normal_and_have_no_event():
         (dict(weather="hail"), "^weather='hail' is unknown; there is clear, rain, snow, fog$"),
     ],
 )
-def test_what_cannot_be_is_refused_in_one_line(wrong, said):
-    with pytest.raises(ValueError, match=said):
+def test_what_cannot_be_is_refused_in_one_line(wrong, message):
+    with pytest.raises(ValueError, match=message):
         scenarios.covering_scenarios(4, 0, **wrong)
 
 
-def test_one_video_has_no_twin():
+def test_one_video_has_no_counterpart():
     with pytest.raises(ValueError, match="both classes need a video, got n=1"):
         scenarios.covering_scenarios(1, 0)
 
@@ -101,7 +106,7 @@ def test_a_prompt_tells_every_factor():
 def test_weather_changes_the_picture_and_not_the_truth(factor):
     name = next(n for n in ("weather", "distractor", "camera") if factor in scenarios.FACTORS[n])
     base = synthetic_dataset.scenario_for(3, event="walk", scene="plaza", **SMALL)
-    plain, changed = (synthetic_dataset.render(replace(base, **how)) for how in ({}, {name: factor}))
+    plain, changed = (synthetic_dataset.render(replace(base, **changes)) for changes in ({}, {name: factor}))
     assert np.array_equal(plain.masks, changed.masks)
     assert np.abs(plain.frames.astype(int) - changed.frames).mean() > 0.2
 
@@ -124,7 +129,7 @@ def test_a_mast_moves_picture_and_masks_together():
 
 @pytest.mark.parametrize("event", ["fall", "greet", "left_package", "stop_close"])
 def test_masks_boxes_and_tracks_are_where_the_picture_differs_from_the_empty_scene(event, monkeypatch):
-    """Filmed without noise, shadow or clock, with and without actors: IoU of what differs and the masks at least .95."""
+    """Rendered without noise, shadow or clock, with and without actors: IoU of what differs and the masks at least .95."""
     plain = {name: replace(light, shadow=0.0, noise=0.0) for name, light in camera.LIGHTS.items()}
     monkeypatch.setattr(camera, "LIGHTS", plain)
     monkeypatch.setattr(camera._Clock, "stamp", lambda self, image, t: image)
@@ -170,7 +175,7 @@ def _found(ids, boxes):
             yield [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1], box
 
 
-def test_filmed_to_a_file_the_truth_is_the_one_in_memory(tmp_path):
+def test_rendered_to_a_file_the_truth_is_the_one_in_memory(tmp_path):
     scenario = scenarios.covering_scenarios(2, 8, **SMALL)[0]
     there, here = synthetic_dataset.render(scenario, tmp_path / "a.mp4"), synthetic_dataset.render(scenario)
     assert video.probe(tmp_path / "a.mp4").num_frames == len(here.frames)
@@ -195,7 +200,7 @@ def test_who_is_nearer_hides_who_is_farther(few):
     assert nearer > farther
 
 
-# Other people's formats
+# Export formats
 
 
 def test_coco_reads_back_masks_boxes_and_tracks(few, tmp_path):
@@ -205,16 +210,16 @@ def test_coco_reads_back_masks_boxes_and_tracks(few, tmp_path):
     names = {video["id"]: video["name"] for video in read.dataset["videos"]}
     for image in read.loadImgs(read.getImgIds()[::7]):
         truth, found = few[names[image["video_id"]]], np.zeros((96, 128), bool)
-        for one in read.loadAnns(read.getAnnIds(imgIds=image["id"])):
-            mask = read.annToMask(one).astype(bool)
+        for annotation in read.loadAnns(read.getAnnIds(imgIds=image["id"])):
+            mask = read.annToMask(annotation).astype(bool)
             found |= mask
-            left, top, wide, tall = (int(edge) for edge in one["bbox"])
+            left, top, wide, tall = (int(edge) for edge in annotation["bbox"])
             rows, columns = np.nonzero(mask)
             assert [columns.min(), rows.min()] == [left, top] and [np.ptp(columns) + 1, np.ptp(rows) + 1] == [
                 wide,
                 tall,
             ]
-            assert one["area"] == mask.sum() and 0 < one["visibility"] <= 1
+            assert annotation["area"] == mask.sum() and 0 < annotation["visibility"] <= 1
         assert np.array_equal(found, truth.masks[image["frame_index"]] > 0)
     tracks = {(a["video_id"], a["track_id"]) for a in read.dataset["annotations"]}
     assert len({track for _, track in tracks}) == len(tracks)  # a track is of one video
@@ -264,7 +269,7 @@ def test_captions_and_questions_agree_with_the_truth(few):
     json.dumps(export.to_coco(few))
 
 
-def test_nothing_to_export_is_said():
+def test_no_videos_to_export_are_refused():
     with pytest.raises(ValueError, match="^no videos to export$"):
         export.to_coco({})
 
@@ -284,5 +289,5 @@ def test_a_mot_file_that_does_not_fit_is_refused_in_one_line(text, message):
     assert "\n" not in str(refusal.value)
 
 
-def test_every_everyday_twin_has_a_story():
-    assert set(motion.STORIES) == set(scenarios.LABELS) and set(scenes.SCENES) == set(scenarios.PLACES)
+def test_every_event_has_a_script():
+    assert set(motion.EVENT_SCRIPTS) == set(scenarios.LABELS) and set(scenes.SCENES) == set(scenarios.SCENE_TEXTS)

@@ -100,7 +100,7 @@ def instructions(name: str, truth: object, *, video: str = "", split: str = "tra
     """
     scenario = truth.scenario
     event = truth.events[0] if truth.events else None
-    where = f"{scenarios.PLACES[scenario.scene]}, {scenarios.LIGHT[scenario.lighting]}"
+    where = f"{scenarios.SCENE_TEXTS[scenario.scene]}, {scenarios.LIGHTING_TEXTS[scenario.lighting]}"
     ends = sorted({0.0, *((event.start_s, event.end_s) if event else ()), scenario.num_frames / scenario.fps})
     clips = list(zip(ends, ends[1:], strict=False))
     said = [(*span, scenario.event if not event or span[0] == event.start_s else "walk") for span in clips]
@@ -109,17 +109,17 @@ def instructions(name: str, truth: object, *, video: str = "", split: str = "tra
         f"An anomaly exists, specifically, the anomaly is named {kind}." if event else "No anomaly exists in the video."
     )
     rows = [
-        ("clip", "caption", (s, e), "Describe the video briefly.", f"On {where}: {scenarios.PHRASES[what]}")
+        ("clip", "caption", (s, e), "Describe the video briefly.", f"On {where}: {scenarios.EVENT_TEXTS[what]}")
         for s, e, what in said
     ]
     for level, span in (("event", (event.start_s, event.end_s) if event else None), ("video", None)):
         if level == "event" and not event:
             continue
         rows.append((level, "judgement", span, "Are there any anomaly events detected in the video?", verdict))
-        described = scenarios.PHRASES[scenario.event] + ("" if event else " Nothing unusual happens.")
+        described = scenarios.EVENT_TEXTS[scenario.event] + ("" if event else " Nothing unusual happens.")
         rows.append((level, "description", span, "Describe the anomaly events observed in the video.", described))
         if event:
-            why = f"{scenarios.PHRASES[scenario.event]} That may hurt people or property."
+            why = f"{scenarios.EVENT_TEXTS[scenario.event]} That may hurt people or property."
             rows.append((level, "analysis", span, "Why do you judge this event to be anomalous?", why))
     keys = ("level", "task", "span_s", "question", "answer")
     return [
@@ -133,7 +133,7 @@ def questions(truths: Mapping[str, object]) -> list[dict]:
     rows = []
     for name, truth in truths.items():
         scenario = truth.scenario
-        why = f"{scenarios.PHRASES[scenario.event]} " + (
+        why = f"{scenarios.EVENT_TEXTS[scenario.event]} " + (
             "This is not usual here." if scenario.label else "This is everyday."
         )
         rows.append({

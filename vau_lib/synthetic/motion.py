@@ -80,7 +80,7 @@ def direct(scenario, layout: scenes.Layout) -> Cast:
     """Hand out the parts of a `scenarios.Scenario`: the event's own, then bystanders and traffic as in any video."""
     rng, cast = np.random.default_rng([scenario.seed, 3]), Cast()
     begin = scenario.duration_s * rng.uniform(0.25, 0.5)
-    STORIES[scenario.event](cast, scenario, layout, rng, begin)
+    EVENT_SCRIPTS[scenario.event](cast, scenario, layout, rng, begin)
     people = sum(member.kind == "person" for member in cast.members)
     vehicles = sum(member.kind in objects.BODIES for member in cast.members)
     focus = cast.focus if cast.focus is not None else np.array(layout.spots[rng.integers(len(layout.spots))])
@@ -365,7 +365,7 @@ def _stop_close(cast, scenario, layout, rng, begin):
         cast.members.append(_car(rng, script))
 
 
-STORIES = {
+EVENT_SCRIPTS = {
     "walk": _walk, "loiter": _loiter, "run": _run, "fall": _fall, "fight": _fight, "intrusion": _intrusion,
     "left_package": _left_package, "vandalism": _vandalism, "crash": _crash, "tie_shoe": _tie_shoe, "greet": _greet,
     "wait_at_gate": _wait_at_gate, "rest_bag": _rest_bag, "use_machine": _use_machine, "stop_close": _stop_close,

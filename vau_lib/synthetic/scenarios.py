@@ -93,35 +93,35 @@ class Scenario:
 
     @property
     def factors(self) -> dict[str, str]:
-        """What the grammar says of it, {factor: value}."""
+        """Return {factor: value}."""
         return {name: getattr(self, name) for name in FACTORS}
 
 
-def contradiction(chosen: dict) -> str:
+def contradiction(factors: dict) -> str:
     """Return why factor values (some may be missing) cannot be in one video, "" where they can."""
-    scene, event, weather = (chosen.get(name) for name in ("scene", "event", "weather"))
+    scene, event, weather = (factors.get(name) for name in ("scene", "event", "weather"))
     if event in ("crash", "stop_close") and scene not in (None, *ROADS):
         return f"a {event.replace('_', ' ')} needs a {' or '.join(ROADS)}, got {scene}"
     if scene == "shop" and weather not in (None, "clear"):
         return f"a shop has a roof: weather {weather} and scene shop contradict"
-    if scene == "shop" and chosen.get("distractor") == "swaying_tree":
+    if scene == "shop" and factors.get("distractor") == "swaying_tree":
         return "no tree sways indoors: distractor swaying_tree and scene shop contradict"
     return ""
 
 
-def pairs(chosen: dict[str, str]) -> Iterator[tuple]:
-    """Yield every pair of factor values in a scenario's factors, ((factor, value), (factor, value))."""
-    yield from itertools.combinations(((name, chosen[name]) for name in FACTORS if name in chosen), 2)
+def pairs(factors: dict[str, str]) -> Iterator[tuple]:
+    """Yield every pair of factor values among `factors`, ((factor, value), (factor, value))."""
+    yield from itertools.combinations(((name, factors[name]) for name in FACTORS if name in factors), 2)
 
 
 def possible_pairs() -> set[tuple]:
     """Return every pair of values of two factors that one video can hold."""
-    found = set()
-    for one, two in itertools.combinations(FACTORS, 2):
-        for value, other in itertools.product(FACTORS[one], FACTORS[two]):
-            if not contradiction({one: value, two: other}):
-                found.add(((one, value), (two, other)))
-    return found
+    return {
+        ((first, value), (second, other))
+        for first, second in itertools.combinations(FACTORS, 2)
+        for value, other in itertools.product(FACTORS[first], FACTORS[second])
+        if not contradiction({first: value, second: other})
+    }
 
 
 def covering_scenarios(
@@ -130,8 +130,17 @@ def covering_scenarios(
 ) -> list[Scenario]:  # fmt: skip
     """Return `n` scenarios, an anomaly and its everyday counterpart in turn, of one world and with the same factors but the event.
 
-    Each pair of videos takes, of `tries` random sentences, the one that brings most pairs of values not seen yet. `fixed` holds
-    factors at one value. ValueError for an unknown factor or value, a contradiction, and fewer than two videos.
+    Each pair of videos takes, of `tries` random combinations of factors, the one with most pairs of values not covered yet.
+
+    Args:
+        n: number of scenarios, at least 2.
+        seed: of every random choice.
+        duration_s: mean length; each world's is within 10 % of it.
+        fps, height, width: of the videos.
+        tries: random combinations to choose from.
+        fixed: factors held at one value, like `weather="snow"`.
+
+    ValueError for an unknown factor or value, a contradiction, and fewer than two videos.
     """
     if n < 2:
         raise ValueError(f"both classes need a video, got n={n}")
@@ -146,53 +155,55 @@ def covering_scenarios(
     rounds = itertools.cycle(anomalies or [next(a for a, e in HARD_NEGATIVES.items() if e == fixed["event"])])
     while len(chosen) < n:
         event = next(rounds)
-        sentences = [_sentence(rng, event, fixed, missing) for _ in range(tries)]
+        candidates = [_random_factors(rng, event, fixed, missing) for _ in range(tries)]
         gain = {
-            (number, usual): len(missing & {*pairs(said), *pairs(said | {"event": usual})})
-            for number, said in enumerate(sentences)
+            (number, usual): len(missing & {*pairs(factors), *pairs(factors | {"event": usual})})
+            for number, factors in enumerate(candidates)
             for usual in (HARD_NEGATIVES[event], *NORMAL_EVENTS)
         }
         number, usual = max(gain, key=gain.get)  # of equals the everyday counterpart
-        best = sentences[number]
+        best = candidates[number]
         people, vehicles = CROWDS[best["crowd"]]
         world_seed, first, second = (int(number) for number in rng.integers(2**31, size=3))
-        one = Scenario(
+        anomalous = Scenario(
             seed=first, world_seed=world_seed, duration_s=max(2.0, round(duration_s * rng.uniform(0.9, 1.1), 1)), fps=fps,
             height=height, width=width, num_people=people, num_vehicles=0 if best["scene"] == "shop" else vehicles,
             **{name: value for name, value in best.items() if name != "crowd"},
         )  # fmt: skip
-        chosen += [one, replace(one, event=usual, seed=second)]
+        chosen += [anomalous, replace(anomalous, event=usual, seed=second)]
         missing -= {pair for scenario in chosen[-2:] for pair in pairs(scenario.factors)}
     return chosen[:n]
 
 
-def _sentence(rng: np.random.Generator, event: str, fixed: dict[str, str], missing: set) -> dict[str, str]:
+def _random_factors(rng: np.random.Generator, event: str, fixed: dict[str, str], missing: set) -> dict[str, str]:
     """Return factor values at random around a pair that is still missing, where there is one that fits."""
     wanted = sorted(pair for pair in missing if all(name != "event" and name not in fixed for name, _ in pair))
     own = sorted(pair for pair in missing if pair[0] == ("event", event) and pair[1][0] not in fixed)
     for _ in range(50):
-        said = {name: fixed.get(name) or str(rng.choice(values)) for name, values in FACTORS.items()}
+        factors = {name: fixed.get(name) or str(rng.choice(values)) for name, values in FACTORS.items()}
         source = own or wanted
-        said |= dict(source[rng.integers(len(source))]) if source else {}
-        said |= {"event": event}
-        if not contradiction(said):
-            return said
-    while contradiction(said):
-        said = {name: fixed.get(name) or str(rng.choice(values)) for name, values in FACTORS.items()} | {"event": event}
-    return said
+        factors |= dict(source[rng.integers(len(source))]) if source else {}
+        factors |= {"event": event}
+        if not contradiction(factors):
+            return factors
+    while contradiction(factors):
+        factors = {name: fixed.get(name) or str(rng.choice(values)) for name, values in FACTORS.items()}
+        factors["event"] = event
+    return factors
 
 
 def coverage(chosen: Iterable[Scenario]) -> tuple[pd.DataFrame, set[tuple]]:
-    """Return (table of factor, factor, possible, seen, share; the pairs still missing) of a list of scenarios."""
-    seen, possible = {pair for scenario in chosen for pair in pairs(scenario.factors)}, possible_pairs()
-    lines = []
-    for one, two in itertools.combinations(FACTORS, 2):
-        here = {pair for pair in possible if (pair[0][0], pair[1][0]) == (one, two)}
-        lines.append([one, two, len(here), len(here & seen), len(here & seen) / len(here)])
-    return pd.DataFrame(lines, columns=["factor", "other", "possible", "seen", "share"]), possible - seen
+    """Return (table of factor, other, possible_pairs, covered_pairs, coverage; the pairs still missing) of scenarios."""
+    covered, possible = {pair for scenario in chosen for pair in pairs(scenario.factors)}, possible_pairs()
+    rows = []
+    for first, second in itertools.combinations(FACTORS, 2):
+        here = {pair for pair in possible if (pair[0][0], pair[1][0]) == (first, second)}
+        rows.append([first, second, len(here), len(here & covered), len(here & covered) / len(here)])
+    columns = ["factor", "other", "possible_pairs", "covered_pairs", "coverage"]
+    return pd.DataFrame(rows, columns=columns), possible - covered
 
 
-PHRASES = {
+EVENT_TEXTS = {
     "walk": "A person walks along.", "loiter": "A person waits in one place.", "run": "A person jogs past.",
     "fall": "A person suddenly falls to the ground and stays down.",
     "fight": "Two people start to push and punch each other.",
@@ -206,33 +217,39 @@ PHRASES = {
     "stop_close": "Two cars stop close to each other, wait and drive on unharmed.",
 }  # fmt: skip
 
-PLACES = {"street": "a street", "car_park": "a car park", "shop": "a shop's sales floor", "plaza": "a paved square"}
+SCENE_TEXTS = {
+    "street": "a street",
+    "car_park": "a car park",
+    "shop": "a shop's sales floor",
+    "plaza": "a paved square",
+}
 
-LIGHT = {
+LIGHTING_TEXTS = {
     "day": "bright daylight with clear shadows", "overcast": "grey, even light", "dusk": "dusk, lamps are on",
     "night": "night, monochrome infrared picture",
 }  # fmt: skip
 
-SKY = {"clear": "no rain", "rain": "steady rain", "snow": "snow is falling", "fog": "thick fog"}
+WEATHER_TEXTS = {"clear": "no rain", "rain": "steady rain", "snow": "snow is falling", "fog": "thick fog"}
 
-HUNG = {
+CAMERA_TEXTS = {
     "wall": "fixed on a wall, high, wide angle, no movement of the camera", "mast": "on a mast that sways a little in the wind",
     "old_lens": "with an old, soft lens, dark at the edges",
 }  # fmt: skip
 
-BESIDE = {
+DISTRACTOR_TEXTS = {
     "none": "", "insects": " Insects fly close to the lens.", "lamp_flicker": " A lamp flickers.",
     "swaying_tree": " A tree sways in the wind.",
 }  # fmt: skip
 
 
 def prompt(scenario: Scenario) -> str:
-    """Return the scenario as a text for a text-to-video model: camera, place, light, weather, who, what happens, what not."""
+    """Return the scenario as a text for a text-to-video model: camera, place, light, weather, event, other people, limits."""
     others = {"few": "Hardly anybody else is there", "some": "A few other people pass", "many": "Many people pass"}
     cars = f", and {scenario.num_vehicles} vehicles drive by" if scenario.num_vehicles else ""
     return (
-        f"Footage of a security camera {HUNG[scenario.camera]}. {PLACES[scenario.scene].capitalize()}, {LIGHT[scenario.lighting]}, "
-        f"{SKY[scenario.weather]}.{BESIDE[scenario.distractor]} {PHRASES[scenario.event]} {others[scenario.crowd]}{cars}. "
+        f"Footage of a security camera {CAMERA_TEXTS[scenario.camera]}. {SCENE_TEXTS[scenario.scene].capitalize()}, "
+        f"{LIGHTING_TEXTS[scenario.lighting]}, {WEATHER_TEXTS[scenario.weather]}.{DISTRACTOR_TEXTS[scenario.distractor]} "
+        f"{EVENT_TEXTS[scenario.event]} {others[scenario.crowd]}{cars}. "
         f"One single shot of {scenario.duration_s:.0f} seconds, realistic, no cuts, no zoom, no text, no sound."
     )
 
