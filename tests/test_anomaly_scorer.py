@@ -311,7 +311,7 @@ def trained() -> trained_detector.TrainedDetector:
     val = world(8, 100, 1, 3) + world(8, 100, 0, 4)
     config = anomaly_scorer.ScorerConfig(width=32, hidden=32, heads=2, head_width=8, slots=16)
     plan = anomaly_scorer.published_plan(epochs=8, learning_rate=3e-3, batch_size=8)
-    features, targets = ({s.id: getattr(s, part) for s in known + val} for part in ("rows", "labels"))
+    features, targets = ({s.id: getattr(s, part) for s in known + val} for part in ("features", "labels"))
     return trained_detector.train(
         features, targets, {s.id for s in val}, config=config, plan=plan, steps=100, temporal_difference=False
     )
@@ -324,14 +324,14 @@ def test_validation_chooses_and_the_curves_say_so(trained):
 def test_a_trained_scorer_puts_twice_as_many_frames_into_events_as_uniform(trained):
     """N = 12 on long synthetic streams of 1,500 rows, four events each."""
     streams = world(8, 1500, 4, 5)
-    scores, events = {s.id: trained.score(s.rows) for s in streams}, {s.id: s.events for s in streams}
+    scores, events = {s.id: trained.score(s.features) for s in streams}, {s.id: s.events for s in streams}
     hits = frame_sampling.summary(frame_sampling.study(scores, events, [12])).set_index("sampler")["hit_rate"]
     assert hits["intended"] >= 2 * max(hits["uniform"], 0.03)
 
 
 def test_a_trained_scorer_is_saved_and_loaded(trained, tmp_path):
     trained_detector.save(tmp_path, trained, facts="a test")
-    again, x = trained_detector.load(tmp_path, anomaly_scorer.AnomalyScorer), world(1, 300, 1, 6)[0].rows
+    again, x = trained_detector.load(tmp_path, anomaly_scorer.AnomalyScorer), world(1, 300, 1, 6)[0].features
     assert np.array_equal(again.score(x), trained.score(x)) and not again.model.training
     assert artifacts.check_made_by(tmp_path, facts="a test")
 
@@ -359,7 +359,7 @@ def test_training_needs_a_target_for_every_row():
 
 def test_the_same_seed_trains_the_same_scorer():
     streams = world(6, 40, 1, 7) + world(6, 40, 0, 8)
-    features, targets = ({s.id: getattr(s, part) for s in streams} for part in ("rows", "labels"))
+    features, targets = ({s.id: getattr(s, part) for s in streams} for part in ("features", "labels"))
     config = anomaly_scorer.ScorerConfig(width=32, hidden=16, heads=2, head_width=4, slots=8)
     val = {streams[0].id, streams[-1].id}
     runs = [
@@ -374,13 +374,15 @@ def test_the_same_seed_trains_the_same_scorer():
         )
         for seed in (0, 0, 1)
     ]
-    first, same, other = (run.score(streams[1].rows) for run in runs)
+    first, same, other = (run.score(streams[1].features) for run in runs)
     assert np.array_equal(first, same) and not np.array_equal(first, other)
 
 
 def test_coarse_to_fine_with_a_scorer_looks_at_less_than_half(trained):
     (stream,) = world(1, 1500, 4, 9)
-    scores, looked = frame_sampling.coarse_to_fine(lambda index: trained.score(stream.rows[index]), len(stream.rows))
+    scores, looked = frame_sampling.coarse_to_fine(
+        lambda index: trained.score(stream.features[index]), len(stream.features)
+    )
     assert looked.mean() < 0.5 and scores.shape == (1500,) and 0 <= scores.min() and scores.max() <= 1
     inside = [
         frame_sampling.judge(frame_sampling.density_aware_sample(scores, 12), stream.events)["hit_rate"]

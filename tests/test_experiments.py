@@ -18,11 +18,11 @@ def test_test_labels_are_never_handed_out_and_shuffling_keeps_the_counts():
     assert len(labels) == 26 and all(
         int(name[1:]) < 26 and label == int(name[1:]) % 2 for name, label in labels.items()
     )
-    dealt = experiments.training_labels(FOUND, shuffled=3)
+    shuffled = experiments.training_labels(FOUND, shuffled=3)
     assert (
-        sum(dealt.values()) == sum(labels.values())
-        and dealt != labels
-        and dealt == experiments.training_labels(FOUND, shuffled=3)
+        sum(shuffled.values()) == sum(labels.values())
+        and shuffled != labels
+        and shuffled == experiments.training_labels(FOUND, shuffled=3)
     )
     assert set(experiments.training_labels(FOUND, one_class=True).values()) == {0}
 
@@ -33,7 +33,7 @@ def test_scores_are_read_back_for_the_test_part_only(tmp_path):
     scores, labels = experiments.test_scores(tmp_path)
     assert scores == {f"v{n:02}": float(n) for n in range(26, 32)} and labels["v27"] == 1
     assert (
-        artifacts.read_json(tmp_path / "scores.json")["v20"]["rows"] == [20.0] * 4
+        artifacts.read_json(tmp_path / "scores.json")["v20"]["scores"] == [20.0] * 4
     )  # validation is kept, training is not
     assert "v00" not in artifacts.read_json(tmp_path / "scores.json")
 

@@ -174,7 +174,7 @@ def test_a_spliced_stream_holds_whole_anomalies_between_normal_rows():
     stream = feature_streams.splice(
         videos(1), videos(-1), rows=200, events=8, rng=rng(), id="x", row_s=0.5, spans=spans
     )
-    values, expected = stream.rows[:, 0], []
+    values, expected = stream.features[:, 0], []
     inserted = np.flatnonzero(values < 0)
     for place in np.split(inserted, np.flatnonzero(np.diff(inserted) > 1) + 1):  # so that normal rows lie between
         assert values[place].tolist() == videos(-1)[int(-values[place[0]] - 1) // 100][:, 0].tolist()
@@ -204,8 +204,8 @@ def test_a_drifting_stream_is_what_its_formula_says():
     along, towards = feature_streams.world_directions()
     np.testing.assert_allclose(along @ along.T, np.eye(4), atol=1e-12)
     np.testing.assert_allclose(towards, along.sum(0) / 2)
-    lifted = stream.rows @ towards
-    np.testing.assert_allclose(stream.rows, np.outer(lifted, towards), atol=1e-6)
+    lifted = stream.features @ towards
+    np.testing.assert_allclose(stream.features, np.outer(lifted, towards), atol=1e-6)
     first = [start for start, _ in stream.events]
     assert set(np.round(lifted[first], 4)) == {1, 2}  # up in one row or in two
     lifted[first] = 2
@@ -217,7 +217,7 @@ def test_a_drifting_stream_is_what_its_formula_says():
 def test_the_drift_has_its_size_and_its_time():
     level = {"camera": 0.0, "noise": 0.0, "row_s": 1.0, "drift": 3.0, "drift_s": 50.0}
     stream = feature_streams.drifting_stream(rows=100_000, events=0, rng=rng(), width=8, directions=2, **level)
-    z = stream.rows @ feature_streams.world_directions(8, directions=2)[0].T
+    z = stream.features @ feature_streams.world_directions(8, directions=2)[0].T
     assert z.std(0) == pytest.approx([3, 3], rel=0.1)
     after = [(z[50:, k] * z[:-50, k]).mean() / z[:, k].var() for k in (0, 1)]
     assert after == pytest.approx([math.exp(-1)] * 2, abs=0.08)
@@ -227,8 +227,8 @@ def test_the_drift_has_its_size_and_its_time():
 def test_a_seed_decides_the_stream(make):
     parts = {"normals": videos(1), "anomalies": videos(-1), "id": "x"} if make is feature_streams.splice else {}
     one, same, other = (make(rows=300, events=5, rng=rng(seed), **parts) for seed in (1, 1, 2))
-    assert one.rows.tobytes() == same.rows.tobytes() and one.events == same.events != other.events
-    assert one.rows.dtype == np.float32 and one.labels.dtype == np.uint8
+    assert one.features.tobytes() == same.features.tobytes() and one.events == same.events != other.events
+    assert one.features.dtype == np.float32 and one.labels.dtype == np.uint8
 
 
 def test_after_leaves_out_events_that_began_before():
@@ -246,7 +246,7 @@ def test_in_the_drifting_world_only_the_recent_past_tells():
     labels, towards = {stream.id: stream.labels for stream in world}, feature_streams.world_directions()[1]
 
     def auc(past):
-        level = {stream.id: stream.rows @ towards for stream in world}
+        level = {stream.id: stream.features @ towards for stream in world}
         return metrics.frame_auc({name: x - past(x) for name, x in level.items()}, labels)
 
     def recent(x):

@@ -31,7 +31,7 @@ def test_streams_together_score_as_alone(cameras):
     trained = untrained(CONFIG)
     together = stream_profiling.scores(trained, cameras)
     for camera in cameras:
-        np.testing.assert_allclose(together[camera.id], trained.score(camera.rows), atol=1e-5)
+        np.testing.assert_allclose(together[camera.id], trained.score(camera.features), atol=1e-5)
     longer = stream_profiling.scores(trained, cameras, memory=9)
     assert np.abs(longer[cameras[0].id] - together[cameras[0].id]).max() > 1e-6  # the memory's length is a choice
 
@@ -76,5 +76,5 @@ def test_endurance_shows_a_state_that_grows():
 
 
 def test_depths_are_shares(cameras):
-    share = stream_profiling.exit_depths(untrained(CONFIG), cameras, (0.0, 1.0), rows=42)
+    share = stream_profiling.exit_depths(untrained(CONFIG), cameras, (0.0, 1.0), snippets=42)
     assert share.loc[0.0, 1] == 1.0 and share.loc[1.0, 4] == 1.0

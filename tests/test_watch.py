@@ -28,7 +28,7 @@ def model(request, tmp_path_factory):
     )
     made = lshma.LSHMA(lshma_state.LSHMAConfig.xd(width=128, window=2)).eval()
     trained_detector.save(
-        folder, trained_detector.TrainedDetector(made, fitted, None), facts={"rows": recipe.made_by()}
+        folder, trained_detector.TrainedDetector(made, fitted, None), facts={"features": recipe.made_by()}
     )
     return folder
 
@@ -40,7 +40,7 @@ def whole(model, path):
 
 
 def test_watched_scores_are_those_of_the_whole_video(model, clip):
-    encode, size = watch.encoder_of(model)
+    encode, size = watch.live_encoder(model)
     trained = trained_detector.load(model)
     seen = list(watch.watch(video.live(clip), trained, encode, snippet_frames=size))
     np.testing.assert_allclose(np.concatenate([s.scores for s in seen]), whole(model, clip), atol=2e-3)  # gray by RGB
@@ -71,22 +71,22 @@ def test_the_command_prints_a_line_per_clip_and_leaves_picture_and_table(model, 
 
 
 def test_seconds_end_a_stream(model, clip):
-    lines = list(watch.lines(str(clip), model, seconds=1.0))
+    lines = list(watch.report_lines(str(clip), model, seconds=1.0))
     assert lines[-1].startswith("4 clips to 1.0 s") or lines[-1].startswith("4 clips to 0.9")  # 25 frames, 7 rows
 
 
 @pytest.mark.real
 def test_other_weights_than_the_training_rows_are_refused(model, tmp_path, xfeat_weights):
-    facts = artifacts.read_json(model / "made_by.json")["facts"]["rows"]
-    artifacts.write_json(tmp_path / "made_by.json", {"facts": {"rows": {**facts, "weights_sha256": "0" * 64}}})
-    with pytest.raises(artifacts.StoreError, match="its rows have weights_sha256 0000"):
-        watch.encoder_of(tmp_path, xfeat_weights)
+    facts = artifacts.read_json(model / "made_by.json")["facts"]["features"]
+    artifacts.write_json(tmp_path / "made_by.json", {"facts": {"features": {**facts, "weights_sha256": "0" * 64}}})
+    with pytest.raises(artifacts.StoreError, match="its features have weights_sha256 0000"):
+        watch.live_encoder(tmp_path, xfeat_weights)
 
 
 def test_rows_that_a_live_picture_cannot_give_are_refused(tmp_path):
-    artifacts.write_json(tmp_path / "made_by.json", {"facts": {"rows": {"encoder": "flow"}}})
-    with pytest.raises(artifacts.StoreError, match="rows of flow cannot be made from a live picture"):
-        watch.encoder_of(tmp_path)
+    artifacts.write_json(tmp_path / "made_by.json", {"facts": {"features": {"encoder": "flow"}}})
+    with pytest.raises(artifacts.StoreError, match="features of flow cannot be made live"):
+        watch.live_encoder(tmp_path)
 
 
 @pytest.mark.parametrize(

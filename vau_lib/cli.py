@@ -130,7 +130,7 @@ def watch(
     from vau_lib import watch  # torch, only here
 
     model = presets.project_path(model)
-    for line in watch.lines(source, model, weights, threshold=threshold, seconds=seconds, plot=plot, csv=csv):
+    for line in watch.report_lines(source, model, weights, threshold=threshold, seconds=seconds, plot=plot, csv=csv):
         typer.echo(line)
 
 

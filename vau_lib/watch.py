@@ -1,8 +1,8 @@
-"""Say what is strange while it happens: frames come in, a trained stream's scores go out, nothing else is kept.
+"""Live anomaly scores of a camera or a video file by a trained LSHMA, with bounded memory.
 
-- a model folder knows which rows it was trained on; the same encoder is built again, and other weights are refused
-- the numbers are those of the whole video at once: rows, their change, clips, state, in one pass
-- a file is a camera that ends; what a live source costs is told as lag, how far behind the picture the score is
+- a model's folder says which features it was trained on; the same encoder is built again, other weights are refused
+- the scores equal those of the whole video at once: features, temporal difference, clips and state in one pass
+- a file is a camera that ends; for a live source the lag says how far the score is behind the picture
 """
 
 import itertools
@@ -22,16 +22,16 @@ from vau_lib.features import extraction, image_encoders
 from vau_lib.plots import style, timeline
 from vau_lib.workspace import artifacts
 
-KEPT = 7200  # scores kept for the picture: an hour at two a second
+KEPT_SCORES = 7200  # scores kept for the figure: an hour at two a second
 
-PICTURES, BAR, REDRAW_S = 6, 20, 5.0  # frames in the picture; characters of a full bar; seconds between pictures
+MAX_FRAMES, BAR, REDRAW_S = 6, 20, 5.0  # frames in the figure; characters of a full bar; seconds between figures
 
-Encode = Callable[[np.ndarray], np.ndarray]  # frames (n, H, W, 3) of one segment -> row (D,)
+Encode = Callable[[np.ndarray], np.ndarray]  # frames (n, H, W, 3) of one snippet -> feature (D,)
 
 
 @dataclass(frozen=True)
 class ScoredClip:
-    """A clip that is over: seconds its segments end at, (N,); their scores, (N,) in [0, 1]; blocks passed; what it cost."""
+    """A scored clip: seconds its snippets end at (N,), their scores (N,) in [0, 1], blocks passed, time it took, last frame."""
 
     ends_s: np.ndarray
     scores: np.ndarray
@@ -41,26 +41,26 @@ class ScoredClip:
     frame: np.ndarray
 
 
-def encoder_of(folder: str | Path, weights: str | Path | None = None) -> tuple[Encode, int]:
-    """Return what turns a segment of frames into the rows the model in `folder` knows, and the frames of a segment.
+def live_encoder(folder: str | Path, weights: str | Path | None = None) -> tuple[Encode, int]:
+    """Return the encoder of the features the model in `folder` was trained on, and the number of frames in a snippet.
 
     `weights` is where that encoder's weights are, searched for when None; for CLIP a hub name or a folder. StoreError for
-    weights that are not those of the training rows, and for encoders that need more than one segment.
+    weights that are not those of the training features, and for encoders that need more than one snippet.
     """
-    rows = artifacts.read_json(Path(folder) / "made_by.json").get("facts", {}).get("rows", {})
-    kind, random = rows.get("encoder"), rows.get("weights_sha256") == "random"
+    trained_on = artifacts.read_json(Path(folder) / "made_by.json").get("facts", {}).get("features", {})
+    kind, random = trained_on.get("encoder"), trained_on.get("weights_sha256") == "random"
     if kind in ("xfeat", "squeezenet"):
-        encoder = extraction.ENCODERS[kind]("random" if random else weights, side=rows["side"])
+        encoder = extraction.ENCODERS[kind]("random" if random else weights, side=trained_on["side"])
     elif kind == "clip" and not random:
-        options = {"crops": rows["crops"], "drop_last": rows["drop_last"]}
+        options = {"crops": trained_on["crops"], "drop_last": trained_on["drop_last"]}
         encoder = image_encoders.CLIPEncoder(*([weights] if weights else []), **options)
     else:
-        raise artifacts.StoreError(f"{folder}: rows of {kind or 'no known encoder'} cannot be made from a live picture")
-    if odd := [key for key, value in encoder.made_by().items() if rows.get(key) != value]:
+        raise artifacts.StoreError(f"{folder}: features of {kind or 'no known encoder'} cannot be made live")
+    if odd := [key for key, value in encoder.made_by().items() if trained_on.get(key) != value]:
         raise artifacts.StoreError(
-            f"{folder}: its rows have {odd[0]} {rows.get(odd[0])}, here it is {encoder.made_by()[odd[0]]}"
+            f"{folder}: its features have {odd[0]} {trained_on.get(odd[0])}, here it is {encoder.made_by()[odd[0]]}"
         )
-    frames = rows["snippet_frames"]
+    frames = trained_on["snippet_frames"]
     return lambda segment: encoder(segment, snippet_frames=frames)[0], frames
 
 
@@ -71,39 +71,39 @@ def watch(
     *,
     snippet_frames: int,
 ) -> Iterator[ScoredClip]:
-    """Yield a `Seen` per clip of (seconds, RGB frame (H, W, 3)), as it completes; at the end of the rows that are left.
+    """Yield a `ScoredClip` as each clip of (seconds, RGB frame (H, W, 3)) completes, the last one with what is left.
 
     `lag_s` is how long after the clip's last frame was due its score is there, taking the first frame as on time: near 0
     while the machine keeps up, below 0 for a file that is read faster than it plays.
     """
     source, state, model, ends = _Source(frames), None, trained.model, []
     segments = _segments(source, snippet_frames, ends)
-    for rows in _as_trained((encode(segment) for segment in segments), trained.preprocessing):
-        logits, state = model.push(rows[None], state)
+    for features in _preprocess((encode(segment) for segment in segments), trained.preprocessing):
+        logits, state = model.push(features[None], state)
         if logits.shape[1]:
-            yield source.seen(ends, logits[0], int(state.depth))
+            yield source.scored_clip(ends, logits[0], int(state.depth))
     if state is not None and (left := model.flush(state)).shape[1]:
-        yield source.seen(ends, left[0], model.settings.layers)
+        yield source.scored_clip(ends, left[0], model.settings.layers)
 
 
 class _Source:
-    """Hand frames on, and know what waiting for them took."""
+    """Pass frames on and measure the time spent waiting for them."""
 
     def __init__(self, frames: Iterable[tuple[float, np.ndarray]]):
         self.frames, self.began, self.waited, self.since = frames, None, 0.0, time.perf_counter()
         self.moment, self.frame = 0.0, None
 
     def __iter__(self) -> Iterator[tuple[float, np.ndarray]]:
-        asked = time.perf_counter()
+        since = time.perf_counter()
         for moment, frame in self.frames:
             now = time.perf_counter()
             self.began = now - moment if self.began is None else self.began
-            self.waited, self.moment, self.frame = self.waited + now - asked, moment, frame
+            self.waited, self.moment, self.frame = self.waited + now - since, moment, frame
             yield moment, frame
-            asked = time.perf_counter()
+            since = time.perf_counter()
 
-    def seen(self, ends: list[float], logits: Tensor, depth: int) -> ScoredClip:
-        """Return the clip that is over now, and take its segments off `ends`."""
+    def scored_clip(self, ends: list[float], logits: Tensor, depth: int) -> ScoredClip:
+        """Return the clip that is over now, and take its snippets off `ends`."""
         now, ends_s = time.perf_counter(), np.array([ends.pop(0) for _ in logits])
         compute_s, self.since, self.waited = now - self.since - self.waited, now, 0.0
         scores = logits.sigmoid().detach().numpy()
@@ -111,7 +111,7 @@ class _Source:
 
 
 def _segments(source: _Source, size: int, ends: list[float]) -> Iterator[np.ndarray]:
-    """Yield segments (n, H, W, 3), the last may be short; note when each ended. A change of size begins a new one."""
+    """Yield snippets (n, H, W, 3), the last may be short; note when each ended. A change of size begins a new one."""
     segment = []
     for moment, frame in source:
         segment = [*segment, frame] if not segment or segment[0].shape == frame.shape else [frame]
@@ -124,22 +124,22 @@ def _segments(source: _Source, size: int, ends: list[float]) -> Iterator[np.ndar
         yield np.stack(segment)
 
 
-def _as_trained(rows: Iterable[np.ndarray], fitted: preprocessing.Preprocessing) -> Iterator[Tensor]:
-    """Yield (n, D) prepared rows, together those of `fitted` on all rows; how the first row changed is told by the second."""
+def _preprocess(features: Iterable[np.ndarray], fitted: preprocessing.Preprocessing) -> Iterator[Tensor]:
+    """Yield features (n, D), together `fitted` of all features at once; the first temporal difference needs the second one."""
     before, first = None, True
-    for row in rows:
+    for feature in features:
         if not fitted.temporal_difference:
-            yield fitted(row[None]).mT
+            yield fitted(feature[None]).mT
         elif before is not None:
-            both = fitted(np.stack([before, row])).mT
+            both = fitted(np.stack([before, feature])).mT
             yield both if first else both[1:]
             first = False
-        before = row
+        before = feature
     if fitted.temporal_difference and first and before is not None:
         yield fitted(before[None]).mT
 
 
-def lines(
+def report_lines(
     source: str, model: Path, weights: str | Path | None = None, *, threshold: float = 0.5, seconds: float = 0.0,
     plot: Path | None = None, csv: Path | None = None,
 ) -> Iterator[str]:  # fmt: skip
@@ -148,51 +148,56 @@ def lines(
         raise artifacts.StoreError(
             f"{model.name}: no trained stream in {model}: `vau run demo 06` trains one, --model names another"
         )
-    trained, (encode, snippet_frames) = trained_detector.load(model, lshma.LSHMA), encoder_of(model, weights)
-    made = artifacts.read_json(model / "made_by.json")["facts"]["rows"]
-    note = "; RANDOM encoder weights, the scores mean nothing" if made.get("weights_sha256") == "random" else ""
-    yield f"{source}: {made['encoder']} rows of {snippet_frames} frames, clips of {trained.model.settings.window} rows{note}"
+    trained, (encode, snippet_frames) = trained_detector.load(model, lshma.LSHMA), live_encoder(model, weights)
+    trained_on = artifacts.read_json(model / "made_by.json")["facts"]["features"]
+    note = "; RANDOM encoder weights, the scores mean nothing" if trained_on.get("weights_sha256") == "random" else ""
+    window = trained.model.settings.window
+    yield f"{source}: {trained_on['encoder']} features of {snippet_frames} frames, clips of {window} snippets{note}"
     frames = video.live(source)
     frames = itertools.takewhile(lambda timed: timed[0] < seconds, frames) if seconds else frames
-    history, drawn = History(threshold), 0.0
+    report, drawn = StreamReport(threshold), 0.0
     try:
         for clip in watch(frames, trained, encode, snippet_frames=snippet_frames):
-            history.add(clip)
-            yield history.line(clip)
+            report.add(clip)
+            yield report.line(clip)
             if plot and time.perf_counter() - drawn > REDRAW_S:
-                history.draw(plot, source)
+                report.draw(plot, source)
                 drawn = time.perf_counter()
     except KeyboardInterrupt:
         yield "stopped"
-    if not history.ends_s:
+    if not report.ends_s:
         raise video.VideoError(f"{source}: not one frame came")
     if plot:
-        yield f"picture: {', '.join(map(str, history.draw(plot, source)))}"
+        yield f"figure: {', '.join(map(str, report.draw(plot, source)))}"
     if csv:
         with artifacts.replacing(csv) as temporary:
-            pd.DataFrame({"known_at_s": history.known_s, "score": history.scores}).to_csv(temporary, index=False)
+            pd.DataFrame({"known_at_s": report.known_s, "score": report.scores}).to_csv(temporary, index=False)
         yield f"table: {csv}"
-    yield history.summary()
+    yield report.summary()
 
 
-class History:
-    """What was seen lately: the last hour of scores, a few pictures, and sums over everything."""
+class StreamReport:
+    """The last hour of scores, the frames that scored highest, and totals of the whole stream."""
 
     def __init__(self, threshold: float):
-        self.threshold, self.clips, self.marked, self.spent_ms, self.worst_ms = threshold, 0, 0, 0.0, 0.0
-        self.ends_s, self.known_s, self.scores = deque(maxlen=KEPT), deque(maxlen=KEPT), deque(maxlen=KEPT)
-        self.pictures = []  # (second, score, frame): the highest
+        self.threshold, self.clips, self.alarms, self.spent_ms, self.worst_ms = threshold, 0, 0, 0.0, 0.0
+        self.ends_s, self.known_s, self.scores = (
+            deque(maxlen=KEPT_SCORES),
+            deque(maxlen=KEPT_SCORES),
+            deque(maxlen=KEPT_SCORES),
+        )
+        self.top_frames = []  # (second, score, frame): the highest
 
     def add(self, clip: ScoredClip) -> None:
-        """Take a clip in."""
+        """Add a clip."""
         self.clips, self.spent_ms = self.clips + 1, self.spent_ms + clip.compute_ms
-        self.marked += int(clip.scores.max() >= self.threshold)
+        self.alarms += int(clip.scores.max() >= self.threshold)
         self.worst_ms = max(self.worst_ms, clip.compute_ms)
         self.ends_s.extend(clip.ends_s)
         self.known_s.extend([clip.ends_s[-1]] * len(clip.scores))
         self.scores.extend(clip.scores)
-        picture = (float(clip.ends_s[-1]), float(clip.scores.max()), _small(clip.frame))
-        self.pictures = sorted([*self.pictures, picture], key=lambda one: -one[1])[:PICTURES]
+        item = (float(clip.ends_s[-1]), float(clip.scores.max()), _small(clip.frame))
+        self.top_frames = sorted([*self.top_frames, item], key=lambda item: -item[1])[:MAX_FRAMES]
 
     def line(self, clip: ScoredClip) -> str:
         """Return the clip as a line."""
@@ -203,16 +208,16 @@ class History:
         return f"{clip.ends_s[-1]:9.1f} s  {top:.3f} {bar}  depth {clip.depth}  {clip.compute_ms:6.1f} ms{lag}{mark}"
 
     def summary(self) -> str:
-        """Return everything as a line."""
+        """Return the totals as a line."""
         return (
-            f"{self.clips} clips to {self.ends_s[-1]:.1f} s, {self.marked} at or above {self.threshold:g}; "
-            f"{self.spent_ms / self.clips:.1f} ms a clip with its rows, at most {self.worst_ms:.1f}"
+            f"{self.clips} clips to {self.ends_s[-1]:.1f} s, {self.alarms} at or above {self.threshold:g}; "
+            f"{self.spent_ms / self.clips:.1f} ms a clip with its features, at most {self.worst_ms:.1f}"
         )
 
     def draw(self, path: Path, title: str) -> list[Path]:
-        """Write the last hour as a picture: scores over time under the frames that scored highest; return the files."""
+        """Write the last hour as a figure: scores over time under the frames that scored highest; return the files."""
         first = self.ends_s[0]
-        shown = sorted((one for one in self.pictures if one[0] >= first), key=lambda one: one[0])
+        shown = sorted((item for item in self.top_frames if item[0] >= first), key=lambda item: item[0])
         row_s = (self.ends_s[-1] - first) / max(len(self.ends_s) - 1, 1) or 1.0
         figure = timeline.scores(
             {"score": np.array(self.scores)}, fps=1 / row_s, frames=np.stack([frame for *_, frame in shown]),

@@ -132,10 +132,10 @@ def read_records(path: str | Path) -> list[VideoRecord]:
 
 @dataclass(frozen=True, eq=False)
 class LongStream:
-    """Hours of rows (T, D) float32 with labels (T,) uint8; `events` are half-open spans of rows, `row_s` s each."""
+    """Hours of features (T, D) float32 with labels (T,) uint8; `events` are half-open spans of rows, `row_s` s each."""
 
     id: str
-    rows: np.ndarray
+    features: np.ndarray
     labels: np.ndarray
     events: tuple[tuple[int, int], ...]
     row_s: float = ROW_S
@@ -147,7 +147,7 @@ class LongStream:
 
     def after(self, seconds: float) -> np.ndarray:
         """Return (T,) bool: rows that begin at `seconds` or later and are in no event that began earlier."""
-        kept = np.arange(len(self.rows)) * self.row_s >= seconds
+        kept = np.arange(len(self.features)) * self.row_s >= seconds
         for start, end in self.events:
             if start * self.row_s < seconds:
                 kept[start:end] = False

@@ -1,9 +1,10 @@
-"""What simple methods score on the same rows: a learned model that does not beat them has learned nothing new.
+"""Baselines on the same features: norm, temporal difference, nearest neighbours, Mahalanobis distance, logistic regression.
 
-- training-free: how much a row changes, how large it is; nothing is fitted, nothing can leak
-- fitted on normal rows only: distance to the nearest normal rows, distance from their cloud
-- fitted on labels: logistic regression on how a video's rows change
-Every results table of this workspace has at least one of these rows in it. Rows are (T, D), scores (T,), higher is stranger.
+- without training: the norm of a feature and its temporal difference; nothing is fitted, nothing can leak
+- fitted on normal features only: distance to the nearest ones, distance from their distribution
+- fitted on labels: logistic regression on a video's temporal differences
+A learned detector that does not beat them has learned nothing new: every results table here holds at least one of them.
+Features are (T, D), scores (T,), higher is more anomalous.
 """
 
 from collections.abc import Mapping
@@ -16,30 +17,30 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 
-def energy(rows: np.ndarray) -> np.ndarray:
-    """Return the length of each row, (T,); the published MemTSM checkpoint orders videos by little else."""
-    return np.linalg.norm(rows, axis=1)
+def energy(features: np.ndarray) -> np.ndarray:
+    """Return the norm of each feature, (T,); the published MemTSM checkpoint orders videos by little else."""
+    return np.linalg.norm(features, axis=1)
 
 
-def difference(rows: np.ndarray) -> np.ndarray:
-    """Return the length of each row's change from the row before, (T,); the first repeats the second's."""
-    if len(rows) < 2:
-        return np.zeros(len(rows))
-    steps = np.linalg.norm(np.diff(rows, axis=0), axis=1)
+def difference(features: np.ndarray) -> np.ndarray:
+    """Return the norm of each temporal difference x[t] - x[t - 1], (T,); the first repeats the second's."""
+    if len(features) < 2:
+        return np.zeros(len(features))
+    steps = np.linalg.norm(np.diff(features, axis=0), axis=1)
     return np.concatenate([steps[:1], steps])
 
 
-def neighbour_distance(normal: np.ndarray, rows: np.ndarray, *, neighbours: int = 5) -> np.ndarray:
-    """Return the mean distance (T,) to the nearest normal rows, channels standardised by the normal rows (N, D)."""
+def neighbour_distance(normal: np.ndarray, features: np.ndarray, *, neighbours: int = 5) -> np.ndarray:
+    """Return the mean distance (T,) to the nearest normal features (N, D); channels are standardised by the normal ones."""
     scale = StandardScaler().fit(normal)
     near = NearestNeighbors(n_neighbors=neighbours).fit(scale.transform(normal))
-    return near.kneighbors(scale.transform(rows))[0].mean(1)
+    return near.kneighbors(scale.transform(features))[0].mean(1)
 
 
-def cloud_distance(normal: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Return the squared Mahalanobis distance (T,) from the cloud of normal rows (N, D), covariance by Ledoit and Wolf."""
+def cloud_distance(normal: np.ndarray, features: np.ndarray) -> np.ndarray:
+    """Return the squared Mahalanobis distance (T,) from normal features (N, D), covariance by Ledoit and Wolf."""
     scale = StandardScaler().fit(normal)
-    return LedoitWolf().fit(scale.transform(normal)).mahalanobis(scale.transform(rows))
+    return LedoitWolf().fit(scale.transform(normal)).mahalanobis(scale.transform(features))
 
 
 def logistic_on_difference(
@@ -49,16 +50,16 @@ def logistic_on_difference(
     *,
     strength: float = 0.01,
 ) -> dict[str, float]:
-    """Return {id: score in [0, 1]} of `test` videos by logistic regression on mean and max |row - row before|.
+    """Return {id: score in [0, 1]} of `test` videos: logistic regression on mean and maximum of |x[t] - x[t - 1]|.
 
     `strength` is scikit-learn's C (small is smooth); it is fixed, not searched.
     """
     names = sorted(train)
     model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=2000))
     model.fit([_summary(train[name]) for name in names], [labels[name] for name in names])
-    return {name: float(model.predict_proba([_summary(rows)])[0, 1]) for name, rows in test.items()}
+    return {name: float(model.predict_proba([_summary(x)])[0, 1]) for name, x in test.items()}
 
 
-def _summary(rows: np.ndarray) -> np.ndarray:
-    steps = np.abs(np.diff(rows, axis=0)) if len(rows) > 1 else np.zeros_like(rows)
+def _summary(features: np.ndarray) -> np.ndarray:
+    steps = np.abs(np.diff(features, axis=0)) if len(features) > 1 else np.zeros_like(features)
     return np.concatenate([steps.mean(0), steps.max(0)])

@@ -1,7 +1,7 @@
-"""A training is a trial: a variant, a fold, a seed; it reads labels it may see, and leaves scores that others can check.
+"""Trainings over variants, folds and seeds: which labels one may see, when it is finished, which scores it leaves.
 
-- every system's notebook trains the same way: rows and records of a fold in, `scores.json` out, finished trials are kept
-- shuffled labels are dealt among training and validation videos only: what is left of a score then is not knowledge
+- every detector's notebook trains the same way: features and records of a fold in, `scores.json` out; finished ones are kept
+- shuffled labels are permuted among training and validation videos only: a detector trained on them must score at chance
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,22 +15,25 @@ from vau_lib.workspace import artifacts, presets
 
 
 def read_fold(records_file: str, fold: int, folder: Path) -> tuple[list[records.VideoRecord], dict[str, np.ndarray]]:
-    """Return the records of one fold that have rows in `folder`, and the rows {id: (T, D)}; * in the name is the fold."""
-    found = records.read_records(presets.project_path(records_file.replace("*", str(fold))))
-    rows = extraction.load(folder, found)
-    return [r for r in found if r.id in rows], rows
+    """Return the records of a fold that have features in `folder`, and {id: (T, D)}; * in the file's name is the fold."""
+    fold_records = records.read_records(presets.project_path(records_file.replace("*", str(fold))))
+    features = extraction.load(folder, fold_records)
+    return [r for r in fold_records if r.id in features], features
 
 
 def training_labels(
-    found: Sequence[records.VideoRecord], *, shuffled: int | None = None, one_class: bool = False
+    fold_records: Sequence[records.VideoRecord], *, shuffled: int | None = None, one_class: bool = False
 ) -> dict[str, int]:
-    """Return {id: label} of training and validation videos; with a seed in `shuffled`, dealt out at random among them."""
-    labels = {r.id: 0 if one_class else r.label for r in found if r.split != "test"}
-    if shuffled is None:
-        return labels
+    """Return {id: label} of training and validation videos; with a seed in `shuffled`, permuted among them."""
+    labels = {r.id: 0 if one_class else r.label for r in fold_records if r.split != "test"}
+    return labels if shuffled is None else shuffled_labels(labels, shuffled)
+
+
+def shuffled_labels(labels: Mapping[str, int], seed: int) -> dict[str, int]:
+    """Return {id: label} with the labels permuted, seeded; names are sorted first, so their order does not matter."""
     names = sorted(labels)
-    dealt = np.random.default_rng(shuffled).permutation([labels[name] for name in names])
-    return dict(zip(names, dealt.tolist(), strict=True))
+    permuted = np.random.default_rng(seed).permutation([labels[name] for name in names])
+    return dict(zip(names, permuted.tolist(), strict=True))
 
 
 def is_done(place: Path, facts: Mapping, *, file: str = "scores.json") -> bool:
@@ -39,27 +42,25 @@ def is_done(place: Path, facts: Mapping, *, file: str = "scores.json") -> bool:
 
 
 def write_scores(
-    place: Path, score: Callable[[np.ndarray], tuple[float, np.ndarray]], found: Sequence[records.VideoRecord],
-    rows: Mapping[str, np.ndarray],
-) -> None:  # fmt: skip
-    """Write what notebook 12 reads, scores.json: split, label, the video's score and its rows' scores, but for training videos.
+    place: Path,
+    score: Callable[[np.ndarray], tuple[float, np.ndarray]],
+    fold_records: Sequence[records.VideoRecord],
+    features: Mapping[str, np.ndarray],
+) -> None:
+    """Write scores.json, which notebook 12 reads: split, label, `video` score and snippet `scores`, without training videos.
 
-    `score` takes rows (T, D) and gives a number and (T,).
+    `score` takes features (T, D) and gives a number and (T,).
     """
     table = {}
-    for r in (r for r in found if r.split != "train"):
-        video, segments = score(rows[r.id])
-        table[r.id] = {
-            "split": r.split,
-            "label": r.label,
-            "video": float(video),
-            "rows": np.round(segments, 6).tolist(),
-        }
+    for r in (r for r in fold_records if r.split != "train"):
+        video, scores = score(features[r.id])
+        row = {"split": r.split, "label": r.label, "video": float(video), "scores": np.round(scores, 6).tolist()}
+        table[r.id] = row
     artifacts.write_json(place / "scores.json", table)
 
 
 def test_scores(place: Path, *, by_highest: bool = False) -> tuple[dict[str, float], dict[str, int]]:
     """Return {id: score} and {id: label} of a training's test videos; `by_highest` takes a video's highest snippet score."""
     test = {name: row for name, row in artifacts.read_json(place / "scores.json").items() if row["split"] == "test"}
-    scores = {name: max(row["rows"]) if by_highest else row["video"] for name, row in test.items()}
+    scores = {name: max(row["scores"]) if by_highest else row["video"] for name, row in test.items()}
     return scores, {name: row["label"] for name, row in test.items()}
