@@ -196,9 +196,9 @@ def test_templates_speak_the_truth_of_the_drawn_world(world):
         assert all(answer_parsing.parse_verdict(r.answer) == bool(record.label) for r in rows if r.task == "judgement")
         assert not annotation.flags(rows, [record])
         told = " ".join(r.answer for r in rows)
-        assert any(captions.CaptionTemplates.DOES[kind] in told for kind in record.classes) == bool(record.label)
+        assert any(captions.CaptionTemplates.ACTIONS[kind] in told for kind in record.classes) == bool(record.label)
         if not record.label:
-            assert not any(text in told for text in captions.CaptionTemplates.DOES.values())
+            assert not any(text in told for text in captions.CaptionTemplates.ACTIONS.values())
 
 
 def test_a_captioner_sees_the_seconds_it_is_asked_about(world):

@@ -76,7 +76,7 @@ def test_a_stride_opens_and_closes():
     camera, widths = scenes.Camera(4.0, 0.35, 0.0, 300.0, 320, 240), []
     look = people.random_look(np.random.default_rng(0))
     for phase in np.linspace(0, 2 * np.pi, 8, endpoint=False):
-        sketch, ids = scenes.Sketch(camera, who=1), Image.new("L", (320, 240))
+        sketch, ids = scenes.Sketch(camera, actor=1), Image.new("L", (320, 240))
         people.person(sketch, replace(look, carries=""), people.gait(phase, 1.4), (0.0, 9.0), 0.0)
         scenes.paint(camera, sketch.strokes, Image.new("RGB", ids.size), ids=ids)
         seen = np.asarray(ids)[np.asarray(ids).any(1)]

@@ -1,4 +1,4 @@
-"""The renderer: a place and its actors become frames and masks, with the light, exposure and noise of a cheap camera.
+"""The renderer: frames and masks of a place and its actors, with the light, exposure and noise of a cheap camera.
 
 - what does not move is painted once per video; a frame costs its actors, their shadows and the sensor's noise
 - painted at twice the size and averaged down, so edges are soft; the mask is the same painting, not averaged
@@ -36,8 +36,8 @@ LIGHTS = {
 
 
 @dataclass(frozen=True)
-class Set:
-    """A place ready to be filmed: all that does not change during a video."""
+class StaticScene:
+    """All that does not change during a video, painted once."""
 
     layout: scenes.Layout
     camera: scenes.Camera
@@ -45,14 +45,14 @@ class Set:
     lit: Image.Image  # canvas size
     shaded: Image.Image  # the same place without direct light
     cutouts: tuple[tuple[float, tuple[int, int], Image.Image, Image.Image], ...]  # z, corner, colours, outline
-    gain: Image.Image  # film size: how much light reaches each pixel
+    gain: Image.Image  # video size: how much light reaches each pixel
     shake: float  # canvas pixels
 
 
 HOURS = {"day": 11, "overcast": 9, "dusk": 17, "night": 22}  # on the recorder's clock, and four hours on
 
 
-def build(scenario) -> Set:
+def build(scenario) -> StaticScene:
     """Choose the camera of a `scenarios.Scenario` and paint all that stands still."""
     rng = np.random.default_rng([scenario.world_seed, 4])
     layout, light, indoors = scenes.PLACES[scenario.scene](rng), LIGHTS[scenario.lighting], scenario.scene == "shop"
@@ -68,7 +68,7 @@ def build(scenario) -> Set:
     lit = Image.fromarray(pixels)
     furniture = []
     for kind, x, z, number in sorted(layout.props, key=lambda prop: -prop[2]):
-        sketch = scenes.Sketch(camera, who=255)
+        sketch = scenes.Sketch(camera, actor=255)
         objects.prop(sketch, kind, x, z, number)
         furniture.append((z, sketch.strokes))
     shadow = _shadow(camera, light, [stroke for _, strokes in furniture for stroke in strokes])
@@ -84,7 +84,7 @@ def build(scenario) -> Set:
     cutouts = tuple(cutout for cutout in cutouts if cutout)
     shaded = lit.point(lambda level: level * (1 - light.shadow))
     shake = 0.0 if indoors else float(rng.choice([0.0, 0.7, 1.4]))
-    return Set(layout, camera, light, lit, shaded, cutouts, _gain(scenario, layout, camera, light), shake)
+    return StaticScene(layout, camera, light, lit, shaded, cutouts, _gain(scenario, layout, camera, light), shake)
 
 
 def _cutout(z, image, outline):
@@ -100,7 +100,7 @@ def _shadow(camera, light, strokes) -> Image.Image:
 
 
 def _gain(scenario, layout, camera, light) -> Image.Image:
-    """Light on the film: darker corners, pools under lamps at dusk, an infrared lamp's spot at night."""
+    """Light that reaches the sensor: darker corners, pools under lamps at dusk, an infrared lamp's spot at night."""
     height, width = scenario.height, scenario.width
     down, right = np.mgrid[:height, :width].astype(float)
     radius = ((right / width - 0.5) ** 2 + (down / height - 0.5) ** 2) * 2
@@ -113,15 +113,13 @@ def _gain(scenario, layout, camera, light) -> Image.Image:
             if kind == "lamp" and scale[0] > 0:
                 across, along = ((right, down)[i] - places[0, i] / scenes.SUPERSAMPLING for i in (0, 1))
                 reach = scale[0] / scenes.SUPERSAMPLING * 3.0
-                gain += (
-                    np.array([0.5, 0.42, 0.28])
-                    * np.exp(-((across / reach) ** 2) - (along / reach / 0.6) ** 2)[..., None]
-                )
+                pool = np.exp(-((across / reach) ** 2) - (along / reach / 0.6) ** 2)
+                gain += np.array([0.5, 0.42, 0.28]) * pool[..., None]
     return Image.fromarray(np.clip(gain * 255, 0, 255).astype(np.uint8))
 
 
 def shoot(scenario, cast: motion.Cast | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Film frame by frame: yield colours uint8 (H, W, 3) and actor numbers uint8 (H, W), 0 where none is seen."""
+    """Render frame by frame: yield colours uint8 (H, W, 3) and actor numbers uint8 (H, W), 0 where there is none."""
     place = build(scenario)
     cast = cast or motion.direct(scenario, place.layout)
     grain, clock = _grain(scenario, place.light.noise), _Clock(scenario)
@@ -135,16 +133,17 @@ def shoot(scenario, cast: motion.Cast | None = None) -> Iterator[tuple[np.ndarra
         )
         left, top = (int(round(scenes.MARGIN + part)) for part in np.clip(sway, -scenes.MARGIN, scenes.MARGIN))
         box = (left, top, left + scenario.width * scenes.SUPERSAMPLING, top + scenario.height * scenes.SUPERSAMPLING)
-        film = ImageChops.multiply(colours.crop(box).reduce(scenes.SUPERSAMPLING), place.gain).point(EXPOSURE)
+        picture = ImageChops.multiply(colours.crop(box).reduce(scenes.SUPERSAMPLING), place.gain).point(EXPOSURE)
         if glow:
             light = glow.resize(colours.size).crop(box).reduce(scenes.SUPERSAMPLING)
-            film = ImageChops.screen(film, Image.merge("RGB", [light] * 3))
+            picture = ImageChops.screen(picture, Image.merge("RGB", [light] * 3))
         if scenario.lighting == "night":
-            film = film.convert("L").convert("RGB")
+            picture = picture.convert("L").convert("RGB")
         down, right = rng.integers(0, 32, 2)
-        noisy = np.asarray(film, np.int16) + grain[down : down + scenario.height, right : right + scenario.width]
-        film = clock.stamp(Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)), t)
-        yield np.asarray(film), np.asarray(ids.crop(box))[1 :: scenes.SUPERSAMPLING, 1 :: scenes.SUPERSAMPLING].copy()
+        noisy = np.asarray(picture, np.int16) + grain[down : down + scenario.height, right : right + scenario.width]
+        picture = clock.stamp(Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)), t)
+        mask = np.asarray(ids.crop(box))[1 :: scenes.SUPERSAMPLING, 1 :: scenes.SUPERSAMPLING]
+        yield np.asarray(picture), mask.copy()
 
 
 def _grain(scenario, level) -> np.ndarray:
@@ -156,7 +155,7 @@ def _grain(scenario, level) -> np.ndarray:
 
 
 class _Clock:
-    """Stamps camera, date and time as recorders do."""
+    """The recorder's clock: camera, date and time."""
 
     def __init__(self, scenario):
         rng = np.random.default_rng([scenario.world_seed, 7])
@@ -167,28 +166,21 @@ class _Clock:
     def stamp(self, image, t):
         text = f"{self.camera}  {str(self.start + int(t)).replace('T', ' ')}"
         draw = ImageDraw.Draw(image)
-        place = (image.width // 40, image.height // 60)
-        draw.text(
-            place,
-            text,
-            font=self.font,
-            fill=(236, 236, 236),
-            stroke_width=max(1, image.height // 240),
-            stroke_fill=(24, 24, 24),
-        )
+        place, outline = (image.width // 40, image.height // 60), max(1, image.height // 240)
+        draw.text(place, text, (236, 236, 236), self.font, stroke_width=outline, stroke_fill=(24, 24, 24))
         return image
 
 
-def _expose(place: Set, cast, t: float, *, lit: bool):
+def _expose(place: StaticScene, cast, t: float, *, lit: bool):
     """Paint one moment, far to near: colours and actor numbers on the canvas, lamps' glow at half its size or None."""
-    seen, parts, shadows = [], list(place.cutouts), []
+    visible, parts, shadows = [], list(place.cutouts), []
     for number, member in enumerate(cast.members, 1):
         if state := member.at(t):
             sketch = scenes.Sketch(place.camera, number)
             _act(sketch, member, state, t, lit=lit)
             parts.append((state[1], sketch.strokes))
             shadows += sketch.strokes
-            seen.append((member.kind, state))
+            visible.append((member.kind, state))
     if cast.blows:
         sketch = scenes.Sketch(place.camera)
         objects.cracks(sketch, at=place.layout.machine, blows=sum(blow < t for blow in cast.blows))
@@ -207,7 +199,7 @@ def _expose(place: Set, cast, t: float, *, lit: bool):
     scenes.paint(place.camera, waiting, colours, ids=ids)
     if cast.burst and t >= cast.burst[0]:
         colours = objects.smoke(place.camera, colours, cast.burst[1:], t - cast.burst[0])
-    return colours, ids, _glow(place.camera, seen) if lit else None
+    return colours, ids, _glow(place.camera, visible) if lit else None
 
 
 def _act(sketch, member, state, t, *, lit):
@@ -225,10 +217,10 @@ def _act(sketch, member, state, t, *, lit):
         objects.bag(sketch, np.array([x, 0.02, z]), np.array([1.0, 0, 0.2]), 0.42, tall_m=tall, colour=colour)
 
 
-def _glow(camera, seen):
+def _glow(camera, visible):
     """Shine of head lamps, at half the canvas size."""
     image, sketch = Image.new("L", (camera.width // 2, camera.height // 2)), scenes.Sketch(camera)
-    for kind, (x, z, heading, *_) in seen:
+    for kind, (x, z, heading, *_) in visible:
         if kind in objects.BODIES:
             for lamp in objects.lamps(kind, (x, z), heading):
                 sketch.limbs([lamp], (0.55,), 0)

@@ -34,9 +34,9 @@ Item = tuple[str, Scenario, str]  # id, what to render, split
 class Truth:
     """What is in a video: boxes (T, N, 4), masks uint8 (T, H, W), depth (T, N), event spans.
 
-    A box is x0, y0, x1, y1 in pixels around the visible part, half-open, NaN where nothing of the actor is seen. In
-    `masks`, 0 is the place and n the actor with track_ids == n; `kinds` (N,) says what each is, `depth` how many metres
-    behind the front of the place it stands (who is nearer hides who is farther), NaN while it is absent.
+    A box is x0, y0, x1, y1 in pixels around the visible part, half-open, NaN where the actor is not visible. In
+    `masks`, 0 is the place and n the actor with track_ids == n; `kinds` (N,) is what each is, `depth` how many metres
+    behind the front of the place it stands (the nearer hides the farther), NaN while it is absent.
     """
 
     scenario: Scenario
@@ -58,7 +58,7 @@ class Rendering(Truth):
 def scenario_for(
     seed: int, *, event: str | None = None, world_seed: int | None = None, duration_s: float = 8.0, **fixed
 ) -> Scenario:
-    """Choose what is not given (`event`, `scene`, `lighting`, `num_people`, ...) by `seed`; 320 x 240, 15 per s."""
+    """Return a scenario; what is not `fixed` (`scene`, `lighting`, `num_people`, ...) follows from `seed`; 320 x 240, 15 fps."""
     rng = np.random.default_rng([seed if world_seed is None else world_seed, 1])
     event = event or str(np.random.default_rng([seed, 2]).choice(tuple(EVENTS)))
     scene = fixed.pop("scene", None) or str(rng.choice(scenes.SCENES[:2] if event == "crash" else scenes.SCENES))
@@ -76,23 +76,22 @@ def sample_scenarios(num_videos: int, *, seed: int, duration_s: float = 8.0, **f
     if num_videos < 2:
         raise ValueError(f"both classes need a video, got num_videos={num_videos}")
     rng, chosen = np.random.default_rng([seed, 0]), []
-    anomalous = shuffled_rounds(ANOMALOUS_EVENTS, num_videos, rng)
-    normal = shuffled_rounds(NORMAL_EVENTS, num_videos, rng)
+    anomalous_events = shuffled_rounds(ANOMALOUS_EVENTS, num_videos, rng)
+    normal_events = shuffled_rounds(NORMAL_EVENTS, num_videos, rng)
     for pair in range(-(-num_videos // 2)):
         world_seed, length = int(rng.integers(2**31)), duration_s * rng.uniform(0.75, 1.25)
         first, second = (int(s) for s in rng.integers(2**31, size=2))
         length = max(2.0, round(length, 1))
-        one = scenario_for(first, event=anomalous[pair], world_seed=world_seed, duration_s=length, **fixed)
-        chosen += [one, replace(one, event=normal[pair], seed=second)]
+        anomalous = scenario_for(first, event=anomalous_events[pair], world_seed=world_seed, duration_s=length, **fixed)
+        chosen += [anomalous, replace(anomalous, event=normal_events[pair], seed=second)]
     return chosen[:num_videos]
 
 
 def _boxes(ids: np.ndarray, count: int) -> np.ndarray:
-    """Boxes (count, 4) of the numbers 1..count in ids (H, W): x0, y0, x1, y1 half-open, NaN for who is not seen."""
-    found = find_objects(ids, max_label=count)
-    return np.array(
-        [(s[1].start, s[0].start, s[1].stop, s[0].stop) if s else (np.nan,) * 4 for s in found], float
-    ).reshape(count, 4)
+    """Return boxes (count, 4) of the numbers 1..count in ids (H, W): x0, y0, x1, y1 half-open, NaN for one not there."""
+    slices = find_objects(ids, max_label=count)
+    boxes = [(s[1].start, s[0].start, s[1].stop, s[0].stop) if s else (np.nan,) * 4 for s in slices]
+    return np.array(boxes, float).reshape(count, 4)
 
 
 def _spans(scenario: Scenario, cast) -> tuple[Span, ...]:
@@ -128,9 +127,8 @@ def _actors(scenario, cast, masks):
     kinds = tuple(member.kind for member in cast.members)
     boxes = np.stack([_boxes(ids, len(kinds)) for ids in masks])
     states = [[member.at(number / scenario.fps) for member in cast.members] for number in range(len(masks))]
-    depth = np.array([[state[1] if state else np.nan for state in row] for row in states]).reshape(
-        len(masks), len(kinds)
-    )
+    depth = np.array([[state[1] if state else np.nan for state in row] for row in states])
+    depth = depth.reshape(len(masks), len(kinds))
     return dict(boxes=boxes, depth=depth, track_ids=tuple(range(1, len(kinds) + 1)), kinds=kinds)
 
 
@@ -141,8 +139,8 @@ def render_to_file(scenario: Scenario, path: str | Path) -> tuple[Span, ...]:
 
 
 def _write(scenario: Scenario, path: Path, truth_path: Path) -> tuple[Span, ...]:
-    cast, wanted = _cast(scenario), json.dumps(asdict(scenario) | {"edition": EDITION})
-    if _is_complete(path, truth_path, wanted, scenario.num_frames):
+    cast, expected = _cast(scenario), json.dumps(asdict(scenario) | {"edition": EDITION})
+    if _is_complete(path, truth_path, expected, scenario.num_frames):
         return _spans(scenario, cast)
     truth_path.unlink(missing_ok=True)  # written last: it marks a finished video
     masks = []
@@ -153,17 +151,17 @@ def _write(scenario: Scenario, path: Path, truth_path: Path) -> tuple[Span, ...]
             yield colours
 
     video.write_video(path, frames(), fps=scenario.fps)
-    truth = dict(masks=np.stack(masks), scenario=np.array(wanted)) | _actors(scenario, cast, masks)
+    truth = dict(masks=np.stack(masks), scenario=np.array(expected)) | _actors(scenario, cast, masks)
     with artifacts.replacing(truth_path) as temporary:
         np.savez_compressed(temporary, **truth)
     return _spans(scenario, cast)
 
 
-def _is_complete(path, truth_path, wanted, num_frames) -> bool:
-    """Whether the video at `path` is whole and of the scenario `wanted`."""
+def _is_complete(path, truth_path, expected, num_frames) -> bool:
+    """Whether the video at `path` is whole and of the scenario `expected`."""
     try:
         with np.load(truth_path, allow_pickle=False) as truth:
-            return str(truth["scenario"]) == wanted and video.probe(path).num_frames == num_frames
+            return str(truth["scenario"]) == expected and video.probe(path).num_frames == num_frames
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return False
 
@@ -183,8 +181,16 @@ def make_dataset(
 ) -> list[VideoRecord]:  # fmt: skip
     """Write videos/, truth/, records.jsonl and made_by.json under `root`; return the records, as `records` reads them.
 
-    Videos are 0.75 to 1.25 times `duration_s` long. Every split gets whole worlds, so both classes; ValueError when
-    `num_videos` is too small for that. Videos there already are kept, so a stopped run goes on where it was.
+    A stopped run is resumed: complete videos are not rendered again.
+
+    Args:
+        root: the folder.
+        num_videos: anomalous and normal ones in turn, in pairs of one world; ValueError when too few for the splits.
+        seed: of every random choice.
+        height, width, fps: of the videos.
+        duration_s: mean length; each world's is 0.75 to 1.25 times it.
+        splits: {name: fraction of the worlds}; every split gets whole worlds, so both classes.
+        engine, workers: see `workspace.parallel.map_videos`.
     """
     root, settings = Path(root), dict(seed=seed, duration_s=duration_s, height=height, width=width, fps=fps)
     names = _split_names(num_videos // 2, splits)
@@ -202,8 +208,17 @@ def write_items(
     root: Path, items: Sequence[Item], write_item: Callable[..., tuple[Span, ...]], *, dataset: str,
     engine: str, workers: int,
 ) -> list[VideoRecord]:  # fmt: skip
-    """Render every (id, scenario, split) by `write_item(item, root=root)`, which returns its event spans; write and return
-    the records. StoreError names the first video that could not be made."""
+    """Write the video of every (id, scenario, split), then records.jsonl; return the records.
+
+    Args:
+        root: the folder.
+        items: what to render.
+        write_item: `write_item(item, root=root)` writes video and truth and returns the event spans.
+        dataset: the name in the records.
+        engine, workers: see `workspace.parallel.map_videos`.
+
+    StoreError names the first video that could not be rendered.
+    """
     written, work = [], partial(write_item, root=root)
     for (name, scenario, split), spans, error in parallel.map_videos(
         work, items, engine=engine, workers=workers, desc="rendering"
@@ -231,10 +246,10 @@ def _split_names(worlds: int, splits: Mapping[str, float]) -> list[str]:
         raise ValueError(
             f"{len(splits)} splits with both classes need {2 * len(splits)} videos or more, got about {2 * worlds}"
         )
-    shares = np.array(list(splits.values())) / sum(splits.values()) * worlds
-    counts = np.maximum(1, np.floor(shares).astype(int))
+    wanted = np.array(list(splits.values())) / sum(splits.values()) * worlds
+    counts = np.maximum(1, np.floor(wanted).astype(int))
     while counts.sum() < worlds:
-        counts[np.argmax(shares - counts)] += 1
+        counts[np.argmax(wanted - counts)] += 1
     while counts.sum() > worlds:
         counts[np.argmax(counts)] -= 1
     return [name for name, count in zip(splits, counts, strict=True) for _ in range(count)]

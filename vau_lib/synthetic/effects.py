@@ -1,7 +1,7 @@
 """Weather, lens and camera effects on rendered frames: rain, snow, fog, an old lens, a swaying mast, insects.
 
-- everything is drawn over finished frames; masks change only where the picture itself moves (a mast), by whole pixels and with it
-- "clear", "wall" and "none" give back the very frames they got
+- effects change finished frames; masks change only with a swaying mast, by whole pixels, as the picture does
+- "clear", "wall" and "none" change nothing
 """
 
 from collections.abc import Iterator
@@ -13,13 +13,10 @@ Shot = tuple[np.ndarray, np.ndarray]  # colours uint8 (H, W, 3), actor numbers u
 
 
 def apply(shots: Iterator[Shot], scenario) -> Iterator[Shot]:
-    """Yield the shots of a `scenarios.Scenario` as its weather, camera and distractor leave them."""
+    """Yield frames and masks of a `scenarios.Scenario` with the effects of its weather, distractor and camera."""
     rng = np.random.default_rng([scenario.seed, 31])
-    layers = [
-        LAYERS[name](scenario, rng)
-        for name in (scenario.weather, scenario.distractor, scenario.camera)
-        if name in LAYERS
-    ]
+    effects = (scenario.weather, scenario.distractor, scenario.camera)
+    layers = [LAYERS[name](scenario, rng) for name in effects if name in LAYERS]
     for number, (colours, ids) in enumerate(shots):
         if layers:
             picture = colours.astype(np.float32)
@@ -58,12 +55,10 @@ def _snow(scenario, rng):
 
 
 def _fog(scenario, rng):
-    far = np.linspace(0.72, 0.22, scenario.height, dtype=np.float32)[
-        :, None, None
-    ]  # what is high in the picture is far away
-    clouds = gaussian_filter(
-        rng.normal(0, 1, (scenario.height, 2 * scenario.width)).astype(np.float32), scenario.height / 7, mode="wrap"
-    )
+    # what is high in the picture is far away
+    far = np.linspace(0.72, 0.22, scenario.height, dtype=np.float32)[:, None, None]
+    noise = rng.normal(0, 1, (scenario.height, 2 * scenario.width)).astype(np.float32)
+    clouds = gaussian_filter(noise, scenario.height / 7, mode="wrap")
     clouds *= 0.12 / max(clouds.std(), 1e-6)
 
     def layer(picture, ids, t):

@@ -3,8 +3,8 @@
 - COCO: images of several videos, boxes as x, y, width, height, masks as run lengths, a track per actor, events beside them (readers
   of plain COCO ignore what they do not know)
 - MOTChallenge gt.txt: frame, track, left, top, width, height, confidence, class, visibility; frames and pixels counted from 1
-- visibility is the fraction of an actor's box at its largest nearby that is seen: 1 when nothing hides it, an estimate by area
-- boxes come from masks, so nothing here can disagree with the picture
+- visibility is an actor's area over its largest within a second: an estimate, 1 when nothing hides it
+- boxes come from masks, so they agree with the picture
 Sources: the COCO data format; Milan et al., MOT16, arXiv 1603.00831, section 4.
 """
 
@@ -20,7 +20,7 @@ CATEGORIES = {"person": 1, "bicycle": 2, "car": 3, "van": 4, "bag": 5, "case": 6
 
 MOT_CLASSES = {"person": 1, "bicycle": 4, "car": 3, "van": 3}  # of MOT16; things are "other", 8
 
-AROUND_S = 1.0  # seconds around a moment in which an actor's largest area counts as whole
+AROUND_S = 1.0  # seconds around a moment in which an actor's largest area counts as fully visible
 
 
 def to_coco(truths: Mapping[str, object], path: str | Path | None = None) -> dict:
@@ -34,7 +34,7 @@ def to_coco(truths: Mapping[str, object], path: str | Path | None = None) -> dic
     out["categories"] = [{"id": number, "name": name} for name, number in CATEGORIES.items()]
     track = 0
     for video_id, (name, truth) in enumerate(truths.items(), 1):
-        scenario, seen = truth.scenario, visibility(truth)
+        scenario, visible = truth.scenario, visibility(truth)
         size = {"height": scenario.height, "width": scenario.width}
         out["videos"].append({"id": video_id, "name": name, "fps": scenario.fps, **size, "factors": scenario.factors})
         for event in truth.events:
@@ -51,7 +51,7 @@ def to_coco(truths: Mapping[str, object], path: str | Path | None = None) -> dic
                     "id": len(out["annotations"]) + 1, "image_id": image_id, "video_id": video_id, "iscrowd": 0,
                     "category_id": CATEGORIES[truth.kinds[n]], "track_id": track + int(n) + 1, "area": int(mask.sum()),
                     "bbox": [left, top, right - left, bottom - top], "segmentation": run_lengths(mask),
-                    "visibility": round(float(seen[frame, n]), 3),
+                    "visibility": round(float(visible[frame, n]), 3),
                 })  # fmt: skip
         track += len(truth.kinds)
     if path is not None:
@@ -61,12 +61,12 @@ def to_coco(truths: Mapping[str, object], path: str | Path | None = None) -> dic
 
 def to_mot(truth: object, path: str | Path | None = None) -> str:
     """Return a synthetic_dataset.Truth as the text of a MOTChallenge gt.txt; with `path` write it."""
-    seen, lines = visibility(truth), []
+    visible, lines = visibility(truth), []
     for frame, n in np.argwhere(~np.isnan(truth.boxes[..., 0])):
         left, top, right, bottom = (int(edge) for edge in truth.boxes[frame, n])
         kind = MOT_CLASSES.get(truth.kinds[n], 8)
         box = f"{left + 1},{top + 1},{right - left},{bottom - top}"
-        lines.append(f"{frame + 1},{truth.track_ids[n]},{box},1,{kind},{seen[frame, n]:.3f}")
+        lines.append(f"{frame + 1},{truth.track_ids[n]},{box},1,{kind},{visible[frame, n]:.3f}")
     text = "".join(line + "\n" for line in lines)
     if path is not None:
         with artifacts.replacing(Path(path)) as temporary:
@@ -85,7 +85,7 @@ def run_lengths(mask: np.ndarray) -> dict:
 
 
 def visibility(truth: object) -> np.ndarray:
-    """Return how much of each actor is seen, (T, N) in [0, 1]: its pixels beside its most within a second, 0 where it is absent."""
+    """Return each actor's area over its largest within a second, (T, N) in [0, 1], 0 where it is absent."""
     count = len(truth.kinds)
     area = np.stack([np.bincount(ids.ravel(), minlength=count + 1)[1 : count + 1] for ids in truth.masks]).astype(float)
     reach = max(1, round(AROUND_S * truth.scenario.fps))
@@ -94,24 +94,20 @@ def visibility(truth: object) -> np.ndarray:
 
 
 def instructions(name: str, truth: object, *, video: str = "", split: str = "train") -> list[dict]:
-    """Return HIVAU-style rows of one video: a caption of the clip before, of and after the event, judgement, description, analysis.
+    """Return HIVAU-style rows of one video: captions before, in and after the event, judgement, description, analysis.
 
-    Rows are those of `hivau.hivau_instructions`: id, level, task, video, span_s, question, answer, split.
+    Keys are those of `hivau.hivau_instructions`: id, level, task, video, span_s, question, answer, split.
     """
     scenario = truth.scenario
     event = truth.events[0] if truth.events else None
     where = f"{scenarios.SCENE_TEXTS[scenario.scene]}, {scenarios.LIGHTING_TEXTS[scenario.lighting]}"
     ends = sorted({0.0, *((event.start_s, event.end_s) if event else ()), scenario.num_frames / scenario.fps})
-    clips = list(zip(ends, ends[1:], strict=False))
-    said = [(*span, scenario.event if not event or span[0] == event.start_s else "walk") for span in clips]
-    kind = scenario.event.replace("_", " ")
-    verdict = (
-        f"An anomaly exists, specifically, the anomaly is named {kind}." if event else "No anomaly exists in the video."
-    )
-    rows = [
-        ("clip", "caption", (s, e), "Describe the video briefly.", f"On {where}: {scenarios.EVENT_TEXTS[what]}")
-        for s, e, what in said
-    ]
+    named = f"An anomaly exists, specifically, the anomaly is named {scenario.event.replace('_', ' ')}."
+    verdict = named if event else "No anomaly exists in the video."
+    rows = []
+    for span in zip(ends, ends[1:], strict=False):
+        text = scenarios.EVENT_TEXTS[scenario.event if not event or span[0] == event.start_s else "walk"]
+        rows.append(("clip", "caption", span, "Describe the video briefly.", f"On {where}: {text}"))
     for level, span in (("event", (event.start_s, event.end_s) if event else None), ("video", None)):
         if level == "event" and not event:
             continue
@@ -133,12 +129,11 @@ def questions(truths: Mapping[str, object]) -> list[dict]:
     rows = []
     for name, truth in truths.items():
         scenario = truth.scenario
-        why = f"{scenarios.EVENT_TEXTS[scenario.event]} " + (
-            "This is not usual here." if scenario.label else "This is everyday."
-        )
+        text = scenarios.EVENT_TEXTS[scenario.event]
+        verdict = "This is not usual here." if scenario.label else "This is everyday."
         rows.append({
             "Title": name, "Category": "Security", "Anomaly Tag": ("Normal", "Abnormal")[scenario.label],
-            "Video Description": scenarios.prompt(scenario), "Reasoning behind Normality/Anomalies": why,
+            "Video Description": scenarios.prompt(scenario), "Reasoning behind Normality/Anomalies": f"{text} {verdict}",
         })  # fmt: skip
     return rows
 

@@ -1,7 +1,7 @@
-"""Long feature streams with exact truth, spliced from short videos or drawn from a drifting world.
+"""Long feature streams with exact truth: spliced from short videos, or sampled from drifting Gaussian features.
 
-The drifting world was made so that recent memory is needed: it shows what LSHMA's memory is for, not how well a model does on real
-video. Features are (T, D), `row_s` seconds each; event spans are half-open.
+The drifting features were designed so that recent memory is needed. They show what LSHMA's memory is for, not how good a model is
+on real video. Features are (T, D), `row_s` seconds each; event spans are half-open.
 """
 
 import itertools
@@ -20,24 +20,24 @@ def splice(
     normals: Sequence[np.ndarray], anomalies: Sequence[np.ndarray], *, rows: int, events: int, rng: Rng, id: str,
     row_s: float = ROW_S, spans: Sequence[Sequence[tuple[int, int]]] | None = None,
 ) -> LongStream:  # fmt: skip
-    """Return a stream of `rows` rows: normal videos (T, D) one after another, `events` anomalous ones let in whole.
+    """Return a stream of `rows` rows: normal videos (T, D) one after another, with `events` whole anomalous ones inserted.
 
     Videos come in random order, and in another when they run out. Anomalous ones are spread, one in each of `events`
     equal parts of the normal time, with normal rows before, between and after: the video that one interrupts goes on
-    behind it. `spans` gives, for each of `anomalies`, the spans of its rows that are events; all of it if not given.
+    behind it. `spans` gives, for each of `anomalies`, the spans of its rows that are events; all of it by default.
     """
     spans = [[(0, len(clip))] for clip in anomalies] if spans is None else spans
     _check_videos(normals, anomalies, spans, events)
     chosen = list(itertools.islice(_in_turn(len(anomalies), rng), events))
     starts = _spread([len(anomalies[place]) for place in chosen], rows, rng)
-    spliced, normal, found = np.empty((rows, normals[0].shape[1]), np.float32), np.ones(rows, bool), []
+    spliced, normal, event_rows = np.empty((rows, normals[0].shape[1]), np.float32), np.ones(rows, bool), []
     for start, place in zip(starts, chosen, strict=True):
         inserted = slice(start, start + len(anomalies[place]))
         spliced[inserted], normal[inserted] = anomalies[place], False
-        found += [(start + first, start + end) for first, end in spans[place]]
+        event_rows += [(start + first, start + end) for first, end in spans[place]]
     ordered = itertools.chain.from_iterable(normals[place] for place in _in_turn(len(normals), rng))
     spliced[normal] = list(itertools.islice(ordered, int(normal.sum())))
-    return _labelled(id, spliced, found, row_s)
+    return _labelled(id, spliced, event_rows, row_s)
 
 
 def world_directions(width: int = 64, *, directions: int = 4, world_seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -56,7 +56,7 @@ def drifting_stream(
     directions: int = 4, drift: float = 4.0, drift_s: float = 240.0, camera: float = 3.0, noise: float = 1.0,
     offset: float = 4.0, event_rows: tuple[int, int] = (10, 30),
 ) -> LongStream:  # fmt: skip
-    """Return a camera's stream, made so that a level says little and a change against the recent past says much.
+    """Return a camera's stream in which a level says little and a change against the recent past says much.
 
         x_t = base + z_t W + noise_t + a_t u,   z_(t+1) = r z_t + sqrt(1 - r^2) drift e_t,   r = exp(-row_s / drift_s)
 
@@ -64,7 +64,7 @@ def drifting_stream(
     of deviation `drift` that forgets in `drift_s` seconds, e_t ~ N(0, 1); W and u are `world_directions`. In an event a_t
     is `offset`, on half of them only half of it in the first row, else 0; lengths are log-uniform in `event_rows`, both
     included, places as in `splice`. Along u the drift alone is as large as an event: the sizes were tuned to make recent
-    memory necessary, which is the world's design and nobody's result.
+    memory necessary.
     """
     if min(drift_s, row_s) <= 0 or not 1 < event_rows[0] <= event_rows[1]:
         raise ValueError(f"times and lengths must be positive, got {drift_s} s, {row_s} s, events of {event_rows} rows")

@@ -1,8 +1,8 @@
 """Motion of the synthetic data set: each actor's trajectory and actions, for every normal and anomalous event.
 
-- a part is a script of keys (when, where, doing what); position, heading, step and speed follow from it at any moment
-- an anomaly is played by some of the cast; the rest, and the traffic, are cast by the same rule in every video
-- nothing here is drawn and nothing here knows pixels: times in seconds, places in metres
+- a script is a list of keys (time, place, action); position, heading, step and speed follow from it at any moment
+- an anomaly is played by a few actors; bystanders and traffic follow the same rule in every video
+- no pixels here: times in seconds, places in metres
 """
 
 from dataclasses import dataclass, field, replace
@@ -27,7 +27,7 @@ class Key(NamedTuple):
 
 @dataclass
 class Actor:
-    """Who takes part: what it is, how it looks, and its script of keys; absent before the first and after the last."""
+    """A person, vehicle or thing: its kind, its look, and a script of keys; absent before the first and after the last."""
 
     kind: str
     script: list[Key]
@@ -46,28 +46,28 @@ class Actor:
         heading, covered = 0.0, 0.0
         for number in range(here + 1):
             key, following = script[number], script[number + 1]
-            gone, lasts = np.hypot(following.x - key.x, following.z - key.z), following.t - key.t
+            distance, lasts = np.hypot(following.x - key.x, following.z - key.z), following.t - key.t
             before = heading
             if key.face is not None:
                 heading = key.face
-            elif gone > 0.05:
+            elif distance > 0.05:
                 heading = np.arctan2(following.z - key.z, following.x - key.x)
-            speed = gone / lasts
+            speed = distance / lasts
             if number < here:
-                covered += gone / (RUN_STRIDE_M if speed > 2.4 else STRIDE_M)
-        share = (t - key.t) / lasts
+                covered += distance / (RUN_STRIDE_M if speed > 2.4 else STRIDE_M)
+        progress = (t - key.t) / lasts
         if key.act == "skid":  # braking: all speed at first
-            share = 1 - (1 - share) ** 2
+            progress = 1 - (1 - progress) ** 2
         turn = (heading - before + np.pi) % (2 * np.pi) - np.pi
         eased = min((t - key.t) / 0.35, 1.0) if here else 1.0
-        covered += share * gone / (RUN_STRIDE_M if speed > 2.4 else STRIDE_M)
-        x, z = key.x + share * (following.x - key.x), key.z + share * (following.z - key.z)
+        covered += progress * distance / (RUN_STRIDE_M if speed > 2.4 else STRIDE_M)
+        x, z = key.x + progress * (following.x - key.x), key.z + progress * (following.z - key.z)
         return x, z, before + turn * eased, key.act, t - key.t, self.phase + 2 * np.pi * covered, speed
 
 
 @dataclass
 class Cast:
-    """Everyone in a video, the anomaly's span and place, and what happens to things: blows on the machine, a crash."""
+    """All actors of a video, the anomaly's span and place, blows on the machine, and where a crash happens."""
 
     members: list[Actor] = field(default_factory=list)
     span: tuple[float, float] | None = None
@@ -77,22 +77,21 @@ class Cast:
 
 
 def direct(scenario, layout: scenes.Layout) -> Cast:
-    """Hand out the parts of a `scenarios.Scenario`: the event's own, then bystanders and traffic as in any video."""
+    """Return the cast of a `scenarios.Scenario`: the event's own actors, then bystanders and traffic as in any video."""
     rng, cast = np.random.default_rng([scenario.seed, 3]), Cast()
     begin = scenario.duration_s * rng.uniform(0.25, 0.5)
     EVENT_SCRIPTS[scenario.event](cast, scenario, layout, rng, begin)
-    people = sum(member.kind == "person" for member in cast.members)
+    num_people = sum(member.kind == "person" for member in cast.members)
     vehicles = sum(member.kind in objects.BODIES for member in cast.members)
     focus = cast.focus if cast.focus is not None else np.array(layout.spots[rng.integers(len(layout.spots))])
-    for _ in range(scenario.num_people - people):
+    for _ in range(scenario.num_people - num_people):
         cast.members.append(_bystander(layout, rng, scenario.duration_s, focus))
     _traffic(cast, scenario, layout, rng, vehicles)
     return cast
 
 
 def _person(rng, script, **look) -> Actor:
-    dressed = replace(people.random_look(rng), **look)
-    return Actor("person", script, dressed, phase=rng.uniform(0, 6.28))
+    return Actor("person", script, replace(people.random_look(rng), **look), phase=rng.uniform(0, 6.28))
 
 
 def _stroll(layout, rng, until, speed) -> list[Key]:
@@ -123,14 +122,14 @@ def _linger(layout, rng, until, focus) -> list[Key]:
         act, lasts = str(rng.choice(["stand", "phone", "talk", "wave", "crouch", "", ""])), rng.uniform(1.0, 2.6)
         script.append(Key(t, *place, act, None if not act and script else rng.uniform(-np.pi, np.pi)))
         if not act:
-            place = place + rng.uniform(0.6, 1.1) * lasts * _unit(rng.uniform(0, 2 * np.pi))
+            place = place + rng.uniform(0.6, 1.1) * lasts * _direction(rng.uniform(0, 2 * np.pi))
             place = home + np.clip(place - home, -1.2, 1.2)
             script[-1] = script[-1]._replace(face=None)
         t += lasts
     return [*script, Key(t, *place)]
 
 
-def _unit(angle) -> np.ndarray:
+def _direction(angle) -> np.ndarray:
     return np.array([np.cos(angle), np.sin(angle)])
 
 
@@ -177,14 +176,14 @@ def _run(cast, scenario, layout, rng, begin):
     cast.members.append(_person(rng, _stroll(layout, rng, scenario.duration_s, rng.uniform(2.8, 3.6))))
 
 
-def _spot(cast, layout, rng):
+def _choose_place(cast, layout, rng):
     """Choose where it happens, in plain view."""
     cast.focus = np.array(layout.spots[rng.integers(len(layout.spots))]) + rng.uniform(-0.4, 0.4, 2)
     return cast.focus
 
 
-def _from(layout, rng, goal, begin, *, speed=1.4) -> list[Key]:
-    """The keys of someone who waits on a walk, sets out, and is at `goal` at `begin`."""
+def _approach(layout, rng, goal, begin, *, speed=1.4) -> list[Key]:
+    """Return the keys of someone who waits on a walk, sets out, and is at `goal` at `begin`."""
     walks = np.array(layout.walks)[rng.integers(len(layout.walks), size=24)]
     places = walks[:, 0] + rng.random((24, 1)) * (walks[:, 1] - walks[:, 0])
     far = np.hypot(*(places - goal).T)
@@ -202,8 +201,8 @@ def _leave(layout, rng, script, t, place, speed) -> None:
 
 
 def _fall(cast, scenario, layout, rng, begin):
-    place, until = _spot(cast, layout, rng), scenario.duration_s
-    script = [*_from(layout, rng, place, begin, speed=rng.uniform(1.0, 2.8)), Key(begin, *place, "fall")]
+    place, until = _choose_place(cast, layout, rng), scenario.duration_s
+    script = [*_approach(layout, rng, place, begin, speed=rng.uniform(1.0, 2.8)), Key(begin, *place, "fall")]
     up = begin + rng.uniform(0.3, 0.45) * until
     if rng.random() < 0.4 and up < until - 1.0:
         script.append(Key(up, *place, "rise"))
@@ -216,9 +215,9 @@ def _fall(cast, scenario, layout, rng, begin):
 
 
 def _fight(cast, scenario, layout, rng, begin):
-    middle, until = _spot(cast, layout, rng), begin + scenario.duration_s * rng.uniform(0.3, 0.45)
+    middle, until = _choose_place(cast, layout, rng), begin + scenario.duration_s * rng.uniform(0.3, 0.45)
     angle = rng.uniform(-0.5, 0.5)
-    scripts = [_from(layout, rng, middle - s * 0.42 * _unit(angle), begin) for s in (1, -1)]
+    scripts = [_approach(layout, rng, middle - s * 0.42 * _direction(angle), begin) for s in (1, -1)]
     for t in np.arange(begin, until - 0.3, 0.6):
         angle, middle = angle + rng.uniform(-0.4, 0.4), middle + rng.uniform(-0.22, 0.22, 2)
         first_hits = rng.random() < 0.6
@@ -226,7 +225,7 @@ def _fight(cast, scenario, layout, rng, begin):
             scripts, (1, -1), ("punch", "reel") if first_hits else ("reel", "punch"), strict=True
         ):
             face = angle if sign > 0 else angle + np.pi
-            script.append(Key(float(t), *(middle - sign * 0.42 * _unit(angle)), act, face))
+            script.append(Key(float(t), *(middle - sign * 0.42 * _direction(angle)), act, face))
     for script, speed in zip(scripts, (1.5, 3.2), strict=True):
         _leave(layout, rng, script, until, np.array(script[-1][1:3]), speed)
         cast.members.append(_person(rng, script, carries=""))
@@ -237,7 +236,11 @@ def _intrusion(cast, scenario, layout, rng, begin):
     gate, until = np.array(layout.gate) + [rng.uniform(-0.5, 0.5), 0], scenario.duration_s
     near, over = gate - [0, 0.55], gate + [0, 0.6]
     inside = over + [rng.uniform(-0.8, 1.2), rng.uniform(0.7, 1.3)]
-    script = [*_from(layout, rng, near, begin), Key(begin, *near, "climb", np.pi / 2), Key(begin + 1.6, *over, "sneak")]
+    script = [
+        *_approach(layout, rng, near, begin),
+        Key(begin, *near, "climb", np.pi / 2),
+        Key(begin + 1.6, *over, "sneak"),
+    ]
     script += [
         Key(begin + 3.0, *inside, "crouch"),
         Key(begin + 5.0, *inside, "sneak"),
@@ -248,13 +251,13 @@ def _intrusion(cast, scenario, layout, rng, begin):
 
 
 def _left_package(cast, scenario, layout, rng, begin):
-    place, carried = _spot(cast, layout, rng), str(rng.choice(["bag", "case"]))
-    script = [*_from(layout, rng, place, begin), Key(begin, *place, "crouch")]
+    place, carried = _choose_place(cast, layout, rng), str(rng.choice(["bag", "case"]))
+    script = [*_approach(layout, rng, place, begin), Key(begin, *place, "crouch")]
     _leave(layout, rng, script, begin + 1.3, place, rng.uniform(1.3, 2.0))
     carrier = _person(rng, script, carries=carried)
     carrier.drops_at = begin + 0.8
     arrived = carrier.at(begin - 0.01)
-    ground = place + 0.4 * _unit((arrived[2] if arrived else 0.0) - 0.9)
+    ground = place + 0.4 * _direction((arrived[2] if arrived else 0.0) - 0.9)
     bag = Actor(carried, [Key(carrier.drops_at, *ground), Key(scenario.duration_s + 1, *ground)], None)
     cast.members += [carrier, bag]
     cast.span = (carrier.drops_at, scenario.duration_s)
@@ -264,7 +267,7 @@ def _vandalism(cast, scenario, layout, rng, begin):
     until = begin + scenario.duration_s * rng.uniform(0.3, 0.45)
     place = np.array(layout.machine) + [rng.uniform(-0.25, 0.25), -0.75]
     cast.focus = place
-    script = [*_from(layout, rng, place, begin), Key(begin, *place, "strike", np.pi / 2 + rng.uniform(-0.3, 0.3))]
+    script = [*_approach(layout, rng, place, begin), Key(begin, *place, "strike", np.pi / 2 + rng.uniform(-0.3, 0.3))]
     _leave(layout, rng, script, until, place, rng.uniform(1.5, 3.2))
     cast.members.append(_person(rng, script, carries="bat"))
     cast.span = (begin, min(until, scenario.duration_s))
@@ -299,19 +302,19 @@ def _crash(cast, scenario, layout, rng, begin):
 
 def _tie_shoe(cast, scenario, layout, rng, begin):
     """Go down on a knee, tie a shoe, go on: no fall."""
-    place, down = _spot(cast, layout, rng), scenario.duration_s * rng.uniform(0.25, 0.4)
-    script = [*_from(layout, rng, place, begin), Key(begin, *place, "crouch")]
+    place, down = _choose_place(cast, layout, rng), scenario.duration_s * rng.uniform(0.25, 0.4)
+    script = [*_approach(layout, rng, place, begin), Key(begin, *place, "crouch")]
     _leave(layout, rng, script, begin + down, place, rng.uniform(1.1, 1.6))
     cast.members.append(_person(rng, script, carries=""))
 
 
 def _greet(cast, scenario, layout, rng, begin):
     """Meet, wave and talk at arm's length, part in peace: no fight."""
-    middle, until = _spot(cast, layout, rng), begin + scenario.duration_s * rng.uniform(0.3, 0.45)
+    middle, until = _choose_place(cast, layout, rng), begin + scenario.duration_s * rng.uniform(0.3, 0.45)
     angle = rng.uniform(-0.5, 0.5)
     for sign, act in ((1, "wave"), (-1, "talk")):
-        place, face = middle - sign * 0.5 * _unit(angle), angle if sign > 0 else angle + np.pi
-        script = _from(layout, rng, place, begin)
+        place, face = middle - sign * 0.5 * _direction(angle), angle if sign > 0 else angle + np.pi
+        script = _approach(layout, rng, place, begin)
         script += [Key(begin, *place, act, face), Key(begin + 1.2, *place, "talk", face)]
         _leave(layout, rng, script, until, place, rng.uniform(1.2, 1.7))
         cast.members.append(_person(rng, script, carries=""))
@@ -321,7 +324,7 @@ def _wait_at_gate(cast, scenario, layout, rng, begin):
     """Stand at the gate, telephone, go away again: no intrusion."""
     gate = np.array(layout.gate) + [rng.uniform(-0.5, 0.5), -0.55]
     until = begin + scenario.duration_s * rng.uniform(0.3, 0.45)
-    script = [*_from(layout, rng, gate, begin), Key(begin, *gate, "stand", np.pi / 2)]
+    script = [*_approach(layout, rng, gate, begin), Key(begin, *gate, "stand", np.pi / 2)]
     script.append(Key(begin + 1.2, *gate, "phone", np.pi / 2))
     _leave(layout, rng, script, until, gate, rng.uniform(1.2, 1.6))
     cast.members.append(_person(rng, script, carries=""))
@@ -329,15 +332,15 @@ def _wait_at_gate(cast, scenario, layout, rng, begin):
 
 def _rest_bag(cast, scenario, layout, rng, begin):
     """Put a bag down, wait beside it, take it along: nothing is left."""
-    place, carried = _spot(cast, layout, rng), str(rng.choice(["bag", "case"]))
+    place, carried = _choose_place(cast, layout, rng), str(rng.choice(["bag", "case"]))
     until = begin + scenario.duration_s * rng.uniform(0.3, 0.45)
-    script = [*_from(layout, rng, place, begin), Key(begin, *place, "crouch"), Key(begin + 1.3, *place, "stand")]
+    script = [*_approach(layout, rng, place, begin), Key(begin, *place, "crouch"), Key(begin + 1.3, *place, "stand")]
     script.append(Key(until - 0.9, *place, "crouch"))
     _leave(layout, rng, script, until, place, rng.uniform(1.1, 1.6))
     carrier = _person(rng, script, carries=carried)
     carrier.drops_at, carrier.takes_at = begin + 0.8, until - 0.4
     arrived = carrier.at(begin - 0.01)
-    ground = place + 0.4 * _unit((arrived[2] if arrived else 0.0) - 0.9)
+    ground = place + 0.4 * _direction((arrived[2] if arrived else 0.0) - 0.9)
     cast.members += [carrier, Actor(carried, [Key(carrier.drops_at, *ground), Key(carrier.takes_at, *ground)], None)]
 
 
@@ -346,7 +349,7 @@ def _use_machine(cast, scenario, layout, rng, begin):
     until = begin + scenario.duration_s * rng.uniform(0.3, 0.45)
     place = np.array(layout.machine) + [rng.uniform(-0.25, 0.25), -0.75]
     cast.focus = place
-    script = [*_from(layout, rng, place, begin), Key(begin, *place, "phone", np.pi / 2)]
+    script = [*_approach(layout, rng, place, begin), Key(begin, *place, "phone", np.pi / 2)]
     script.append(Key((begin + until) / 2, *place, "crouch", np.pi / 2))
     _leave(layout, rng, script, until, place, rng.uniform(1.1, 1.6))
     cast.members.append(_person(rng, script, carries=""))

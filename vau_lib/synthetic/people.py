@@ -1,7 +1,7 @@
 """People of the synthetic data set: a skeleton with poses for walking, running, falling, fighting, riding.
 
-- a person is a pose (joint angles) and a look (build, clothes); the lowest foot stands on the ground, so steps bob
-- a pose is a function of the seconds into an act, so any moment can be painted without the one before
+- a person is a pose (joint angles) and a look (build, clothes); the lowest foot stands on the ground
+- a pose is a function of the seconds since an action began, so any moment can be painted without the one before
 - every function adds to a `scenes.Sketch`, so the same strokes give colour, identity and shadow
 """
 
@@ -57,15 +57,15 @@ class Pose:
 
 
 def random_look(rng: np.random.Generator) -> Look:
-    """Dress someone."""
+    """Return a random build and random clothes."""
     pick = [colours[rng.integers(len(colours))] for colours in (SKINS, HAIRS, TOPS, BOTTOMS)]
     carries = str(rng.choice(["", "", "", "bag", "pack", "case"]))
     return Look(rng.uniform(1.58, 1.88), *pick, coat=bool(rng.random() < 0.3), carries=carries)
 
 
-def _smooth(share: float) -> float:
-    share = min(max(share, 0.0), 1.0)
-    return share * share * (3 - 2 * share)
+def _smooth(progress: float) -> float:
+    progress = min(max(progress, 0.0), 1.0)
+    return progress * progress * (3 - 2 * progress)
 
 
 def gait(phase: float, speed: float) -> Pose:
@@ -123,7 +123,7 @@ def _fall(t, phase):
 
 
 def _punch(t, phase):
-    """Guard, and hit by turns: left, right, a kick."""
+    """Guard, and hit in turn: left, right, a kick."""
     beat = (1.9 * t + phase / 6) % 3
     hit = np.sin(np.pi * min((beat % 1) / 0.45, 1)) if beat % 1 < 0.45 else 0.0
     left, right, kick = hit * (beat < 1), hit * (1 <= beat < 2), hit * (beat >= 2)
@@ -157,21 +157,19 @@ def _strike(t, phase):
 
 
 def _climb(t, phase):
-    """Over a fence in 1.6 s: hands on it, one leg, then the other, down in a crouch."""
-    share = min(t / 1.6, 1.0)
-    high = np.sin(np.pi * share)
+    """Climb over a fence in 1.6 s: hands on it, one leg, then the other, down in a crouch."""
+    progress = min(t / 1.6, 1.0)
+    high = np.sin(np.pi * progress)
     return Pose(
-        0.6 * high, (1.7 * high, 1.3 * np.sin(np.pi * share) ** 2 - 0.6 * high), (1.6 * high + 0.1, 0.9 * high),
+        0.6 * high, (1.7 * high, 1.3 * np.sin(np.pi * progress) ** 2 - 0.6 * high), (1.6 * high + 0.1, 0.9 * high),
         (1.0 * high + 0.1, 1.2 * high), (0.6, 0.4), (0.4 * high, 0.3 * high), lift_m=1.15 * high,
     )  # fmt: skip
 
 
 def _ride(t, phase):
-    turn = phase
-    hips = 0.85 + 0.35 * np.sin([turn, turn + np.pi])
-    return Pose(
-        0.55, tuple(hips), tuple(0.95 + 0.45 * np.cos([turn, turn + np.pi])), (0.75, 0.75), (0.35, 0.35), lift_m=0.28
-    )
+    pedals = np.array([phase, phase + np.pi])
+    hips, knees = tuple(0.85 + 0.35 * np.sin(pedals)), tuple(0.95 + 0.45 * np.cos(pedals))
+    return Pose(0.55, hips, knees, (0.75, 0.75), (0.35, 0.35), lift_m=0.28)
 
 
 POSES: dict[str, Callable[[float, float], Pose]] = {
@@ -182,7 +180,7 @@ POSES: dict[str, Callable[[float, float], Pose]] = {
 
 
 def pose_of(act: str, t: float, phase: float, speed: float) -> Pose:
-    """Return the pose `t` seconds into an act; "" is whatever the speed asks for, "sneak" walks bent."""
+    """Return the pose `t` seconds into an action; "" walks, runs or stands by the speed, "sneak" walks bent."""
     if act in POSES:
         return POSES[act](t, phase)
     pose = gait(phase, speed) if speed > 0.15 else _stand(t, phase)
@@ -192,7 +190,7 @@ def pose_of(act: str, t: float, phase: float, speed: float) -> Pose:
 
 
 def _skeleton(pose: Pose, tall: float) -> dict[str, np.ndarray]:
-    """Joints by name, each (3,): forwards, up, to the left, in metres from the feet's place."""
+    """Return joints by name, each (3,): forwards, up, to the left, in metres from the feet's place."""
 
     def chain(start, lengths, angles, aside):
         points = [np.asarray(start)]
@@ -260,7 +258,7 @@ def person(sketch: Sketch, look: Look, pose: Pose, at: tuple[float, float], head
     for part in (hair, skin) if behind else (skin, hair):
         sketch.limbs(*part)
     _arm(sketch, look, joints[f"{near} arm"], 1.06)
-    _held(sketch, look, joints, near, turn)
+    _carried(sketch, look, joints, near, turn)
 
 
 def _leg(sketch, look, leg, gain):
@@ -288,7 +286,7 @@ def _pack(sketch, joints, back):
     )
 
 
-def _held(sketch, look, joints, near, turn):
+def _carried(sketch, look, joints, near, turn):
     hand = joints[f"{near} arm"][-1]
     if look.carries == "bat":
         arm = joints["right arm"]
@@ -310,16 +308,8 @@ def bicycle(sketch: Sketch, look: Look, at: tuple[float, float], heading: float,
         rim = base + along * far + up * 0.34 + 0.34 * (np.cos(turn) * along + np.sin(turn) * up)
         sketch.limbs(rim, np.full(len(rim), 0.05), (26, 26, 28))
     crank, seat, stem = base + up * 0.3, base - along * 0.2 + up * 0.9, base + along * 0.4 + up * 0.95
-    for chain in (
-        [base - along * 0.52 + up * 0.34, crank, seat],
-        [crank, stem, base + along * 0.52 + up * 0.34],
-        [seat, stem],
-    ):
-        sketch.limbs(chain, np.full(len(chain), 0.06), shade(look.top, 0.7))
-    person(
-        sketch,
-        replace(look, coat=False, carries=""),
-        pose_of("ride", 0, phase, 0),
-        (at[0] - 0.18 * along[0], at[1] - 0.18 * along[2]),
-        heading,
-    )
+    hubs = [base + along * far + up * 0.34 for far in (-0.52, 0.52)]
+    for tubes in ([hubs[0], crank, seat], [crank, stem, hubs[1]], [seat, stem]):
+        sketch.limbs(tubes, np.full(len(tubes), 0.06), shade(look.top, 0.7))
+    rider, saddle = replace(look, coat=False, carries=""), (at[0] - 0.18 * along[0], at[1] - 0.18 * along[2])
+    person(sketch, rider, pose_of("ride", 0, phase, 0), saddle, heading)

@@ -1,9 +1,9 @@
 """Places of the synthetic data set: boxes on a flat ground, lights, and one pinhole camera (street, car park, shop, plaza).
 
 - everything stands in metres (x right, y up, z away from the camera), so size, overlap and shadow follow from the place
-- a place is cast once per video, ray by ray; what stands free in it is kept as a cut-out, so actors pass behind it
-- picture, mask and shadow are painted from one sketch: they cannot disagree
-- all of it follows from the generator passed in; nothing here knows what happens in a video
+- a place is ray-cast once per video; what stands free in it becomes a cut-out, so actors pass behind it
+- picture, mask and shadow are painted from one sketch, so they cannot disagree
+- everything follows from the generator passed in; events are no matter of this module
 """
 
 from collections.abc import Sequence
@@ -40,21 +40,21 @@ class Camera:
 
     @cached_property
     def axes(self) -> np.ndarray:
-        """What a metre along x, y and z is across, down and away as the camera sees it, (3, 3)."""
+        """Return the rotation from world axes to image axes (across, down, away), (3, 3)."""
         yaw, pitch = (np.cos(self.yaw), np.sin(self.yaw)), (np.cos(self.pitch), np.sin(self.pitch))
         x = np.array([yaw[0], -yaw[1] * pitch[1], yaw[1] * pitch[0]]) * self.mirror
         return np.stack([x, [0, -pitch[0], -pitch[1]], [-yaw[1], -yaw[0] * pitch[1], yaw[0] * pitch[0]]])
 
     def project(self, points: np.ndarray, axes: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Return canvas places (N, 2) and pixels per metre (N,) of points (N, 3); not positive behind the camera."""
-        seen = (
+        camera_points = (
             (points - (0.0, self.height_m, 0.0)) @ self.axes
             if axes is None
             else points @ axes - self.height_m * self.axes[1]
         )
-        depth = seen[:, 2]
+        depth = camera_points[:, 2]
         scale = self.focal_px / np.where(np.abs(depth) < 0.1, 0.1, depth)
-        return seen[:, :2] * scale[:, None] + (self.width / 2, self.height / 2), scale
+        return camera_points[:, :2] * scale[:, None] + (self.width / 2, self.height / 2), scale
 
     def rays(self) -> np.ndarray:
         """Return the direction seen by each canvas pixel, (H, W, 3)."""
@@ -67,19 +67,19 @@ class Camera:
 
 
 class Sketch:
-    """Shapes in metres, gathered first, so one drawing gives a picture, its mask and its shadow. `who` numbers it."""
+    """Shapes in metres, gathered first, so one drawing gives a picture, its mask and its shadow. `actor` is its number in masks."""
 
-    def __init__(self, camera: Camera, who: int = 0):
-        self.camera, self.who = camera, who
+    def __init__(self, camera: Camera, actor: int = 0):
+        self.camera, self.actor = camera, actor
         self.strokes = []
 
     def polygon(self, points: Sequence, colour: Colour) -> None:
         """Fill the outline through points (N, 3)."""
-        self.strokes.append((np.asarray(points, float).reshape(-1, 3), None, colour, self.who))
+        self.strokes.append((np.asarray(points, float).reshape(-1, 3), None, colour, self.actor))
 
     def limbs(self, points: Sequence, thickness_m: Sequence[float], colour: Colour) -> None:
         """Draw a chain of round-ended limbs through points (N, 3); `thickness_m` (N,) at each point."""
-        self.strokes.append((np.asarray(points, float).reshape(-1, 3), thickness_m, colour, self.who))
+        self.strokes.append((np.asarray(points, float).reshape(-1, 3), thickness_m, colour, self.actor))
 
     def wheel(self, centre: Sequence, along: np.ndarray, radius_m: float, colour: Colour) -> None:
         """Fill an upright wheel round `centre` (3,), turned `along` a ground direction (3,)."""
@@ -99,7 +99,7 @@ def paint(camera: Camera, strokes: list, image: Image.Image, *, ids=None, sun=No
     places, per_metre = camera.project(np.concatenate([points for points, *_ in strokes]), axes)
     places, per_metre = places * scale, per_metre * scale
     first = np.cumsum([0] + [len(points) for points, *_ in strokes])
-    seen = (np.minimum.reduceat(per_metre, first[:-1]) > 0) & (
+    visible = (np.minimum.reduceat(per_metre, first[:-1]) > 0) & (
         np.maximum.reduceat(np.abs(places).max(1), first[:-1]) < 20_000
     )
     thick = np.concatenate([np.zeros(len(p)) if width is None else np.asarray(width) for p, width, *_ in strokes])
@@ -110,11 +110,11 @@ def paint(camera: Camera, strokes: list, image: Image.Image, *, ids=None, sun=No
     outlines = np.concatenate([places[:-1] + wide, places[1:] + narrow, places[1:] - narrow, places[:-1] - wide], 1)
     outlines, discs = outlines.tolist(), np.concatenate([places - radii, places + radii], 1).tolist()
     draw, marks = ImageDraw.Draw(image), ImageDraw.Draw(ids) if ids is not None else None
-    for number, (_, width, colour, who) in enumerate(strokes):
+    for number, (_, width, colour, actor) in enumerate(strokes):
         start, end = first[number], first[number + 1]
-        if not seen[number]:
+        if not visible[number]:
             continue
-        for brush, fill in ((draw, colour if ink is None else ink), (marks, who)):
+        for brush, fill in ((draw, colour if ink is None else ink), (marks, actor)):
             if brush and width is None:
                 brush.polygon(places[start:end].ravel().tolist(), fill=fill)
             elif brush:
@@ -302,25 +302,25 @@ PLACES = {"street": street, "car_park": car_park, "shop": shop, "plaza": plaza}
 
 
 def _pattern(name: str, u: np.ndarray, v: np.ndarray, colour: Colour, table: np.ndarray) -> np.ndarray:
-    """Colour (N, 3) of a surface at u across, v up or away, in metres; `table` (256, 256) in [0, 1) is its chance."""
+    """Return the colour (N, 3) of a surface at u across, v up or away, in metres; `table` (256, 256) is its noise in [0, 1)."""
 
-    def chance(a, b):
+    def noise(a, b):
         return table[np.floor(a).astype(int) & 255, np.floor(b).astype(int) & 255]
 
-    gain = 0.9 + 0.1 * chance(u * 23, v * 23) + 0.1 * chance(u * 0.9, v * 0.9) * chance(u * 4, v * 4)
+    gain = 0.9 + 0.1 * noise(u * 23, v * 23) + 0.1 * noise(u * 0.9, v * 0.9) * noise(u * 4, v * 4)
     paint = np.broadcast_to(np.array(colour, float), (*u.shape, 3)).copy()
     size = {"paving": 0.7, "tiles": 0.9, "slabs": 1.5}.get(name)
     if size:
-        gain *= 0.88 + 0.16 * chance(u / size, v / size)
+        gain *= 0.88 + 0.16 * noise(u / size, v / size)
         gain[(u % size < 0.05) | (v % size < 0.05)] *= 0.78
     elif name == "asphalt":
-        gain *= 0.94 + 0.1 * chance(u * 0.25, v * 0.6)
+        gain *= 0.94 + 0.1 * noise(u * 0.25, v * 0.6)
     elif name == "brick":
         row = np.floor(v / 0.28)
-        gain *= 0.82 + 0.26 * chance(u / 0.6 + 0.5 * (row % 2), row)
+        gain *= 0.82 + 0.26 * noise(u / 0.6 + 0.5 * (row % 2), row)
         gain[(v % 0.28 < 0.05) | ((u + 0.3 * (row % 2)) % 0.6 < 0.04)] *= 0.8
     elif name == "grass":
-        gain *= 0.75 + 0.45 * chance(u * 7, v * 7)
+        gain *= 0.75 + 0.45 * noise(u * 7, v * 7)
     elif name == "hatch":
         paint[((u + v) % 1.2) < 0.5] *= 0.45
     elif name == "shelf":
@@ -335,14 +335,14 @@ def _pattern(name: str, u: np.ndarray, v: np.ndarray, colour: Colour, table: np.
                 (206, 128, 66),
             ]
         )
-        paint = (0.65 * goods[(chance(u / 0.34, v / 0.5) * 7).astype(int)] + 46) * (
-            0.7 + 0.3 * chance(u / 0.17, v / 0.5)[..., None]
+        paint = (0.65 * goods[(noise(u / 0.34, v / 0.5) * 7).astype(int)] + 46) * (
+            0.7 + 0.3 * noise(u / 0.17, v / 0.5)[..., None]
         )
         paint[(v % 0.5 < 0.1) | (v % 0.5 > 0.42)] = (96, 90, 84)
     elif name == "machine":
         paint[(v > 0.8) & (v < 1.75)] = (196, 214, 222)
         goods = (v > 0.85) & (v < 1.7) & (v % 0.3 > 0.08) & (u % 0.2 > 0.06)
-        paint[goods] = (90 + 150 * chance(u / 0.2, v / 0.3)[..., None] * np.array([1, 0.7, 0.5]))[goods]
+        paint[goods] = (90 + 150 * noise(u / 0.2, v / 0.3)[..., None] * np.array([1, 0.7, 0.5]))[goods]
     elif name == "doors":
         glass = (u % 5 > 1.2) & (u % 5 < 3.8) & (v < 2.5)
         paint[glass] = (112, 128, 138)
@@ -351,15 +351,15 @@ def _pattern(name: str, u: np.ndarray, v: np.ndarray, colour: Colour, table: np.
         pane = (u % 2.6 > 0.7) & (u % 2.6 < 1.9) & (v % 3.1 > 1.0) & (v % 3.1 < 2.5) & (v > 3.1)
         front = (v < 2.7) & (v > 0.5) & (u % 3.9 > 0.5) & (u % 3.9 < 3.4)
         paint[pane | front] = (74, 86, 98)
-        gain[pane | front] *= (0.7 + 0.8 * chance(u / 2.6, v / 3.1) ** 3)[pane | front]
+        gain[pane | front] *= (0.7 + 0.8 * noise(u / 2.6, v / 3.1) ** 3)[pane | front]
         paint[(v > 2.7) & (v < 3.1)] *= 0.72
-        awning = (v > 2.3) & (v < 2.9) & (chance(u / 3.9, v * 0) > 0.5)
+        awning = (v > 2.3) & (v < 2.9) & (noise(u / 3.9, v * 0) > 0.5)
         paint[awning] = np.where((u[awning] % 0.6 < 0.3)[:, None], (196, 190, 180), (140, 66, 60))
     return paint * gain[..., None]
 
 
 def cast(camera: Camera, layout: Layout, rng: np.random.Generator, sky: Colour) -> tuple[np.ndarray, np.ndarray]:
-    """Cast one ray per canvas pixel: colours uint8 (H, W, 3), and a block's number or -1 ground, -2 sky (H, W)."""
+    """Cast one ray per canvas pixel; return colours uint8 (H, W, 3), and a block's number or -1 ground, -2 sky (H, W)."""
     rays, table = camera.rays(), rng.random((256, 256))
     x, y, z = (np.where(np.abs(part) < 1e-9, 1e-9, part) for part in np.moveaxis(rays, -1, 0))
     far = np.where(y < 0, -camera.height_m / y, np.inf)
@@ -371,22 +371,19 @@ def cast(camera: Camera, layout: Layout, rng: np.random.Generator, sky: Colour) 
         inside = ground & (u >= paint.x0) & (u < paint.x1) & (v >= paint.z0) & (v < paint.z1)
         image[inside] = _pattern(paint.pattern, u[inside], v[inside], paint.colour, table)
     for number, block in enumerate(layout.blocks):
-        near = np.stack(
-            [(low - o) / d for low, o, d in zip(block.low, (0, camera.height_m, 0), (x, y, z), strict=True)]
-        )
-        away = np.stack(
-            [(high - o) / d for high, o, d in zip(block.high, (0, camera.height_m, 0), (x, y, z), strict=True)]
+        near, away = (
+            np.stack([(edge - o) / d for edge, o, d in zip(corner, (0, camera.height_m, 0), (x, y, z), strict=True)])
+            for corner in (block.low, block.high)
         )
         enter, leave = np.minimum(near, away), np.maximum(near, away)
         face, start = enter.argmax(0), enter.max(0)
-        seen = (start < leave.min(0)) & (start > 0.2) & (start < far)
-        at = start[seen]
-        side = np.where(face[seen] == 0, z[seen] * at - block.low[2], x[seen] * at - block.low[0])
-        up = np.where(face[seen] == 1, z[seen] * at, camera.height_m + y[seen] * at)
-        light = np.array([0.78, 1.08, 0.94])[face[seen]] * np.clip(
-            0.72 + up * 0.5, 0, 1
-        )  # walls darken where they stand
-        image[seen] = _pattern(block.pattern, side, up, block.colour, table) * light[:, None]
-        far, hit = np.where(seen, start, far), np.where(seen, number, hit)
+        visible = (start < leave.min(0)) & (start > 0.2) & (start < far)
+        at = start[visible]
+        side = np.where(face[visible] == 0, z[visible] * at - block.low[2], x[visible] * at - block.low[0])
+        up = np.where(face[visible] == 1, z[visible] * at, camera.height_m + y[visible] * at)
+        # walls darken where they stand
+        light = np.array([0.78, 1.08, 0.94])[face[visible]] * np.clip(0.72 + up * 0.5, 0, 1)
+        image[visible] = _pattern(block.pattern, side, up, block.colour, table) * light[:, None]
+        far, hit = np.where(visible, start, far), np.where(visible, number, hit)
     haze = np.clip(far / 140, 0, 0.35)[..., None]
     return np.clip(image * (1 - haze) + np.array(sky) * haze, 0, 255).astype(np.uint8), hit

@@ -1,11 +1,10 @@
-"""Drawn close-ups: an easier part of the synthetic data set, on which a tiny vision-language model can learn.
+"""Close-ups: an easier version of the synthetic data set, on which a tiny vision-language model can learn.
 
 The full data set is hard on purpose: a person is a tenth of the picture and everybody else walks about. Here
-- a fixed camera looks at one spot from near: a square crop around where the leading actor is when the event begins, or at a moment
-  drawn alike in a video without an event
-- few people, no traffic but a crash's, few frames a second, and events that leave their trace in single frames
+- a square crop shows the main actor from near, where it is when the event begins (without an event, at a random moment)
+- there are few people, no traffic but a crash's, few frames a second, and events that can be seen in single frames
 - scenarios and motion are those of `synthetic`; the truth per grid cell comes from its masks
-What is measured here says nothing about surveillance video; it shows that a pipeline learns.
+Results on it show that a pipeline learns and say nothing about surveillance video.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,25 +19,20 @@ from vau_lib.synthetic import dataset as synthetic_dataset
 from vau_lib.synthetic import scenarios
 from vau_lib.workspace import artifacts
 
-EDITION = 1  # of window, texts and truth; a folder of another edition is made anew
+EDITION = 1  # of crop, texts and truth; a folder of another edition is written anew
 
-RENDER_SIDE, SIDE = 160, 56  # pixels: what is rendered, and the crop kept of it
+RENDER_SIDE, SIDE = 160, 56  # pixels of the rendered picture and of its crop
 
 FPS, DURATION_S = 2.0, 6.0
 
-CELLS = 4  # the truth per cell is (T, 4, 4), as a toy's picture has 4 x 4 tokens
+CELLS = 4  # the truth per cell is (T, 4, 4), as a frame has 4 x 4 visual tokens in a tiny model
 
-COVERED = 0.04  # an actor is in a cell when it covers this share of it
+MIN_COVERAGE = 0.04  # an actor is in a cell when it covers more than this fraction of it
 
 NOTHING, SOMEBODY, FIRST_EVENT = 0, 1, 2  # values of the truth; event n of `EVENTS` is FIRST_EVENT + n
 
-LEADING = {
-    "fall": 1,
-    "fight": 2,
-    "crash": 2,
-    "left_package": 2,
-    "vandalism": 1,
-}  # actors an event is about; they come first
+# how many actors an event is about; they are the first of the cast
+LEADING = {"fall": 1, "fight": 2, "crash": 2, "left_package": 2, "vandalism": 1}
 
 EVENTS = ("fall", "fight", "crash")
 
@@ -101,35 +95,35 @@ def answer(task: str, event: str, variant: int = 0) -> str | None:
 
 
 def texts() -> Iterator[str]:
-    """Yield every question and answer of this world and the frame lines around them: what a toy's tokenizer learns."""
+    """Yield every question, answer and frame line of this data set: the text a tiny model's tokenizer is trained on."""
     yield from (f"Frame{n} at {n / 2:.1f}s: " for n in range(1, 33))
     for event in CAPTIONS:
         for task, questions in QUESTIONS.items():
             yield from questions
-            yield from (said for variant in range(2) if (said := answer(task, event, variant)))
+            yield from filter(None, (answer(task, event, variant) for variant in range(2)))
     yield from ("system\nuser\nassistant\n",) * 8
 
 
 def instructions(
-    found: Sequence[VideoRecord], tasks: Sequence[str] = ("judgement", "description", "analysis"), *, seed: int = 0
+    videos: Sequence[VideoRecord], tasks: Sequence[str] = ("judgement", "description", "analysis"), *, seed: int = 0
 ) -> list[dict]:
     """Return instruction rows (id, level, task, video, span_s, question, answer, split), one phrasing drawn per task."""
     rng, rows = np.random.default_rng(seed), []
-    for record in found:
+    for record in videos:
         event = event_of(record)
         for task in tasks:
-            said = answer(task, event, int(rng.integers(2)))
+            text = answer(task, event, int(rng.integers(2)))
             question = str(rng.choice(QUESTIONS[task]))
-            if said:
+            if text:
                 rows.append(
                     dict(id=len(rows), level="video", task=task, video=record.path, span_s=None, question=question,
-                         answer=said, split=record.split)
+                         answer=text, split=record.split)
                 )  # fmt: skip
     return rows
 
 
 def event_of(record: VideoRecord) -> str:
-    """Return the event a video was made for, anomalous or not; it stands at the end of its id."""
+    """Return the event of a video's scenario, anomalous or not: the end of its id."""
     return record.id.split("_", 2)[2]
 
 
@@ -143,11 +137,11 @@ def close_up_scenarios(
     for pair in range(-(-num_videos // 2)):
         rng, event = np.random.default_rng([seed, 11, pair]), events[pair % len(events)]
         world_seed, first, second = (int(number) for number in rng.integers(2**31, size=3))
-        one = synthetic_dataset.scenario_for(
+        anomalous = synthetic_dataset.scenario_for(
             first, event=event, world_seed=world_seed, duration_s=DURATION_S, fps=fps, height=RENDER_SIDE,
             width=RENDER_SIDE, num_people=2, num_vehicles=2 if event == "crash" else 0,
         )  # fmt: skip
-        chosen += [one, replace(one, event=str(rng.choice(NORMAL)), seed=second)]
+        chosen += [anomalous, replace(anomalous, event=str(rng.choice(NORMAL)), seed=second)]
     return chosen[:num_videos]
 
 
@@ -157,34 +151,34 @@ def close_up(scenario: scenarios.Scenario) -> tuple[np.ndarray, np.ndarray, tupl
     rng = np.random.default_rng([scenario.seed, 12])
     moment_s = rendering.events[0].start_s if rendering.events else scenario.duration_s * rng.uniform(0.25, 0.5)
     left, top = _corner(rendering.boxes[:, 0], moment_s * scenario.fps)
-    window = slice(top, top + SIDE), slice(left, left + SIDE)
-    masks = rendering.masks[:, *window]
-    return rendering.frames[:, *window], _truth(scenario, masks, rendering.events), rendering.events
+    crop = slice(top, top + SIDE), slice(left, left + SIDE)
+    masks = rendering.masks[:, *crop]
+    return rendering.frames[:, *crop], _truth(scenario, masks, rendering.events), rendering.events
 
 
 def _corner(boxes: np.ndarray, frame: float) -> tuple[int, int]:
-    """Return the window's left and top so that the leading actor's box nearest `frame` is in its middle."""
-    seen = np.flatnonzero(~np.isnan(boxes[:, 0]))
-    if not len(seen):
+    """Return the crop's left and top so that the leading actor's box nearest `frame` is in its middle."""
+    frames = np.flatnonzero(~np.isnan(boxes[:, 0]))
+    if not len(frames):
         return (RENDER_SIDE - SIDE) // 2, (RENDER_SIDE - SIDE) // 2
-    box = boxes[seen[np.abs(seen - frame).argmin()]]
+    box = boxes[frames[np.abs(frames - frame).argmin()]]
     middle = (box[:2] + box[2:]) / 2
     left, top = np.clip(middle - SIDE / 2, 0, RENDER_SIDE - SIDE).astype(int)
     return int(left), int(top)
 
 
 def _truth(scenario, masks: np.ndarray, events) -> np.ndarray:
-    def share(of):
-        return of.reshape(len(masks), CELLS, SIDE // CELLS, CELLS, SIDE // CELLS).mean((2, 4))
+    def coverage(mask):
+        return mask.reshape(len(masks), CELLS, SIDE // CELLS, CELLS, SIDE // CELLS).mean((2, 4))
 
-    truth = np.where(share(masks > 0) > COVERED, SOMEBODY, NOTHING)
+    truth = np.where(coverage(masks > 0) > MIN_COVERAGE, SOMEBODY, NOTHING)
     if events:
         times_s = np.arange(len(masks)) / scenario.fps
         # half a frame after the begin: at the very moment of its begin nothing of an event is to be seen yet
         active = (times_s >= events[0].start_s + 0.5 / scenario.fps) & (times_s < events[0].end_s)
         leading = (masks > 0) & (masks <= LEADING[scenario.event])
         value = FIRST_EVENT + tuple(LEADING).index(scenario.event)
-        truth = np.where((share(leading) > COVERED) & active[:, None, None], value, truth)
+        truth = np.where((coverage(leading) > MIN_COVERAGE) & active[:, None, None], value, truth)
     return truth.astype(np.uint8)
 
 
@@ -192,9 +186,16 @@ def make_dataset(
     root: str | Path, *, num_videos: int, seed: int = 0, events: Sequence[str] = EVENTS,
     splits: dict[str, float] | None = None, fps: float = FPS, engine: str = "serial", workers: int = 2,
 ) -> list[VideoRecord]:  # fmt: skip
-    """Write videos/, truth/, records.jsonl and made_by.json under `root`; return the records. What is there is kept.
+    """Write videos/, truth/, records.jsonl and made_by.json under `root`; return the records. A complete folder is only read.
 
-    Whole worlds go to a split, so pairs are never parted; every event in turn within each. `splits` are fractions of the worlds.
+    Args:
+        root: the folder.
+        num_videos: anomalous and normal ones in turn, in pairs of one world.
+        seed: of every random choice.
+        events: anomalous events, in turn.
+        splits: {name: fraction of the worlds}; a pair is never in two splits.
+        fps: frames per second.
+        engine, workers: see `workspace.parallel.map_videos`.
     """
     root, splits = Path(root), splits or {"train": 0.75, "val": 0.05, "test": 0.2}
     name = "closeups" if fps == FPS else f"closeups, {fps:g} frames per second"
@@ -205,7 +206,7 @@ def make_dataset(
     except (artifacts.StoreError, records.RecordError):
         pass
     worlds = -(-num_videos // 2)
-    edges = np.cumsum([round(share * worlds) for share in splits.values()])
+    edges = np.cumsum([round(fraction * worlds) for fraction in splits.values()])
     items = []
     for number, scenario in enumerate(close_up_scenarios(num_videos, seed=seed, events=events, fps=fps)):
         split = list(splits)[min(int(np.searchsorted(edges, number // 2, side="right")), len(splits) - 1)]
