@@ -119,7 +119,10 @@ def main() -> None:
 
     def described(name: str, found: list, place: Path) -> dict[str, np.ndarray]:
         done = extraction.extract(found, place, rows_of / name, recipe, engine="processes", workers=2)
-        print(f"{name}: {done.encoded} encoded, {done.kept} kept, skipped {list(done.skipped)}", flush=True)
+        print(
+            f"{name}: {done.encoded} encoded, {done.already_done} already done, skipped {list(done.skipped)}",
+            flush=True,
+        )
         return extraction.load(rows_of / name, found)
 
     drawn = film(root, count)

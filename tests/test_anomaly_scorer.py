@@ -212,7 +212,7 @@ def test_nan_rows_are_refused(scorer, rows):
 def output_of(**changed) -> anomaly_scorer.ScorerOutput:
     """One normal video, then one anomalous, two rows each, all quantities plain; fields can be replaced."""
     half, zero = torch.full((2, 2), 0.5), torch.zeros(2, 2, 3)
-    plain = dict(scores=half, noisy_scores=half, rows=zero + 1, abnormal=half, normal=half)
+    plain = dict(scores=half, noisy_scores=half, features=zero + 1, abnormal=half, normal=half)
     return anomaly_scorer.ScorerOutput(
         **(plain | dict(abnormal_answer=zero, normal_answer=zero, mean=zero, log_variance=zero) | changed)
     )
@@ -285,7 +285,7 @@ def test_events_of_a_normal_video_are_never_positive():
 
 
 def test_more_rows_than_the_video_has_are_refused():
-    with pytest.raises(records.RecordError, match="v: 8 rows at stride 16 for 100 frames"):
+    with pytest.raises(records.RecordError, match="v: 8 frames at stride 16 for 100 frames"):
         anomaly_scorer.frame_targets(record(1), 8)
 
 

@@ -122,7 +122,7 @@ def test_a_second_run_keeps_what_is_there_and_other_settings_are_refused(batch, 
     root, good, _ = batch
     extraction.extract(good[:2], root, tmp_path / "rows", RECIPE)
     again = extraction.extract(good, root, tmp_path / "rows", RECIPE, engine="processes")
-    assert (again.kept, again.encoded) == (2, 3)
+    assert (again.already_done, again.encoded) == (2, 3)
     with pytest.raises(artifacts.StoreError, match="snippet_frames=16, asked for 8"):
         extraction.extract(good, root, tmp_path / "rows", extraction.Recipe("xfeat", 8, RECIPE.options))
 
@@ -145,16 +145,19 @@ def test_killed_midway_it_redoes_at_most_the_video_in_flight(batch, tmp_path):
     there = sorted(path.name for path in folder.glob("[a-e]*.npy"))
     assert 5 <= len(there) < len(many)
     done = extraction.extract(many, root, folder, RECIPE)
-    assert done.kept == len(there) and done.encoded == len(many) - len(there)
+    assert done.already_done == len(there) and done.encoded == len(many) - len(there)
     whole = tmp_path / "whole"
     extraction.extract(many, root, whole, RECIPE)
     for record in many:
-        assert extraction.row_path(folder, record.id).read_bytes() == extraction.row_path(whole, record.id).read_bytes()
+        assert (
+            extraction.feature_path(folder, record.id).read_bytes()
+            == extraction.feature_path(whole, record.id).read_bytes()
+        )
 
 
 def test_an_id_may_not_leave_the_folder(tmp_path):
     with pytest.raises(records.RecordError, match="leaves the feature folder"):
-        extraction.row_path(tmp_path, "../x")
+        extraction.feature_path(tmp_path, "../x")
 
 
 def test_clip_and_squeezenet_rows_are_extracted(batch, tmp_path):
@@ -192,21 +195,21 @@ def test_released_rows_are_found_by_name_and_crops_averaged(tmp_path):
     name = "v=a.b__#1_label_B1-0-0"  # XD-Violence's names hold such signs
     one = released_file(tmp_path / "deep" / "er" / f"{name}__0.npy", np.full((3, 4), 0.3, np.float16))
     two = released_file(tmp_path / f"{name}__5.npy", np.full((3, 4), 0.5, np.float16))
-    np.testing.assert_array_equal(released.released_rows(tmp_path, name, width=4), one)
-    both = released.released_rows(tmp_path, name, (0, 5), width=4)
+    np.testing.assert_array_equal(released.released_features(tmp_path, name, width=4), one)
+    both = released.released_features(tmp_path, name, (0, 5), width=4)
     np.testing.assert_allclose(both, (one.astype(np.float32) + two) / 2, atol=1e-7, strict=True)
     late = released_file(tmp_path / "late.npy", two + 1)  # written after the folder was first read
-    np.testing.assert_array_equal(released.released_rows(tmp_path, "late", (), width=4), late)
+    np.testing.assert_array_equal(released.released_features(tmp_path, "late", (), width=4), late)
     with pytest.raises(artifacts.StoreError, match="v=a.b.*__1.npy is not below"):
-        released.released_rows(tmp_path, name, (0, 1), width=4)
+        released.released_features(tmp_path, name, (0, 1), width=4)
 
 
 def test_a_name_that_is_there_twice_needs_its_folder(tmp_path):
     for place, kind in enumerate(("bad", "normal")):
         rows = released_file(tmp_path / kind / "39.npy", np.full((2, 4), place, np.float32))
-        np.testing.assert_array_equal(released.released_rows(tmp_path, f"{kind}/39", (), width=4), rows)
+        np.testing.assert_array_equal(released.released_features(tmp_path, f"{kind}/39", (), width=4), rows)
     with pytest.raises(artifacts.StoreError, match="39.npy is more than once below"):
-        released.released_rows(tmp_path, "39", (), width=4)
+        released.released_features(tmp_path, "39", (), width=4)
     csv = listed(tmp_path / "lt.csv", "/x/bad/39.npy,Stealing", "/x/normal/39.npy,Normal")
     found = {key: files for key, _, files in released.released_list(csv, tmp_path)}
     assert found == {"bad/39": [tmp_path / "bad" / "39.npy"], "normal/39": [tmp_path / "normal" / "39.npy"]}
@@ -214,27 +217,27 @@ def test_a_name_that_is_there_twice_needs_its_folder(tmp_path):
     with pytest.raises(artifacts.StoreError, match=r"lt.csv: 1 of 2 files missing, first: .*39.npy"):
         released.released_list(csv, tmp_path)
     with pytest.raises(artifacts.StoreError, match="bad/39.npy is not below"):
-        released.released_rows(tmp_path, "bad/39", (), width=4)
+        released.released_features(tmp_path, "bad/39", (), width=4)
 
 
 @pytest.mark.parametrize(
     "rows, said",
     [
-        (np.ones((5, 3)), r"b.npy: rows must be \(T, 4\) floats, got \(5, 3\) of float64"),
+        (np.ones((5, 3)), r"b.npy: features must be \(T, 4\) floats, got \(5, 3\) of float64"),
         (np.ones((5, 4), int), "got .* of int64"),
         (np.ones((0, 4)), r"got \(0, 4\)"),
-        (np.ones((6, 4)), "b.npy: 6 rows where a.npy has 5"),
-        (np.where(np.arange(20).reshape(5, 4) == 13, np.nan, 1), "b.npy: NaN or infinity, first in row 3"),
+        (np.ones((6, 4)), "b.npy: 6 features where a.npy has 5"),
+        (np.where(np.arange(20).reshape(5, 4) == 13, np.nan, 1), "b.npy: NaN or infinity, first in snippet 3"),
     ],
 )  # fmt: skip
 def test_rows_that_cannot_be_read_are_refused_by_name(rows, said, tmp_path):
     for name, content in (("a", np.ones((5, 4), np.float16)), ("b", rows)):
         released_file(tmp_path / f"{name}.npy", content)
     with pytest.raises(artifacts.StoreError, match=said) as caught:
-        released.read_rows([tmp_path / "a.npy", tmp_path / "b.npy"], width=4)
+        released.read_features([tmp_path / "a.npy", tmp_path / "b.npy"], width=4)
     assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="at least one file"):
-        released.read_rows([])
+        released.read_features([])
 
 
 def test_a_list_names_other_machines_paths(tmp_path):
@@ -273,7 +276,7 @@ def test_official_lists_and_real_rows_are_read(name, videos, real_data, tmp_path
     found = released.released_list(csv, tmp_path)
     assert [[file.parent.name, f"{file.name},{label}"] for _, label, (file,) in found] == lines
     assert len({key for key, *_ in found}) == videos
-    rows = released.released_rows(real_data / "features", "Explosion008_x264", (), width=4096)
+    rows = released.released_features(real_data / "features", "Explosion008_x264", (), width=4096)
     np.testing.assert_array_equal(rows, np.load(real_data / "features" / "ucf_c3d_32seg" / "Explosion008_x264.npy"))
 
 

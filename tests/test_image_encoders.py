@@ -143,11 +143,11 @@ def test_the_trailing_part_is_dropped_but_never_all(count, dropped, kept, folder
 )
 def test_batches_cut_anywhere_give_the_same_rows(make, folders):
     encoder, frames = make(folders), pictures(40)
-    whole = np.stack(list(encoder.rows([frames], 6)))
+    whole = np.stack(list(encoder.snippet_features([frames], 6)))
     assert len(whole) == (6 if encoder.drop_last else 7)
     for size in (1, 7, 16, 39):
         parts = [frames[start : start + size] for start in range(0, 40, size)]
-        np.testing.assert_allclose(np.stack(list(encoder.rows(parts, 6))), whole, atol=2e-3, rtol=1e-5)
+        np.testing.assert_allclose(np.stack(list(encoder.snippet_features(parts, 6))), whole, atol=2e-3, rtol=1e-5)
 
 
 def test_a_video_file_is_encoded_as_its_frames(folders, tmp_path):

@@ -216,8 +216,8 @@ def test_half_precision_loses_a_padded_last_clip():
         video = scene(20, seed=seed)[:-3]
         assert not key_clips.key_clips(video, window=8, released=True, half_precision=True)[-1]
         assert key_clips.key_clips(video, window=8, released=True)[-1]  # half of it is unlike nothing: a large step
-    assert key_clips.likeness(video, window=8, half_precision=True).isnan().tolist() == [False] * 19 + [True]
-    assert key_clips.likeness(video, window=8).isfinite().all()
+    assert key_clips.half_similarity(video, window=8, half_precision=True).isnan().tolist() == [False] * 19 + [True]
+    assert key_clips.half_similarity(video, window=8).isfinite().all()
     assert key_clips.key_clips(scene(4)[:-3], window=8, released=True, half_precision=True).all()  # warm-up
 
 
@@ -225,7 +225,7 @@ def test_half_precision_loses_a_padded_last_clip():
     "rows, options, said",
     [
         (np.zeros((0, 8)), {"window": 8}, r"T at least 1 .* got \(0, 8\), 8"),
-        (np.zeros(8), {"window": 8}, r"rows \(T, D\).* got \(8,\)"),
+        (np.zeros(8), {"window": 8}, r"features \(T, D\).* got \(8,\)"),
         (np.zeros((9, 8)), {"window": 1}, "window of 2 or more"),
         (np.zeros((9, 12)), {"window": 8, "released": True}, "multiple of 8 and an even window, got 12, 8"),
         (np.zeros((9, 16)), {"window": 5, "released": True}, "multiple of 8 and an even window, got 16, 5"),

@@ -63,7 +63,7 @@ def test_sizes_are_the_published_ones(config, count, floats, released):
 
 
 def test_reach_is_depth_times_memory():
-    assert LSHMAConfig.xd().reach_rows == 24 and LSHMAConfig.ucf().reach_rows == 52  # 384 and 832 frames
+    assert LSHMAConfig.xd().reach_snippets == 24 and LSHMAConfig.ucf().reach_snippets == 52  # 384 and 832 frames
 
 
 @pytest.mark.parametrize("width", [6, 7, 128])
@@ -414,7 +414,7 @@ def test_a_state_of_another_model_is_refused(tmp_path):
     _, state = made(CONFIGS["xd"]).push(rows_of(8, streams=1))
     with pytest.raises(ValueError, match="the state has window 8, this model 4"):
         made(CONFIGS["ucf"]).push(rows_of(8, streams=1), state)
-    with pytest.raises(ValueError, match="1 streams, the rows of 2"):
+    with pytest.raises(ValueError, match="1 streams, the features of 2"):
         made(CONFIGS["xd"]).push(rows_of(8, streams=2), state)
     (tmp_path / "other.safetensors").write_bytes(b"nothing")
     with pytest.raises(artifacts.StoreError, match="other.safetensors is no stream state"):

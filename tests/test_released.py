@@ -28,7 +28,7 @@ def set_(tmp_path):
 
 def test_rows_and_truth_fit_together(set_):
     lists = [set_ / "train.csv", set_ / "test.csv"]
-    assert released.imported(lists, set_ / "npy", set_ / "rows", width=8) == {
+    assert released.import_features(lists, set_ / "npy", set_ / "rows", width=8) == {
         n: ROWS[n] for n in (NAMES[2], *NAMES[:2])
     }
     found = datasets.xd_violence(
@@ -59,8 +59,8 @@ def test_a_crop_is_chosen_once_and_another_choice_is_refused(set_):
     assert result.exit_code == 0 and result.stdout.strip().endswith("2 videos, 11 snippets"), result.stderr
     assert np.load(set_ / "r" / f"{NAMES[0]}.npy").mean() == 5
     with pytest.raises(artifacts.StoreError, match="made with crops"):
-        released.imported([set_ / "test.csv"], set_ / "npy", set_ / "r", crops=[0], width=8)
+        released.import_features([set_ / "test.csv"], set_ / "npy", set_ / "r", crops=[0], width=8)
     with pytest.raises(artifacts.StoreError, match=r"none of the crops \[3\] among its 2 files"):
-        released.imported([set_ / "test.csv"], set_ / "npy", set_ / "other", crops=[3], width=8)
-    with pytest.raises(artifacts.StoreError, match=r"rows must be \(T, 512\) floats"):
-        released.imported([set_ / "test.csv"], set_ / "npy", set_ / "wide")
+        released.import_features([set_ / "test.csv"], set_ / "npy", set_ / "other", crops=[3], width=8)
+    with pytest.raises(artifacts.StoreError, match=r"features must be \(T, 512\) floats"):
+        released.import_features([set_ / "test.csv"], set_ / "npy", set_ / "wide")

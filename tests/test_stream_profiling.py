@@ -37,7 +37,7 @@ def test_streams_together_score_as_alone(cameras):
 
 
 def test_the_past_stops_mattering_at_the_reach_and_never_when_frozen(cameras):
-    reach_min = CONFIG.reach_rows * records.ROW_S / 60
+    reach_min = CONFIG.reach_snippets * records.ROW_S / 60
     forgets = stream_profiling.head_effect(untrained(CONFIG), *cameras, first=8)
     assert forgets["change"].iloc[0] > 1e-4
     assert forgets.loc[forgets["minute"] > reach_min + 8 * records.ROW_S / 60, "change"].max() < 1e-5

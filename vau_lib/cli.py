@@ -178,7 +178,7 @@ def import_features(
     from vau_lib.features import released
 
     chosen = presets.parse_values([f"crops={crops}"], split=True)["crops"] if crops else []
-    counts = released.imported(lists, source, presets.project_path(target), crops=chosen, width=width)
+    counts = released.import_features(lists, source, presets.project_path(target), crops=chosen, width=width)
     typer.echo(f"{target}: {len(counts):,} videos, {sum(counts.values()):,} snippets")
 
 

@@ -1,8 +1,9 @@
-"""Detectors over feature rows, and how they are trained.
+"""Detectors over features, and how they are trained.
 
 - `memtsm`: MemTSM-Net; `lshma`, `lshma_state`, `key_clips`: LSHMA, a stream with memory
 - `anomaly_scorer`: Holmes-VAU's scorer (UR-DMU); `frame_sampling`: ATS, its density-aware sampler
-- `preprocessing`, `training`: standardised feature sequences, one engine on `transformers.Trainer`
+- `trained_detector`: train, save and load any of the three; `preprocessing`, `training`: standardised feature sequences, one
+  engine on `transformers.Trainer`
 - `experiments`: folds, seeds and shuffled labels; `baselines`: what simple methods score
 - `stream_profiling`: latency, memory and forgetting of a stream
 """

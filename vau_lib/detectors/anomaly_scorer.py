@@ -1,13 +1,15 @@
-"""Score every glance, then look longest where something may be wrong: Holmes-VAU's anomaly scorer and sampler (ATS).
+"""Holmes-VAU's anomaly scorer, UR-DMU over features of sampled frames (Zhang et al.; Zhou et al.).
 
-- a glance is ONE frame in 16; the scorer is UR-DMU's test branch: a convolution, two layers of attention to everything and
-  to what is near, and two memories, one of normal and one of anomalous rows, whose answers are added to what is judged
-- dropout is a thing of training: `forward` never drops, whatever mode the module is in. The published scorer was never put
+- it reads one frame in 16; the scorer is UR-DMU's test branch: a convolution, two layers of attention to everything and
+  to what is near, and two memories, one of normal and one of anomalous features; their answers are added
+  to the features
+- dropout is for training only: `forward` never drops, whatever mode the module is in. The published scorer was never put
   in evaluation mode and answers differently every time; `ScorerConfig(dropout_at_inference=True)` is that
-- its nearness is divided by the wrong sums, so that rows do not add up to 1; kept, for its weights were made with it
+- its nearness is divided by the wrong sums, so that its weights do not add up to 1; kept, because the published
+  weights were trained so
 - neither the training code nor the labels were released: the objective here is UR-DMU's plus cross-entropy with the
-  annotated events at the glances, positive in videos that have a label only (HIVAU-70k lists events in normal ones too)
-Choosing frames is in `sampling`, looking at a video in `dense`; both are passed on from here.
+  annotated events at the sampled frames, positive in videos that have a label only (HIVAU-70k lists events in normal ones too)
+`frame_sampling` chooses frames by its scores; `features.frame_features` makes the features.
 Sources: Zhang et al., Holmes-VAU, CVPR 2025, sections 4.2, 4.3 and appendix B; Zhou, Yu and Yang, Dual Memory Units with
 Uncertainty Regulation for Weakly Supervised Video Anomaly Detection (UR-DMU), AAAI 2023, and its repository (MIT; for facts).
 """
@@ -36,12 +38,12 @@ LOSS_WEIGHTS = {  # the weight of each part of the training loss
     "triplet": 0.1, "kl": 1e-3, "distance": 1e-4, "frames": 1.0,
 }  # fmt: skip
 
-FAR = 100.0  # how much longer an anomalous answer should be than a normal one
+MARGIN = 100.0  # how much larger the norm of an anomalous answer should be than that of a normal one
 
 
 @dataclass(frozen=True)
 class ScorerConfig:
-    """Sizes; the defaults are the published 6,492,929 parameters. `width` is that of the rows, whatever made them.
+    """Sizes; the defaults are the published 6,492,929 parameters. `width` is that of the features.
 
     `dropout_at_inference` is the release's defect: scores are random.
     """
@@ -58,12 +60,12 @@ class ScorerConfig:
 
 @dataclass
 class ScorerOutput:
-    """What training sees of B videos of T rows, whatever their labels."""
+    """Output for training, of B videos of T sampled frames."""
 
     scores: Tensor  # (B, T) in [0, 1], as at inference but for dropout
     noisy_scores: Tensor  # (B, T) with the normal answer drawn, not its mean
-    rows: Tensor  # (B, T, H) after attention
-    abnormal: Tensor  # (B, T) in (0, 1): how well the anomalous memory knows a row
+    features: Tensor  # (B, T, H) after attention
+    abnormal: Tensor  # (B, T) in (0, 1): how well the anomalous memory matches
     normal: Tensor  # (B, T) the same, normal memory
     abnormal_answer: Tensor  # (B, T, H)
     normal_answer: Tensor  # (B, T, H), drawn from N(mean, exp(log_variance))
@@ -72,12 +74,12 @@ class ScorerOutput:
 
     @property
     def logit(self) -> Tensor:
-        """Return each bag's probability as a logit (B,): its top rows' mean score."""
+        """Return each bag's probability as a logit (B,): the mean of its highest scores."""
         return _top(self.scores, self.scores).logit(1e-6)
 
 
 class Attention(nn.Module):
-    """Attend to what is alike and to what is near: x (B, T, H) -> (B, T, H); UR-DMU's GL-MHSA."""
+    """Attend by similarity and by distance in time: x (B, T, H) -> (B, T, H); UR-DMU's GL-MHSA."""
 
     def __init__(self, config: ScorerConfig):
         super().__init__()
@@ -89,37 +91,39 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         parts = self.to_qkv(self.norm(x)).chunk(4, dim=-1)
         query, key, value, nearby = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
-        alike = F.scaled_dot_product_attention(query, key, value)  # (B, heads, T, d); never holds (T, T) at once
-        found = torch.cat([alike, near(nearby)], dim=-1)  # each head: first what is alike, then what is near
-        return self.out(found.transpose(1, 2).flatten(2))
+        by_similarity = F.scaled_dot_product_attention(
+            query, key, value
+        )  # (B, heads, T, d); never holds (T, T) at once
+        heads = torch.cat([by_similarity, near(nearby)], dim=-1)  # per head: by similarity, then by distance in time
+        return self.out(heads.transpose(1, 2).flatten(2))
 
 
 def near(values: Tensor) -> Tensor:
     """Return sum_j exp(-|i - j| / e) / w_j values_j at each i, of values (..., T, d), with w_j = sum_k exp(-|j - k| / e).
 
-    A share of nearness would divide by w_i; the published code divides column j by the sum of row j, which near the ends of
+    A normalised weight would divide by w_i; the published code divides column j by the sum of row j, which near the ends of
     a video is another number. Its weights were trained so. Memory grows with T, not T^2.
     """
-    sums = _spread(values.new_ones(values.shape[-2], 1))  # (T, 1)
-    return _spread(values / sums)
+    sums = _decayed_sum(values.new_ones(values.shape[-2], 1))  # (T, 1)
+    return _decayed_sum(values / sums)
 
 
-def _spread(values: Tensor) -> Tensor:
+def _decayed_sum(values: Tensor) -> Tensor:
     """Return sum_j exp(-|i - j| / e) values_j, of values (..., T, d), block by block: each needs itself and its neighbours."""
     count, block = values.shape[-2], NEAR_ROWS
     blocks = F.pad(values, (0, 0, block, block + -count % block)).unfold(-2, 3 * block, block)  # (..., T / 64, d, 192)
     apart = torch.arange(3 * block, device=values.device)[:, None] - block - torch.arange(block, device=values.device)
-    spread = blocks @ (-apart.abs().to(values.dtype) / math.e).exp()  # (..., T / 64, d, 64)
-    return spread.mT.flatten(-3, -2)[..., :count, :]
+    sums = blocks @ (-apart.abs().to(values.dtype) / math.e).exp()  # (..., T / 64, d, 64)
+    return sums.mT.flatten(-3, -2)[..., :count, :]
 
 
 class Memory(nn.Module):
-    """Slots that answer each row: x (B, T, H) -> how well it is known (B, T), the answer (B, T, H)."""
+    """Memory of K slots: x (B, T, H) -> how well each feature matches (B, T), the memory's answer (B, T, H)."""
 
     def __init__(self, config: ScorerConfig):
         super().__init__()
-        reach = config.hidden**-0.5
-        self.slots = nn.Parameter(torch.empty(config.slots, config.hidden).uniform_(-reach, reach))
+        bound = config.hidden**-0.5
+        self.slots = nn.Parameter(torch.empty(config.slots, config.hidden).uniform_(-bound, bound))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         similarity = (x @ self.slots.T * x.shape[-1] ** -0.5).sigmoid()  # (B, T, K): each slot for itself, no softmax
@@ -127,7 +131,7 @@ class Memory(nn.Module):
 
 
 class AnomalyScorer(nn.Module):
-    """Score rows of features: `scorer(features (B, T, D)) -> (B, T)` in [0, 1]; of crops (B, n, T, D) the mean."""
+    """Score features: `scorer(features (B, T, D)) -> (B, T)` in [0, 1]; of crops (B, n, T, D) the mean."""
 
     def __init__(self, config: ScorerConfig | None = None):
         super().__init__()
@@ -146,16 +150,16 @@ class AnomalyScorer(nn.Module):
         self.classifier = nn.Sequential(nn.Linear(2 * hidden, 128), nn.ReLU(), nn.Linear(128, 1))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Score rows; never drops anything unless the config says so, in training mode either."""
-        rows = self._checked(features)
-        x = self._encode(rows.flatten(0, -3), drop=self.settings.dropout_at_inference)  # (B n, T, H)
+        """Score features; no dropout unless the config says so, in training mode either."""
+        features = self._checked(features)
+        x = self._encode(features.flatten(0, -3), drop=self.settings.dropout_at_inference)  # (B n, T, H)
         answers = self.mean(self.abnormal(x)[1]) + self.mean(self.normal(x)[1])
         scores = self.classifier(torch.cat([x, answers], dim=-1))[..., 0].sigmoid()
-        return scores.view(rows.shape[:-1]).mean(1) if rows.ndim == 4 else scores
+        return scores.view(features.shape[:-1]).mean(1) if features.ndim == 4 else scores
 
     @torch.inference_mode()
     def score_video(self, features: np.ndarray, preprocessing: Preprocessing) -> tuple[float, np.ndarray]:
-        """Return the video's score, the mean of its highest rows (a sixteenth), and every row's, (T,), of features (T, D)."""
+        """Return the video's score, the mean of its highest snippets (a sixteenth), and every snippet's, (T,)."""
         scores = self(preprocessing(features).mT[None])[0]
         return training.top_mean(scores), scores.numpy()
 
@@ -168,21 +172,21 @@ class AnomalyScorer(nn.Module):
         ]
 
     def learn(self, features: Tensor) -> ScorerOutput:
-        """Return all that `scorer_loss` needs of rows (B, T, D), with dropout in training mode and gradients."""
+        """Return all that `scorer_loss` needs of features (B, T, D), with dropout in training mode and gradients."""
         x = self._encode(self._checked(features, crops=False), drop=self.training)
         (abnormal, bad), (normal, good) = self.abnormal(x), self.normal(x)
         bad, mean, log_variance = self.mean(bad), self.mean(good), self.log_variance(good)
-        drawn = mean + torch.randn_like(mean) * (0.5 * log_variance).exp() if self.training else mean
-        scores = [self.classifier(torch.cat([x, bad + answer], -1))[..., 0].sigmoid() for answer in (mean, drawn)]
-        return ScorerOutput(*scores, x, abnormal, normal, bad, drawn, mean, log_variance)
+        noisy = mean + torch.randn_like(mean) * (0.5 * log_variance).exp() if self.training else mean
+        scores = [self.classifier(torch.cat([x, bad + answer], -1))[..., 0].sigmoid() for answer in (mean, noisy)]
+        return ScorerOutput(*scores, x, abnormal, normal, bad, noisy, mean, log_variance)
 
-    def _encode(self, rows: Tensor, *, drop: bool) -> Tensor:
-        """Return what each row is in its video: (B, T, D) -> (B, T, H)."""
+    def _encode(self, features: Tensor, *, drop: bool) -> Tensor:
+        """Return features after attention: (B, T, D) -> (B, T, H)."""
 
         def dropped(x: Tensor) -> Tensor:
             return F.dropout(x, self.settings.dropout, training=drop)
 
-        x = self.embed(rows.mT).relu().mT  # convolution wants time last
+        x = self.embed(features.mT).relu().mT  # convolution wants time last
         for attention, feed_forward in zip(self.attention, self.feed_forward, strict=True):
             x = x + dropped(attention(x))
             x = x + dropped(feed_forward["out"](dropped(F.gelu(feed_forward["in"](feed_forward["norm"](x))))))
@@ -200,8 +204,8 @@ class AnomalyScorer(nn.Module):
 
 
 def _top(values: Tensor, by: Tensor) -> Tensor:
-    """Return the mean of values (B, T[, H]) over the T // 16 + 1 rows where `by` (B, T) is highest."""
-    count = min(by.shape[1], by.shape[1] // training.ROWS_PER_CHOICE + 1)
+    """Return the mean of values (B, T[, H]) over the T // 16 + 1 places where `by` (B, T) is highest."""
+    count = min(by.shape[1], by.shape[1] // training.SNIPPETS_PER_CHOICE + 1)
     place = by.topk(count, dim=1).indices
     place = place if values.ndim == 2 else place[..., None].expand(-1, -1, values.shape[-1])
     return values.gather(1, place).mean(1)
@@ -212,12 +216,12 @@ def scorer_loss(
 ) -> dict[str, Tensor]:
     """Return the named parts of the training loss and "total", their sum weighted by `weights`; targets (B, T) in {0, 1}.
 
-    A video is anomalous where a target is 1. UR-DMU's: bag, cross-entropy of the top rows' mean score; four of
-    the memories: an anomalous video's best known rows known to the anomalous memory (abnormal_recalled) and its least known
-    ones unknown to the normal one (abnormal_unknown), a normal video's rows all known to the normal memory
-    (normal_recalled) and unknown to the other (normal_unknown); triplet between the rows chosen so; KL of the normal answer,
-    summed over rows as in the reference; distance between the lengths of answers. Ours, after Holmes-VAU's
-    L_AS: frames, cross-entropy of every row with its target, the mean. Parts of a kind that is not in the batch are 0.
+    A video is anomalous where a target is 1. UR-DMU's: bag, cross-entropy of the mean of the highest scores; four of
+    the memories: an anomalous video's best matching features known to the anomalous memory (abnormal_recalled) and its least known
+    ones unknown to the normal one (abnormal_unknown), a normal video's features all known to the normal memory
+    (normal_recalled) and unknown to the other (normal_unknown); triplet between the features chosen so; KL of the normal answer,
+    summed over time as in the reference; distance between the lengths of answers. Ours, after Holmes-VAU's
+    L_AS: frames, cross-entropy of every score with its target, the mean. Parts of a kind that is not in the batch are 0.
     """
     if targets.shape != output.scores.shape or not ((targets == 0) | (targets == 1)).all():
         raise ValueError(f"targets must be 0 or 1, {tuple(output.scores.shape)}, got shape {tuple(targets.shape)}")
@@ -226,18 +230,18 @@ def scorer_loss(
     bad, good = labels == 1, labels == 0
     scores = torch.where(
         good[:, None], output.noisy_scores, output.scores
-    )  # what is normal is seen with its uncertainty
-    found = {"bag": _bce(_top(scores, scores), labels), "frames": _bce(scores, targets)}
-    found |= {
+    )  # normal videos are scored with their uncertainty
+    parts = {"bag": _bce(_top(scores, scores), labels), "frames": _bce(scores, targets)}
+    parts |= {
         "abnormal_recalled": _towards(1, _top(output.abnormal[bad], output.abnormal[bad])),
         "abnormal_unknown": _towards(1, _top(1 - output.normal[bad], 1 - output.normal[bad])),
         "normal_recalled": _towards(1, output.normal[good]),
         "normal_unknown": _towards(0, output.abnormal[good]),
     }
     known, variance = output.mean[good], output.log_variance[good]
-    found["kl"] = -0.5 * (1 + variance - known**2 - variance.exp()).sum(1).mean() if good.any() else scores.sum() * 0
-    found |= _contrast(output, bad, good)
-    return found | {"total": sum(weight * found[name] for name, weight in weights.items())}
+    parts["kl"] = -0.5 * (1 + variance - known**2 - variance.exp()).sum(1).mean() if good.any() else scores.sum() * 0
+    parts |= _contrast(output, bad, good)
+    return parts | {"total": sum(weight * parts[name] for name, weight in weights.items())}
 
 
 def _contrast(output: ScorerOutput, bad: Tensor, good: Tensor) -> dict[str, Tensor]:
@@ -246,12 +250,12 @@ def _contrast(output: ScorerOutput, bad: Tensor, good: Tensor) -> dict[str, Tens
     if not pairs:
         return dict.fromkeys(("triplet", "distance"), output.scores.sum() * 0)
     bad, good = bad.nonzero()[:pairs, 0], good.nonzero()[:pairs, 0]
-    anchor = _top(output.rows[good], output.normal[good])  # (P, H)
-    alike, unlike = (_top(output.rows[bad], by[bad]) for by in (output.normal, output.abnormal))
+    anchor = _top(output.features[good], output.normal[good])  # (P, H)
+    alike, unlike = (_top(output.features[bad], by[bad]) for by in (output.normal, output.abnormal))
     unit = [F.normalize(x, dim=-1) for x in (anchor, alike, unlike)]
     far = _top(output.abnormal_answer[bad], output.abnormal[bad]).norm(dim=-1)
     close = _top(output.normal_answer[good], output.normal[good]).norm(dim=-1)
-    return {"triplet": F.triplet_margin_loss(*unit), "distance": (FAR - far + close).relu().mean()}
+    return {"triplet": F.triplet_margin_loss(*unit), "distance": (MARGIN - far + close).relu().mean()}
 
 
 def _bce(chances: Tensor, targets: Tensor) -> Tensor:
@@ -273,7 +277,7 @@ _RELEASED_NAMES = (
     (r"^self_?attn?\.layers\.(\d+)\.1\.fn\.net\.0\.", r"feed_forward.\1.in."),
     (r"^self_?attn?\.layers\.(\d+)\.1\.fn\.net\.3\.", r"feed_forward.\1.out."),
     (r"^cls_head\.mlp\.", "classifier."),
-    (r"^([AN])memory\.memory_block$", lambda found: {"A": "abnormal", "N": "normal"}[found[1]] + ".slots"),
+    (r"^([AN])memory\.memory_block$", lambda match: {"A": "abnormal", "N": "normal"}[match[1]] + ".slots"),
     (r"^encoder_mu\.0\.", "mean."),
     (r"^encoder_var\.0\.", "log_variance."),
 )
@@ -292,14 +296,14 @@ def load_released(source: str | Path | Mapping[str, Tensor], config: ScorerConfi
     return scorer.eval()
 
 
-def frame_targets(record: records.VideoRecord, rows: int, *, stride: int = SNIPPET_FRAMES) -> np.ndarray:
-    """Return the truth at each glance, uint8 (rows,): of frame stride * i; all 0 in a video without the label.
+def frame_targets(record: records.VideoRecord, count: int, *, stride: int = SNIPPET_FRAMES) -> np.ndarray:
+    """Return the ground truth of `count` sampled frames, uint8 (count,), of frame stride * i; all 0 in a video without the label.
 
-    RecordError when the video is shorter than its rows say. An event between two glances is in none.
+    RecordError when the video is too short. An event between two sampled frames is in none.
     """
-    last = stride * (rows - 1)
-    if rows < 1 or not 0 <= last < record.num_frames:
-        raise records.RecordError(f"{record.id}: {rows} rows at stride {stride} for {record.num_frames} frames")
+    last = stride * (count - 1)
+    if count < 1 or not 0 <= last < record.num_frames:
+        raise records.RecordError(f"{record.id}: {count} frames at stride {stride} for {record.num_frames} frames")
     return records.frame_labels(record)[: last + 1 : stride] * np.uint8(record.label > 0)
 
 

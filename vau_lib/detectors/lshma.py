@@ -1,7 +1,7 @@
-"""A stream is judged against what it showed a moment ago, and remembers that in a space that never grows.
+"""LSHMA, a streaming detector with hierarchical memory attention (Han et al., StreamVAD).
 
-LSHMA over rows of features: a clip of N rows passes L blocks; each attends to the clip and to what that block stored of the
-M - 1 clips before, compressed to half the width. Depth widens the context: 1 + L (M - 1) clips reach a score.
+A clip of N features passes L blocks; each attends to the clip and to what that block stored of the M - 1 clips before,
+compressed to half the width. Depth widens the context: 1 + L (M - 1) clips reach a score.
 - state goes in and comes out; `forward`, `push` and `score` are `step` in a loop, so training and streaming are one code path
 - default is what the paper intends: the oldest clip leaves the memory; every depth is trained to answer, so that a stream may
   leave early, each of B streams for itself; nothing looks ahead
@@ -72,10 +72,10 @@ class Block(nn.Module):
 
     def _attend(self, query: Tensor, keys: Tensor, known: Tensor | None = None) -> Tensor:
         """softmax(q k^T / sqrt(d)) k + q: keys are values too, one head (MeMViT's residual pooling)."""
-        likeness = query @ keys.mT * query.shape[-1] ** -0.5  # (B, N, K)
+        similarity = query @ keys.mT * query.shape[-1] ** -0.5  # (B, N, K)
         if known is not None:
-            likeness = likeness.masked_fill(~known[:, None], -torch.inf)
-        out = likeness.softmax(-1) @ keys + query
+            similarity = similarity.masked_fill(~known[:, None], -torch.inf)
+        out = similarity.softmax(-1) @ keys + query
         return out.mT.reshape(out.shape) if self.settings.scrambled else out
 
 
@@ -92,17 +92,17 @@ def _mlp(width: int) -> nn.Sequential:
 
 @dataclass
 class LSHMAOutput:
-    """What training sees of B videos of T rows."""
+    """Output for training, of B videos of T snippets."""
 
-    logit: Tensor  # (B,) of the bag: its top rows' mean probability, as a logit
+    logit: Tensor  # (B,) of the bag: the mean probability of its highest snippets, as a logit
     logits: Tensor  # (B, T)
     levels: Tensor  # (B, L, T): at every depth
-    counted: Tensor | None  # (B, T) bool: rows that are in the bag, all when None
+    counted: Tensor | None  # (B, T) bool: snippets that are in the bag, all when None
     lengths: Tensor  # (B,)
 
 
 class LSHMA(nn.Module):
-    """Score rows of features as they come. `step` is the model; everything else calls it."""
+    """Score features as they come. `step` is the model; everything else calls it."""
 
     def __init__(self, config: LSHMAConfig | None = None):
         super().__init__()
@@ -118,43 +118,41 @@ class LSHMA(nn.Module):
         state = self._checked(clip, state)
         if clip.shape[1] != self.settings.window or state.waiting.shape[1]:
             raise ValueError(
-                f"step takes clips of {self.settings.window} rows, got {clip.shape[1]} with "
+                f"step takes clips of {self.settings.window} features, got {clip.shape[1]} with "
                 f"{state.waiting.shape[1]} waiting; push takes any number"
             )
         valid = torch.full((len(clip),), self.settings.window, device=clip.device)
         state = self._advance(clip.float(), state, valid)
         return state.levels[:, -1], state
 
-    def push(self, rows: Tensor, state: StreamState | None = None) -> tuple[Tensor, StreamState]:
-        """Take any number of rows (B, n, D); return logits (B, m) of the clips they complete, m a multiple of N or 0."""
-        state, n = self._checked(rows, state), self.settings.window
-        rows = torch.cat([state.waiting, rows.float()], dim=1)
-        whole = rows.shape[1] // n * n
-        state, found = replace(state, waiting=rows[:, :0]), []
+    def push(self, features: Tensor, state: StreamState | None = None) -> tuple[Tensor, StreamState]:
+        """Take any number of features (B, n, D); return logits (B, m) of the clips they complete, m a multiple of N or 0."""
+        state, n = self._checked(features, state), self.settings.window
+        x = torch.cat([state.waiting, features.float()], dim=1)
+        whole = x.shape[1] // n * n
+        state, scored = replace(state, waiting=x[:, :0]), []
         for start in range(0, whole, n):
-            logits, state = self.step(rows[:, start : start + n], state)
-            found.append(logits)
-        logits = torch.cat(found, dim=1) if found else rows.new_zeros(len(rows), 0)
-        return logits, replace(state, waiting=rows[:, whole:].clone())
+            logits, state = self.step(x[:, start : start + n], state)
+            scored.append(logits)
+        logits = torch.cat(scored, dim=1) if scored else x.new_zeros(len(x), 0)
+        return logits, replace(state, waiting=x[:, whole:].clone())
 
     def flush(self, state: StreamState) -> Tensor:
-        """Return logits (B, n) of the n rows still waiting when a stream ends; the clip is filled up with zeros."""
-        rows, n = state.waiting, state.waiting.shape[1]
+        """Return logits (B, n) of the n features still waiting when a stream ends; the clip is padded with zeros."""
+        x, n = state.waiting, state.waiting.shape[1]
         if not n:
-            return rows.new_zeros(len(rows), 0)
-        clip = F.pad(rows, (0, 0, 0, self.settings.window - n))
-        state = self._advance(
-            clip, replace(state, waiting=rows[:, :0]), torch.full((len(rows),), n, device=rows.device)
-        )
+            return x.new_zeros(len(x), 0)
+        clip = F.pad(x, (0, 0, 0, self.settings.window - n))
+        state = self._advance(clip, replace(state, waiting=x[:, :0]), torch.full((len(x),), n, device=x.device))
         return state.levels[:, -1, :n]
 
     @torch.inference_mode()
     def score(self, features: np.ndarray | Tensor) -> np.ndarray | Tensor:
-        """Return the probability of an anomaly at every row, (T,) in [0, 1], of rows (T, D); the same kind as given."""
-        rows = torch.as_tensor(features)
-        if rows.ndim != 2:
-            raise ValueError(f"features must be (T, {self.settings.width}), got {tuple(rows.shape)}")
-        logits, state = self.push(rows[None])
+        """Return the probability of an anomaly at every snippet, (T,) in [0, 1], of features (T, D); the same type."""
+        x = torch.as_tensor(features)
+        if x.ndim != 2:
+            raise ValueError(f"features must be (T, {self.settings.width}), got {tuple(x.shape)}")
+        logits, state = self.push(x[None])
         logits = torch.cat([logits, self.flush(state)], dim=1)[0]
         if self.settings.looks_ahead:
             logits = _smoothed(logits, self.settings)
@@ -162,7 +160,7 @@ class LSHMA(nn.Module):
         return scores if isinstance(features, Tensor) else scores.numpy()
 
     def score_video(self, features: np.ndarray, preprocessing: Preprocessing) -> tuple[float, np.ndarray]:
-        """Return the video's score, the mean of its highest rows as in training, and every row's, (T,), of features (T, D)."""
+        """Return the video's score, the mean of its highest snippets as in training, and every snippet's, (T,)."""
         scores = self.score(preprocessing(features).mT)
         return training.top_mean(scores), scores.numpy()
 
@@ -171,17 +169,17 @@ class LSHMA(nn.Module):
         return training.TimeLast(self, self.forward), lambda output, _, y: loss(output, y)
 
     def forward(self, features: Tensor, lengths: Tensor | None = None) -> LSHMAOutput:
-        """Score whole videos (B, T, D) of which the first `lengths` (B,) rows are real, clip by clip, with gradients."""
+        """Score whole videos (B, T, D) of which the first `lengths` (B,) are real, clip by clip, with gradients."""
         state = self._checked(features, None)
         (batch, count, _), n = features.shape, self.settings.window
         lengths = torch.full((batch,), count, device=features.device) if lengths is None else lengths
-        rows = F.pad(features.float(), (0, 0, 0, -count % n))
+        x = F.pad(features.float(), (0, 0, 0, -count % n))
         allowed = self._allowed(features, lengths) if self.training else None
         levels, kept = [], []
         for start in range(0, count, n):
             valid = (lengths - start).clamp(0, n)
             may = None if allowed is None else allowed[:, start // n]
-            state = self._advance(rows[:, start : start + n], state, valid, may, every_depth=True)
+            state = self._advance(x[:, start : start + n], state, valid, may, every_depth=True)
             levels.append(state.levels)
             kept.append((state.depth > 0)[:, None].expand(batch, n))
         levels, kept = torch.cat(levels, dim=2)[..., :count], torch.cat(kept, dim=1)[:, :count]
@@ -199,7 +197,7 @@ class LSHMA(nn.Module):
         *,
         every_depth: bool = False,
     ) -> StreamState:
-        """Take one clip (B, N, D) of which `valid` (B,) rows are real; streams with none, or not allowed, stay as they are.
+        """Take one clip (B, N, D) of which `valid` (B,) are real; streams with none, or not allowed, stay as they are.
 
         Depths answer where somebody asks: in training (`every_depth`), where a stream may leave, and the last one.
         """
@@ -262,25 +260,30 @@ class LSHMA(nn.Module):
             video[: len(chosen)] = torch.from_numpy(chosen)
         return allowed.to(features.device)
 
-    def _checked(self, rows: Tensor, state: StreamState | None) -> StreamState:
-        """Return the state to go on with; ValueError, one line, for rows or a state that do not fit."""
-        if rows.ndim != 3 or rows.shape[2] != self.settings.width or not rows.shape[0] or not rows.shape[1]:
+    def _checked(self, features: Tensor, state: StreamState | None) -> StreamState:
+        """Return the state to go on with; ValueError, one line, for features or a state that do not fit."""
+        if (
+            features.ndim != 3
+            or features.shape[2] != self.settings.width
+            or not features.shape[0]
+            or not features.shape[1]
+        ):
             raise ValueError(
-                f"rows must be (B, n, {self.settings.width}) with B and n at least 1, got {tuple(rows.shape)}"
+                f"features must be (B, n, {self.settings.width}) with B and n at least 1, got {tuple(features.shape)}"
             )
-        if not rows.is_floating_point():
-            raise ValueError(f"rows must be floating point, got {rows.dtype}")
-        if not rows.isfinite().all():
+        if not features.is_floating_point():
+            raise ValueError(f"features must be floating point, got {features.dtype}")
+        if not features.isfinite().all():
             raise ValueError(
-                f"rows hold {rows[~rows.isfinite()][0]:g} at place {int((~rows.isfinite()).nonzero()[0, 1])}"
+                f"features hold {features[~features.isfinite()][0]:g} at place {int((~features.isfinite()).nonzero()[0, 1])}"
             )
         if state is None:
-            return StreamState.empty(self.settings, len(rows), self.position.weight.detach())
+            return StreamState.empty(self.settings, len(features), self.position.weight.detach())
         ours, theirs = asdict(self.settings), asdict(state.config)
         if odd := [name for name in ours if ours[name] != theirs[name]]:
             raise ValueError(f"the state has {odd[0]} {theirs[odd[0]]}, this model {ours[odd[0]]}")
-        if len(state.depth) != len(rows):
-            raise ValueError(f"the state is of {len(state.depth)} streams, the rows of {len(rows)}")
+        if len(state.depth) != len(features):
+            raise ValueError(f"the state is of {len(state.depth)} streams, the features of {len(features)}")
         return state
 
 

@@ -1,8 +1,8 @@
-"""What LSHMA is told and what it remembers: sizes, quirks, and the state of B streams as a value.
+"""LSHMA's configuration and the state of its streams, a value that goes in and comes out.
 
 - a state holds everything between two calls, so that two videos in turn equal each alone, by construction
 - it is of one size for ever, can be saved, loaded, stacked with others and taken apart again
-- as released, the memory hung on the modules and videos were told apart by their row in a list: normal, anomalous and test
+- as released, the memory hung on the modules and videos were told apart by their place in a list: normal, anomalous and test
   lists all count from 0, so one video's memory could reach another
 Source: as in `lshma`.
 """
@@ -23,7 +23,7 @@ from vau_lib.workspace import artifacts
 
 @dataclass(frozen=True)
 class LSHMAConfig:
-    """Sizes, choices, and the published code's quirks, off by default. `width` is the D of a feature row.
+    """Sizes, choices, and the published code's quirks, off by default. `width` is the D of a feature.
 
     `memory` is the paper's M: M - 1 past clips are kept. `exit_threshold` 1 never leaves early. `smoothing` is the number of
     scores the released smoothing averages, used only with `looks_ahead`.
@@ -38,14 +38,14 @@ class LSHMAConfig:
     key_clips: bool = False
     key_every: int = 8
     smoothing: int = 8
-    normalised_stream: bool = False  # blocks add to the normalised rows: how large a row is never reaches the head
+    normalised_stream: bool = False  # blocks add to the normalised features: their norm never reaches the head
     scrambled: bool = False  # attention's output is re-read column by column: positions and channels mix
     frozen_memory: bool = False  # "forgetting" with the wrong sign: the newest clip is evicted, the first ones stay
     head_over_scales: bool = (
         False  # training answers from the maximum over depths and the raw clip, testing from one depth
     )
     looks_ahead: bool = False  # scores are averaged with the next ones before they are reported
-    smooths_blocks: bool = False  # that average is one value per block (XD) instead of one per row (UCF)
+    smooths_blocks: bool = False  # that average is one value per block (XD) instead of one per snippet (UCF)
     released_key_clips: bool = False  # the released rule, in training only
     half_precision_key_clips: bool = False  # computed in float16, where a padded clip gives 0 / 0
     shortened_bags: bool = False  # dropped clips are missing from the bag instead of inheriting (XD training)
@@ -54,23 +54,23 @@ class LSHMAConfig:
         if min(self.width, self.window, self.layers, self.memory, self.smoothing, self.key_every) < 1:
             raise ValueError(f"sizes must be 1 or more, got {self}")
         if self.window < 2 and (self.key_clips or self.released_key_clips):
-            raise ValueError("key clips need a window of 2 rows or more, got 1")
+            raise ValueError("key clips need a window of 2 features or more, got 1")
 
     @classmethod
     def xd(cls, *, released: bool = False, **changes: object) -> "LSHMAConfig":
-        """The XD-Violence model: clips of 8 rows, 2 blocks, 1 past clip."""
+        """The XD-Violence model: clips of 8 features, 2 blocks, 1 past clip."""
         quirks = dict.fromkeys([*_QUIRKS, "smooths_blocks", "shortened_bags"], released)
         return cls(**{"window": 8, "layers": 2, "memory": 2, "self_weight": 1.0, **quirks, **changes})
 
     @classmethod
     def ucf(cls, *, released: bool = False, **changes: object) -> "LSHMAConfig":
-        """The UCF-Crime model: clips of 4 rows, 4 blocks, 3 past clips."""
+        """The UCF-Crime model: clips of 4 features, 4 blocks, 3 past clips."""
         quirks = dict.fromkeys(_QUIRKS, released)
         return cls(**{"window": 4, "layers": 4, "memory": 4, "self_weight": 0.0, **quirks, **changes})
 
     @property
-    def reach_rows(self) -> int:
-        """Rows that can reach a score: (1 + L (M - 1)) N."""
+    def reach_snippets(self) -> int:
+        """Snippets that can reach a score: (1 + L (M - 1)) N."""
         return (1 + self.layers * (self.memory - 1)) * self.window
 
 
@@ -92,7 +92,7 @@ class StreamState:
     config: LSHMAConfig
     memory: Tensor  # (B, L, M - 1, N, ceil(D / 2)), oldest first, filled from the right
     filled: Tensor  # (B, L) clips in each memory
-    waiting: Tensor  # (B, n, D), n < N rows of a clip that is not complete yet
+    waiting: Tensor  # (B, n, D), n < N features of a clip that is not complete yet
     levels: Tensor  # (B, L, N) logits of the last clip at every depth; past an exit, the exit's
     depth: Tensor  # (B,) blocks the last clip passed, 0 when it was dropped
     keys: KeyState
@@ -124,15 +124,15 @@ class StreamState:
         try:
             with safe_open(path, "pt") as file:
                 config = LSHMAConfig(**json.loads(file.metadata()["lshma"]))
-                found = {name: file.get_tensor(name) for name in file.keys()}
-            keys = KeyState(*(found.pop(f"keys.{name}") for name in KeyState._fields))
-            return cls(config, **found, keys=keys)
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+            keys = KeyState(*(tensors.pop(f"keys.{name}") for name in KeyState._fields))
+            return cls(config, **tensors, keys=keys)
         except Exception as error:  # a broken file can fail in any way; whichever, it is refused by name
             raise artifacts.StoreError(f"{Path(path).name} is no stream state ({type(error).__name__})") from error
 
     @classmethod
     def stack(cls, states: "Sequence[StreamState]") -> "StreamState":
-        """Return streams that waited alone as one batch; all must wait for as many rows."""
+        """Return streams that waited alone as one batch; all must hold as many waiting features."""
         parts = [state._tensors() for state in states]
         return cls._of(states[0].config, {name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 

@@ -1,13 +1,13 @@
-"""An anomaly is a segment whose motion a small memory of familiar motion explains badly.
+"""MemTSM-Net, a detector with temporal shift and a memory of normal patterns (Mem-TSM report).
 
-MemTSM-Net's head over XFeat rows: temporal shift in residual blocks, a gate over time, squeeze and excitation, a bank of
-learned slots, a decoder that rebuilds the rows, a scorer. One vector per video gives the video's score; the same memory and
-scorer, before pooling, give every segment's.
+The head over XFeat features: temporal shift in residual blocks, a gate over time, squeeze and excitation, a bank of learned
+slots, a decoder that rebuilds the features, a scorer. One vector per video gives the video's score; the same memory and
+scorer, before pooling, give the score of every snippet.
 - default is what the report describes: shift by one step, replacing, inside the residual branch; memory addressed with a
   temperature, so that slots differ; the whole sequence rebuilt; a batch of one works
 - `as_released=True` is what the published checkpoint computes (shift by five, added; no activation after the first
   convolution; residual outside the GELU; uniform memory; only the centre 16 of 32 steps rebuilt)
-- per segment, the error of rebuilding is a score that needs no anomaly in training: `rebuild_error`
+- per snippet, the error of rebuilding is a score that needs no anomaly in training: `rebuild_error`
 Source: Mem-TSM report (MemTSM-Net repository, III.C-E; read for facts) and Lin et al., TSM, ICCV 2019, for the shift.
 """
 
@@ -32,7 +32,7 @@ RELEASED_CENTRE = slice(8, 24)
 
 @dataclass(frozen=True)
 class MemTSMConfig:
-    """Sizes and choices; the sizes are the report's. `in_channels` is the width D of a feature row."""
+    """Sizes and choices; the sizes are the report's. `in_channels` is the width D of a feature."""
 
     in_channels: int = 128
     width: int = 64
@@ -54,7 +54,7 @@ class MemTSMConfig:
 
 @dataclass
 class MemTSMOutput:
-    """What one pass gives: B videos, T steps, D channels, K slots. Released models give no per-segment scores (None)."""
+    """Output of one pass: B videos, T steps, D channels, K slots. Released models give no per-segment scores (None)."""
 
     logit: Tensor  # (B,)
     reconstruction: Tensor  # (B, D, T); as released: (B, D, 16), the centre
@@ -103,13 +103,15 @@ class ShiftBlock(nn.Module):
         self.skip = nn.Identity() if channels == out else nn.Conv1d(channels, out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        quirk = self.settings.as_released
-        shifted = temporal_shift(x, fold_div=self.settings.fold_div, stride=5 if quirk else 1, additive=quirk)
-        change = self.norm(self.conv(shifted))
-        change = change * self.gate(change).sigmoid()
-        if quirk:
-            return F.gelu(change) + self.skip(x)
-        return F.gelu(change + self.skip(x))
+        as_released = self.settings.as_released
+        shifted = temporal_shift(
+            x, fold_div=self.settings.fold_div, stride=5 if as_released else 1, additive=as_released
+        )
+        x_out = self.norm(self.conv(shifted))
+        x_out = x_out * self.gate(x_out).sigmoid()
+        if as_released:
+            return F.gelu(x_out) + self.skip(x)
+        return F.gelu(x_out + self.skip(x))
 
 
 class MemoryBank(nn.Module):
@@ -122,13 +124,13 @@ class MemoryBank(nn.Module):
         self.temperature = temperature
 
     def forward(self, query: Tensor) -> tuple[Tensor, Tensor]:
-        likeness = F.normalize(query, dim=-1) @ F.normalize(self.slots, dim=-1).mT  # cosine, (..., K)
-        attention = (likeness / self.temperature).softmax(-1)  # over slots, not time: a segment is explained alone
+        similarity = F.normalize(query, dim=-1) @ F.normalize(self.slots, dim=-1).mT  # cosine, (..., K)
+        attention = (similarity / self.temperature).softmax(-1)  # over slots, not time: a segment is explained alone
         return self.combine(torch.cat([query, attention @ self.slots], dim=-1)), attention
 
 
 class MemTSM(nn.Module):
-    """Score sequences of feature rows, (B, D, T) -> MemTSMOutput. State dict is safe to save and load strictly."""
+    """Score sequences of features, (B, D, T) -> MemTSMOutput. State dict is safe to save and load strictly."""
 
     def __init__(self, config: MemTSMConfig | None = None):
         super().__init__()
@@ -145,7 +147,7 @@ class MemTSM(nn.Module):
         self.scorer = nn.Sequential(nn.Linear(wide, wide // 2), nn.GELU(), nn.Linear(wide // 2, 1))
 
     def forward(self, x: Tensor) -> MemTSMOutput:
-        """x (B, D, T), rows of features with time last; ValueError for another width."""
+        """x (B, D, T), features with time last; ValueError for another width."""
         if x.ndim != 3 or x.shape[1] != self.settings.in_channels:
             raise ValueError(f"input must be (B, {self.settings.in_channels}, T), got {tuple(x.shape)}")
         steps = self.encode(x)  # (B, 128, ceil(T / 2))
@@ -185,7 +187,7 @@ class MemTSM(nn.Module):
         )  # normal videos' fraction: both classes weigh the same
 
     def encode(self, x: Tensor) -> Tensor:
-        """Return what the network knows of every second step, (B, 128, ceil(T / 2))."""
+        """Return the embedding of every second step, (B, 128, ceil(T / 2)), of x (B, D, T)."""
         x = self.stem(x)
         if not self.settings.as_released:
             x = F.relu(x)
@@ -197,7 +199,7 @@ def loss(
 ) -> Tensor:
     """Return the training loss, a scalar: focal + `rebuild` * MSE + `bank` * memory term; `x` is the clean input.
 
-    `alpha` weighs the anomalous class in [0, 1] (the share of normal videos balances the two). The memory term is the
+    `alpha` weighs the anomalous class in [0, 1] (the fraction of normal videos balances the two). The memory term is the
     squared distance between an embedding's direction and the read made of slot directions, so it moves the bank.
     """
     target = x[..., RELEASED_CENTRE] if output.segment_logit is None else x
@@ -212,7 +214,7 @@ def memory_gap(output: MemTSMOutput) -> Tensor:
 
 
 def rebuild_error(output: MemTSMOutput, x: Tensor) -> Tensor:
-    """Return the mean square error of every segment, (B, T) in the squared unit of x (B, D, T)."""
+    """Return the mean square rebuilding error of every snippet, (B, T) in the squared unit of x (B, D, T)."""
     return (output.reconstruction - x).square().mean(1)
 
 
@@ -220,8 +222,8 @@ def released_loss(output: MemTSMOutput, x: Tensor, labels: Tensor) -> Tensor:
     """Return the released code's loss: constant alpha .85, targets .05/.95, memory term that leaves the bank alone."""
     bce = F.binary_cross_entropy_with_logits(output.logit, 0.9 * labels + 0.05, reduction="none")
     focal = (0.85 * (1 - (-bce).exp()) ** 2 * bce).mean()
-    likeness = (output.embedding @ output.embedding.mT).mean()
-    return focal + 0.5 * F.mse_loss(output.reconstruction, x[..., RELEASED_CENTRE]) + 0.01 * likeness
+    similarity = (output.embedding @ output.embedding.mT).mean()
+    return focal + 0.5 * F.mse_loss(output.reconstruction, x[..., RELEASED_CENTRE]) + 0.01 * similarity
 
 
 def released_fusion(score: Tensor, error: Tensor) -> Tensor:
@@ -249,12 +251,12 @@ _RELEASED_NAMES = {
 }
 
 
-def released_input(rows: np.ndarray) -> Tensor:
-    """Return rows (T, 128) as the published model's (3, 32). The layout is a guess: its extraction was never released.
+def released_input(features: np.ndarray) -> Tensor:
+    """Return features (T, 128) as the published model's (3, 32). The layout is a guess: its extraction was never released.
 
-    The mean row's first 96 values in three rows of 32, as the released reader reshapes a flat file.
+    The mean feature's first 96 values in three rows of 32, as the released reader reshapes a flat file.
     """
-    return torch.from_numpy(rows.mean(0)[: 3 * RELEASED_STEPS].reshape(3, RELEASED_STEPS).astype(np.float32))
+    return torch.from_numpy(features.mean(0)[: 3 * RELEASED_STEPS].reshape(3, RELEASED_STEPS).astype(np.float32))
 
 
 def load_released(path: str | Path) -> MemTSM:

@@ -1,8 +1,9 @@
-"""Training is one engine used with care: validation chooses, test never does, and a run can always be picked up again.
+"""Losses, curriculum and the training engine of the detectors, on `transformers.Trainer`.
 
 - `transformers.Trainer` drives every model here: checkpoints, clipping, schedules, progress, several GPUs
 - a warm-up and a cosine that really step: the released MemTSM code trained at a constant 1e-5 without noticing
-- the checkpoint kept is the best on validation; scores reported are made in eval mode, without augmentation
+- the checkpoint kept is the best on validation, never on test; scores are made in eval mode, without augmentation
+- a stopped run is resumed from its last checkpoint
 - short videos first, as a schedule over epochs; sorting once and shuffling afterwards (as released) does nothing
 """
 
@@ -24,7 +25,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from vau_lib.detectors.preprocessing import Sequences, pad_collate
 from vau_lib.evaluation import metrics
 
-ROWS_PER_CHOICE = 16  # multiple instances: one more row enters a bag's mean for every 16 rows of a video
+SNIPPETS_PER_CHOICE = 16  # multiple instances: one more snippet enters a bag's mean for every 16 of a video
 
 
 def seed_everything(seed: int) -> np.random.Generator:
@@ -47,20 +48,20 @@ def focal(logit: Tensor, labels: Tensor, *, alpha: float, gamma: float = 2.0) ->
 
 
 def bag_probability(logits: Tensor, lengths: Tensor, counted: Tensor | None = None) -> Tensor:
-    """Return each bag's probability (B,): the mean over its k highest rows, k = T_i // 16 + 1 (at most the rows there are).
+    """Return each bag's probability (B,): the mean over its k highest scores, k = T_i // 16 + 1 (at most those there are).
 
-    logits (B, T), of which the first lengths (B,) are real; `counted` (B, T) bool leaves out rows. LSHMA's and VadCLIP's bag.
+    logits (B, T), of which the first lengths (B,) are real; `counted` (B, T) bool leaves some out. LSHMA's and VadCLIP's bag.
     """
     chances, place = logits.sigmoid(), torch.arange(logits.shape[1], device=logits.device)
     real = place < lengths[:, None] if counted is None else counted & (place < lengths[:, None])
-    count = torch.minimum(lengths // ROWS_PER_CHOICE + 1, real.sum(1))
+    count = torch.minimum(lengths // SNIPPETS_PER_CHOICE + 1, real.sum(1))
     highest = chances.masked_fill(~real, -1.0).sort(dim=1, descending=True).values
     return (highest * (place < count[:, None])).sum(1) / count
 
 
 def top_mean(scores: Tensor) -> float:
     """Return a video's score: the mean of its T // 16 + 1 highest scores (T,), as `bag_probability` has it in training."""
-    return float(scores.sort(descending=True).values[: len(scores) // ROWS_PER_CHOICE + 1].mean())
+    return float(scores.sort(descending=True).values[: len(scores) // SNIPPETS_PER_CHOICE + 1].mean())
 
 
 def mil_loss(logits: Tensor, lengths: Tensor, labels: Tensor, counted: Tensor | None = None) -> Tensor:
@@ -187,8 +188,10 @@ class _Engine(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         x, labels = inputs["x"], inputs["labels"]
-        seen = augment(x, generator=self.generator, probability=self.plan.augment_probability) if model.training else x
-        output = model(seen, inputs["lengths"]) if "lengths" in inputs else model(seen)
+        augmented = (
+            augment(x, generator=self.generator, probability=self.plan.augment_probability) if model.training else x
+        )
+        output = model(augmented, inputs["lengths"]) if "lengths" in inputs else model(augmented)
         value = self.objective(output, x, labels)
         return (value, {"logit": output.logit}) if return_outputs else value
 

@@ -1,4 +1,4 @@
-"""Frames to feature rows: one row per snippet of 16 frames.
+"""Encoders of frames: one feature per snippet of 16 frames.
 
 - `xfeat`, `optical_flow`, `image_encoders` (CLIP, SqueezeNet, ten-crop): the encoders
 - `frame_features`: one frame in 16 with its visual tokens (Holmes-VAU); `extraction`: whole data sets, resumable

@@ -1,4 +1,4 @@
-"""Weights are tensors with names and nothing else; whatever could run code on loading is refused by name.
+"""Checkpoints: loading and saving weights as named tensors only, never code.
 
 Kept apart from `training`, whose engine takes seconds to import: worker processes that only encode frames need this much.
 """

@@ -1,13 +1,9 @@
-"""Turn frames into one small row per segment, once, and remember what made them.
+"""Features of whole data sets, one per snippet, extracted once by parallel workers and resumable.
 
-- a row summarises a segment of frames (16 unless told): it is what every scorer here reads
-- XFeat was trained to match points between views; its descriptors cost 0.39 GFLOP a frame, a fortieth of a ResNet-50's
-  video cousins, and need only gray. Only the descriptor map is computed, never the key-point and reliability heads
-- equal features, faster: gray without colour pixels, channels-last convolutions, bfloat16 where the CPU has it
-- flow rows say how things move and need no training; they are the peer a learned score must beat
-- CLIP and SqueezeNet rows come from `towers`; rows that others released are read by `released`
+- a feature summarises a snippet of frames (16 by default); it is what every detector here reads
+- optical flow says how things move and needs no training: a baseline that a learned score must beat
+- the folder's made_by.json says which encoder and weights made the features; another recipe is refused
 Weights: an explicit path, the folder $VAU_WEIGHTS, torch hub's cache, then the hub; random only when asked for by name.
-Sources: Potje et al., XFeat, CVPR 2024, and kornia's port (Apache-2.0); Kroeger et al., DIS flow, ECCV 2016 (OpenCV).
 """
 
 import time
@@ -36,7 +32,7 @@ class Recipe:
     options: tuple[tuple[str, object], ...] = ()
 
     def made_by(self) -> dict:
-        """What the rows are made with; two folders with the same answer hold the same features."""
+        """Return what the features are made with; two folders with the same answer hold the same features."""
         return {**_built(self).made_by(), "snippet_frames": self.snippet_frames}
 
 
@@ -45,12 +41,12 @@ ENCODERS = {"xfeat": XFeatEncoder, "flow": FlowEncoder, "clip": CLIPEncoder, "sq
 
 @dataclass(frozen=True)
 class Extraction:
-    """What one extraction did: videos encoded now, found done before, skipped with their reason; rows, frames, seconds."""
+    """What one extraction did: videos encoded now, already done, skipped with their reason; features, frames, seconds."""
 
     encoded: int
-    kept: int
+    already_done: int
     skipped: tuple[str, ...]
-    rows: int
+    features: int
     frames: int
     seconds: float
 
@@ -76,36 +72,36 @@ def extract(
         artifacts.write_made_by(folder, **wanted)
     started = time.perf_counter()
     tasks = [_Task(record, Path(root), Path(folder), recipe) for record in found]
-    todo = [task for task in tasks if not _has_rows(task.folder, task.record.id)]
-    encoded, rows, frames, skipped = 0, 0, 0, []
+    todo = [task for task in tasks if not _has_features(task.folder, task.record.id)]
+    encoded, features, frames, skipped = 0, 0, 0, []
     for task, done, error in parallel.map_videos(
         _extract_one, todo, engine=engine, workers=workers, desc=recipe.encoder
     ):
         if error:
             skipped.append(error if task.record.id in error else f"{task.record.id}: {error}")
         else:
-            encoded, rows, frames = encoded + 1, rows + done[0], frames + done[1]
+            encoded, features, frames = encoded + 1, features + done[0], frames + done[1]
     seconds = time.perf_counter() - started
-    return Extraction(encoded, len(tasks) - len(todo), tuple(sorted(skipped)), rows, frames, seconds)
+    return Extraction(encoded, len(tasks) - len(todo), tuple(sorted(skipped)), features, frames, seconds)
 
 
 def load(folder: Path, found: Sequence[records.VideoRecord], **wanted: object) -> dict[str, np.ndarray]:
-    """Return {id: (T, D)} of the records that have rows; StoreError when the folder was made otherwise than `wanted`."""
+    """Return {id: (T, D)} of the records that have features; StoreError when the folder was made otherwise than `wanted`."""
     artifacts.check_made_by(folder, **wanted)
-    return {r.id: artifacts.load_array(row_path(folder, r.id)) for r in found if _has_rows(folder, r.id)}
+    return {r.id: artifacts.load_array(feature_path(folder, r.id)) for r in found if _has_features(folder, r.id)}
 
 
-def row_path(folder: Path, video_id: str) -> Path:
-    """Return where a video's rows stand; ids may hold folders ("Robbery/Robbery102") but may not climb."""
+def feature_path(folder: Path, video_id: str) -> Path:
+    """Return the file of a video's features; ids may hold folders ("Robbery/Robbery102") but may not climb."""
     place = Path(folder) / f"{video_id}.npy"
     if not place.resolve().is_relative_to(Path(folder).resolve()):
         raise records.RecordError(f"{video_id}: the id leaves the feature folder")
     return place
 
 
-def _has_rows(folder: Path, video_id: str) -> bool:
+def _has_features(folder: Path, video_id: str) -> bool:
     try:
-        return row_path(folder, video_id).exists()
+        return feature_path(folder, video_id).exists()
     except records.RecordError:  # told when its turn to be encoded comes, so that one bad id does not end the batch
         return False
 
@@ -119,7 +115,7 @@ class _Task:
 
     @property
     def target(self) -> Path:
-        return row_path(self.folder, self.record.id)
+        return feature_path(self.folder, self.record.id)
 
 
 @lru_cache(maxsize=2)
@@ -135,9 +131,9 @@ def _extract_one(task: _Task) -> tuple[int, int]:
     num_frames = video.probe(path).num_frames
     if num_frames < 2:
         raise video.VideoError(f"{task.record.id}: {num_frames} frame, nothing can move in it")
-    rows = np.stack(list(_built(task.recipe).encode(path, task.recipe.snippet_frames)))
-    artifacts.save_array(task.target, rows.astype(np.float32))
-    return len(rows), num_frames
+    features = np.stack(list(_built(task.recipe).encode(path, task.recipe.snippet_frames)))
+    artifacts.save_array(task.target, features.astype(np.float32))
+    return len(features), num_frames
 
 
 def summary(done: Extraction) -> dict:

@@ -24,7 +24,7 @@ from vau_lib.data.records import SNIPPET_FRAMES
 from vau_lib.features.checkpoints import load_strictly, load_weights
 from vau_lib.workspace import artifacts
 
-# transformers and torchvision are imported where a tower is built: workers that make XFeat rows should not wait for them
+# transformers and torchvision are imported where a tower is built: workers that make XFeat features should not wait for them
 
 READ_FRAMES = 32  # frames decoded at a time; 200 MB at 1920 x 1080
 
@@ -60,10 +60,10 @@ class _StillEncoder:
         """Return (ceil(T / snippet_frames), D), with `drop_last` the floor but 1 at least, of frames (T, H, W, 3), RGB."""
         if np.ndim(frames) != 4 or len(frames) == 0 or np.shape(frames)[3] != 3 or frames.dtype != np.uint8:
             raise ValueError(f"frames must be uint8 (T, H, W, 3) with T at least 1, got shape {np.shape(frames)}")
-        return np.stack(list(self.rows([frames], snippet_frames)))
+        return np.stack(list(self.snippet_features([frames], snippet_frames)))
 
-    def rows(self, batches: Iterable[np.ndarray], snippet_frames: int) -> Iterator[np.ndarray]:
-        """Yield (D,) per segment of a stream of batches of frames (t, H, W, 3), however they are cut."""
+    def snippet_features(self, batches: Iterable[np.ndarray], snippet_frames: int) -> Iterator[np.ndarray]:
+        """Yield (D,) per snippet of a stream of batches of frames (t, H, W, 3), however they are cut."""
         if snippet_frames < 1:
             raise ValueError(f"snippet_frames must be at least 1, got {snippet_frames}")
         part, whole = [], 0
@@ -76,11 +76,11 @@ class _StillEncoder:
             yield np.mean(part, axis=0).astype(self.dtype)
 
     def encode(self, path: Path, snippet_frames: int) -> Iterator[np.ndarray]:
-        """Yield the rows of a video file, decoding as it goes."""
+        """Yield the features of a video file, decoding as it goes."""
         num_frames = video.probe(path).num_frames
         starts = range(0, num_frames, READ_FRAMES)
         batches = (video.read_frames(path, range(first, min(first + READ_FRAMES, num_frames))) for first in starts)
-        return self.rows(batches, snippet_frames)
+        return self.snippet_features(batches, snippet_frames)
 
 
 class CLIPEncoder(_StillEncoder):
@@ -88,7 +88,7 @@ class CLIPEncoder(_StillEncoder):
 
     `model` is a name on the hub or a folder with config.json, model.safetensors and, for the pixel mean and deviation,
     preprocessor_config.json. `weights` is None, or "random" (seeded; every result must then say so) with the sizes of
-    `config`, a transformers vision config, else of the folder, else of ViT-B/16. Rows average `crops`, 0 to 9 as in
+    `config`, a transformers vision config, else of the folder, else of ViT-B/16. Features average `crops`, 0 to 9 as in
     `crop`, a choice to make before any test; they are float16. StoreError when no weights can be had or a tensor is missing.
     The computation runs where `net` is: `encoder.net.to("cuda")`.
     """
@@ -132,7 +132,7 @@ class CLIPEncoder(_StillEncoder):
         return torch.cat(parts), None
 
     def made_by(self) -> dict:
-        """What a reader must agree on."""
+        """Return what a reader must agree on."""
         return {
             "encoder": self.name, "model": self.model, "weights_sha256": self.weights, "side": self.side,
             "pixels": [list(self.mean), list(self.std)], "crops": list(self.crops), "drop_last": self.drop_last,
@@ -144,7 +144,7 @@ class SqueezeNetEncoder(_StillEncoder):
 
     `weights` is None (search), a path, or "random" (seeded; every result must then say so). They are Caffe's, with
     torchvision's names: blue first, 0 to 255 minus a mean; torchvision's own weights want other pixels. The published
-    network takes 227 pixels a side; 224 is the default because it reproduces the stored rows of the fight clips.
+    network takes 227 pixels a side; 224 is the default because it reproduces the stored features of the fight clips.
     """
 
     name, width = "squeezenet", 512
@@ -176,7 +176,7 @@ class SqueezeNetEncoder(_StillEncoder):
         return torch.cat(parts), None
 
     def made_by(self) -> dict:
-        """What a reader must agree on."""
+        """Return what a reader must agree on."""
         return {"encoder": self.name, "weights_sha256": self.weights, "side": self.side}
 
 

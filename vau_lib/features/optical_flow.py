@@ -1,4 +1,4 @@
-"""TODO header."""
+"""Optical flow as features that need no training (Kroeger et al., DIS flow, ECCV 2016; OpenCV)."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ class FlowEncoder:
     """Describe how a frame moves: box means of optical-flow magnitude, the strongest place kept.
 
     Dense inverse-search flow between neighbouring frames, magnitude on a quarter-size grid, averaged in squares of
-    `boxes` cells; a row is (len(boxes) * 2,): for each square the maximum and the mean over places, in pixels per frame.
+    `boxes` cells; a feature is (len(boxes) * 2,): for each square the maximum and the mean over places, in pixels per frame.
     Training-free. The first frame of a video takes the second's flow.
     """
 
@@ -42,12 +42,12 @@ class FlowEncoder:
             yield np.zeros((self.height // 4, self.width // 4), np.float32)
 
     def encode(self, path: Path, snippet_frames: int) -> Iterator[np.ndarray]:
-        """Yield the rows of a video file; a segment keeps the largest of its frames' values."""
+        """Yield the features of a video file; a snippet keeps the largest of its frames' values."""
         for part in chunks(self.magnitudes(video.gray_frames(path)), snippet_frames):
             smooth = [[cv2.blur(speed, (box, box)) for box in self.boxes] for speed in part]
             values = [[value for square in frame for value in (square.max(), square.mean())] for frame in smooth]
             yield np.asarray(values, np.float32).max(0)
 
     def made_by(self) -> dict:
-        """What a reader must agree on."""
+        """Return what a reader must agree on."""
         return {"encoder": self.name, "boxes": list(self.boxes), "size": [self.height, self.width]}

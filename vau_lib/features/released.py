@@ -1,8 +1,9 @@
-"""Rows that others released are read as they lie: found by name below one folder, since their lists hold paths of other machines.
+"""Released CLIP features of UCF-Crime and XD-Violence, read by the lists of VadCLIP and LSHMA.
 
+- files are found by name below one folder, since the lists hold paths of other machines
 - lists are `path,label` csv files, one file per video and crop; a crop is chosen, or all are averaged, before any test
-- `.npy` rows are (T, 512) half precision, 16 frames a row; whatever does not read so is refused by its file name
-- `imported` writes them where this project keeps rows, so that every notebook reads them like its own
+- `.npy` features are (T, 512) half precision, 16 frames each; whatever does not read so is refused by its file name
+- `import_features` writes them in this project's layout, so that every notebook reads them like its own
 Source: the lists and features of VadCLIP and LSHMA (read for facts); UCF-Crime, XD-Violence.
 """
 
@@ -20,10 +21,10 @@ from vau_lib.workspace import artifacts
 RELEASED_WIDTH = 512  # CLIP ViT-B/16's joint space
 
 
-def released_rows(
+def released_features(
     folder: str | Path, name: str, crops: Sequence[int] = (0,), *, width: int = RELEASED_WIDTH
 ) -> np.ndarray:
-    """Return a video's released rows, (T, width) float32, the mean over `crops` of `<name>__<crop>.npy` below `folder`.
+    """Return a video's released features, (T, width) float32, the mean over `crops` of `<name>__<crop>.npy` below `folder`.
 
     No crops at all means `<name>.npy`; a name that starts with its folder ("longterm_normal/39") is read from no other.
     """
@@ -33,26 +34,28 @@ def released_rows(
     except artifacts.StoreError:
         _below.cache_clear()  # it may have come since
         paths = [_find(folder, wanted, anywhere=False) for wanted in names]
-    return read_rows(paths, width=width)
+    return read_features(paths, width=width)
 
 
-def read_rows(paths: Sequence[Path], *, width: int = RELEASED_WIDTH) -> np.ndarray:
-    """Return (T, width) float32, the mean over files of rows; StoreError names the file and what is wrong with it."""
+def read_features(paths: Sequence[Path], *, width: int = RELEASED_WIDTH) -> np.ndarray:
+    """Return (T, width) float32, the mean over files; StoreError names the file and what is wrong with it."""
     if not len(paths):
-        raise ValueError("rows are read from at least one file, got none")
-    found = [artifacts.load_array(path) for path in paths]
-    for path, rows in zip(paths, found, strict=True):
-        if rows.ndim != 2 or not len(rows) or rows.shape[1] != width or rows.dtype.kind != "f":
+        raise ValueError("features are read from at least one file, got none")
+    loaded = [artifacts.load_array(path) for path in paths]
+    for path, features in zip(paths, loaded, strict=True):
+        if features.ndim != 2 or not len(features) or features.shape[1] != width or features.dtype.kind != "f":
             raise artifacts.StoreError(
-                f"{path.name}: rows must be (T, {width}) floats, got {rows.shape} of {rows.dtype}"
+                f"{path.name}: features must be (T, {width}) floats, got {features.shape} of {features.dtype}"
             )
-        if len(rows) != len(found[0]):
-            raise artifacts.StoreError(f"{path.name}: {len(rows)} rows where {paths[0].name} has {len(found[0])}")
-        if not np.isfinite(rows).all():
+        if len(features) != len(loaded[0]):
             raise artifacts.StoreError(
-                f"{path.name}: NaN or infinity, first in row {np.isfinite(rows).all(1).argmin()}"
+                f"{path.name}: {len(features)} features where {paths[0].name} has {len(loaded[0])}"
             )
-    return np.mean(found, axis=0, dtype=np.float32)
+        if not np.isfinite(features).all():
+            raise artifacts.StoreError(
+                f"{path.name}: NaN or infinity, first in snippet {np.isfinite(features).all(1).argmin()}"
+            )
+    return np.mean(loaded, axis=0, dtype=np.float32)
 
 
 def released_list(csv: str | Path, folder: str | Path) -> list[tuple[str, str, list[Path]]]:
@@ -84,19 +87,19 @@ def released_list(csv: str | Path, folder: str | Path) -> list[tuple[str, str, l
     return [(key, label, sorted(files[key], key=lambda path: path.name)) for key, label in labels.items()]
 
 
-def imported(
+def import_features(
     lists: Sequence[str | Path],
-    rows_dir: str | Path,
+    source_dir: str | Path,
     folder: str | Path,
     *,
     crops: Sequence[int] = (),
     width: int = RELEASED_WIDTH,
 ) -> dict[str, int]:
-    """Write `<folder>/<video>.npy` (T, width) float32 for every video of the lists; return {video: rows}.
+    """Write `<folder>/<video>.npy` (T, width) float32 for every video of the lists; return {video: number of features}.
 
     `crops` are averaged, those a video has; none takes every file its list names. Finished videos are kept; a folder made
     from other lists or crops is refused (StoreError), and so is a video that none of the crops has. frames.json says how
-    many frames each video's rows stand for, which is what its ground truth is built with.
+    many frames each video's features stand for, which is what its ground truth is built with.
     """
     made_by = {
         "encoder": "released", "lists": {Path(csv).name: artifacts.sha256(csv) for csv in lists}, "crops": list(crops),
@@ -107,15 +110,17 @@ def imported(
     else:
         artifacts.write_made_by(folder, **made_by)
     counts = {}
-    for name, _, files in tqdm([row for csv in lists for row in released_list(csv, rows_dir)], desc="released rows"):
+    for name, _, files in tqdm(
+        [row for csv in lists for row in released_list(csv, source_dir)], desc="released features"
+    ):
         target, ending = Path(folder) / f"{name}.npy", tuple(f"__{which}.npy" for which in crops)
         chosen = [path for path in files if not crops or path.name.endswith(ending)]
         if not chosen:
             raise artifacts.StoreError(f"{name}: none of the crops {list(crops)} among its {len(files)} files")
         if not target.exists():
-            artifacts.save_array(target, read_rows(chosen, width=width))
+            artifacts.save_array(target, read_features(chosen, width=width))
         counts[name] = len(artifacts.load_array(target))
-    artifacts.write_json(Path(folder) / "frames.json", {name: SNIPPET_FRAMES * rows for name, rows in counts.items()})
+    artifacts.write_json(Path(folder) / "frames.json", {name: SNIPPET_FRAMES * count for name, count in counts.items()})
     return counts
 
 

@@ -1,4 +1,9 @@
-"""TODO header."""
+"""XFeat descriptors as features of snippets (Potje et al., CVPR 2024; kornia's port, Apache-2.0).
+
+- XFeat was trained to match points between views; its descriptors cost 0.39 GFLOP a frame, a fortieth of a ResNet-50's
+  video cousins, and need only gray. Only the descriptor map is computed, never the key-point and reliability heads
+- the same features, faster: gray without colour pixels, channels-last convolutions, bfloat16 where the CPU has it
+"""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -75,13 +80,15 @@ class XFeatEncoder:
         return torch.from_numpy(self(frames, snippet_frames=1)), None
 
     def __call__(self, frames: np.ndarray, *, snippet_frames: int = SNIPPET_FRAMES) -> np.ndarray:
-        """Return one row per segment, float32 (ceil(T / snippet_frames), 128), of frames (T, H, W, 3) of any size."""
+        """Return one feature per snippet, float32 (ceil(T / snippet_frames), 128), of frames (T, H, W, 3) of any size."""
         if np.ndim(frames) != 4 or len(frames) == 0:
             raise ValueError(f"frames must be (T, H, W, 3) with T at least 1, got shape {np.shape(frames)}")
-        return np.stack(list(self.rows((frame.mean(-1, dtype=np.float32) for frame in frames), snippet_frames)))
+        return np.stack(
+            list(self.snippet_features((frame.mean(-1, dtype=np.float32) for frame in frames), snippet_frames))
+        )
 
-    def rows(self, gray: Iterable[np.ndarray], snippet_frames: int) -> Iterator[np.ndarray]:
-        """Yield (128,) per segment of a stream of gray frames (H, W); the last segment may be short."""
+    def snippet_features(self, gray: Iterable[np.ndarray], snippet_frames: int) -> Iterator[np.ndarray]:
+        """Yield (128,) per snippet of a stream of gray frames (H, W); the last may be short."""
         for batch in chunks(gray, max(snippet_frames, BATCH_FRAMES // snippet_frames * snippet_frames)):
             small = resized(np.stack(batch), self.side)
             means, peaks = zip(*(_pool(self.dense(part)) for part in small.split(BATCH_FRAMES)), strict=True)
@@ -91,11 +98,11 @@ class XFeatEncoder:
                 yield torch.cat([mean[segment].mean(0), peak[segment].amax(0)]).numpy()
 
     def encode(self, path: Path, snippet_frames: int) -> Iterator[np.ndarray]:
-        """Yield the rows of a video file, decoding as it goes."""
-        return self.rows(video.gray_frames(path), snippet_frames)
+        """Yield the features of a video file, decoding as it goes."""
+        return self.snippet_features(video.gray_frames(path), snippet_frames)
 
     def made_by(self) -> dict:
-        """What a reader must agree on."""
+        """Return what a reader must agree on."""
         return {"encoder": self.name, "weights_sha256": self.weights, "side": self.side}
 
 
