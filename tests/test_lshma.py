@@ -422,7 +422,7 @@ def test_a_state_of_another_model_is_refused(tmp_path):
 
 
 def test_a_step_takes_whole_clips():
-    with pytest.raises(ValueError, match="clips of 8 rows, got 5"):
+    with pytest.raises(ValueError, match="clips of 8 features, got 5"):
         made(CONFIGS["xd"]).step(rows_of(5, streams=1))
 
 
