@@ -19,7 +19,7 @@ DOORS = {  # library -> the only modules that name it
     "decord": {"data.video"}, "av": {"data.video"}, "kornia": {"features.xfeat"}, "ray": {"workspace.parallel"},
     "papermill": {"workspace.notebook_runs", "workspace.presets"}, "typer": {"cli"}, "rich": {"cli"},
     "trl": {"vlm.finetuning"}, "google": {"synthetic.veo"}, "diffusers": {"synthetic.text_to_video"},
-    "tokenizers": {"toy.tiny_vlm"}, "torchao": {"compression.pruning"}, "pycocoevalcap": {"evaluation.text_metrics"},
+    "tokenizers": {"toy.tiny_vlm"}, "pycocoevalcap": {"evaluation.text_metrics"},
     "nltk": {"evaluation.text_metrics"},
 }  # fmt: skip
 MODULES = {

@@ -1,7 +1,7 @@
-"""A cut model has its teacher at hand: the whole model's answers on the same data heal it, no labels needed.
+"""Distillation of a compressed model: it learns the logits of the whole model on the same data, without labels.
 
-`transformers.Trainer` drives the pass; with `lora_rank` only a peft adapter learns, and is merged afterwards, so that the healed
-model has the shapes of the cut one.
+`transformers.Trainer` runs the training. With `lora_rank` only a peft adapter learns; it is merged afterwards, so that the
+student keeps its shapes.
 """
 
 import re
@@ -18,7 +18,7 @@ from vau_lib.compression import layer_editing
 
 
 class _Distiller(Trainer):
-    """Trainer whose loss is how far the student is from a teacher; a batch arrives ready-made."""
+    """Trainer whose loss is the distance to a teacher; the dataset holds whole batches."""
 
     def __init__(self, *, teacher: nn.Module, **arguments):
         super().__init__(**arguments)
@@ -29,58 +29,72 @@ class _Distiller(Trainer):
 
 
 def distil(
-    student: nn.Module, teacher: nn.Module, batches: Iterable, *, epochs: int = 1, learning_rate: float = 1e-3,
-    lora_rank: int = 0, seed: int = 0, progress: bool = False,
-) -> list[float]:  # fmt: skip
-    """Train `student` in place on the teacher's outputs; return the mean loss of every epoch.
+    student: nn.Module,
+    teacher: nn.Module,
+    batches: Iterable,
+    *,
+    epochs: int = 1,
+    learning_rate: float = 1e-3,
+    lora_rank: int = 0,
+    seed: int = 0,
+    progress: bool = False,
+) -> list[float]:
+    """Train `student` in place on the teacher's logits; return the mean loss of every epoch. ValueError for no batches.
 
-    `lora_rank` 0 trains all weights; above, a LoRA adapter of that rank on every untied linear layer, then merged. ValueError
-    for no batches or a negative rank.
+    Args:
+        student: the compressed model.
+        teacher: the whole model.
+        batches: of inputs, as in `layer_editing`.
+        epochs: passes over the batches.
+        learning_rate: its highest value; it falls by a cosine.
+        lora_rank: 0 trains all weights; above, a LoRA adapter of that rank on every untied linear layer, merged in the end.
+        seed: of the order of batches and of the adapter.
+        progress: whether to show a progress bar.
     """
     if lora_rank < 0:
         raise ValueError(f"lora_rank must be 0 or more, got {lora_rank}")
-    batches, trained = layer_editing.batches_of(batches), {n: p.requires_grad for n, p in student.named_parameters()}
-    model = (
-        _adapted(student, lora_rank) if lora_rank else student.requires_grad_(True)
-    )  # frozen ones too, as after a merge
+    batches, trainable = layer_editing.batches_of(batches), {n: p.requires_grad for n, p in student.named_parameters()}
+    # all weights, also those a merged adapter left frozen
+    model = _with_lora(student, lora_rank) if lora_rank else student.requires_grad_(True)
     with TemporaryDirectory() as scratch:
-        engine = _Distiller(
+        trainer = _Distiller(
             model=model,
             teacher=teacher,
             args=_arguments(scratch, epochs, learning_rate, seed, progress),
             train_dataset=batches,
             data_collator=lambda items: {"batch": items[0]},
         )
-        engine.remove_callback(PrinterCallback)
-        engine.train()
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
     if lora_rank:
         model.merge_and_unload()  # in place: the student's layers are plain again
-    for name, part in student.named_parameters():
-        part.requires_grad_(trained[name])
-        part.grad = None
+    for name, parameter in student.named_parameters():
+        parameter.requires_grad_(trainable[name])
+        parameter.grad = None
     student.eval()
-    return [entry["loss"] for entry in engine.state.log_history if "loss" in entry]
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
 def distillation_loss(student: nn.Module, teacher: nn.Module, batch: object) -> Tensor:
-    """Return KL(teacher || student), a scalar, of the logits both give to one batch, the mean over its rows."""
+    """Return KL(teacher || student) of the logits of one batch, a scalar: the mean over positions."""
     with torch.no_grad():
-        wanted = _logits(layer_editing.call_model(teacher, batch))
-    said = _logits(layer_editing.call_model(student, batch))
-    flat = [values.flatten(0, -2).float().log_softmax(-1) for values in (said, wanted)]
-    return F.kl_div(*flat, log_target=True, reduction="batchmean")
+        target = _logprobs(teacher, batch)
+    return F.kl_div(_logprobs(student, batch), target, log_target=True, reduction="batchmean")
 
 
-def _logits(output: object) -> Tensor:
-    return output if isinstance(output, Tensor) else output.logits
+def _logprobs(model: nn.Module, batch: object) -> Tensor:
+    output = layer_editing.call_model(model, batch)
+    logits = output if isinstance(output, Tensor) else output.logits
+    return logits.flatten(0, -2).float().log_softmax(-1)
 
 
-def _adapted(student: nn.Module, rank: int) -> nn.Module:
+def _with_lora(student: nn.Module, rank: int) -> nn.Module:
     tied = {id(part.weight) for part in student.modules() if isinstance(part, nn.Embedding)}
     names = [n for n, part in student.named_modules() if type(part) is nn.Linear and id(part.weight) not in tied]
-    # one pattern of whole names: peft matches the names of a list by their ends, and "0" ends much
-    settings = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="|".join(map(re.escape, names)))
-    return get_peft_model(student, settings)
+    # one pattern of whole names: peft matches the names of a list by their ends, and many end in "0"
+    return get_peft_model(
+        student, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="|".join(map(re.escape, names)))
+    )
 
 
 def _arguments(folder: str, epochs: int, learning_rate: float, seed: int, progress: bool) -> TrainingArguments:
@@ -88,7 +102,7 @@ def _arguments(folder: str, epochs: int, learning_rate: float, seed: int, progre
         output_dir=folder,
         num_train_epochs=epochs,
         learning_rate=learning_rate,
-        per_device_train_batch_size=1,  # one ready-made batch
+        per_device_train_batch_size=1,  # an item is a whole batch
         lr_scheduler_type="cosine",
         warmup_steps=0.1,
         max_grad_norm=1.0,

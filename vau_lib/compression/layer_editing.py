@@ -1,8 +1,7 @@
-"""Before a structure is cut, look at what passes through it; after, the model must be whole again.
+"""Measuring and editing layers of a model: input statistics on calibration data, narrower linear layers, replaced modules.
 
 Calibration batches are a Tensor, a tuple of arguments, or a dict of keyword arguments; a model is any `nn.Module`.
-- `moments` measures what parts are fed, `run` passes batches with hooks on and takes them off whatever happens
-- `put` exchanges a part by its dotted name, `narrow_rows` and `narrow_columns` make a linear layer thinner
+Source of the channel score: FLAP (AAAI 2024).
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -20,7 +19,7 @@ def batches_of(calibration: Iterable | None) -> list:
 
 
 def call_model(model: nn.Module, batch: object) -> object:
-    """Return what the model says to one batch."""
+    """Return the model's output for one batch."""
     if isinstance(batch, Mapping):
         return model(**batch)
     return model(*batch) if isinstance(batch, tuple | list) else model(batch)
@@ -40,10 +39,12 @@ def run_with_hooks(model: nn.Module, batches: list, hooks: list) -> None:
             hook.remove()
 
 
-def moments(model: nn.Module, parts: Mapping[str, nn.Module], batches: list, *, covariance: bool = False) -> dict:
-    """Return {name: (mean (n,), variance (n,), X^T X (n, n) or None)} of what each part is fed, float64.
+def input_moments(
+    model: nn.Module, layers: Mapping[str, nn.Module], batches: list, *, covariance: bool = False
+) -> dict:
+    """Return {name: (mean (n,), variance (n,), X^T X (n, n) or None)} of each layer's inputs, float64.
 
-    A part that no batch reaches (a vision tower, on text) is not in the result.
+    A layer that no batch reaches (a vision tower, on text) is not in the result.
     """
     sums: dict[str, list] = {}
 
@@ -56,67 +57,73 @@ def moments(model: nn.Module, parts: Mapping[str, nn.Module], batches: list, *, 
 
         return hook
 
-    run_with_hooks(model, batches, [part.register_forward_pre_hook(measure(name)) for name, part in parts.items()])
+    run_with_hooks(model, batches, [layer.register_forward_pre_hook(measure(name)) for name, layer in layers.items()])
     return {name: (s / n, (q / n - (s / n) ** 2).clamp(min=0), c) for name, (n, s, q, c) in sums.items()}
 
 
-def channel_scores(consumer: nn.Linear, variance: Tensor) -> Tensor:
-    """Return |w_:,j|^2 Var[z_j] of every input channel j, (n,): what leaving it at its mean costs (FLAP, Eq. 5)."""
-    return consumer.weight.detach().double().pow(2).sum(0) * variance
+def flap_scores(layer: nn.Linear, variance: Tensor) -> Tensor:
+    """Return |w_:,j|^2 Var[z_j] of every input channel j, (n,): the cost of fixing it at its mean (FLAP, Eq. 5)."""
+    return layer.weight.detach().double().pow(2).sum(0) * variance
 
 
-def keep_highest(scores: Mapping[str, Tensor], share: float, *, each: bool) -> dict[str, Tensor]:
-    """Return per name which entries to keep, bool: a share falls, the lowest over all names, or of `each` alone.
+def keep_highest(scores: Mapping[str, Tensor], prune_ratio: float, *, per_layer: bool) -> dict[str, Tensor]:
+    """Return masks of the entries to keep: a fraction `prune_ratio` of all entries, or of each layer's own, is pruned.
 
-    At least one entry of each stays.
+    At least one entry of each layer stays.
     """
-    if each:
-        kept = {name: score.argsort(stable=True).argsort() >= int(share * len(score)) for name, score in scores.items()}
+    if per_layer:
+        keep = {name: _ranks(score) >= int(prune_ratio * len(score)) for name, score in scores.items()}
     else:
-        rank = torch.cat(list(scores.values())).argsort(stable=True).argsort()
-        parts = (rank >= int(share * len(rank))).split([len(score) for score in scores.values()])
-        kept = {name: part.clone() for name, part in zip(scores, parts, strict=True)}
-    for name, part in kept.items():
-        part[scores[name].argmax()] = True
-    return kept
+        ranks = _ranks(torch.cat(list(scores.values())))
+        masks = (ranks >= int(prune_ratio * len(ranks))).split([len(score) for score in scores.values()])
+        keep = {name: mask.clone() for name, mask in zip(scores, masks, strict=True)}
+    for name, mask in keep.items():
+        mask[scores[name].argmax()] = True
+    return keep
 
 
-def narrow_rows(model: nn.Module, name: str, kept: Tensor) -> None:
+def _ranks(scores: Tensor) -> Tensor:
+    return scores.argsort(stable=True).argsort()
+
+
+def keep_outputs(model: nn.Module, name: str, keep: Tensor) -> None:
     """Keep only these outputs, bool (m,), of a linear layer."""
-    part = model.get_submodule(name)
-    set_part(model, name, linear(part.weight.data[kept], None if part.bias is None else part.bias.data[kept]))
+    layer = model.get_submodule(name)
+    bias = None if layer.bias is None else layer.bias.data[keep]
+    replace_module(model, name, make_linear(layer.weight.data[keep], bias))
 
 
-def narrow_columns(model: nn.Module, name: str, kept: Tensor, mean: Tensor, *, repair: bool, new_bias: bool) -> None:
-    """Keep only these inputs, bool (n,), of a linear layer; `repair` adds what the others gave on average, mean (n,).
+def keep_inputs(model: nn.Module, name: str, keep: Tensor, mean: Tensor, *, bias_repair: bool, new_bias: bool) -> None:
+    """Keep only these inputs, bool (n,), of a linear layer; `bias_repair` adds the mean contribution of the others.
 
-    Without `new_bias` a layer that has no bias is not repaired, since its class would not reload with one.
+    `mean` (n,) is that of the inputs. Without `new_bias` a layer that has no bias is not repaired, because its class would
+    not reload with one.
     """
-    part = model.get_submodule(name)
-    weight, bias = part.weight.data, None if part.bias is None else part.bias.data
-    if repair and not kept.all() and (new_bias or bias is not None):
-        given = (weight[:, ~kept].double() @ mean[~kept]).to(weight)
-        bias = given if bias is None else bias + given
-    set_part(model, name, linear(weight[:, kept], bias))
+    layer = model.get_submodule(name)
+    weight, bias = layer.weight.data, None if layer.bias is None else layer.bias.data
+    if bias_repair and not keep.all() and (new_bias or bias is not None):
+        contribution = (weight[:, ~keep].double() @ mean[~keep]).to(weight)
+        bias = contribution if bias is None else bias + contribution
+    replace_module(model, name, make_linear(weight[:, keep], bias))
 
 
-def linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+def make_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     """Return a linear layer of these weights (m, n) and bias (m,)."""
-    part = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-    part.weight = nn.Parameter(weight.clone().contiguous())
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    layer.weight = nn.Parameter(weight.clone().contiguous())
     if bias is not None:
-        part.bias = nn.Parameter(bias.clone())
-    return part
+        layer.bias = nn.Parameter(bias.clone())
+    return layer
 
 
-def set_part(model: nn.Module, name: str, part: nn.Module) -> None:
-    """Exchange the part of this dotted name."""
+def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Exchange the module of this dotted name."""
     parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, part)
+    setattr(model.get_submodule(parent), child, module)
 
 
-def config_over(model: nn.Module, name: str, *keys: str) -> object | None:
-    """Return the innermost config, of the part or of what holds it, that has all `keys`; None where there is none."""
+def find_config(model: nn.Module, name: str, *keys: str) -> object | None:
+    """Return the innermost config, of the module or of what holds it, that has all `keys`; None where there is none."""
     while True:
         config = getattr(model.get_submodule(name), "config", None)
         if config is not None and all(hasattr(config, key) for key in keys):

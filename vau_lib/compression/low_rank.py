@@ -1,8 +1,8 @@
-"""A weight need only be right about what it is fed: factorise it on its data, and spend ranks where they save most.
+"""Low-rank factorisation of linear layers on calibration data, and the allocation of ranks (SVD-LLM, ICLR 2025).
 
-- the SVD is of W L, L L^T = X^T X, so that the squared error on the data is the sum of the squared singular values left out
-- a rank costs m + n parameters; from break-even on a layer stays whole and costs m n, never more
-Source: SVD-LLM (ICLR 2025); the sharing of ranks is ours.
+- The SVD is of W L with L L^T = X^T X, so that the squared error on the data is the sum of the squared singular values left out.
+- One rank costs m + n parameters. A layer whose factors would hold as much as its weight stays whole and costs m n.
+The allocation of ranks to layers is ours.
 """
 
 import heapq
@@ -11,11 +11,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-DAMPING = 1e-6  # share of the mean diagonal added to a covariance, so that rare directions can be inverted
+DAMPING = 1e-6  # times the mean diagonal, added to a covariance so that rare directions can be inverted
 
 
 class LowRank(nn.Module):
-    """A linear layer in two thin parts: x (..., n) -> down (..., k) -> up (..., m)."""
+    """A linear layer of two factors: x (..., n) -> down (..., k) -> up (..., m)."""
 
     def __init__(self, inputs: int, rank: int, outputs: int, bias: bool):
         super().__init__()
@@ -26,7 +26,7 @@ class LowRank(nn.Module):
         return self.up(self.down(x))
 
 
-def whitened(weight: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def whitened_svd(weight: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return u (m, r), s (r,), v (r, n) with weight = u diag(s) v, where s are the singular values on the data."""
     damped = covariance + torch.eye(len(covariance)).to(covariance) * (DAMPING * covariance.diagonal().mean() + 1e-12)
     root = torch.linalg.cholesky(damped)
@@ -34,61 +34,54 @@ def whitened(weight: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor, Tensor
     return u, s, torch.linalg.solve_triangular(root, v, upper=False, left=False)
 
 
-def thin(whole: nn.Linear, u: Tensor, s: Tensor, v: Tensor, rank: int) -> LowRank:
-    """Return the layer at this rank, the singular values split evenly over both parts."""
-    part = LowRank(whole.in_features, rank, whole.out_features, whole.bias is not None).to(whole.weight)
+def low_rank_layer(layer: nn.Linear, u: Tensor, s: Tensor, v: Tensor, rank: int) -> LowRank:
+    """Return the layer at this rank, the singular values split evenly over both factors."""
+    result = LowRank(layer.in_features, rank, layer.out_features, layer.bias is not None).to(layer.weight)
     half = s[:rank].sqrt()
-    part.up.weight.data = (u[:, :rank] * half).to(whole.weight).contiguous()
-    part.down.weight.data = (half[:, None] * v[:rank]).to(whole.weight).contiguous()
-    if whole.bias is not None:
-        part.up.bias.data = whole.bias.data.clone()
-    return part
+    result.up.weight.data = (u[:, :rank] * half).to(layer.weight).contiguous()
+    result.down.weight.data = (half[:, None] * v[:rank]).to(layer.weight).contiguous()
+    if layer.bias is not None:
+        result.up.bias.data = layer.bias.data.clone()
+    return result
 
 
-def shared_ranks(parts: Mapping[str, tuple[Tensor, Tensor, Tensor]], budget: float) -> dict[str, int | None]:
-    """Return a rank per weight, None where it stays whole, that together hold at most `budget` parameters.
+def allocate_ranks(parts: Mapping[str, tuple[Tensor, Tensor, Tensor]], budget: float) -> dict[str, int | None]:
+    """Return a rank per layer, None where it stays whole, that together hold at most `budget` parameters.
 
-    Greedy: the next rank, or the jump to whole, that saves most per parameter of a layer's squared error, as a share of what the
-    layer says in all: else layers of small numbers starve. What is left in the end does not pay one more rank of any
-    layer. ValueError where rank 1 everywhere is over the budget.
+    Greedy: the next rank, or the jump to the whole weight, that saves most error per parameter. Errors are relative to the
+    layer's squared output; otherwise layers of small numbers would get nothing. What is left over pays for no further rank of
+    any layer. ValueError where rank 1 everywhere exceeds the budget.
     """
     sizes = {name: (u.shape[0] + v.shape[1], u.shape[0] * v.shape[1]) for name, (u, _, v) in parts.items()}
     ranks: dict[str, int | None] = {name: 1 if cost < whole else None for name, (cost, whole) in sizes.items()}
-    left = budget - sum(min(pair) for pair in sizes.values())
+    left = budget - sum(min(size) for size in sizes.values())
     if left < 0:
-        raise ValueError(f"rank 1 everywhere takes {budget - left:.0f} parameters, the share allows {budget:.0f}")
-    tails = {name: _errors(s) for name, (_, s, _) in parts.items()}
+        raise ValueError(f"rank 1 everywhere takes {budget - left:.0f} parameters, the budget is {budget:.0f}")
+    errors = {name: _relative_errors(s) for name, (_, s, _) in parts.items()}
 
-    def steps(name: str) -> list[tuple[float, str, int, int | None]]:
-        rank, (cost, whole) = ranks[name], sizes[name]
-        jump = whole - rank * cost
-        found = [(-tails[name][rank] / jump, name, jump, None)]
+    def steps(name: str) -> list[tuple[float, str, int, int, int | None]]:
+        """Return (minus the gain per parameter, name, price, rank now, rank then) of both ways on."""
+        rank, (cost, whole), error = ranks[name], sizes[name], errors[name]
+        price = whole - rank * cost
+        result = [(-error[rank] / price, name, price, rank, None)]
         if (rank + 1) * cost < whole:
-            found.append(((tails[name][rank + 1] - tails[name][rank]) / cost, name, cost, rank + 1))
-        return found
+            result.append(((error[rank + 1] - error[rank]) / cost, name, cost, rank, rank + 1))
+        return result
 
     heap = [step for name, rank in ranks.items() if rank for step in steps(name)]
     heapq.heapify(heap)
     while heap:
-        _, name, price, rank = heapq.heappop(heap)
-        now = ranks[name]
-        stale = (
-            now is None or (rank is not None and rank != now + 1) or (rank is None and price != _jump(sizes[name], now))
-        )
-        if stale or price > left:
+        _, name, price, before, after = heapq.heappop(heap)
+        if ranks[name] != before or price > left:
             continue
-        left, ranks[name] = left - price, rank
-        if rank is not None:
+        left, ranks[name] = left - price, after
+        if after is not None:
             for step in steps(name):
                 heapq.heappush(heap, step)
     return ranks
 
 
-def _jump(size: tuple[int, int], rank: int) -> int:
-    return size[1] - rank * size[0]
-
-
-def _errors(s: Tensor) -> list[float]:
-    """Return the squared error of rank k = 0 to r, as a share of rank 0's."""
+def _relative_errors(s: Tensor) -> list[float]:
+    """Return the squared error of rank k = 0 to r, relative to that of rank 0."""
     tail = (s**2).flip(0).cumsum(0).flip(0)
     return (tail / tail[0].clamp(min=1e-300)).tolist() + [0.0]
