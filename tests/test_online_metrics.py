@@ -164,38 +164,11 @@ def test_a_delay_curve_is_a_report_at_each_budget():
 # Long streams
 
 
-def videos(sign):
-    """Six videos whose rows tell which and where: (sign * (100 video + row + 1), 0)."""
-    return [np.stack([sign * (100 * k + np.arange(5 + k) + 1), np.zeros(5 + k)], 1) for k in range(6)]
-
-
-def test_a_spliced_stream_holds_whole_anomalies_between_normal_rows():
-    spans = [[(1, 3), (4, 5)]] * 6
-    stream = feature_streams.splice(
-        videos(1), videos(-1), rows=200, events=8, rng=rng(), id="x", row_s=0.5, spans=spans
-    )
-    values, expected = stream.features[:, 0], []
-    inserted = np.flatnonzero(values < 0)
-    for place in np.split(inserted, np.flatnonzero(np.diff(inserted) > 1) + 1):  # so that normal rows lie between
-        assert values[place].tolist() == videos(-1)[int(-values[place[0]] - 1) // 100][:, 0].tolist()
-        assert 0 < place[0] and place[-1] < 199
-        expected += [(place[1], place[3]), (place[4], place[4] + 1)]
-    assert list(stream.events) == expected and len(expected) == 16
-    assert set(np.flatnonzero(stream.labels)) == {row for start, end in expected for row in range(start, end)}
-    assert stream.spans_s == [(start / 2, end / 2) for start, end in expected]
-    seen = values[values > 0] - 1  # the video that an anomaly interrupts goes on behind it
-    starts = np.flatnonzero(seen % 100 == 0)
-    assert sorted(seen[starts[:6]]) == sorted(seen[starts[6:12]]) == [0, 100, 200, 300, 400, 500]
-    for start, end in zip(starts, [*starts[1:], len(seen)], strict=True):
-        assert (np.diff(seen[start:end]) == 1).all()
-        assert end == len(seen) or end - start == 5 + seen[start] // 100
-
-
 def test_events_are_spread_one_in_each_part():
-    stream = feature_streams.splice(videos(1), videos(-1), rows=2000, events=10, rng=rng(), id="x")
+    stream = feature_streams.drifting_stream(rows=2000, events=10, rng=rng())
     normal_before = [(stream.labels[:start] == 0).sum() for start, _ in stream.events]
     assert np.floor_divide(normal_before, (stream.labels == 0).sum() / 10).tolist() == list(range(10))
-    assert not feature_streams.splice(videos(1), [], rows=20, events=0, rng=rng(), id="x").labels.any()
+    assert not feature_streams.drifting_stream(rows=20, events=0, rng=rng()).labels.any()
 
 
 def test_a_drifting_stream_is_what_its_formula_says():
@@ -223,10 +196,8 @@ def test_the_drift_has_its_size_and_its_time():
     assert after == pytest.approx([math.exp(-1)] * 2, abs=0.08)
 
 
-@pytest.mark.parametrize("make", [feature_streams.splice, feature_streams.drifting_stream])
-def test_a_seed_decides_the_stream(make):
-    parts = {"normals": videos(1), "anomalies": videos(-1), "id": "x"} if make is feature_streams.splice else {}
-    one, same, other = (make(rows=300, events=5, rng=rng(seed), **parts) for seed in (1, 1, 2))
+def test_a_seed_decides_the_stream():
+    one, same, other = (feature_streams.drifting_stream(rows=300, events=5, rng=rng(seed)) for seed in (1, 1, 2))
     assert one.features.tobytes() == same.features.tobytes() and one.events == same.events != other.events
     assert one.features.dtype == np.float32 and one.labels.dtype == np.uint8
 
@@ -234,6 +205,7 @@ def test_a_seed_decides_the_stream(make):
 def test_after_leaves_out_events_that_began_before():
     labels = np.array([0, 1, 1, 1, 0, 1, 0], np.uint8)
     stream = records.LongStream("x", np.zeros((7, 1)), labels, ((1, 4), (5, 6)), row_s=2.0)
+    assert stream.spans_s == [(2, 8), (10, 12)]
     assert np.flatnonzero(stream.after(0)).tolist() == list(range(7))
     assert np.flatnonzero(stream.after(2)).tolist() == [1, 2, 3, 4, 5, 6]
     assert np.flatnonzero(stream.after(2.1)).tolist() == [4, 5, 6]
@@ -273,7 +245,6 @@ def test_costs_by_hand():
 
 ONE = {"a": [0.0, 1.0]}
 REPORT = partial(online_metrics.detection_report, threshold=1, step_s=1)
-SPLICE = partial(feature_streams.splice, rows=100, events=2, rng=rng(), id="x")
 DRIFT = partial(feature_streams.drifting_stream, rows=100, events=2, rng=rng())
 
 
@@ -291,10 +262,6 @@ DRIFT = partial(feature_streams.drifting_stream, rows=100, events=2, rng=rng())
         (lambda: REPORT(ONE, {}), r"stream a has no events \(\[\] if normal\)"),
         (lambda: REPORT(ONE, {"a": []}), "none of 1 streams has an event"),
         (lambda: REPORT(ONE, {"a": [(1, 1)]}), r"stream a: an event starts .* got \(1, 1\)"),
-        (lambda: SPLICE(videos(1), [np.ones((3, 5))]), r"must be \(T, 2\) with T >= 1, got \(3, 5\)"),
-        (lambda: SPLICE(videos(1), [np.ones((3, 2))], spans=[]), "1 anomalous videos have spans for 0"),
-        (lambda: SPLICE(videos(1), [np.ones((3, 2))], spans=[[(1, 4)]]), r"video 0 of 3 rows has the span \(1, 4\)"),
-        (lambda: SPLICE(videos(1), videos(1), rows=22), r"22 rows leave \d+ normal ones for 2 events"),
         (lambda: DRIFT(rows=30, event_rows=(20, 20)), "30 rows leave -10 normal ones for 2 events"),
         (lambda: DRIFT(directions=65), "a world of width 64 has 1 to 64 directions, got 65"),
         (lambda: online_metrics.latency(np.ones(10)), "10 calls leave none after a warm-up of 10"),
