@@ -27,5 +27,5 @@ def size_and_accuracy(
             "a guess", (axis.get_xlim()[1], floor), (-4, 3), textcoords="offset points", ha="right", color=style.QUIET
         )
     axis.set(xlabel=xlabel or x.replace("_", " "), ylabel=ylabel or after, title=title, ylim=(None, 1.02))
-    axis.legend(fontsize=9, title="hollow: cut, full: healed", title_fontsize=8)
+    axis.legend(fontsize=9, title="hollow: pruned, full: distilled", title_fontsize=8)
     return figure
