@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from vau_lib.evaluation import metrics
+from vau_lib.evaluation import metrics, online_metrics
 
 FRAME_METRICS = (metrics.frame_auc, metrics.frame_ap, metrics.frame_trapezoid_pr, metrics.frame_auc_anomalous_only)
 
@@ -157,15 +157,17 @@ def test_a_causal_average_knows_only_the_past():
     scores = rng().random(60)
     changed = scores.copy()
     changed[40:] = 9
-    before = metrics.causal_average(scores, half_life_frames=7)
-    np.testing.assert_allclose(metrics.causal_average(changed, half_life_frames=7)[:40], before[:40])
+    before = online_metrics.smooth_causal(scores, half_life_frames=7)
+    np.testing.assert_allclose(online_metrics.smooth_causal(changed, half_life_frames=7)[:40], before[:40])
     pulse = np.zeros(30)
     pulse[5] = 1
-    answer = metrics.causal_average(pulse, half_life_frames=7)
+    answer = online_metrics.smooth_causal(pulse, half_life_frames=7)
     assert answer[12] == pytest.approx(answer[5] / 2) and not answer[:5].any()
-    np.testing.assert_allclose(metrics.causal_average(np.full(9, 0.3), half_life_frames=7), 0.3)  # no start-up dip
+    np.testing.assert_allclose(
+        online_metrics.smooth_causal(np.full(9, 0.3), half_life_frames=7), 0.3
+    )  # no start-up dip
     with pytest.raises(ValueError, match="half_life_frames must be positive, got 0"):
-        metrics.causal_average(scores, half_life_frames=0)
+        online_metrics.smooth_causal(scores, half_life_frames=0)
 
 
 def test_rescaling_per_video_makes_every_video_anomalous():

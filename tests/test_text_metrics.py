@@ -9,7 +9,7 @@ import pytest
 
 from vau_lib.data import hivau
 from vau_lib.data.hivau import Instruction
-from vau_lib.evaluation import text_metrics, vlm_metrics
+from vau_lib.evaluation import metrics, text_metrics, vlm_metrics
 from vau_lib.vlm import clients
 
 
@@ -110,17 +110,17 @@ def test_judgements_are_counted_beside_constant_answers():
 
 def test_detection_asserts_every_length():
     truth = {"a": np.r_[np.zeros(20), np.ones(20)], "n": np.zeros(16)}
-    summary, rows = vlm_metrics.detection({"a": [0.1, 0.2, 0.9], "n": [0.0]}, truth)
+    summary, rows = metrics.snippet_report({"a": [0.1, 0.2, 0.9], "n": [0.0]}, truth)
     # frames 16-19 of `a` share a snippet with the first 12 positive ones: a tie, counted half
     assert summary["frame_auc"] == pytest.approx((20 * 32 + 12 * 4 / 2 + 8 * 4) / (20 * 36))
     assert summary["chance_ap"] == pytest.approx(20 / 56) and [r["frames"] for r in rows] == [40, 16]
     with pytest.raises(ValueError, match="video a: 40 frames need 3 scores"):
-        vlm_metrics.detection({"a": [0.1, 0.2], "n": [0.0]}, truth)
-    assert vlm_metrics.detection({"a": [0.1, 0.9], "n": [0.0]}, truth, last="dropped")[0]["frame_auc"] > 0.9
+        metrics.snippet_report({"a": [0.1, 0.2], "n": [0.0]}, truth)
+    assert metrics.snippet_report({"a": [0.1, 0.9], "n": [0.0]}, truth, last="dropped")[0]["frame_auc"] > 0.9
     with pytest.raises(ValueError, match="video n has labels but no scores"):
-        vlm_metrics.detection({"a": [0, 0, 0]}, truth)
+        metrics.snippet_report({"a": [0, 0, 0]}, truth)
     with pytest.raises(ValueError, match="x has scores but no labels"):
-        vlm_metrics.detection({"a": [0, 0, 0], "n": [0], "x": [0]}, truth)
+        metrics.snippet_report({"a": [0, 0, 0], "n": [0], "x": [0]}, truth)
 
 
 @pytest.fixture(scope="module")

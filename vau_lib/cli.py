@@ -22,16 +22,12 @@ from rich.table import Table
 from vau_lib.workspace import artifacts, notebook_runs, presets
 
 PACKAGES = ("torch", "torchvision", "transformers", "kornia", "decord", "av", "numpy", "scikit-learn", "papermill")
-
 WEIGHTS = {
     "XFeat": "xfeat/xfeat_bnfolded.pt", "SqueezeNet": "squeezenet/squeezenet1_0_torchvision_keys_fp16.pt",
     "MemTSM-Net": "memtsm/best_model.pth",
 }  # fmt: skip
-
 DEMO_LSHMA = Path("data/models/lshma/synthetic/intended/fold0_seed0")  # what the demo trains
-
 TOY_VLM = "data/toy_models/internvl"  # knows the toy data set only; give a real model
-
 PLAIN_WIDTH = 10_000  # columns of a console that is no terminal: nothing is cut
 
 
@@ -52,13 +48,10 @@ class OneLine(typer.core.TyperGroup):
 
 
 app = typer.Typer(cls=OneLine, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
-
 Preset = Annotated[str, typer.Argument(metavar="PRESET", help="a folder of params/, or demo")]
-
 Notebooks = Annotated[
     list[str] | None, typer.Argument(metavar="[NN]...", help="run only these notebooks, even where they are done")
 ]
-
 Overrides = Annotated[
     list[str] | None, typer.Option("-p", metavar="NAME=VALUE", help="set a notebook parameter; may be repeated")
 ]

@@ -24,9 +24,7 @@ from vau_lib.plots import timeline
 from vau_lib.vlm import chat, inference, models
 
 STAGES = ("features", "score", "sample", "encode", "ask")
-
 PICTURE_SIDE = 240  # pixels of the longer side of a frame in the figure
-
 GRID = 4000  # points of the plotted curve
 
 

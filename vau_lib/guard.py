@@ -25,7 +25,6 @@ Say in order of time what people, animals and vehicles do, what is carried, left
 An anomaly is a danger, a crime, an accident or a thing out of its place: fighting, falling and staying down, breaking in, stealing,
 vandalism, fire, a crash, an object left alone, a wild animal at a door. Walking, waiting, playing and deliveries are not.
 End with one line of JSON: {"anomaly": 0 or 1, "kind": "a few words", "from_s": seconds, "to_s": seconds}"""
-
 MAX_NEW_TOKENS = 768  # of the released script
 
 

@@ -23,9 +23,7 @@ from vau_lib.plots import style, timeline
 from vau_lib.workspace import artifacts
 
 KEPT_SCORES = 7200  # scores kept for the figure: an hour at two a second
-
 MAX_FRAMES, BAR, REDRAW_S = 6, 20, 5.0  # frames in the figure; characters of a full bar; seconds between figures
-
 Encode = Callable[[np.ndarray], np.ndarray]  # frames (n, H, W, 3) of one snippet -> feature (D,)
 
 

@@ -30,7 +30,6 @@ from vau_lib.workspace import artifacts
 
 # names of the linear layers of an MLP: those that produce the hidden channels, then the one that reads them
 MLP_NAMES = (("gate_proj", "up_proj", "down_proj"), ("fc1", "fc2"), ("linear1", "linear2"), ("up_proj", "down_proj"))
-
 ELEMENTWISE = (nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Dropout, nn.LeakyReLU, nn.ELU, nn.Identity)
 
 

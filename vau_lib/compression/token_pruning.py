@@ -26,9 +26,7 @@ from torch import Tensor, nn
 from vau_lib.compression.token_selection import check_amount, keep_mask, patchify
 
 BLOCKS_PER_SIDE = 4  # averaged blocks of pixels per token and side that a rule sees; 7 pixels each at Qwen2.5-VL's size
-
 IGNORE_INDEX = -100  # label of a token without loss
-
 PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 
 # what the pruned inputs replace

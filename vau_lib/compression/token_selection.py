@@ -23,25 +23,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 TOKEN_PX = 28  # side of a token in Qwen2.5-VL: two patches of 14
-
 BLOCK_PX = 7  # side of the blocks that are averaged before comparing; noise falls by as much
-
 SEGMENT_LENGTH = 64  # moments that have one background; a minute at two frames per second
-
 MAX_TOKENS = 2**20  # of one video; its medians would not fit a small machine
-
 STABLE_FRACTION = 0.5  # of a moment's tokens, on which its light is fitted
-
 CUT_CORRELATION = 0.5  # two moments of one scene correlate by more than this
-
 FIRST_MOMENT_WEIGHT = (
     0.4  # of a difference from the first moment only (at 1, who leaves is kept); chosen on synthetic scenes
 )
-
 MOTION_WEIGHT = 0.1  # of the difference from the moment before; chosen on synthetic scenes
-
 NOISE_FACTOR = 2.0  # times the median novelty: below it a token is noise, and its moment decides
-
 Array = np.ndarray | Tensor
 
 

@@ -57,7 +57,6 @@ PROMPT_POOLS: dict[str, tuple[str, ...]] = {
         "Why does the event deserve attention?", "Give the basis of this decision.",
     ),
 }  # fmt: skip
-
 ENGINE_PROMPTS = {  # what a captioner and a language model are asked while annotating
     "clip": "In one or two short sentences, say who or what is in the clip and what they do.",
     "event": "Captions of the clips, in order: {texts}. It is known that {truth}. Answer in three parts. First one sentence: does "
@@ -82,13 +81,9 @@ def read_prompt_pools(path: str | Path) -> dict[str, tuple[str, ...]]:
 
 
 BASIS = re.compile(r"(?:^|(?<=[.!?;]) )(?=The basis for judging)")
-
 BASIS_LEAD = re.compile(r"The basis for judging (?:this|the) anomaly is\s+")
-
 SENTENCE_END = re.compile(r"(?<=[.!?])\s")
-
 DECISIONS = ("accept", "edit", "drop")
-
 REVIEW_COLUMNS = "id level task video start_s end_s question answer flag decision edited_answer".split()
 
 

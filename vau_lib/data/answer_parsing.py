@@ -10,57 +10,40 @@ import json
 import re
 
 FINAL = ("updated_anomaly", "final_anomaly")  # a corrected label outranks the one it corrects
-
 PLAIN = ("anomaly", "result", "is_anomaly", "anomalous", "abnormal", "label", "prediction", "answer")
-
 INVERTED = ("normal", "is_normal")  # 1 means no anomaly
-
 KEYS = {
     key: (rank, inverted) for rank, keys, inverted in ((0, FINAL, 0), (1, PLAIN, 0), (1, INVERTED, 1)) for key in keys
 }
-
 WORDS = {
     **dict.fromkeys(("1", "1.0", "true", "yes", "abnormal", "anomalous", "anomaly", "vague abnormal"), 1),
     **dict.fromkeys(("0", "0.0", "false", "no", "normal", "none", "no anomaly"), 0),
 }
-
 WORD = "|".join(sorted(map(re.escape, WORDS), key=len, reverse=True))
-
 KEYED = re.compile(  # key: value anywhere, for what is nearly JSON; "0 or 1" and "0 for none" are a form, not an answer
-    rf"""["']?\b({"|".join(KEYS)})["']*\s*[:=]\s*["']*({WORD})(?![\w.]*\w)["']*(?!\s*(?:or\b|for\b|if\b|[|/]))""",
-    re.I,
+    rf"""["']?\b({"|".join(KEYS)})["']*\s*[:=]\s*["']*({WORD})(?![\w.]*\w)["']*(?!\s*(?:or\b|for\b|if\b|[|/]))""", re.I
 )
-
 THOUGHT = re.compile(r"^.*</think>|<think>.*$", re.S | re.I)  # chat templates may open the tag, a limit may cut its end
-
 MARKED = re.compile(r"<answer>(.*?)(?:</answer>|$)|\\boxed\{(?:\\text\{)?([^{}]*)\}", re.S | re.I)
-
 HEDGE = re.compile(
     r"\b(?:if|whether|unclear|might|may|could|would|cannot|can't|hard to|possibly|perhaps)\b[^.!?;\n]*", re.I
 )
-
 ODD, BE = r"(?:anomal\w+|abnormal\w*)", r"(?:is|are|was|were|seems?|appears?|looks?)(?:\s+to\s+be)?"
-
 NEGATED = rf"(?:not|n't|never)\s+(?:\w+\s+){{0,2}}?(?:an?\s+|any\s+)?{ODD}"
-
 NOT_NORMAL = r"\b(?:not|isn't|n't)\s+normal\b"
-
 DENIAL = re.compile(
     rf"^\W*(?:no|normal)\s*[,.;:!]|\b(?:no(?!\s+(?:doubt|question)\b)|without(?:\s+any)?|free of)\s+(?:\w+\s+){{0,3}}?{ODD}"
     rf"|\w{NEGATED}|\b{NEGATED}|\bnothing\s+{ODD}|\bthere\s+(?:is|are)\s+(?:none|not\s+any)\s*(?=[.!]|$)"
     rf"|\b{BE}\s+(?:(?:all|completely|entirely|quite|perfectly)\s+)?normal\b",
     re.I,
 )
-
 AFFIRMATION = re.compile(
     rf"^\W*(?:yes|abnormal|anomalous)\s*[,.;:!]|\b{BE}\s+(?:an?\s+|clearly\s+|highly\s+)?{ODD}"
     rf"|\b(?:contains?|shows?|has|have|depicts?|includes?)\s+(?:an?\s+|\w+\s+)?{ODD}|\bthere\s+(?:is|are)\s+(?:\w+\s+){{0,3}}?{ODD}"
     rf"|\b{ODD}\s+{BE}\s+(?:present|detected|found|seen|named|called)|\b{ODD}(?:\s+events?)?\s+(?:exist|occur|happen)\w*",
     re.I,
 )
-
 ORDER = re.compile(r"^\W*(?:(?:the\s+)?(?:correct\s+)?order\b(?:\s+is)?)?\W*(\d+(?:[\s,>-]+\d+)*)\W*$", re.I)
-
 BETWEEN = re.compile(r"(\d+(?:\.\d+)?)\s*s?(?:econds)?\s*(?:to|-|–|and|until)\s*(\d+(?:\.\d+)?)")
 
 

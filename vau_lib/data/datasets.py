@@ -22,17 +22,13 @@ from vau_lib.data.records import RecordError, Span, VideoRecord, leaks, locate
 from vau_lib.workspace import artifacts, parallel
 
 UCF_FPS = 30.0
-
 XD_FPS = 24.0  # measured: frames over the seconds in the names of the film clips
-
 UCF_CLASSES = {
     "Abuse": "abuse", "Arrest": "arrest", "Arson": "arson", "Assault": "assault", "Burglary": "burglary",
     "Explosion": "explosion", "Fighting": "fighting", "RoadAccidents": "road accident", "Robbery": "robbery",
     "Shooting": "shooting", "Shoplifting": "shoplifting", "Stealing": "stealing", "Vandalism": "vandalism",
 }  # fmt: skip
-
 XD_CLASSES = dict(B1="fighting", B2="shooting", B4="riot", B5="abuse", B6="car accident", G="explosion")
-
 UCF_NORMAL = {"Normal", "Testing_Normal_Videos_Anomaly", "Training_Normal_Videos_Anomaly"}
 
 

@@ -25,15 +25,10 @@ TASKS = {
     "event": ("judgement", "description", "analysis"),
     "video": ("judgement", "description", "analysis"),
 }
-
 LEVELS = tuple(TASKS)
-
 FOLDERS = {"clip": "clips", "event": "events", "video": "videos"}
-
 DATASETS = {"ucf-crime": "ucf_crime", "xd-violence": "xd_violence"}  # HIVAU's folder -> this project's name
-
 RAW_NAMES = {"ucf": "ucf-crime", "xd": "xd-violence"}  # `ucf_database_test.json`
-
 NUMBERED = re.compile(r"(?P<video>.+?)(?:_E(?P<event>\d+)(?:C(?P<clip>\d+))?)?\.mp4")
 
 

@@ -21,9 +21,8 @@ from vau_lib.data.records import RecordError, Span, VideoRecord, locate
 from vau_lib.workspace import artifacts, parallel
 
 CHUNK_FRAMES = 64  # decoded at once while cutting: memory stays flat however long a segment is
-
 UNAVAILABLE = {  # named by HIVAU-70k, but nobody who asked could find it (issue 10 of its repository)
-    "NewAdd.NDA-2017.12.25_CLE@GSW__#01-08-34_01-40-09_label_A": "in no public copy of XD-Violence",
+    "NewAdd.NDA-2017.12.25_CLE@GSW__#01-08-34_01-40-09_label_A": "in no public copy of XD-Violence"
 }
 
 

@@ -26,13 +26,9 @@ from PIL import Image, UnidentifiedImageError
 from vau_lib.workspace import artifacts
 
 FOLDER_FPS = 10.0  # a folder of images carries no clock; UCSD's were taken at 10 frames per second
-
 VIDEO_SUFFIXES = {".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".ts"}
-
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".bmp"}
-
 READERS = ("auto", "decord", "pyav")
-
 CAMERAS = {"linux": ("/dev/video{}", "v4l2"), "darwin": ("{}:none", "avfoundation"), "win32": ("video={}", "dshow")}
 
 

@@ -32,12 +32,10 @@ from vau_lib.detectors.preprocessing import Preprocessing
 from vau_lib.features import checkpoints
 
 NEAR_ROWS = 64  # e^(-64 / e) is 6e-11: what is farther adds nothing to a float32
-
 LOSS_WEIGHTS = {  # the weight of each part of the training loss
     "bag": 1.0, "abnormal_recalled": 0.1, "abnormal_unknown": 0.1, "normal_recalled": 0.1, "normal_unknown": 0.1,
     "triplet": 0.1, "kl": 1e-3, "distance": 1e-4, "frames": 1.0,
 }  # fmt: skip
-
 MARGIN = 100.0  # how much larger the norm of an anomalous answer should be than that of a normal one
 
 

@@ -21,11 +21,8 @@ import numpy as np
 import pandas as pd
 
 TAU = 0.1  # mass every snippet has before its score; section 5.1
-
 LOW_MASS = 1.0  # as released: scores that sum to less are not looked at
-
 Spans = Sequence[tuple[float, float]]
-
 Sampler = Callable[[np.ndarray, int], np.ndarray]
 
 

@@ -17,15 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 BLOCK = 8  # channels compared at a time by the released rule
-
 WARM_UP = 4  # clips the released rule keeps before it decides
-
 STRICT = 1.5  # the bar over the mean of the two running distances: a steady pan of one clip's length is just below it
-
 FADE = 0.9  # of the running distances, per clip
-
 SPIKE = 3.0  # a distance counts at most this many times the running one, so that a cut does not raise the bar for long
-
 ROUNDING = 1e-6  # of a feature's size: means of fewer equal features differ by as much in float32
 
 

@@ -25,6 +25,7 @@ from vau_lib.detectors.key_clips import decide, key_clips
 from vau_lib.detectors.lshma_state import LSHMAConfig, StreamState
 from vau_lib.detectors.preprocessing import Preprocessing
 from vau_lib.detectors.training import mil_loss
+from vau_lib.evaluation import online_metrics
 from vau_lib.features import checkpoints
 
 
@@ -288,14 +289,9 @@ class LSHMA(nn.Module):
 
 
 def _smoothed(logits: Tensor, config: LSHMAConfig) -> Tensor:
-    """Return logits (T,) averaged with the next ones, past the end with zeros (UCF), or by whole blocks (XD)."""
-    width, count = config.smoothing, len(logits)
-    if config.smooths_blocks:
-        size = torch.full((-(-count // width),), width).clamp_max(count)
-        size[-1] = count - width * (len(size) - 1)
-        blocks = F.pad(logits, (0, -count % width)).view(-1, width).sum(1) / size
-        return blocks.repeat_interleave(width)[:count]
-    return F.pad(logits, (0, width - 1)).unfold(0, width, 1).mean(1)
+    """Return logits (T,) smoothed as released: with the next ones (UCF), or by whole blocks (XD)."""
+    smooth = online_metrics.smooth_blocks if config.smooths_blocks else online_metrics.smooth_ahead
+    return torch.from_numpy(smooth(logits.detach().cpu().numpy(), config.smoothing)).to(logits)
 
 
 def loss(output: LSHMAOutput, labels: Tensor) -> Tensor:
@@ -337,7 +333,6 @@ def load_released(source: str | Path | Mapping[str, Tensor], config: LSHMAConfig
 _PUBLISHED = training.TrainingPlan(
     15, 1e-5, 0.01, 1, milestones=(3, 6, 10), curriculum_epochs=0, augment_probability=0.0
 )
-
 RECIPES = {  # as published: whole videos one by one, a step down at three (two) epochs
     "xd": _PUBLISHED, "ucf": replace(_PUBLISHED, learning_rate=2e-5, milestones=(3, 5), balanced=True),
 }  # fmt: skip

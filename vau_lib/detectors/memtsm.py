@@ -26,7 +26,6 @@ from vau_lib.detectors.preprocessing import Preprocessing
 from vau_lib.features import checkpoints
 
 RELEASED_STEPS = 32  # time steps the published model is fed; its decoder rebuilds steps 8 to 24
-
 RELEASED_CENTRE = slice(8, 24)
 
 

@@ -20,7 +20,6 @@ from vau_lib.detectors.trained_detector import TrainedDetector
 from vau_lib.evaluation import online_metrics
 
 Step = Callable[[Tensor, object], tuple[Tensor, object]]
-
 POINTS = 40  # rows of an endurance table
 
 
@@ -73,12 +72,7 @@ def scores(trained: TrainedDetector, streams: Sequence[records.LongStream], **si
 
 
 def head_effect(
-    trained: TrainedDetector,
-    stream: records.LongStream,
-    other: records.LongStream,
-    *,
-    first: int,
-    block: int = 8,
+    trained: TrainedDetector, stream: records.LongStream, other: records.LongStream, *, first: int, block: int = 8
 ) -> pd.DataFrame:
     """Return minute and change: the largest change of a score per block when the first `first` features are another camera's."""
     swapped = replace(stream, features=np.concatenate([other.features[:first], stream.features[first:]]))

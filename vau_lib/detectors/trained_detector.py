@@ -21,9 +21,7 @@ from vau_lib.features import checkpoints
 from vau_lib.workspace import artifacts
 
 Model = MemTSM | LSHMA | AnomalyScorer
-
 Config = MemTSMConfig | LSHMAConfig | ScorerConfig
-
 DETECTORS = {  # name in config.json: model, its sizes
     "memtsm": (MemTSM, MemTSMConfig),
     "lshma": (LSHMA, LSHMAConfig),

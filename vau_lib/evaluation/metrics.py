@@ -1,4 +1,4 @@
-"""A number says what it was taken over: its name carries the level, videos match by name, nothing is chosen on test.
+"""Detection metrics: frame and video AUC and AP, thresholds, bootstrap intervals over videos, sanity rows.
 
 - `scores` and `labels` are {video id: array}, refused where names or lengths differ, never cut to fit: two lists in
   another order with the same total length take XD-Violence from .666 to .511 and look like a bad model
@@ -12,21 +12,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.signal import lfilter
 from sklearn import metrics as reference
 
-from vau_lib.data.records import SNIPPET_FRAMES
+from vau_lib.data.records import SNIPPET_FRAMES, VideoRecord, frame_labels
 
 CHUNK = 4_000_000  # numbers held at once by a bootstrap, 32 MB each array
-
 GRID = np.linspace(0, 1, 201)  # where the band of a curve is drawn
-
 REDUCE = {"max": np.max, "mean": np.mean}
-
 Arrays = Mapping[str, np.ndarray]
-
 Rng = np.random.Generator
-
 Metric = Callable[[Arrays, Arrays], float]
 
 
@@ -65,15 +59,6 @@ def expand_evenly(scores: np.ndarray, num_frames: int) -> np.ndarray:
     """Return a score per frame from n equal parts (32-segment models), bounds round(linspace(0, num_frames, n + 1))."""
     scores = _vector("expand_evenly", scores)
     return np.repeat(scores, np.diff(np.round(np.linspace(0, num_frames, len(scores) + 1)).astype(int)))
-
-
-def causal_average(scores: np.ndarray, *, half_life_frames: float) -> np.ndarray:
-    """Return scores (T,) smoothed by the past only; a frame's weight halves every `half_life_frames`."""
-    if not half_life_frames > 0:
-        raise ValueError(f"half_life_frames must be positive, got {half_life_frames}")
-    scores = _vector("causal_average", scores)
-    keep = 0.5 ** (1 / half_life_frames)
-    return lfilter([1 - keep], [1, -keep], scores, zi=[keep * scores[0]])[0]
 
 
 def rescaled_per_video(scores: Arrays) -> dict[str, np.ndarray]:
@@ -236,6 +221,35 @@ def pr_curve(scores: Arrays, labels: Arrays, **band: object) -> Curve:
     joined, truth = _joined(scores, labels)
     y, x, _ = reference.precision_recall_curve(_both_classes(truth), joined, drop_intermediate=True)
     return Curve(*_thinned(x[::-1], y[::-1]), _band(scores, labels, _precision, **band) if band else None)
+
+
+def snippet_report(
+    scores: Mapping[str, np.ndarray], truth: Mapping[str, np.ndarray] | Sequence[VideoRecord], *,
+    snippet_frames: int = SNIPPET_FRAMES, last: str = "kept",
+) -> tuple[dict[str, float], list[dict]]:  # fmt: skip
+    """Return (summary, a row per video) of snippet scores {id: (n,)} against frame labels, or records with events.
+
+    A video of F frames needs ceil(F / snippet_frames) scores; with `last="dropped"` (I3D features) the floor. The
+    summary has frame_auc, frame_ap, frame_auc_anomalous_only and chance_ap. ValueError names the video that does not fit.
+    """
+    if last not in ("kept", "dropped"):
+        raise ValueError(f"last must be kept or dropped, got {last!r}")
+    labels = dict(truth) if isinstance(truth, Mapping) else {record.id: frame_labels(record) for record in truth}
+    frames = {}
+    for name in labels:
+        if name not in scores:
+            raise ValueError(f"video {name} has labels but no scores")
+        found, length = np.shape(scores[name]), len(labels[name])
+        wanted = -(-length // snippet_frames) if last == "kept" else max(1, length // snippet_frames)
+        if found != (wanted,):
+            raise ValueError(
+                f"video {name}: {length} frames need {wanted} scores (last snippet {last}), got shape {found}"
+            )
+        frames[name] = expand(scores[name], length, snippet_frames)
+    frames |= {name: scores[name] for name in scores if name not in labels}  # refused by name below
+    kinds = (frame_auc, frame_ap, frame_auc_anomalous_only)
+    summary = {kind.__name__: kind(frames, labels) for kind in kinds}
+    return summary | {"chance_ap": float(np.concatenate(list(labels.values())).mean())}, per_video(frames, labels)
 
 
 # Matching: by name, then by length, then by value. The order is that of the labels.

@@ -1,4 +1,4 @@
-"""An online score may use nothing that has not happened yet, and an alarm is judged by the clock on the wall.
+"""Online metrics: causal alignment and smoothing of scores, alarms, false alarms per hour, detection delay, latency.
 
 - a clip's scores exist once its last frame has been seen; until then a frame holds what was known before
 - a threshold is set on normal streams of validation, for so many false alarms an hour; an event that is missed costs its
@@ -14,15 +14,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from scipy.signal import lfilter
 
 from vau_lib.data.records import SNIPPET_FRAMES
 
 HOUR_S = 3600.0
-
 Streams = Mapping[str, np.ndarray]
-
 Spans = Sequence[tuple[float, float]]
-
 Rng = np.random.Generator
 
 
@@ -41,10 +39,19 @@ def newest(
     return known[np.minimum(np.arange(1, _size("num_frames", num_frames) + 1) // clip_frames, len(known) - 1)]
 
 
+def smooth_causal(scores: np.ndarray, *, half_life_frames: float) -> np.ndarray:
+    """Return scores (T,) smoothed by the past only; a frame's weight halves every `half_life_frames`."""
+    if not half_life_frames > 0:
+        raise ValueError(f"half_life_frames must be positive, got {half_life_frames}")
+    scores = _vector("smooth_causal", scores)
+    keep = 0.5 ** (1 / half_life_frames)
+    return lfilter([1 - keep], [1, -keep], scores, zi=[keep * scores[0]])[0]
+
+
 def smooth_ahead(values: np.ndarray, width: int = 8) -> np.ndarray:
     """Return the mean of each value (n,) and the width - 1 after it, zeros past the end: the released `slide_smooth`.
 
-    Not causal, kept to reproduce published numbers. `metrics.causal_average` is what a camera can have.
+    Not causal, kept to reproduce published numbers. `smooth_causal` is what a camera can have.
     """
     values = np.append(_vector("smooth_ahead", values), np.zeros(_size("width", width) - 1))
     return np.lib.stride_tricks.sliding_window_view(values, width).mean(1)

@@ -17,9 +17,7 @@ from vau_lib.evaluation import metrics
 from vau_lib.workspace import artifacts, presets
 
 KINDS = ("ours", "baseline", "released", "sanity")
-
 RESULTS = ("data/results/RESULTS.template.md", "RESULTS.md")  # template and what `make results` writes of it
-
 Run = Mapping[str, tuple[float, np.ndarray]]
 
 

@@ -1,11 +1,15 @@
-"""A model that says "abnormal" to everything has an F1 of 70 here: a score stands beside the constants, on a named set of clips.
+"""SmartHome-Bench scores: accuracy, F1, specificity, balanced accuracy with intervals, beside constant answers; published rows.
 
 - an answer without a readable label is the wrong class and is counted; leaving it out flatters (67.17 becomes 67.90)
-- 1,203 clips were scored by the paper, 1,023 of them are public, and the share of anomalies differs (54 % and 63 %): the set
-  is a column. Memories-S0's published row fits only the public clips, its rivals' rows only all of them (`measured_on`)
+- 1,203 clips were scored by the paper, 1,023 of them are public, and the fraction of anomalies differs (54 % and 63 %): the set
+  is a column. Memories-S0's published row fits only the public clips, the other rows only all of them (`measured_on`)
 - `as_released=True` scores as the benchmark's scripts do: a clip nobody answered disappears, and an unreadable answer of a
   reflective chain counts as normal
-Source: SmartHome-Bench, arXiv 2506.12992, and its repository; Memories-S0's README for its row.
+- four published rounded numbers determine the confusion matrix: every row of the paper's tables fits exactly one on its 554
+  normal and 649 anomalous clips; Memories-S0's row fits none there, and over all subsets only 645 anomalous and 377 normal
+  clips (645 is the number of public anomalous clips, 378 that of public normal ones)
+- with the matrix known, specificity, balanced accuracy and an interval follow for rows that never printed them
+Sources: SmartHome-Bench, arXiv 2506.12992, its tables (in percent) and repository; Memories-S0's README for its row.
 """
 
 import json
@@ -22,16 +26,6 @@ from vau_lib.data.smarthome import TAGS, Clip, Responses, SmartHomeError, read_r
 from vau_lib.evaluation import metrics
 from vau_lib.evaluation.smarthome_prompts import Model, Style, ask, prepare
 
-# MERGE-DOC from smarthome_published:
-# """A published row of four rounded numbers gives away its confusion matrix, and with it the clips it was measured on.
-#
-# - every row of SmartHome-Bench's tables fits exactly one matrix on its 554 normal and 649 anomalous clips
-# - the row Memories-S0 prints beside them fits none there; over all subsets it fits one, 645 anomalous and 377 normal clips, and
-#   645 is the number of anomalous clips that are public (normal ones: 378). So it stands beside rows of another set
-# - with the matrix known, specificity, balanced accuracy and an interval follow for rows that never printed them
-# Source: tables of arXiv 2506.12992; the README of Memories-S0. Numbers are theirs, in percent.
-# """
-
 
 class Published(NamedTuple):
     """One printed row, in percent."""
@@ -45,7 +39,6 @@ class Published(NamedTuple):
 
 
 STYLES = ("zero_shot", "cot", "few_shot_cot", "icl", "trlc")
-
 _PRINTED = {  # accuracy/precision/recall/F1, a column per style
     "Gemini-1.5-flash": "58.44/79.22/31.12/44.69 69.58/74.44/66.41/70.20 68.41/79.43/55.93/65.64 67.08/80.78/51.16/62.64 "
     "77.14/77.74/80.74/79.21",
@@ -59,15 +52,12 @@ _PRINTED = {  # accuracy/precision/recall/F1, a column per style
     "79.05/79.67/82.13/80.88",
     "VILA-13b": "46.05/0/0/0 68.41/68.45/76.89/72.42 67.17/69.18/70.57/69.87 65.59/75.82/53.16/62.50",
 }
-
 PUBLISHED = [
     Published(model, style, *map(float, numbers.split("/")))
     for model, row in _PRINTED.items()
     for style, numbers in zip(STYLES, row.split(), strict=False)  # VILA-13b has no reflective chain
 ]
-
 MEMORIES_S0 = Published("Memories-S0", "zero_shot", 71.33, 73.04, 86.51, 79.21)
-
 SEED_TABLE = [  # the four rows Memories-S0's README prints side by side
     MEMORIES_S0,
     *[row for row in PUBLISHED if (row.model, row.style) == ("VILA-13b", "few_shot_cot")],
@@ -122,7 +112,6 @@ SPLITS: dict[str, Callable[[Clip], bool]] = {  # which clips a number is over
     "no_vague": lambda clip: not clip.vague,
     "public_no_vague": lambda clip: clip.public and not clip.vague,
 }
-
 RATES = ("accuracy", "precision", "recall", "f1", "specificity", "balanced_accuracy")  # in percent; mcc is in [-1, 1]
 
 

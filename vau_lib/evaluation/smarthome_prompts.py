@@ -1,4 +1,4 @@
-"""How a model is asked is a row of a table: what each step says, whether it sees the video, what it hears of earlier steps.
+"""SmartHome-Bench's prompting styles as rows of a table: the steps, whether a step sees the video, which answers it is given.
 
 - the styles are SmartHome-Bench's (zero-shot, chain of thought, few-shot, taxonomy in context, reflective chain); every
   sentence is ours, so a score made with them is a score of these words. The benchmark's own words can be read from a file
@@ -18,9 +18,7 @@ from pathlib import Path
 from vau_lib.workspace import artifacts
 
 Model = Callable[[object, str], str]  # (video or None, prompt) -> text
-
 NAMED = re.compile(r"\[\[(\w+)\]\]")
-
 TAXONOMY = {  # category: (what is normal, what is not); second level of the benchmark's appendix B, in our words
     "Security": (
         "residents, guests, couriers and neighbours coming and going; cars parking; goods delivered and taken in",
@@ -134,19 +132,15 @@ def ask(model: Model, video: object, style: Style, known: Mapping[str, str] | No
 
 ZERO_SHOT = """Watch this clip of a home camera. Is there anything anomalous in it?
 Answer with this JSON object and nothing else, 1 meaning anomalous and 0 meaning not: {"result": 0}"""
-
 ZERO_SHOT_NORMAL = """Watch this clip of a home camera. Is what happens in it normal?
 Answer with this JSON object and nothing else, 1 meaning normal and 0 meaning not: {"normal": 1}"""
-
 ROLE = """You review clips of smart home cameras: porches, gardens, rooms, pets, children, older people.
 An anomaly is an event a resident would want to be told of: danger, harm, crime, damage, distress, or behaviour that does not
 belong there. Everything else is normal, however lively."""
-
 FORM = """Work in this order: describe what is seen, in time order, in at most 200 words; argue in at most 100 words for or
 against an anomaly; then decide. Answer with one JSON object with these keys and nothing else:
 {"video_description": text, "reasoning": text, "anomaly": digit}
 where digit is 1 for an anomaly and 0 for none."""
-
 EXAMPLES = """Three answers to other clips, to show the form:
 {"video_description": "Dusk. A hooded man walks past the porch, returns, picks up a parcel beside the door and runs to a waiting
 car.", "reasoning": "He neither rings nor lives there, and he hurries off with goods that were delivered: theft.", "anomaly": 1}
@@ -154,15 +148,12 @@ car.", "reasoning": "He neither rings nor lives there, and he hurries off with g
 "reasoning": "A large animal feeds close to the house and may meet a resident: danger.", "anomaly": 1}
 {"video_description": "A living room. A dog sleeps on its mat, stretches, drinks and lies down again.",
 "reasoning": "An animal at rest at home, nothing is at risk.", "anomaly": 0}"""
-
 KINDS = """What is usual and what is not, by kind of camera:
 [[taxonomy]]"""
-
 RULES = """Here is what is usual and what is not in clips of smart home cameras:
 [[taxonomy]]
 Condense it to ten numbered rules, one sentence each, by which someone can tell an anomalous clip from a normal one when all
 they have is a description of it."""
-
 REFLECT = """Another reviewer described a clip of a home camera and judged it:
 [[first]]
 
@@ -173,11 +164,8 @@ Hold the description and the reasoning against each rule, say which rules apply,
 it. Answer with one JSON object with these keys and nothing else:
 {"reflection": text, "updated_anomaly": digit}
 where digit is 1 for an anomaly and 0 for none."""
-
 COT = f"{ROLE}\n{FORM}"
-
 _rules, _reflect = Step("rules", RULES, sees_video=False, once=True), Step("reflect", REFLECT, sees_video=False)
-
 PROMPTS: dict[str, Style] = {
     style.name: style
     for style in (

@@ -1,4 +1,4 @@
-"""How alike two texts are, said with the protocol: one name hides three numbers in this field.
+"""Text metrics with named protocols: BLEU, METEOR, ROUGE-L and CIDEr; one name hides three numbers in this field.
 
 - "BLEU" here and in the paper's Table 2 is the sum of the cumulative BLEU-1 to BLEU-4, so it may exceed 1
 - the paper does not say what is pooled, so every pooling has a name and stands in its row
@@ -18,15 +18,10 @@ import numpy as np
 from vau_lib.data.hivau import Instruction, distinct
 
 PROTOCOLS = ("corpus", "task_mean", "sentence")
-
 BLEUS = ("bleu_1", "bleu_2", "bleu_3", "bleu_4")
-
 SCORES = (*BLEUS, "bleu", "cider", "meteor", "rouge_l")
-
 COUNTED = ("rows", "files")
-
 WORD = re.compile(r"\w+(?:'\w+)?")
-
 Texts = dict[str, str]
 
 

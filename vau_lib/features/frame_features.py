@@ -22,7 +22,6 @@ from vau_lib.data import video
 from vau_lib.data.records import SNIPPET_FRAMES
 
 BATCH_FRAMES = 16  # frames decoded and encoded at a time
-
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # RGB mean and standard deviation of values in [0, 1]
 
 

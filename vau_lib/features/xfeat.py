@@ -21,9 +21,7 @@ from vau_lib.features.checkpoints import load_strictly, load_weights
 from vau_lib.workspace import artifacts
 
 BATCH_FRAMES = 16  # frames per pass through the network; larger is slower on a CPU (page faults)
-
 XFEAT_GRID = 32  # pixels; height and width must be multiples of it
-
 XFEAT_FILE = "xfeat/xfeat.pt"  # as released; the batch-norm-folded copy works too
 
 

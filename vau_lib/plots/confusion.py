@@ -1,4 +1,4 @@
-"""TODO header."""
+"""Confusion matrices, and features over time as a heat map."""
 
 import numpy as np
 import pandas as pd

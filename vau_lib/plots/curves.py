@@ -1,4 +1,4 @@
-"""What reinforcement did: rewards by step, and what was right before and after."""
+"""Curves: training, ROC and precision-recall, one quantity over another, rewards by step."""
 
 from collections.abc import Mapping, Sequence
 
@@ -112,13 +112,11 @@ def lines(
 
 
 MEAN_STEPS = 15  # steps of the moving mean
-
 TITLES = {
     "dead": "groups all alike", "kl": "KL to the start", "length": "length (tokens)",
     "reward_order": "reward: order", "reward_form": "reward: form",
     "reward_judgement": "reward: judgement", "reward_shuffled": "reward: shuffled?",
 }  # fmt: skip
-
 SHOWN_COLUMNS = ("reward_order", "reward_form", "reward_judgement", "kl", "length", "dead")
 
 

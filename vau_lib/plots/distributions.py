@@ -1,4 +1,4 @@
-"""What instruction data are made of, in one figure: how many, how long, how wordy (after the paper's Fig. 3 a-c)."""
+"""Distributions: scores by class, seeds and folds, and what instruction data hold (after Holmes-VAU, Fig. 3 a-c)."""
 
 import numpy as np
 import pandas as pd

@@ -1,4 +1,4 @@
-"""What a model at the edge reads and weighs: which tokens survive, what smaller costs, how rows of a benchmark compare."""
+"""Frames as pictures: filmstrips, kept and dropped visual tokens, boxes and tracks."""
 
 from collections.abc import Mapping, Sequence
 

@@ -1,4 +1,4 @@
-"""TODO header."""
+"""Rankings as bars with intervals: results tables, benchmark rows, coverage, accuracy before and after training."""
 
 from collections.abc import Mapping, Sequence
 from textwrap import fill

@@ -1,4 +1,4 @@
-"""One look for every figure: the axes have units, the title is the finding, the truth is a band you can see.
+"""House style of every figure: colours, fonts, saving as PNG and SVG.
 
 Every function returns a matplotlib Figure and shows nothing; `save` writes it as PNG and SVG. Colours are Okabe and Ito's,
 told apart by colour-blind readers: blue normal, vermilion anomalous, amber the truth's band.
@@ -13,9 +13,7 @@ from matplotlib.figure import Figure
 from vau_lib.workspace import artifacts
 
 NORMAL, ANOMALOUS, TRUTH, INK, QUIET = "#0072B2", "#D55E00", "#F0B429", "#22303C", "#8A97A3"
-
 SERIES = (NORMAL, ANOMALOUS, "#009E73", "#CC79A7", "#56B4E9", INK)
-
 FORMATS = ("png", "svg")
 
 

@@ -1,4 +1,4 @@
-"""TODO header."""
+"""Scores over time: event spans as amber bands, frames above, sampled frames and key clips below."""
 
 from collections.abc import Mapping, Sequence
 

@@ -24,9 +24,7 @@ from vau_lib.synthetic.scenarios import ANOMALOUS_EVENTS, EVENTS, NORMAL_EVENTS,
 from vau_lib.workspace import artifacts, parallel
 
 EDITION = 2  # of the renderer; a video of another edition is rendered again
-
 SPLITS = {"train": 0.6, "val": 0.2, "test": 0.2}  # fractions of the worlds
-
 Item = tuple[str, Scenario, str]  # id, what to render, split
 
 

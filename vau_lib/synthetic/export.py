@@ -17,9 +17,7 @@ from vau_lib.synthetic import scenarios
 from vau_lib.workspace import artifacts
 
 CATEGORIES = {"person": 1, "bicycle": 2, "car": 3, "van": 4, "bag": 5, "case": 6}  # COCO has no numbers for all of them
-
 MOT_CLASSES = {"person": 1, "bicycle": 4, "car": 3, "van": 3}  # of MOT16; things are "other", 8
-
 AROUND_S = 1.0  # seconds around a moment in which an actor's largest area counts as fully visible
 
 

@@ -19,31 +19,21 @@ import pandas as pd
 from vau_lib.synthetic import scenes
 
 NORMAL_EVENTS = ("walk", "loiter", "run")
-
 ANOMALOUS_EVENTS = ("fall", "fight", "intrusion", "left_package", "vandalism", "crash")
-
 HARD_NEGATIVES = {  # anomaly -> what it is mistaken for
     "fall": "tie_shoe", "fight": "greet", "intrusion": "wait_at_gate", "left_package": "rest_bag",
     "vandalism": "use_machine", "crash": "stop_close",
 }  # fmt: skip
-
 EVENTS = {name: int(name in ANOMALOUS_EVENTS) for name in NORMAL_EVENTS + ANOMALOUS_EVENTS}  # name -> label
-
 LABELS = EVENTS | dict.fromkeys(HARD_NEGATIVES.values(), 0)
-
 WEATHERS = ("clear", "rain", "snow", "fog")
-
 CAMERAS = ("wall", "mast", "old_lens")  # as built; swaying in the wind; soft and dark at the edges
-
 DISTRACTORS = ("none", "insects", "lamp_flicker", "swaying_tree")
-
 CROWDS = {"few": (2, 0), "some": (4, 2), "many": (7, 3)}  # people, vehicles
-
 FACTORS: dict[str, tuple[str, ...]] = {
     "event": tuple(LABELS), "scene": scenes.SCENES, "lighting": scenes.LIGHTINGS, "weather": WEATHERS,
     "camera": CAMERAS, "crowd": tuple(CROWDS), "distractor": DISTRACTORS,
 }  # fmt: skip
-
 ROADS = ("street", "car_park")  # scenes where two cars can meet
 
 
@@ -216,26 +206,21 @@ EVENT_TEXTS = {
     "use_machine": "A person uses the machine, bends down to take something out and leaves.",
     "stop_close": "Two cars stop close to each other, wait and drive on unharmed.",
 }  # fmt: skip
-
 SCENE_TEXTS = {
     "street": "a street",
     "car_park": "a car park",
     "shop": "a shop's sales floor",
     "plaza": "a paved square",
 }
-
 LIGHTING_TEXTS = {
     "day": "bright daylight with clear shadows", "overcast": "grey, even light", "dusk": "dusk, lamps are on",
     "night": "night, monochrome infrared picture",
 }  # fmt: skip
-
 WEATHER_TEXTS = {"clear": "no rain", "rain": "steady rain", "snow": "snow is falling", "fog": "thick fog"}
-
 CAMERA_TEXTS = {
     "wall": "fixed on a wall, high, wide angle, no movement of the camera", "mast": "on a mast that sways a little in the wind",
     "old_lens": "with an old, soft lens, dark at the edges",
 }  # fmt: skip
-
 DISTRACTOR_TEXTS = {
     "none": "", "insects": " Insects fly close to the lens.", "lamp_flicker": " A lamp flickers.",
     "swaying_tree": " A tree sways in the wind.",

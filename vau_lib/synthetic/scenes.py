@@ -14,15 +14,10 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 SUPERSAMPLING = 2  # canvas pixels per pixel of the video, each way
-
 MARGIN = 4  # canvas pixels kept around the picture for a camera that shakes
-
 SCENES = ("street", "car_park", "shop", "plaza")
-
 LIGHTINGS = ("day", "overcast", "dusk", "night")
-
 Colour = tuple[int, int, int]
-
 Place = tuple[float, float]  # (x, z) on the ground, metres
 
 
@@ -171,7 +166,6 @@ class Layout:
 
 
 GRAYS = [(150, 148, 142), (132, 130, 128), (165, 158, 148), (120, 122, 126)]
-
 WALLS = [(176, 150, 128), (160, 164, 168), (188, 178, 156), (146, 120, 108), (170, 176, 160)]
 
 

@@ -20,24 +20,16 @@ from vau_lib.synthetic import scenarios
 from vau_lib.workspace import artifacts
 
 EDITION = 1  # of crop, texts and truth; a folder of another edition is written anew
-
 RENDER_SIDE, SIDE = 160, 56  # pixels of the rendered picture and of its crop
-
 FPS, DURATION_S = 2.0, 6.0
-
 CELLS = 4  # the truth per cell is (T, 4, 4), as a frame has 4 x 4 visual tokens in a tiny model
-
 MIN_COVERAGE = 0.04  # an actor is in a cell when it covers more than this fraction of it
-
 NOTHING, SOMEBODY, FIRST_EVENT = 0, 1, 2  # values of the truth; event n of `EVENTS` is FIRST_EVENT + n
 
 # how many actors an event is about; they are the first of the cast
 LEADING = {"fall": 1, "fight": 2, "crash": 2, "left_package": 2, "vandalism": 1}
-
 EVENTS = ("fall", "fight", "crash")
-
 NORMAL = scenarios.NORMAL_EVENTS
-
 CAPTIONS = {
     "walk": ("A person walks along.", "Somebody walks past."),
     "loiter": ("A person stays in one place.", "Somebody stands about and waits."),
@@ -48,12 +40,10 @@ CAPTIONS = {
     "left_package": ("A person puts a bag down and leaves it.", "Somebody leaves a bag behind."),
     "vandalism": ("A person strikes a machine with a bat.", "Somebody smashes a machine."),
 }
-
 NAMES = {
     "fall": "Fall", "fight": "Fighting", "crash": "Car Accident", "left_package": "Abandoned Object",
     "vandalism": "Vandalism",
 }  # fmt: skip
-
 BASIS = {
     "fall": "Somebody who lies on the ground may be hurt and needs help.",
     "fight": "Hitting others is violence and may end in injury.",
@@ -61,9 +51,7 @@ BASIS = {
     "left_package": "An object left alone in public may be dangerous.",
     "vandalism": "Breaking a machine damages property.",
 }
-
 NEGATIVE = "No anomaly exists in the video."  # HIVAU-70k's stock sentence
-
 QUESTIONS = {  # of the paper's pools
     "caption": ("Describe the video briefly.", "What happened in this video?"),
     "judgement": (

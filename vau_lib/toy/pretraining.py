@@ -30,11 +30,8 @@ from vau_lib.vlm.models import VLM
 from vau_lib.workspace import artifacts
 
 PRETRAINED = "toy, trained on drawn close-ups"  # the model's kind
-
 CLASSES = toy_dataset.FIRST_EVENT + len(toy_dataset.LEADING)
-
 EMPTY_CLASS_WEIGHT = 0.3  # three cells in four are empty; at full weight only the empty class is learned
-
 FRAME_BATCH, CAPTION_BATCH = 48, 16
 
 

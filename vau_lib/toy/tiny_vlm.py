@@ -31,17 +31,11 @@ from vau_lib.toy import dataset as toy_dataset
 from vau_lib.vlm.models import FAMILIES, VLM
 
 IMAGE_PX = 112  # 8 x 8 patches, 2 x 2 of them one token: 16 tokens per frame
-
 PATCH_PX = 14  # in both families
-
 PATCH_MERGE = 2  # patches per token and side
-
 VOCAB_SIZE = 640  # 256 bytes, the special tokens, and pairs learned from the texts of the close-ups
-
 RANDOM_WEIGHTS = "toy, random weights"
-
 CHAT_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-
 VISION_TOKENS = {
     "internvl": {
         "start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>",
@@ -52,15 +46,10 @@ VISION_TOKENS = {
         "image_token": "<|image_pad|>", "video_token": "<|video_pad|>",
     },
 }  # fmt: skip
-
 VISION_TEMPLATES = {
     "internvl": ("<IMG_CONTEXT>\n", "<video>\n"),
-    "qwen2_5_vl": (
-        "<|vision_start|><|image_pad|><|vision_end|>",
-        "<|vision_start|><|video_pad|><|vision_end|>",
-    ),
+    "qwen2_5_vl": ("<|vision_start|><|image_pad|><|vision_end|>", "<|vision_start|><|video_pad|><|vision_end|>"),
 }
-
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"

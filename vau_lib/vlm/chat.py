@@ -20,13 +20,9 @@ from transformers.video_utils import VideoMetadata
 from vau_lib.vlm.models import REMOTE, VLM
 
 MAX_FRAMES = 32  # images in one prompt; the released system hands over 12
-
 IMAGE_TOKEN = "<image>"  # stands for one frame in a prompt, whatever the family calls it
-
 IGNORED = -100  # label of a token that is given, not learned
-
 TIME_TOLERANCE_S = 1e-6  # times that differ by less are equal
-
 IMAGE_INPUTS = ("pixel_values", "image_grid_thw")
 
 

@@ -25,7 +25,6 @@ from PIL import Image
 from vau_lib.workspace import artifacts
 
 TRY_AGAIN = {408, 409, 425, 429, 500, 502, 503, 504}
-
 LOCAL = {"localhost", "127.0.0.1", "::1"}
 
 

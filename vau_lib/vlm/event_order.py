@@ -25,23 +25,14 @@ from vau_lib.vlm.instruction_data import InstructionSamples
 from vau_lib.vlm.models import VLM
 
 PARTIAL = 0.3  # reward of an order per Kendall's tau; below the exact order's 1
-
 FORM = 0.1  # reward of an answer that is an order at all
-
 CONTRAST = 0.3  # bonus of a right judgement where the video in order is judged better
-
 FRAMES = 6  # of one question
-
 QUESTION = "The film was cut into {count} pieces of {each} frames and shuffled. In which order did they happen?"
-
 SHUFFLED = "Was this film shuffled?"
-
 SHUFFLED_ANSWERS = {True: "Yes, it was shuffled.", False: "No, it is in order."}
-
 NEVER = "No anomaly exists in the video."
-
 WHEN = "From when to when does an anomaly happen?"
-
 Event = TypeVar("Event")
 
 

@@ -35,7 +35,6 @@ from vau_lib.vlm.models import VLM
 from vau_lib.workspace import artifacts
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
 PROJECTIONS_INTERNLM2 = ("wqkv", "wo", "w1", "w2", "w3")  # the same, as the released model's own code names them
 
 

@@ -202,9 +202,7 @@ def _full_inputs(
 
 
 Prompts = Callable[[int, np.random.Generator], list[tuple]]  # step -> [(sample, target[, contrast sample])]
-
 Reward = Callable[[str, object], float | Mapping[str, float]]  # (answer, target) -> reward, or its named parts
-
 Bonus = Callable[[list[float], list[float]], list[float]]  # (group's rewards, contrast group's) -> the group's
 
 

@@ -29,9 +29,7 @@ QUESTIONS = {  # one of the paper's ten of each kind
     "description": "Could you describe the anomaly events observed in the video?",
     "analysis": "Why do you judge this event to be anomalous?",
 }
-
 NUM_FRAMES = 12  # of the released pipeline
-
 Log = Callable[[str], object]  # takes a line of text, such as print
 
 

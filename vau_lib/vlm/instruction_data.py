@@ -20,9 +20,7 @@ from vau_lib.vlm.chat import encode
 from vau_lib.vlm.models import VLM
 
 CLIP_FRAMES = range(6, 13)  # number of frames of a clip, drawn every time; events and whole videos show the last
-
 CACHE_BYTES = 2**30  # of decoded frames a data set keeps; what does not fit is decoded again
-
 MAX_CACHED_VIDEO_BYTES = 2**24  # of a longer video only the frames to show are read
 
 

@@ -65,7 +65,6 @@ class VLM:
 
 
 OWN_CODE = "{} runs code of its own; it is run only where the argument trust_remote_code says so"
-
 REMOTE = {"internvl_chat": "InternVL2"}  # model types that have no native class: their own code must run
 
 

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 RECORD = "application/vnd.vau.record+json"  # how recorded metrics lie among a cell's outputs
-
 OWN_COLUMNS = ("preset", "notebook", "seconds", "failed", "commit")
 
 

@@ -22,11 +22,8 @@ import yaml
 from vau_lib.workspace.artifacts import one_line
 
 KERNEL = "python3"
-
 NUMBERS = (int, float)  # an int does where a float is asked for; YAML has no tuples
-
 KINDS = {"str": str, "int": int, "float": NUMBERS, "bool": bool, "list": list, "dict": dict, "tuple": (list, tuple)}
-
 EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")  # 1e-3 is a number to everyone but YAML 1.1
 
 
