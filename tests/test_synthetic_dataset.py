@@ -1,4 +1,4 @@
-"""The drawn world keeps its word: same seed same film, truth to the pixel, and no cheap way to tell the classes."""
+"""The synthetic data set: a seed gives the same video, truth is exact to the pixel, no nuisance separates the classes."""
 
 from dataclasses import replace
 
@@ -21,40 +21,42 @@ def tiny(seed=3, event="fight", duration_s=3.0, **changes):
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """Sixty tiny films on disk: the folder and their records."""
+    """Sixty tiny videos on disk: the folder and their records."""
     root = tmp_path_factory.mktemp("world")
     return root, synthetic_dataset.make_dataset(root, num_videos=60, seed=0, duration_s=2.6, **TINY)
 
 
-def test_a_seed_is_a_film():
+def test_a_seed_gives_the_same_video():
     one, again, other = (synthetic_dataset.render(tiny(seed)) for seed in (3, 3, 4))
     assert np.array_equal(one.frames, again.frames) and np.array_equal(one.masks, again.masks)
     assert one.events == again.events and not np.array_equal(one.frames, other.frames)
 
 
-def test_twins_share_the_place_but_not_the_people():
-    one, twin = synthetic_dataset.sample_scenarios(2, seed=5, duration_s=2.0, **TINY)
-    assert (one.label, twin.label) == (1, 0) and one.world_seed == twin.world_seed
-    assert replace(one, event=twin.event, seed=twin.seed) == twin
-    films = [synthetic_dataset.render(scenario) for scenario in (one, twin)]
-    empty = (films[0].masks[0] == 0) & (films[1].masks[0] == 0)
-    change = np.abs(films[0].frames[0].astype(int) - films[1].frames[0]).mean(-1)
-    assert np.median(change[empty]) < 12 < np.median(change[films[0].masks[0] > 0])
+def test_pairs_share_the_place_but_not_the_people():
+    anomalous, normal = synthetic_dataset.sample_scenarios(2, seed=5, duration_s=2.0, **TINY)
+    assert (anomalous.label, normal.label) == (1, 0) and anomalous.world_seed == normal.world_seed
+    assert replace(anomalous, event=normal.event, seed=normal.seed) == normal
+    renderings = [synthetic_dataset.render(scenario) for scenario in (anomalous, normal)]
+    empty = (renderings[0].masks[0] == 0) & (renderings[1].masks[0] == 0)
+    change = np.abs(renderings[0].frames[0].astype(int) - renderings[1].frames[0]).mean(-1)
+    assert np.median(change[empty]) < 12 < np.median(change[renderings[0].masks[0] > 0])
 
 
 @pytest.mark.parametrize("event", scenarios.EVENTS)
 def test_boxes_are_the_masks_outlines(event):
-    film = synthetic_dataset.render(tiny(6, event))
-    assert film.frames.shape == (24, 72, 96, 3) and film.frames.dtype == film.masks.dtype == np.uint8
-    assert film.boxes.shape == (24, len(film.kinds), 4) and film.track_ids == tuple(range(1, len(film.kinds) + 1))
-    for ids, boxes in zip(film.masks, film.boxes, strict=True):
-        for number, box in zip(film.track_ids, boxes, strict=True):
+    rendering = synthetic_dataset.render(tiny(6, event))
+    assert rendering.frames.shape == (24, 72, 96, 3) and rendering.frames.dtype == rendering.masks.dtype == np.uint8
+    assert rendering.boxes.shape == (24, len(rendering.kinds), 4) and rendering.track_ids == tuple(
+        range(1, len(rendering.kinds) + 1)
+    )
+    for ids, boxes in zip(rendering.masks, rendering.boxes, strict=True):
+        for number, box in zip(rendering.track_ids, boxes, strict=True):
             rows, columns = np.nonzero(ids == number)
             if rows.size:
                 assert box.tolist() == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
             else:
                 assert np.isnan(box).all()
-    assert set(np.unique(film.masks)) <= {0, *film.track_ids}
+    assert set(np.unique(rendering.masks)) <= {0, *rendering.track_ids}
 
 
 CARS = {"street", "car_park"}
@@ -62,14 +64,14 @@ STAGED = [(s, e) for s in scenes.SCENES for e in scenarios.ANOMALOUS_EVENTS if e
 
 
 @pytest.mark.parametrize(("scene", "event"), STAGED)
-def test_an_event_is_seen_where_it_is_said_to_be(scene, event):
-    film = synthetic_dataset.render(tiny(8, event, scene=scene, fps=4.0, duration_s=6.0))
-    (span,) = film.events
+def test_an_event_is_visible_in_its_span(scene, event):
+    rendering = synthetic_dataset.render(tiny(8, event, scene=scene, fps=4.0, duration_s=6.0))
+    (span,) = rendering.events
     assert 0 < span.start_s < span.end_s <= 6.0 and span.label == event
     frames = slice(round(span.start_s * 4), round(span.end_s * 4))
     players = {"fight": [0, 1], "crash": [0, 1], "left_package": [1]}.get(event, [0])
     for player in players:
-        assert np.isfinite(film.boxes[frames, player, 0]).mean() > 0.75, f"{event} is hidden in the {scene}"
+        assert np.isfinite(rendering.boxes[frames, player, 0]).mean() > 0.75, f"{event} is hidden in the {scene}"
 
 
 def test_a_stride_opens_and_closes():
@@ -85,20 +87,22 @@ def test_a_stride_opens_and_closes():
 
 
 def test_a_dropped_bag_stays_when_its_owner_has_gone():
-    film = synthetic_dataset.render(
+    rendering = synthetic_dataset.render(
         tiny(1, "left_package", scene="plaza", duration_s=8.0, num_people=1, num_vehicles=0)
     )
-    before, after = round(film.events[0].start_s * 8) - 1, -1
-    assert np.isnan(film.boxes[before, 1]).all() and np.isfinite(film.boxes[after, 1]).all()
-    assert np.hypot(*(film.boxes[after, 0, :2] - film.boxes[after, 1, :2])) > 15 or np.isnan(film.boxes[after, 0, 0])
+    before, after = round(rendering.events[0].start_s * 8) - 1, -1
+    assert np.isnan(rendering.boxes[before, 1]).all() and np.isfinite(rendering.boxes[after, 1]).all()
+    assert np.hypot(*(rendering.boxes[after, 0, :2] - rendering.boxes[after, 1, :2])) > 15 or np.isnan(
+        rendering.boxes[after, 0, 0]
+    )
 
 
 def test_night_is_gray_and_day_is_not():
-    spread = {
+    colour = {
         light: np.ptp(synthetic_dataset.render(tiny(lighting=light)).frames[0, 20:], axis=-1).mean()
         for light in ("day", "night")
     }
-    assert spread["night"] == 0 < spread["day"]
+    assert colour["night"] == 0 < colour["day"]
 
 
 @pytest.mark.parametrize(
@@ -110,7 +114,7 @@ def test_a_scenario_that_cannot_be_is_refused(wrong):
         tiny(**wrong)
 
 
-def test_files_have_exactly_the_frames_and_truth_said(world):
+def test_files_have_exactly_the_frames_of_their_records(world):
     root, found = world
     for record in found[:3]:
         info = video.probe(records.locate(record, root))
@@ -149,7 +153,7 @@ def test_no_nuisance_alone_tells_the_classes_apart(world):
         assert max(auc, 1 - auc) < 0.7, f"{name} alone reaches {auc:.2f}"
 
 
-def test_a_stopped_run_goes_on_and_other_settings_film_anew(tmp_path):
+def test_a_stopped_run_goes_on_and_other_settings_render_anew(tmp_path):
     make = dict(num_videos=6, seed=1, duration_s=2.0, **TINY)
     first = synthetic_dataset.make_dataset(tmp_path, **make)
     paths = [records.locate(record, tmp_path) for record in first]
@@ -170,7 +174,7 @@ def test_a_stopped_run_goes_on_and_other_settings_film_anew(tmp_path):
     assert video.probe(paths[5]).height == 80
 
 
-def test_a_single_film_brings_its_spans(tmp_path):
+def test_a_single_video_brings_its_spans(tmp_path):
     spans = synthetic_dataset.render_to_file(tiny(9, "fall"), tmp_path / "fall.mp4")
     assert [span.label for span in spans] == ["fall"] and video.probe(tmp_path / "fall.mp4").num_frames == 24
     (tmp_path / "bad.npz").write_bytes(b"nothing")
