@@ -64,3 +64,17 @@ def test_scores(place: Path, *, by_highest: bool = False) -> tuple[dict[str, flo
     test = {name: row for name, row in artifacts.read_json(place / "scores.json").items() if row["split"] == "test"}
     scores = {name: max(row["scores"]) if by_highest else row["video"] for name, row in test.items()}
     return scores, {name: row["label"] for name, row in test.items()}
+
+
+def read_trainings(place: Path, fold_of: Mapping[str, int]) -> tuple[dict, dict]:
+    """Return a variant's trainings below `place` (fold*_seed*/scores.json): ({seed: {test id: (video score, snippet scores)}},
+    {(seed, fold): {validation id: (video score, label)}}); a test video counts in the fold that `fold_of` names."""
+    tests, vals = {}, {}
+    for path in sorted(place.glob("fold*_seed*/scores.json")):
+        fold, seed = (int(part.strip("foldse")) for part in path.parent.name.split("_"))
+        for name, row in artifacts.read_json(path).items():
+            if row["split"] == "test" and fold_of.get(name) == fold:
+                tests.setdefault(seed, {})[name] = (row["video"], np.array(row["scores"]))
+            elif row["split"] == "val":
+                vals.setdefault((seed, fold), {})[name] = (row["video"], row["label"])
+    return tests, vals
