@@ -221,9 +221,8 @@ def _fight(cast, scenario, layout, rng, begin):
     for t in np.arange(begin, until - 0.3, 0.6):
         angle, middle = angle + rng.uniform(-0.4, 0.4), middle + rng.uniform(-0.22, 0.22, 2)
         first_hits = rng.random() < 0.6
-        for script, sign, act in zip(
-            scripts, (1, -1), ("punch", "reel") if first_hits else ("reel", "punch"), strict=True
-        ):
+        acts = ("punch", "reel") if first_hits else ("reel", "punch")
+        for script, sign, act in zip(scripts, (1, -1), acts, strict=True):
             face = angle if sign > 0 else angle + np.pi
             script.append(Key(float(t), *(middle - sign * 0.42 * _direction(angle)), act, face))
     for script, speed in zip(scripts, (1.5, 3.2), strict=True):
@@ -241,11 +240,8 @@ def _intrusion(cast, scenario, layout, rng, begin):
         Key(begin, *near, "climb", np.pi / 2),
         Key(begin + 1.6, *over, "sneak"),
     ]
-    script += [
-        Key(begin + 3.0, *inside, "crouch"),
-        Key(begin + 5.0, *inside, "sneak"),
-        Key(begin + 6.2, *over + [0.3, 0.3], "crouch"),
-    ]
+    script += [Key(begin + 3.0, *inside, "crouch"), Key(begin + 5.0, *inside, "sneak")]
+    script.append(Key(begin + 6.2, *over + [0.3, 0.3], "crouch"))
     cast.members.append(_person(rng, [*script, Key(max(until, begin + 6.2) + 1, *over + [0.3, 0.3])], carries=""))
     cast.span = (begin, until)
 

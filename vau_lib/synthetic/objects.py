@@ -94,21 +94,16 @@ def vehicle(
     for (far, up), light, facing in ends:
         if along @ to_camera * facing > 0:
             for side in (-0.78, 0.78):
-                spot = point((far, up), side)
-                sketch.limbs(
-                    [spot - left * 0.13, spot + left * 0.13],
-                    (0.16, 0.16),
-                    light if lit or facing < 0 else (214, 216, 214),
-                )
+                spot, glass = point((far, up), side), light if lit or facing < 0 else (214, 216, 214)
+                sketch.limbs([spot - left * 0.13, spot + left * 0.13], (0.16, 0.16), glass)
 
 
 def lamps(kind: str, at: tuple[float, float], heading: float) -> list[np.ndarray]:
-    """Return where a vehicle's two head lamps are, each (3,)."""
+    """Return the places of a vehicle's two head lamps, each (3,)."""
     far, up = BODIES[kind].profile[-2]
     along = np.array([np.cos(heading), 0, np.sin(heading)])
-    return [
-        np.array([at[0], up, at[1]]) + along * far + side * np.array([-along[2], 0, along[0]]) for side in (-0.65, 0.65)
-    ]
+    middle, left = np.array([at[0], up, at[1]]) + along * far, np.array([-along[2], 0, along[0]])
+    return [middle + side * left for side in (-0.65, 0.65)]
 
 
 def bag(sketch: Sketch, low: np.ndarray, along: np.ndarray, long_m: float, *, tall_m=0.28, colour=(58, 42, 34)) -> None:
@@ -119,11 +114,8 @@ def bag(sketch: Sketch, low: np.ndarray, along: np.ndarray, long_m: float, *, ta
         sketch.polygon([*corners, corners[1] + top, corners[0] + top], shade(colour, 1.0))
     lid = [low + top + a * across + b * along * long_m / 2 for a, b in ((-1, -1), (-1, 1), (1, 1), (1, -1))]
     sketch.polygon(lid, shade(colour, 1.35))
-    sketch.limbs(
-        [low + top - along * 0.08, low + top + [0, 0.1, 0], low + top + along * 0.08],
-        (0.03, 0.03, 0.03),
-        shade(colour, 0.6),
-    )
+    handle = [low + top - along * 0.08, low + top + [0, 0.1, 0], low + top + along * 0.08]
+    sketch.limbs(handle, (0.03, 0.03, 0.03), shade(colour, 0.6))
 
 
 def prop(sketch: Sketch, kind: str, x: float, z: float, number: float) -> None:
@@ -139,9 +131,8 @@ def prop(sketch: Sketch, kind: str, x: float, z: float, number: float) -> None:
         for gain in (0.62, 0.8, 1.0, 1.18):
             for _ in range(9):
                 off = table.normal(0, 0.62, 3) + [0, 0.35 * gain, -0.3 * gain]
-                sketch.limbs(
-                    [(x + off[0], 3.2 + off[1], z + 0.4 * off[2])], (1.5 - 0.75 * gain,), shade((74, 98, 58), gain)
-                )
+                leaves = (x + off[0], 3.2 + off[1], z + 0.4 * off[2])
+                sketch.limbs([leaves], (1.5 - 0.75 * gain,), shade((74, 98, 58), gain))
     elif kind == "fence":
         posts = np.arange(x, number + 0.01, 0.9)
         for place in posts:
@@ -151,9 +142,8 @@ def prop(sketch: Sketch, kind: str, x: float, z: float, number: float) -> None:
     elif kind == "bench":
         along = np.array([np.cos(number), 0, np.sin(number)]) * 0.85
         for up, deep in ((0.45, 0.0), (0.45, -0.25), (0.8, 0.15)):
-            sketch.limbs(
-                [np.array([x, up, z + deep]) - along, np.array([x, up, z + deep]) + along], (0.14, 0.14), (122, 88, 58)
-            )
+            plank = np.array([x, up, z + deep])
+            sketch.limbs([plank - along, plank + along], (0.14, 0.14), (122, 88, 58))
     elif kind == "bin":
         sketch.limbs([(x, 0.1, z), (x, 0.85, z)], (0.5, 0.56), (58, 74, 66))
 
@@ -164,11 +154,8 @@ def cracks(sketch: Sketch, *, at: tuple[float, float], blows: int) -> None:
     for _ in range(blows):
         hit = np.array([at[0] + table.uniform(-0.3, 0.3), table.uniform(0.95, 1.65), at[1] - 0.01])
         for angle in table.uniform(0, 2 * np.pi, 6):
-            sketch.limbs(
-                [hit, hit + table.uniform(0.15, 0.35) * np.array([np.cos(angle), np.sin(angle), 0])],
-                (0.05, 0.02),
-                (24, 26, 30),
-            )
+            end = hit + table.uniform(0.15, 0.35) * np.array([np.cos(angle), np.sin(angle), 0])
+            sketch.limbs([hit, end], (0.05, 0.02), (24, 26, 30))
         for x, z in table.normal(0, 0.4, (4, 2)):
             corner = np.array([at[0] + x, 0.02, at[1] - 0.3 - abs(z)])
             sketch.polygon([corner, corner + [0.12, 0, 0.02], corner + [0.05, 0, 0.1]], (206, 220, 226))
@@ -182,9 +169,8 @@ def smoke(camera: Camera, image: Image.Image, at: tuple[float, float], t: float)
         age = t - number * 0.12
         drift = table.normal(0, 0.5, 3)
         if age > 0:
-            centre = (
-                np.array([at[0], 0.6, at[1]]) + drift * (0.6 + 0.4 * min(age, 3)) + [0.2 * age, 0.5 * min(age, 4), 0]
-            )
+            rise = [0.2 * age, 0.5 * min(age, 4), 0]
+            centre = np.array([at[0], 0.6, at[1]]) + drift * (0.6 + 0.4 * min(age, 3)) + rise
             sketch.limbs([centre], (0.5 + 0.5 * min(age, 3.0),), int(110 * np.exp(-age / 4)))
     paint(camera, sketch.strokes, veil, scale=0.25)
     veil = veil.filter(ImageFilter.BoxBlur(camera.height / 120)).resize(image.size)

@@ -192,9 +192,8 @@ def _skeleton(pose: Pose, tall: float) -> dict[str, np.ndarray]:
     def chain(start, lengths, angles, aside):
         points = [np.asarray(start)]
         for length, angle in zip(lengths, angles, strict=True):
-            points.append(
-                points[-1] + length * np.array([np.sin(angle), -np.cos(angle) * np.cos(aside), np.sin(aside)])
-            )
+            step = np.array([np.sin(angle), -np.cos(angle) * np.cos(aside), np.sin(aside)])
+            points.append(points[-1] + length * step)
         return points
 
     up = np.array([np.sin(pose.lean), np.cos(pose.lean), 0.0])
@@ -278,9 +277,8 @@ def _torso(sketch, look, joints):
 
 
 def _pack(sketch, joints, back):
-    sketch.limbs(
-        [joints["neck"] * 0.8 + joints["pelvis"] * 0.2 + back, joints["pelvis"] + back], (0.27, 0.31), (52, 58, 50)
-    )
+    top = joints["neck"] * 0.8 + joints["pelvis"] * 0.2
+    sketch.limbs([top + back, joints["pelvis"] + back], (0.27, 0.31), (52, 58, 50))
 
 
 def _carried(sketch, look, joints, near, turn):
@@ -291,9 +289,8 @@ def _carried(sketch, look, joints, near, turn):
     elif look.carries == "bag":
         objects.bag(sketch, hand - [0, 0.3, 0], turn[0], 0.4)
     elif look.carries == "case":
-        objects.bag(
-            sketch, np.array([hand[0], 0.05, hand[2]]) + turn[0] * -0.2, turn[0], 0.42, tall_m=0.55, colour=(46, 50, 60)
-        )
+        low = np.array([hand[0], 0.05, hand[2]]) + turn[0] * -0.2
+        objects.bag(sketch, low, turn[0], 0.42, tall_m=0.55, colour=(46, 50, 60))
 
 
 def bicycle(sketch: Sketch, look: Look, at: tuple[float, float], heading: float, phase: float) -> None:

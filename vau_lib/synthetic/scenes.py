@@ -166,6 +166,8 @@ class Layout:
 
 
 GRAYS = [(150, 148, 142), (132, 130, 128), (165, 158, 148), (120, 122, 126)]
+GOODS = [(176, 60, 52), (58, 96, 150), (212, 186, 84), (84, 136, 84), (206, 204, 196), (148, 92, 134), (206, 128, 66)]
+
 WALLS = [(176, 150, 128), (160, 164, 168), (188, 178, 156), (146, 120, 108), (170, 176, 160)]
 
 
@@ -210,13 +212,8 @@ def car_park(rng: np.random.Generator) -> Layout:
     paints += [Paint(x, x + 1.5, 12.7, 12.86, (206, 190, 96), "plain") for x in range(-20, 24, 4)]
     bays = [(x + 1.4, 17.8) for x in np.arange(4.6, 18, 2.7)] + [(-6.0, 5.2), (-8.7, 5.2)]
     props = [("car", x, z, np.pi / 2 * rng.choice([-1, 1])) for x, z in bays if rng.random() < 0.75]
-    props += [
-        ("lamp", 2.4, 17.0, 0),
-        ("lamp", -7.6, 10.0, 0),
-        ("tree", -14, 23, 0),
-        ("tree", 12, 24.5, 0),
-        ("tree", 3, 25, 0),
-    ]
+    props += [("lamp", 2.4, 17.0, 0), ("lamp", -7.6, 10.0, 0)]
+    props += [("tree", -14, 23, 0), ("tree", 12, 24.5, 0), ("tree", 3, 25, 0)]
     blocks = [
         Block((-60, 0, 27), (60, 3.0, 28), (138, 112, 98), "brick"),
         Block((-13, 0, 21.6), (-4, 4.4, 26), WALLS[2], "facade"),
@@ -238,19 +235,14 @@ def shop(rng: np.random.Generator) -> Layout:
     blocks = [
         Block((-30, 0, 16), (30, 4.4, 17), wall, "doors"),
         Block((-8, 0, 0.5), (-4.6, 2.2, 16), (150, 140, 128), "shelf"),
-    ]
-    blocks += [Block((4.6, 0, 0.5), (8, 2.2, 16), (150, 140, 128), "shelf"), Block((-30, 0, 0), (-8, 4.4, 20), wall)]
-    blocks += [
+        Block((4.6, 0, 0.5), (8, 2.2, 16), (150, 140, 128), "shelf"),
+        Block((-30, 0, 0), (-8, 4.4, 20), wall),
         Block((8, 0, 0), (30, 4.4, 20), wall),
         Block((-2.6, 0, 11.4), (-1.2, 1.5, 13.6), (122, 96, 74), "shelf", True),
+        _machine(-3.6, 9.8),
     ]
-    blocks += [_machine(-3.6, 9.8)]
-    walks = [
-        ((-3.4, 4.4), (-3.4, 15.4)),
-        ((0.4, 4.0), (0.2, 15.6)),
-        ((-4.3, 8.4), (4.3, 7.8)),
-        ((3.2, 4.0), (-2.8, 10.4)),
-    ]
+    walks = [((-3.4, 4.4), (-3.4, 15.4)), ((0.4, 4.0), (0.2, 15.6))]
+    walks += [((-4.3, 8.4), (4.3, 7.8)), ((3.2, 4.0), (-2.8, 10.4))]
     props = [("bin", 4.1, 10.4, 0)]
     spots = [(-0.9, 6.8), (0.7, 7.6), (1.5, 6.6), (0.1, 8.4)]
     return Layout(3.5, 0.38, walks, [], 0.0, spots, (2.6, 11.2), (-3.6, 9.8), paints, blocks, props + zone[1])
@@ -259,31 +251,18 @@ def shop(rng: np.random.Generator) -> Layout:
 def plaza(rng: np.random.Generator) -> Layout:
     """An open square with trees, benches and bicycles, a fenced building site at its edge."""
     zone = _fenced(2.6, 8.5, 14.0, 17.4)
-    paints = [
-        Paint(-90, 90, 0, 90, GRAYS[rng.integers(4)], "slabs"),
-        *zone[0],
-        Paint(-12, -4.4, 15.5, 20, (96, 118, 72), "grass"),
-    ]
+    slabs = Paint(-90, 90, 0, 90, GRAYS[rng.integers(4)], "slabs")
+    paints = [slabs, *zone[0], Paint(-12, -4.4, 15.5, 20, (96, 118, 72), "grass")]
     x, blocks = -50.0, [Block((-2.2, 0, 17.5), (0.6, 0.7, 20), (136, 128, 118), "brick", True)]
     while x < 50:
         width, tall = rng.uniform(9, 15), rng.uniform(8, 14)
         blocks.append(Block((x, 0, 31), (x + width, tall, 44), WALLS[rng.integers(5)], "facade"))
         x += width
     props = [("tree", x, z, 0) for x, z in ((-9.5, 17.5), (-6, 19), (1.5, 25), (11, 24), (-16, 24))]
-    props += [
-        ("bench", -4.9, 13.2, 0.0),
-        ("bench", -7.6, 13.4, 0.0),
-        ("lamp", -2.6, 14.4, 0),
-        ("lamp", 9.6, 13, 0),
-        ("bin", -3.4, 13.2, 0),
-    ]
-    walks = [
-        ((-10, 11.2), (10, 11.4)),
-        ((-8, 7.6), (8, 8.8)),
-        ((3.6, 4.6), (0.6, 26)),
-        ((-5, 4.8), (-1.6, 24)),
-        ((-14, 21.0), (14, 21.0)),
-    ]
+    props += [("bench", -4.9, 13.2, 0.0), ("bench", -7.6, 13.4, 0.0)]
+    props += [("lamp", -2.6, 14.4, 0), ("lamp", 9.6, 13, 0), ("bin", -3.4, 13.2, 0)]
+    walks = [((-10, 11.2), (10, 11.4)), ((-8, 7.6), (8, 8.8)), ((3.6, 4.6), (0.6, 26))]
+    walks += [((-5, 4.8), (-1.6, 24)), ((-14, 21.0), (14, 21.0))]
     lanes = [((-14, 12.9), (14, 12.9)), ((17, 22.6), (-17, 22.6))]
     spots = [(-1.6, 8.0), (0.6, 8.8), (1.6, 7.8), (-0.4, 9.4)]
     return Layout(
@@ -318,20 +297,8 @@ def _pattern(name: str, u: np.ndarray, v: np.ndarray, colour: Colour, table: np.
     elif name == "hatch":
         paint[((u + v) % 1.2) < 0.5] *= 0.45
     elif name == "shelf":
-        goods = np.array(
-            [
-                (176, 60, 52),
-                (58, 96, 150),
-                (212, 186, 84),
-                (84, 136, 84),
-                (206, 204, 196),
-                (148, 92, 134),
-                (206, 128, 66),
-            ]
-        )
-        paint = (0.65 * goods[(noise(u / 0.34, v / 0.5) * 7).astype(int)] + 46) * (
-            0.7 + 0.3 * noise(u / 0.17, v / 0.5)[..., None]
-        )
+        paint = 0.65 * np.array(GOODS)[(noise(u / 0.34, v / 0.5) * 7).astype(int)] + 46
+        paint = paint * (0.7 + 0.3 * noise(u / 0.17, v / 0.5)[..., None])
         paint[(v % 0.5 < 0.1) | (v % 0.5 > 0.42)] = (96, 90, 84)
     elif name == "machine":
         paint[(v > 0.8) & (v < 1.75)] = (196, 214, 222)
