@@ -244,13 +244,15 @@ def test_detections_are_tracked_and_marked_as_guesses(video_bytes, tmp_path):
             out.append((boxes, ["person", "car"][: len(boxes)], np.full(len(boxes), 0.9)))
         return out
 
-    found = text_to_video.annotate(tmp_path / "noise.mp4", detector, batch=10)
+    found = text_to_video.detect_and_track(tmp_path / "noise.mp4", detector, batch=10)
     assert found["source"] == "pseudo" and len(found["frames"]) == 24
     people = {frame["track_ids"][0] for frame in found["frames"]}
     cars = [frame["track_ids"][1] for frame in found["frames"] if len(frame["track_ids"]) == 2]
     assert people == {1} and cars[0] == 2 and cars[-1] != 1
     with pytest.raises(ValueError, match="the detector gave 1 results for 24 frames"):
-        text_to_video.annotate(tmp_path / "noise.mp4", lambda _: [(np.zeros((0, 4)), [], np.zeros(0))], batch=24)
+        text_to_video.detect_and_track(
+            tmp_path / "noise.mp4", lambda _: [(np.zeros((0, 4)), [], np.zeros(0))], batch=24
+        )
 
 
 def test_two_boxes_that_cross_keep_their_labels():

@@ -22,11 +22,13 @@ class CaptionTemplates:
 
     origin = "synthetic truth by templates"
     ACTIONS = {
-        "fall": "a person falls and stays on the ground", "fight": "two people hit each other",
+        "fall": "a person falls and stays on the ground",
+        "fight": "two people hit each other",
         "intrusion": "a person climbs into a place that is closed off",
         "left_package": "a person leaves a bag behind and walks away",
-        "vandalism": "a person beats a machine", "crash": "a vehicle crashes",
-    }  # fmt: skip
+        "vandalism": "a person beats a machine",
+        "crash": "a vehicle crashes",
+    }
     REASONS = {
         "fall": "somebody who stays on the ground may need help", "fight": "hitting somebody is violence",
         "intrusion": "nobody is allowed in there", "left_package": "a bag without its owner may be a danger",

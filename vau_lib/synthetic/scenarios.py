@@ -213,18 +213,23 @@ SCENE_TEXTS = {
     "plaza": "a paved square",
 }
 LIGHTING_TEXTS = {
-    "day": "bright daylight with clear shadows", "overcast": "grey, even light", "dusk": "dusk, lamps are on",
+    "day": "bright daylight with clear shadows",
+    "overcast": "grey, even light",
+    "dusk": "dusk, lamps are on",
     "night": "night, monochrome infrared picture",
-}  # fmt: skip
+}
 WEATHER_TEXTS = {"clear": "no rain", "rain": "steady rain", "snow": "snow is falling", "fog": "thick fog"}
 CAMERA_TEXTS = {
-    "wall": "fixed on a wall, high, wide angle, no movement of the camera", "mast": "on a mast that sways a little in the wind",
+    "wall": "fixed on a wall, high, wide angle, no movement of the camera",
+    "mast": "on a mast that sways a little in the wind",
     "old_lens": "with an old, soft lens, dark at the edges",
-}  # fmt: skip
+}
 DISTRACTOR_TEXTS = {
-    "none": "", "insects": " Insects fly close to the lens.", "lamp_flicker": " A lamp flickers.",
+    "none": "",
+    "insects": " Insects fly close to the lens.",
+    "lamp_flicker": " A lamp flickers.",
     "swaying_tree": " A tree sways in the wind.",
-}  # fmt: skip
+}
 
 
 def prompt(scenario: Scenario) -> str:

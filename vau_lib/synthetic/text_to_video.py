@@ -301,7 +301,7 @@ def _write_records(folder: Path, generator: Generator, jobs: dict[str, Scenario]
 Detections = tuple[np.ndarray, Sequence[str], np.ndarray]  # boxes (N, 4) x0 y0 x1 y1, labels, scores (N,)
 
 
-def annotate(
+def detect_and_track(
     path: str | Path, detector: Callable[[np.ndarray], Sequence[Detections]],
     tracker: Callable[[Sequence[Detections]], Sequence[np.ndarray]] | None = None, *, batch: int = 32,
 ) -> dict:  # fmt: skip
