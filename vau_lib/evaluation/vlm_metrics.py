@@ -1,4 +1,4 @@
-"""Judgement accuracy of language models' answers, apart from their wording (Holmes-VAU's judgement rows).
+"""Metrics of a vision-language model: accuracy of its judgements, frame metrics of its anomaly scores.
 
 - a third of the judgement rows deny an anomaly in two stock sentences: word overlap rewards saying them, accuracy tells
 - an answer is compared with the reference's own judgement; both are read by `answer_parsing.parse_verdict`

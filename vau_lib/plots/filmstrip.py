@@ -1,4 +1,4 @@
-"""Frames as pictures: filmstrips, kept and dropped visual tokens, boxes and tracks."""
+"""Rows of video frames: sampled frames, the visual tokens that are kept, object tracks."""
 
 from collections.abc import Mapping, Sequence
 

@@ -1,4 +1,4 @@
-"""Scores over time: event spans as amber bands, frames above, sampled frames and key clips below."""
+"""Anomaly scores, sampled frames and key clips over time."""
 
 from collections.abc import Mapping, Sequence
 
