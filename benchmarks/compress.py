@@ -1,7 +1,7 @@
-"""What do pruning and factorising half of a model save, and what do they cost before and after healing?
+"""Pruning and factorisation: size, latency, and accuracy before and after distillation.
 
-Sizes and times: an MLP of random weights on random data, ratios within one run, accuracy is not asked. Accuracy: a small
-classifier trained here on scikit-learn's 1,797 real digits, measured on the last 500.
+Sizes and times: an MLP of random weights on random data, ratios within one run. Accuracy: a small classifier trained here on
+scikit-learn's 1,797 real digits, measured on the last 500.
     python benchmarks/compress.py
 """
 
@@ -23,13 +23,13 @@ ROUNDS = 50
 
 def latency_ms(model: nn.Module, x: torch.Tensor) -> float:
     """Return the median milliseconds of a pass after a warm-up."""
-    taken = []
+    milliseconds = []
     with torch.inference_mode():
         for _ in range(ROUNDS + 5):
             start = time.perf_counter()
             model(x)
-            taken.append(1000 * (time.perf_counter() - start))
-    return float(np.median(taken[5:]))
+            milliseconds.append(1000 * (time.perf_counter() - start))
+    return float(np.median(milliseconds[5:]))
 
 
 def bytes_on_disk(model: nn.Module) -> int:
@@ -39,9 +39,9 @@ def bytes_on_disk(model: nn.Module) -> int:
 
 
 def digits() -> tuple[nn.Module, list, Callable]:
-    """Return a trained classifier, its training batches, and a function that says a model's accuracy on the last 500."""
-    found = load_digits()
-    x, y = torch.tensor(found.data, dtype=torch.float32) / 16, torch.tensor(found.target)
+    """Return a trained classifier, its training batches, and a function from a model to its accuracy on the last 500."""
+    data = load_digits()
+    x, y = torch.tensor(data.data, dtype=torch.float32) / 16, torch.tensor(data.target)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
     optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
@@ -49,31 +49,32 @@ def digits() -> tuple[nn.Module, list, Callable]:
         optimiser.zero_grad()
         nn.functional.cross_entropy(model(x[:1297]), y[:1297]).backward()
         optimiser.step()
-    return (
-        model.eval(),
-        list(x[:1297].split(64)),
-        lambda one: (one(x[1297:]).argmax(1) == y[1297:]).float().mean().item(),
-    )
+
+    def accuracy(model: nn.Module) -> float:
+        return (model(x[1297:]).argmax(1) == y[1297:]).float().mean().item()
+
+    return model.eval(), list(x[:1297].split(64)), accuracy
 
 
 def frontier() -> None:
-    """Print accuracy over parameters of each method alone and together, before and after five epochs of healing."""
+    """Print accuracy over parameters of each method alone and together, before and after five epochs of distillation."""
     model, batches, accuracy = digits()
     print(f"digits, whole: accuracy {accuracy(model):.3f}")
     for strength in (0.2, 0.4, 0.6, 0.8):
-        ways = {
+        smaller = {
             f"prune {strength}": pruning.prune(model, strength, batches),
             f"factorise {1 - strength:.1f}": pruning.factorise(model, 1 - strength, batches),
             f"both {strength / 2:.1f}": pruning.factorise(
                 pruning.prune(model, strength / 2, batches), 1 - strength / 2, batches
             ),
         }
-        for name, one in ways.items():
-            size, cut = pruning.report(model, one)["parameters"], accuracy(one)
-            adapted = copy.deepcopy(one)
-            distillation.distil(one, model, batches, epochs=5)
+        for name, student in smaller.items():
+            size, before = pruning.report(model, student)["parameters"], accuracy(student)
+            adapted = copy.deepcopy(student)
+            distillation.distil(student, model, batches, epochs=5)
             distillation.distil(adapted, model, batches, epochs=5, lora_rank=4)
-            print(f"{name:14} x{size:.3f}  cut {cut:.3f}  healed {accuracy(one):.3f}  by LoRA {accuracy(adapted):.3f}")
+            after = f"distilled {accuracy(student):.3f}  by LoRA {accuracy(adapted):.3f}"
+            print(f"{name:14} x{size:.3f}  pruned {before:.3f}  {after}")
 
 
 def main() -> None:
@@ -88,12 +89,10 @@ def main() -> None:
         "both, 70 % each": pruning.factorise(pruning.prune(model, 0.3, data), 0.7, data),
     }
     whole = bytes_on_disk(model), latency_ms(model, data[0])
-    for name, one in small.items():
-        disk, slow = bytes_on_disk(one) / whole[0], latency_ms(one, data[0]) / whole[1]
-        found = pruning.report(model, one)
-        print(
-            f"{name:16} parameters x{found['parameters']:.3f}  disk x{disk:.3f}  latency x{slow:.3f}  (random weights)"
-        )
+    for name, student in small.items():
+        disk, slow = bytes_on_disk(student) / whole[0], latency_ms(student, data[0]) / whole[1]
+        size = pruning.report(model, student)["parameters"]
+        print(f"{name:16} parameters x{size:.3f}  disk x{disk:.3f}  latency x{slow:.3f}  (random weights)")
     frontier()
 
 

@@ -161,7 +161,7 @@ def test_quiet_moments_lose_all_their_tokens():
     )
 
 
-# Peers, by hand
+# Baselines, by hand
 
 
 def test_evs_is_one_minus_cosine_to_the_moment_before():
@@ -241,11 +241,13 @@ def test_a_fixed_camera_s_foreground_survives_at_a_fifth():
     kept, evs, size = 0, 0, 0
     for seed, event in ((920, "run"), (921, "vandalism"), (922, "left_package")):
         few = dict(num_people=2, num_vehicles=0)
-        film = synthetic_dataset.render(
+        rendered = synthetic_dataset.render(
             synthetic_dataset.scenario_for(seed, event=event, duration_s=8.0, fps=8.0, **few)
         )
-        tokens = token_selection.pixel_tokens(token_selection.degrade_frames(film.frames, np.random.default_rng(seed)))
-        truth = token_selection.mask_coverage(film.masks) >= 0.1
+        tokens = token_selection.pixel_tokens(
+            token_selection.degrade_frames(rendered.frames, np.random.default_rng(seed))
+        )
+        truth = token_selection.mask_coverage(rendered.masks) >= 0.1
         kept += (OURS(tokens, keep_ratio=0.2) & truth).sum()
         evs += (token_selection.evs(tokens, keep_ratio=0.2) & truth).sum()
         size += truth.sum()
