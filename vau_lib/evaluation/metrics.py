@@ -1,4 +1,4 @@
-"""Frame-level and video-level metrics: AUC, average precision, thresholds, bootstrap intervals over videos.
+"""Detection metrics: frame and video AUC and AP, thresholds, bootstrap intervals over videos, sanity rows.
 
 - `scores` and `labels` are {video id: array}, refused where names or lengths differ, never cut to fit: two lists in
   another order with the same total length take XD-Violence from .666 to .511 and look like a bad model

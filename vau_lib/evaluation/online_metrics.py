@@ -1,4 +1,4 @@
-"""Metrics of online detection: causal scores, alarms, detection delay, false alarms per hour, latency.
+"""Online metrics: causal alignment and smoothing of scores, alarms, false alarms per hour, detection delay, latency.
 
 - a clip's scores exist once its last frame has been seen; until then a frame holds what was known before
 - a threshold is set on normal streams of validation, for so many false alarms an hour; an event that is missed costs its

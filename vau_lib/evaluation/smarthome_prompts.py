@@ -1,4 +1,4 @@
-"""SmartHome-Bench's prompting styles: the steps of each, and what each step is shown (arXiv 2506.12992).
+"""SmartHome-Bench's prompting styles as rows of a table: the steps, whether a step sees the video, which answers it is given.
 
 - the styles are SmartHome-Bench's (zero-shot, chain of thought, few-shot, taxonomy in context, reflective chain); every
   sentence is ours, so a score made with them is a score of these words. The benchmark's own words can be read from a file

@@ -1,4 +1,4 @@
-"""Text metrics with their protocol: BLEU, METEOR, ROUGE-L and CIDEr (pycocoevalcap).
+"""Text metrics with named protocols: BLEU, METEOR, ROUGE-L and CIDEr; one name hides three numbers in this field.
 
 - "BLEU" here and in the paper's Table 2 is the sum of the cumulative BLEU-1 to BLEU-4, so it may exceed 1
 - the paper does not say what is pooled, so every pooling has a name and stands in its row

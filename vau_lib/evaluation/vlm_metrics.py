@@ -1,4 +1,4 @@
-"""Metrics of a vision-language model: accuracy of its judgements, frame metrics of its anomaly scores.
+"""Judgement accuracy of language models' answers, apart from their wording (Holmes-VAU's judgement rows).
 
 - a third of the judgement rows deny an anomaly in two stock sentences: word overlap rewards saying them, accuracy tells
 - an answer is compared with the reference's own judgement; both are read by `answer_parsing.parse_verdict`

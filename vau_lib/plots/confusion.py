@@ -1,4 +1,4 @@
-"""Matrices as images: a 2 x 2 confusion matrix, and a heat map of features over time."""
+"""Confusion matrices, and features over time as a heat map."""
 
 import numpy as np
 import pandas as pd

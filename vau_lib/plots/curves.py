@@ -1,4 +1,4 @@
-"""Line plots: training curves and losses, ROC and precision-recall curves, rewards by step."""
+"""Curves: training, ROC and precision-recall, one quantity over another, rewards by step."""
 
 from collections.abc import Mapping, Sequence
 

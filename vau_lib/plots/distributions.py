@@ -1,4 +1,4 @@
-"""Distributions: histograms of scores by class, runs by seed, statistics of instruction data (after HIVAU-70k's Fig. 3 a-c)."""
+"""Distributions: scores by class, seeds and folds, and what instruction data hold (after Holmes-VAU, Fig. 3 a-c)."""
 
 import numpy as np
 import pandas as pd

@@ -1,4 +1,4 @@
-"""Rows of video frames: sampled frames, the visual tokens that are kept, object tracks."""
+"""Frames as pictures: filmstrips, kept and dropped visual tokens, boxes and tracks."""
 
 from collections.abc import Mapping, Sequence
 

@@ -1,4 +1,4 @@
-"""Bar charts of methods: ranked bars with intervals, grouped bars, coverage of pairs, accuracy before and after training."""
+"""Rankings as bars with intervals: results tables, benchmark rows, coverage, accuracy before and after training."""
 
 from collections.abc import Mapping, Sequence
 from textwrap import fill

@@ -1,4 +1,4 @@
-"""Colours, fonts and saving, shared by all figures.
+"""House style of every figure: colours, fonts, saving as PNG and SVG.
 
 Every function returns a matplotlib Figure and shows nothing; `save` writes it as PNG and SVG. Colours are Okabe and Ito's,
 told apart by colour-blind readers: blue normal, vermilion anomalous, amber the truth's band.

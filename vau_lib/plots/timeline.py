@@ -1,4 +1,4 @@
-"""Anomaly scores, sampled frames and key clips over time."""
+"""Scores over time: event spans as amber bands, frames above, sampled frames and key clips below."""
 
 from collections.abc import Mapping, Sequence
 
