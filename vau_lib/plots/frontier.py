@@ -9,7 +9,7 @@ def size_and_accuracy(
     table: pd.DataFrame, *, x: str, before: str, after: str, hue: str, floor: float | None = None, title: str = "",
     xlabel: str = "", ylabel: str = "",
 ):  # fmt: skip
-    """Draw accuracy over size, hollow `before` and full `after` healing joined by a line, a colour per `hue`; return the Figure.
+    """Draw accuracy over size, hollow `before` and full `after` distillation joined by a line, a colour per `hue`.
 
     `floor` is what a guess is worth, a dashed line.
     """
