@@ -1,5 +1,7 @@
 """The shift, the memory and the heads do what the report says; the published checkpoint still computes what it did."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -105,12 +107,13 @@ def test_the_released_memory_term_leaves_the_bank_alone():
 
 
 def test_alpha_weighs_the_classes():
-    logit = torch.tensor([0.3, 0.3])
-    only_anomalous = training.focal(logit, torch.tensor([1.0, 0.0]), alpha=1.0)
+    x, labels = torch.randn(2, 128, 8), torch.tensor([1.0, 0.0])
+    output = replace(memtsm.MemTSM().eval()(x), logit=torch.tensor([0.3, 0.3]))
+    only_anomalous = memtsm.loss(output, x, labels, alpha=1.0, rebuild=0.0, bank=0.0)
     p = torch.sigmoid(torch.tensor(0.3))
     assert torch.allclose(only_anomalous, 0.5 * (1 - p) ** 2 * -p.log())  # Lin et al. 2017, Eq. 5, by hand
     with pytest.raises(ValueError, match="alpha"):
-        training.focal(logit, logit, alpha=1.5)
+        memtsm.loss(output, x, labels, alpha=1.5)
 
 
 def test_released_loss_by_hand():

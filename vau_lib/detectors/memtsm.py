@@ -20,8 +20,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import sigmoid_focal_loss
 
-from vau_lib.detectors import training
 from vau_lib.detectors.preprocessing import Preprocessing
 from vau_lib.features import checkpoints
 
@@ -203,7 +203,8 @@ def loss(
     """
     target = x[..., RELEASED_CENTRE] if output.segment_logit is None else x
     rebuilt = F.mse_loss(output.reconstruction, target)
-    return training.focal(output.logit, labels, alpha=alpha) + rebuild * rebuilt + bank * memory_gap(output)
+    focal = sigmoid_focal_loss(output.logit, labels.to(output.logit.dtype), alpha=alpha, gamma=2.0, reduction="mean")
+    return focal + rebuild * rebuilt + bank * memory_gap(output)
 
 
 def memory_gap(output: MemTSMOutput) -> Tensor:

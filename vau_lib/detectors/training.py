@@ -34,19 +34,6 @@ def seed_everything(seed: int) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def focal(logit: Tensor, labels: Tensor, *, alpha: float, gamma: float = 2.0) -> Tensor:
-    """Return the focal loss, a scalar, of logit (B,) and labels (B,) in {0, 1}; Lin et al. 2017, Eq. 5.
-
-    mean(alpha_t (1 - p_t)^gamma bce), alpha_t = alpha for an anomaly and 1 - alpha for normal.
-    """
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha must lie in [0, 1], got {alpha}")
-    labels = labels.to(logit.dtype)
-    bce = F.binary_cross_entropy_with_logits(logit, labels, reduction="none")
-    weight = alpha * labels + (1 - alpha) * (1 - labels)
-    return (weight * (1 - (-bce).exp()) ** gamma * bce).mean()
-
-
 def bag_probability(logits: Tensor, lengths: Tensor, counted: Tensor | None = None) -> Tensor:
     """Return each bag's probability (B,): the mean over its k highest scores, k = T_i // 16 + 1 (at most those there are).
 
