@@ -1,6 +1,6 @@
 """What do scoring and choosing cost, and does memory stay flat? One run, ratios.
 
-- glances: resident memory while a video is looked at, short and eight times as long; vision calls with tokens kept and as released
+- frame features: resident memory during a video, short and eight times as long; vision calls with tokens kept and as released
 - scorer at the paper's size: seconds and peak memory, ours against the same attention with (T, T) matrices in full (a stand-in
   of equal results, written here)
 - sampler: microseconds beside numpy's cumsum of the same length; samplers on real annotations where VAU_REAL_DATA is set, with
@@ -75,12 +75,12 @@ def look(scratch: Path) -> None:
         video.frame_times(film)
         for name, tokens in (("tokens kept", scratch / "tokens"), ("encoded again", None)):
             with Peak() as peak:
-                glances = frame_features.FrameFeatures(film, encoder, tokens_file=tokens)
-                glances.features()
-                glances.tokens(frame_sampling.uniform_sample(len(glances), 12))
+                frame_feats = frame_features.FrameFeatures(film, encoder, tokens_file=tokens)
+                frame_feats.features()
+                frame_feats.tokens(frame_sampling.uniform_sample(len(frame_feats), 12))
             size = tokens.stat().st_size / 2**20 if tokens else 0
             print(
-                f"  {count:5} frames, {name:13}: {len(glances):3} glances, {glances.frame_count:3} vision calls, "
+                f"  {count:5} frames, {name:13}: {len(frame_feats):3} sampled frames, {frame_feats.frame_count:3} vision calls, "
                 f"resident +{peak.mb:5.1f} MB, on disk {size:5.1f} MB, {peak.seconds:5.2f} s"
             )
 
@@ -132,7 +132,7 @@ def choose() -> None:
                 started = time.perf_counter()
                 way(scores)
                 times[name].append(time.perf_counter() - started)
-        print(f"  {rows:5} glances: " + ", ".join(f"{n} {1e6 * np.median(t):.0f} us" for n, t in times.items()))
+        print(f"  {rows:5} sampled frames: " + ", ".join(f"{n} {1e6 * np.median(t):.0f} us" for n, t in times.items()))
 
 
 def annotations(folder: Path) -> None:

@@ -157,10 +157,10 @@ def main() -> None:
         found[name] = toy_dataset.make_dataset(
             root / name, num_videos=count, seed=seed, splits=split, engine="processes"
         )
-    twin = toy_benchmark.load_pretrained(project / "data" / "toy_models" / "internvl")
+    toy_vlm = toy_benchmark.load_pretrained(project / "data" / "toy_models" / "internvl")
     rows = toy_dataset.instructions(found["tuning"])
     tuned, _ = finetuning.tune_lora(
-        twin, rows, root / "tuning", plan=toy_benchmark.TUNING, num_frames=FRAMES, folder=root / "adapter"
+        toy_vlm, rows, root / "tuning", plan=toy_benchmark.TUNING, num_frames=FRAMES, folder=root / "adapter"
     )
     held = root / f"held_out_{HELD_OUT}"
     short = [row for row in toy_dataset.instructions(found[held.name]) if row["task"] == "judgement"]
@@ -168,14 +168,16 @@ def main() -> None:
     print(f"{tuned.label}: judgement on {len(short)} short held-out close-ups {accuracy['judgement']:.3f}")
 
     ways = {"uniform": partial(evenly, held)}
-    chance = explain.random_scorer(twin.model.config.vision_config.hidden_size).score
-    ways["ATS, RANDOM weights"] = partial(by_scores, explain.VisionTower(twin), held, chance, TAUS[0])
+    chance = explain.random_scorer(toy_vlm.model.config.vision_config.hidden_size).score
+    ways["ATS, RANDOM weights"] = partial(by_scores, explain.VisionTower(toy_vlm), held, chance, TAUS[0])
     for source, describe in (("class token", None), ("visual tokens", explain.mean_and_max_tokens)):
-        tower = explain.VisionTower(twin, describe=describe)
+        tower = explain.VisionTower(toy_vlm, describe=describe)
         trained, known, tau = train_scorer(tower, root / "scorer", found["scorer"])
         if describe:
             facts = dict(
-                rows="mean and largest picture token of the kept InternVL twin", tau=tau, val_frame_auc=round(known, 4)
+                rows="mean and largest picture token of the kept InternVL toy_vlm",
+                tau=tau,
+                val_frame_auc=round(known, 4),
             )
             trained_detector.save(
                 project / "data" / "toy_models" / "scorer", trained, kind="toy, trained on drawn close-ups", **facts

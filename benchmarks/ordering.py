@@ -106,10 +106,10 @@ def rows_of(found: list, counts: tuple[int, ...]) -> list[dict]:
 
 
 def learner_of(project: Path, study: Study) -> models.VLM:
-    """Return the kept twin with a fresh adapter, and the digits' vectors free where a study needs new ones."""
-    twin = toy_benchmark.load_pretrained(project / "data" / "toy_models" / "internvl")
-    digits = twin.tokenizer.convert_tokens_to_ids(["1", "2", "3"]) if study.digits else ()
-    return twin.replace(model=finetuning.lora(twin.model, tokens=digits, seed=0), kind=f"{twin.kind}, LoRA")
+    """Return the kept toy_vlm with a fresh adapter, and the digits' vectors free where a study needs new ones."""
+    toy_vlm = toy_benchmark.load_pretrained(project / "data" / "toy_models" / "internvl")
+    digits = toy_vlm.tokenizer.convert_tokens_to_ids(["1", "2", "3"]) if study.digits else ()
+    return toy_vlm.replace(model=finetuning.lora(toy_vlm.model, tokens=digits, seed=0), kind=f"{toy_vlm.kind}, LoRA")
 
 
 def main() -> None:

@@ -98,8 +98,8 @@ def learned(rows: dict, found: list, test: dict, aim: str) -> list[result_tables
         runs = []
         for seed in SEEDS:
             names = sorted(labels)
-            dealt = np.random.default_rng(seed).permutation([labels[n] for n in names]).tolist()
-            truth = labels if kind == "ours" else dict(zip(names, dealt, strict=True))
+            shuffled = np.random.default_rng(seed).permutation([labels[n] for n in names]).tolist()
+            truth = labels if kind == "ours" else dict(zip(names, shuffled, strict=True))
             config = memtsm.MemTSMConfig(in_channels=next(iter(rows.values())).shape[1])
             plan = training.TrainingPlan(epochs=20, learning_rate=1e-4, seed=seed)
             model = trained_detector.train(seen, truth, val, config=config, plan=plan)

@@ -19,14 +19,14 @@ PROCESSES = 2
 
 
 def train(steps: int, processes: int) -> None:
-    """Tune a random twin for some steps on two made-up videos; print what rank 0 knows."""
+    """Tune a random toy_vlm for some steps on two made-up videos; print what rank 0 knows."""
     from vau_lib.data import video
     from vau_lib.toy import tiny_vlm
     from vau_lib.vlm import finetuning, instruction_data
 
     torch.set_num_threads(1)
-    twin = tiny_vlm.tiny("internvl")
-    tuned = twin.replace(model=finetuning.lora(twin.model))
+    toy_vlm = tiny_vlm.tiny("internvl")
+    tuned = toy_vlm.replace(model=finetuning.lora(toy_vlm.model))
     with TemporaryDirectory() as place:
         rows = []
         for number in range(16):

@@ -276,7 +276,7 @@ def record(label: int) -> records.VideoRecord:
 
 
 def test_a_glance_is_positive_inside_an_event():
-    """Frames 32 to 64 at 16 a glance: glances 2 and 3 of 7."""
+    """Frames 32 to 64 at 16 a sampled frame: sampled frames 2 and 3 of 7."""
     assert anomaly_scorer.frame_targets(record(1), 7).tolist() == [0, 0, 1, 1, 0, 0, 0]
 
 

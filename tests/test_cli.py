@@ -120,15 +120,15 @@ def test_generate_draws_scenarios_of_held_factors_into_three_splits(project):
 
 
 def test_tune_and_guard_by_what_it_left(project, tmp_path):
-    twin = str(Path(cli.__file__).parents[1] / "data/toy_models/qwen2_5_vl")
+    toy_vlm = str(Path(cli.__file__).parents[1] / "data/toy_models/qwen2_5_vl")
     assert CliRunner().invoke(cli.app, ["generate", "data/generated", "--number", "4", "--workers", "1"]).exit_code == 0
     rows = [json.loads(line) for line in (project / "data/generated/instructions.jsonl").read_text().splitlines()]
     assert {row["task"] for row in rows} == {"caption", "judgement", "description", "analysis"}
-    words = ["tune", "data/generated/instructions.jsonl", "--model", twin, "--out", "data/tuned", "--rank", "4"]
+    words = ["tune", "data/generated/instructions.jsonl", "--model", toy_vlm, "--out", "data/tuned", "--rank", "4"]
     small = ["--keep-ratio", "0.3", "--frames", "4", "--steps", "2", "--batch", "2"]
     done = CliRunner().invoke(cli.app, [*words, *small])
     assert done.exit_code == 0 and "rows of 1 files, loss" in done.output, done.output
-    guard = ["guard", str(project / "data/generated/videos"), "--model", twin, "--out", str(tmp_path / "said.jsonl")]
+    guard = ["guard", str(project / "data/generated/videos"), "--model", toy_vlm, "--out", str(tmp_path / "said.jsonl")]
     guard += ["--frames", "4", "--max-new-tokens", "4", "--batch", "4"]
     said = vau(*guard, "--adapter", "data/tuned")
     assert said.exit_code == 0 and "tuned: data/tuned" in said.output, said.output

@@ -153,8 +153,8 @@ def test_a_question_shows_the_pieces_in_the_shuffled_order(world):
 def test_supervision_then_reinforcement_run_end_to_end(world):
     root, found = world
     rows = event_order.order_rows(found) + [r for r in toy_dataset.instructions(found) if r["task"] == "judgement"]
-    twin = tiny_vlm.tiny("internvl", sizes=SMALL)
-    vlm = twin.replace(model=finetuning.lora(twin.model, r=4, alpha=8, seed=0))
+    toy_vlm = tiny_vlm.tiny("internvl", sizes=SMALL)
+    vlm = toy_vlm.replace(model=finetuning.lora(toy_vlm.model, r=4, alpha=8, seed=0))
     start = finetuning.LoraPlan(max_steps=2, batch_size=4, log_steps=1)
     losses = finetuning.fit(vlm, event_order.order_samples(vlm, rows, root), plan=start)
     plan = grpo.GRPOPlan(steps=2, questions=2, group_size=2, max_new_tokens=4)

@@ -28,7 +28,7 @@ FRAMES = np.random.default_rng(0).integers(0, 255, (3, 56, 56, 3), dtype=np.uint
 
 
 @pytest.fixture(params=models.FAMILIES)
-def twin(request):
+def toy_vlm(request):
     return tiny_vlm.tiny(request.param, sizes=SMALL)
 
 
@@ -47,45 +47,45 @@ def rows(tmp_path_factory):
     return root, found
 
 
-def samples(twin, rows, **options):
-    return instruction_data.InstructionSamples(rows[1], rows[0], twin, **{"num_frames": 2, **options})
+def samples(toy_vlm, rows, **options):
+    return instruction_data.InstructionSamples(rows[1], rows[0], toy_vlm, **{"num_frames": 2, **options})
 
 
 # What is changed
 
 
-def test_exactly_the_language_models_projections_are_changed(twin):
+def test_exactly_the_language_models_projections_are_changed(toy_vlm):
     """Seven projections a layer, by name; the tower has projections of the same names and keeps them."""
     expected = [
         f"model.language_model.layers.{layer}.{part}"
         for layer in range(2)
         for part in (*(f"self_attn.{n}_proj" for n in "qkvo"), *(f"mlp.{n}_proj" for n in ("gate", "up", "down")))
     ]
-    assert sorted(finetuning.lora_targets(twin.model)) == sorted(expected)
-    tuned = finetuning.lora(twin.model)
+    assert sorted(finetuning.lora_targets(toy_vlm.model)) == sorted(expected)
+    tuned = finetuning.lora(toy_vlm.model)
     changed = {name.split(".lora_")[0] for name, p in tuned.named_parameters() if p.requires_grad}
     assert changed == {f"base_model.model.{name}" for name in expected}
 
 
-def test_the_trainable_weights_are_the_adapters(twin):
+def test_the_trainable_weights_are_the_adapters(toy_vlm):
     """r (in + out) per projection, counted by hand from the layer's shapes."""
-    shapes = [dict(twin.model.named_modules())[name].weight.shape for name in finetuning.lora_targets(twin.model)]
-    whole = sum(p.numel() for p in twin.model.parameters())
-    trains, everything = finetuning.trainable_weights(finetuning.lora(twin.model))
+    shapes = [dict(toy_vlm.model.named_modules())[name].weight.shape for name in finetuning.lora_targets(toy_vlm.model)]
+    whole = sum(p.numel() for p in toy_vlm.model.parameters())
+    trains, everything = finetuning.trainable_weights(finetuning.lora(toy_vlm.model))
     assert trains == sum(64 * (out + into) for out, into in shapes)
     assert everything == whole + trains
 
 
-def test_the_defaults_are_the_papers(twin):
-    config = finetuning.lora(twin.model).peft_config["default"]
+def test_the_defaults_are_the_papers(toy_vlm):
+    config = finetuning.lora(toy_vlm.model).peft_config["default"]
     assert (config.r, config.lora_alpha, config.lora_dropout) == (64, 128, 0.05)
 
 
-def test_a_fresh_adapter_changes_nothing(twin):
-    sample = chat.encode(twin, FRAMES, "What?", answer="Nothing.")
+def test_a_fresh_adapter_changes_nothing(toy_vlm):
+    sample = chat.encode(toy_vlm, FRAMES, "What?", answer="Nothing.")
     with torch.inference_mode():
-        before = twin.model(**sample).logits
-        assert torch.equal(finetuning.lora(twin.model).eval()(**sample).logits, before)
+        before = toy_vlm.model(**sample).logits
+        assert torch.equal(finetuning.lora(toy_vlm.model).eval()(**sample).logits, before)
 
 
 def test_a_model_without_a_language_model_is_refused():
@@ -95,28 +95,28 @@ def test_a_model_without_a_language_model_is_refused():
         finetuning.lora(tiny_vlm.tiny("internvl", sizes=SMALL).model, r=0)
 
 
-def test_gradients_reach_the_adapter_only(twin):
-    tuned = finetuning.lora(twin.model)
-    tuned(**chat.encode(twin, FRAMES, "What?", answer="Nothing.")).loss.backward()
+def test_gradients_reach_the_adapter_only(toy_vlm):
+    tuned = finetuning.lora(toy_vlm.model)
+    tuned(**chat.encode(toy_vlm, FRAMES, "What?", answer="Nothing.")).loss.backward()
     assert all((p.grad is not None) == ("lora_" in name) for name, p in tuned.named_parameters())
 
 
 # What is learned from
 
 
-def test_only_the_answer_and_its_end_are_learned(twin):
-    sample = chat.encode(twin, FRAMES, "What happened?", answer="A fall.")
+def test_only_the_answer_and_its_end_are_learned(toy_vlm):
+    sample = chat.encode(toy_vlm, FRAMES, "What happened?", answer="A fall.")
     learned = sample["input_ids"][sample["labels"] != -100]
-    assert twin.tokenizer.decode(learned) == "A fall.<|im_end|>"
+    assert toy_vlm.tokenizer.decode(learned) == "A fall.<|im_end|>"
     assert (sample["labels"][0, -len(learned) :] == learned).all(), "the answer stands last"
 
 
-def test_filling_up_does_not_change_the_loss(twin):
+def test_filling_up_does_not_change_the_loss(toy_vlm):
     """Two samples of different length: mean loss per answer token of the batch is that of both alone."""
-    encoded = [chat.encode(twin, FRAMES[:n], "What?", answer=a) for n, a in ((1, "Yes."), (3, "Nothing at all."))]
+    encoded = [chat.encode(toy_vlm, FRAMES[:n], "What?", answer=a) for n, a in ((1, "Yes."), (3, "Nothing at all."))]
     with torch.inference_mode():
-        alone = [twin.model(**sample).loss.item() for sample in encoded]
-        both = twin.model(**chat.collate(twin, encoded)).loss.item()
+        alone = [toy_vlm.model(**sample).loss.item() for sample in encoded]
+        both = toy_vlm.model(**chat.collate(toy_vlm, encoded)).loss.item()
     counts = [int((sample["labels"] != -100).sum()) for sample in encoded]
     assert both == pytest.approx(np.average(alone, weights=counts), abs=1e-5)
 
@@ -134,18 +134,18 @@ def test_one_frame_comes_from_each_equal_interval():
         instruction_data.interval_frames(5, 5, 2, rng)
 
 
-def test_clips_show_six_to_twelve_frames_events_twelve(twin, rows):
+def test_clips_show_six_to_twelve_frames_events_twelve(toy_vlm, rows):
     clips = [{**row, "level": "clip"} for row in rows[1]]
-    data = instruction_data.InstructionSamples(clips, rows[0], twin)
+    data = instruction_data.InstructionSamples(clips, rows[0], toy_vlm)
     seen = set()
     for data.epoch in range(12):
         seen |= {len(data.index(place)) for place in range(8)}
     assert seen == set(range(6, 13))
-    assert len(samples(twin, rows, num_frames=None).index(0)) == 12
+    assert len(samples(toy_vlm, rows, num_frames=None).index(0)) == 12
 
 
-def test_an_epoch_draws_other_frames_and_the_same_when_it_comes_again(twin, rows):
-    data = samples(twin, rows, num_frames=5)
+def test_an_epoch_draws_other_frames_and_the_same_when_it_comes_again(toy_vlm, rows):
+    data = samples(toy_vlm, rows, num_frames=5)
     first = data.index(3).tolist()
     data.epoch = 1
     other = data.index(3).tolist()
@@ -153,23 +153,23 @@ def test_an_epoch_draws_other_frames_and_the_same_when_it_comes_again(twin, rows
     assert data.index(3).tolist() == first != other
 
 
-def test_a_row_s_frames_or_span_decide_what_is_shown(twin, rows):
-    named = instruction_data.InstructionSamples([{**rows[1][0], "frames": [1, 4, 4, 9]}], rows[0], twin)
+def test_a_row_s_frames_or_span_decide_what_is_shown(toy_vlm, rows):
+    named = instruction_data.InstructionSamples([{**rows[1][0], "frames": [1, 4, 4, 9]}], rows[0], toy_vlm)
     assert named.frames(0)[1] == pytest.approx([0.2, 0.8, 0.8, 1.8])
-    inside = instruction_data.InstructionSamples([{**rows[1][0], "span_s": [1.0, 1.6]}], rows[0], twin, num_frames=3)
+    inside = instruction_data.InstructionSamples([{**rows[1][0], "span_s": [1.0, 1.6]}], rows[0], toy_vlm, num_frames=3)
     assert set(inside.index(0)) == {5, 6, 7}
 
 
-def test_blind_samples_are_black_and_questions_hold_no_answer(twin, rows):
-    seen, blind = (samples(twin, rows, answers=False, random=False, blind=b)[1] for b in (False, True))
+def test_blind_samples_are_black_and_questions_hold_no_answer(toy_vlm, rows):
+    seen, blind = (samples(toy_vlm, rows, answers=False, random=False, blind=b)[1] for b in (False, True))
     assert "labels" not in seen and blind["pixel_values"].unique(dim=0).shape[0] < seen["pixel_values"].shape[0]
     assert torch.equal(seen["input_ids"], blind["input_ids"])
 
 
 @pytest.mark.parametrize("key", ["video", "question", "answer", "level"])
-def test_a_row_without_what_it_needs_is_named(twin, rows, key):
+def test_a_row_without_what_it_needs_is_named(toy_vlm, rows, key):
     with pytest.raises(ValueError, match=f"instruction 0 has no {key}"):
-        instruction_data.InstructionSamples([{**rows[1][0], key: ""}], rows[0], twin)
+        instruction_data.InstructionSamples([{**rows[1][0], key: ""}], rows[0], toy_vlm)
 
 
 def test_shuffled_answers_stay_within_their_task():
@@ -183,20 +183,20 @@ def test_shuffled_answers_stay_within_their_task():
 # Training
 
 
-def test_a_copy_of_a_tuned_model_computes_with_its_own_weights(twin, rows):
+def test_a_copy_of_a_tuned_model_computes_with_its_own_weights(toy_vlm, rows):
     """TRL replaces a model's forward while it trains; a copy would go on calling the original's."""
-    tuned = twin.replace(model=finetuning.lora(twin.model))
+    tuned = toy_vlm.replace(model=finetuning.lora(toy_vlm.model))
     finetuning.fit(tuned, samples(tuned, rows), plan=finetuning.LoraPlan(max_steps=1))
     other = deepcopy(tuned.model)
     for part in other.parameters():
         part.data.zero_()
-    sample = chat.encode(twin, FRAMES, "What?")
+    sample = chat.encode(toy_vlm, FRAMES, "What?")
     with torch.inference_mode():
         assert not other(**sample).logits.any() and tuned.model(**sample).logits.any()
 
 
-def test_a_few_steps_lower_the_loss(twin, rows):
-    tuned = twin.replace(model=finetuning.lora(twin.model))
+def test_a_few_steps_lower_the_loss(toy_vlm, rows):
+    tuned = toy_vlm.replace(model=finetuning.lora(toy_vlm.model))
     plan = finetuning.LoraPlan(max_steps=9, learning_rate=1e-2, batch_size=8, log_steps=3)
     data = samples(tuned, rows)
     curve = finetuning.fit(tuned, data, data, plan=plan)
@@ -206,8 +206,8 @@ def test_a_few_steps_lower_the_loss(twin, rows):
 
 def test_a_stopped_run_goes_on_to_the_same_weights(rows, tmp_path):
     def train(folder):
-        twin = tiny_vlm.tiny("internvl", sizes=SMALL)
-        tuned = twin.replace(model=finetuning.lora(twin.model))
+        toy_vlm = tiny_vlm.tiny("internvl", sizes=SMALL)
+        tuned = toy_vlm.replace(model=finetuning.lora(toy_vlm.model))
         plan = finetuning.LoraPlan(max_steps=4, learning_rate=1e-3, batch_size=4, save_steps=2, log_steps=1)
         finetuning.fit(tuned, samples(tuned, rows), plan=plan, folder=folder)
         return load_file(folder / "adapter_model.safetensors")
@@ -220,11 +220,11 @@ def test_a_stopped_run_goes_on_to_the_same_weights(rows, tmp_path):
     assert all(torch.allclose(whole[name], resumed[name], atol=1e-6) for name in whole)
 
 
-def test_checkpointing_activations_changes_no_gradient(twin, rows):
+def test_checkpointing_activations_changes_no_gradient(toy_vlm, rows):
     """Memory is saved, not learning: the same two steps with and without end in the same adapter."""
     ends = []
     for checkpointing in (False, True):
-        fresh = tiny_vlm.tiny(twin.family, sizes=SMALL)
+        fresh = tiny_vlm.tiny(toy_vlm.family, sizes=SMALL)
         tuned = fresh.replace(model=finetuning.lora(fresh.model, dropout=0.0))
         plan = finetuning.LoraPlan(max_steps=2, learning_rate=1e-2, batch_size=4, checkpointing=checkpointing)
         finetuning.fit(tuned, samples(tuned, rows), plan=plan)
@@ -233,9 +233,9 @@ def test_checkpointing_activations_changes_no_gradient(twin, rows):
     assert all(torch.allclose(ends[0][name], ends[1][name], atol=1e-6) for name in ends[0])
 
 
-def test_a_long_video_is_not_cached(twin, rows, monkeypatch):
+def test_a_long_video_is_not_cached(toy_vlm, rows, monkeypatch):
     monkeypatch.setattr(instruction_data, "MAX_CACHED_VIDEO_BYTES", 10 * 56 * 56 * 3 - 1)
-    data, cached = samples(twin, rows, random=False), samples(twin, rows, random=False)
+    data, cached = samples(toy_vlm, rows, random=False), samples(toy_vlm, rows, random=False)
     frames, times_s = data.frames(0)
     monkeypatch.setattr(instruction_data, "MAX_CACHED_VIDEO_BYTES", 10 * 56 * 56 * 3)
     assert (
@@ -243,14 +243,14 @@ def test_a_long_video_is_not_cached(twin, rows, monkeypatch):
     )
 
 
-def test_nothing_to_train_is_refused(twin, rows):
-    twin.model.requires_grad_(False)
+def test_nothing_to_train_is_refused(toy_vlm, rows):
+    toy_vlm.model.requires_grad_(False)
     with pytest.raises(ValueError, match="every weight of tiny-"):
-        finetuning.fit(twin, samples(twin, rows), plan=finetuning.LoraPlan(max_steps=1))
+        finetuning.fit(toy_vlm, samples(toy_vlm, rows), plan=finetuning.LoraPlan(max_steps=1))
 
 
-def test_another_number_of_processes_than_asked_is_refused(twin, rows):
-    tuned = twin.replace(model=finetuning.lora(twin.model))
+def test_another_number_of_processes_than_asked_is_refused(toy_vlm, rows):
+    tuned = toy_vlm.replace(model=finetuning.lora(toy_vlm.model))
     with pytest.raises(RuntimeError, match="1 processes train together, 2 were asked for"):
         finetuning.fit(tuned, samples(tuned, rows), plan=finetuning.LoraPlan(max_steps=1), expect_processes=2)
 
@@ -265,8 +265,8 @@ def world(tmp_path_factory):
 @pytest.mark.parametrize(("family", "pruning"), [("internvl", False), ("qwen2_5_vl", True)])
 def test_loss_falls_and_only_the_adapter_changes(world, family, pruning, tmp_path):
     root, rows = world
-    twin = tiny_vlm.tiny(family, sizes=SMALLER)
-    vlm = twin.replace(model=finetuning.lora(twin.model, r=4, alpha=8, seed=0))
+    toy_vlm = tiny_vlm.tiny(family, sizes=SMALLER)
+    vlm = toy_vlm.replace(model=finetuning.lora(toy_vlm.model, r=4, alpha=8, seed=0))
     frozen = {n: p.clone() for n, p in vlm.model.named_parameters() if not p.requires_grad}
     samples = instruction_data.InstructionSamples(rows, root, vlm, num_frames=4)
 
@@ -303,8 +303,8 @@ def test_a_stopped_run_goes_on_where_it_was(world, tmp_path, pruning):
 
     def learn(folder, *stops):
         for steps in stops:
-            twin = tiny_vlm.tiny("qwen2_5_vl", sizes=SMALLER)
-            vlm = twin.replace(model=finetuning.lora(twin.model, r=4, alpha=8, dropout=0.0, seed=0))
+            toy_vlm = tiny_vlm.tiny("qwen2_5_vl", sizes=SMALLER)
+            vlm = toy_vlm.replace(model=finetuning.lora(toy_vlm.model, r=4, alpha=8, dropout=0.0, seed=0))
             samples, plan = (
                 instruction_data.InstructionSamples(rows, root, vlm, num_frames=4),
                 replace(PLAN, max_steps=6, save_steps=3),
@@ -330,8 +330,8 @@ def test_a_finished_run_is_loaded_and_another_one_refused(world, tmp_path):
     root, rows = world
 
     def learn(part=rows, plan=PLAN, **facts):
-        twin = tiny_vlm.tiny("internvl", sizes=SMALLER)
-        vlm = twin.replace(model=finetuning.lora(twin.model, r=4, alpha=8, dropout=0.0, seed=0))
+        toy_vlm = tiny_vlm.tiny("internvl", sizes=SMALLER)
+        vlm = toy_vlm.replace(model=finetuning.lora(toy_vlm.model, r=4, alpha=8, dropout=0.0, seed=0))
         samples = instruction_data.InstructionSamples(part, root, vlm, num_frames=4)
         losses = finetuning.fit(vlm, samples, plan=plan, folder=tmp_path, facts=facts)
         return losses, vlm.model.state_dict()
@@ -383,8 +383,8 @@ def test_random_ratios_lie_between_two_bounds():
 # Merging
 
 
-def perturbed(twin):
-    tuned = finetuning.lora(twin.model, dropout=0.0).eval()
+def perturbed(toy_vlm):
+    tuned = finetuning.lora(toy_vlm.model, dropout=0.0).eval()
     generator = torch.Generator().manual_seed(0)
     for name, p in tuned.named_parameters():
         if "lora_" in name:
@@ -392,30 +392,30 @@ def perturbed(twin):
     return tuned
 
 
-def test_merged_equals_adapter_and_survives_a_round_trip(twin, tmp_path):
-    sample = chat.encode(twin, FRAMES, "What?", answer="Nothing.")
+def test_merged_equals_adapter_and_survives_a_round_trip(toy_vlm, tmp_path):
+    sample = chat.encode(toy_vlm, FRAMES, "What?", answer="Nothing.")
     with torch.inference_mode():
-        plain = twin.model(**sample).logits
-        tuned = perturbed(twin)
+        plain = toy_vlm.model(**sample).logits
+        tuned = perturbed(toy_vlm)
         tuned.save_pretrained(tmp_path / "adapter")
         adapted = tuned(**sample).logits
         merged = finetuning.merge(tuned)
         assert (adapted - plain).abs().max() > 1e-2, "the adapter does something"
         assert (merged(**sample).logits - adapted).abs().max() < 1e-4
-        models.save(twin.replace(model=merged), tmp_path / "merged")
+        models.save(toy_vlm.replace(model=merged), tmp_path / "merged")
         back = models.load(tmp_path / "merged", dtype=torch.float32)
         assert (back.model(**sample).logits - adapted).abs().max() < 1e-4
-        again = finetuning.merge(tiny_vlm.tiny(twin.family, sizes=SMALL).model, tmp_path / "adapter")
+        again = finetuning.merge(tiny_vlm.tiny(toy_vlm.family, sizes=SMALL).model, tmp_path / "adapter")
         assert (again(**sample).logits - adapted).abs().max() < 1e-4
 
 
-def test_a_missing_or_foreign_adapter_is_refused(twin, tmp_path):
+def test_a_missing_or_foreign_adapter_is_refused(toy_vlm, tmp_path):
     with pytest.raises(artifacts.StoreError, match="no adapter at"):
-        finetuning.merge(twin.model, tmp_path)
+        finetuning.merge(toy_vlm.model, tmp_path)
     with pytest.raises(ValueError, match="nothing to merge"):
-        finetuning.merge(twin.model)
-    perturbed(twin).save_pretrained(tmp_path)
-    other = tiny_vlm.tiny(twin.family, sizes=tiny_vlm.TinySizes(width=64, vision_layers=1))
+        finetuning.merge(toy_vlm.model)
+    perturbed(toy_vlm).save_pretrained(tmp_path)
+    other = tiny_vlm.tiny(toy_vlm.family, sizes=tiny_vlm.TinySizes(width=64, vision_layers=1))
     with pytest.raises(artifacts.StoreError, match="does not fit"):
         finetuning.load_adapter(other.model, tmp_path)
 

@@ -33,9 +33,9 @@ def tower() -> frame_features.TransformerEncoder:
 
 
 def test_glances_are_one_frame_in_sixteen(clip):
-    glances = frame_features.FrameFeatures(clip, Counting())
-    assert glances.index.tolist() == [0, 16, 32, 48] and len(glances) == 4  # ceil(50 / 16)
-    assert glances.times_s == pytest.approx([0, 0.64, 1.28, 1.92])
+    frame_feats = frame_features.FrameFeatures(clip, Counting())
+    assert frame_feats.index.tolist() == [0, 16, 32, 48] and len(frame_feats) == 4  # ceil(50 / 16)
+    assert frame_feats.times_s == pytest.approx([0, 0.64, 1.28, 1.92])
 
 
 def test_rows_are_those_of_the_frames(clip):
@@ -46,21 +46,21 @@ def test_rows_are_those_of_the_frames(clip):
 
 
 def test_a_cap_widens_the_stride(clip):
-    glances = frame_features.FrameFeatures(clip, Counting(), stride=2, cap=6)
-    assert glances.stride == 9 and len(glances) == 6
+    frame_feats = frame_features.FrameFeatures(clip, Counting(), stride=2, cap=6)
+    assert frame_feats.stride == 9 and len(frame_feats) == 6
 
 
 def test_only_a_few_frames_are_held_at_a_time(clip):
-    glances = frame_features.FrameFeatures(clip, encoder := Counting(), stride=1)
-    glances.features()
-    assert max(encoder.batches) == frame_features.BATCH_FRAMES and sum(encoder.batches) == glances.frame_count == 50
+    frame_feats = frame_features.FrameFeatures(clip, encoder := Counting(), stride=1)
+    frame_feats.features()
+    assert max(encoder.batches) == frame_features.BATCH_FRAMES and sum(encoder.batches) == frame_feats.frame_count == 50
 
 
 def test_nothing_is_seen_twice(clip):
-    glances = frame_features.FrameFeatures(clip, Counting(), stride=4)
-    some = glances.features([5, 3, 5])
-    every = glances.features()
-    assert glances.frame_count == len(glances) == 13 and np.array_equal(every[[5, 3, 5]], some)
+    frame_feats = frame_features.FrameFeatures(clip, Counting(), stride=4)
+    some = frame_feats.features([5, 3, 5])
+    every = frame_feats.features()
+    assert frame_feats.frame_count == len(frame_feats) == 13 and np.array_equal(every[[5, 3, 5]], some)
 
 
 def test_tokens_of_chosen_frames_are_reused(clip, tower, tmp_path):
@@ -100,12 +100,12 @@ def test_internvl_s_tower_in_any_precision(clip, kind):
     """A toy of the class the language model's tower is: 4 patches of 14 x 14, random weights."""
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     net = InternVLVisionModel(InternVLVisionConfig(image_size=[28, 28], patch_size=[14, 14], **sizes)).to(kind)
-    glances = frame_features.FrameFeatures(clip, frame_features.TransformerEncoder(net, side=28))
-    assert glances.features().dtype == np.float32 and glances.tokens([0, 1]).shape == (2, 4, 16)
+    frame_feats = frame_features.FrameFeatures(clip, frame_features.TransformerEncoder(net, side=28))
+    assert frame_feats.features().dtype == np.float32 and frame_feats.tokens([0, 1]).shape == (2, 4, 16)
 
 
 def test_xfeat_describes_single_frames(clip):
-    """Random weights: the rows of glances are those of the frames one by one."""
+    """Random weights: the rows of frame_feats are those of the frames one by one."""
     encoder = xfeat.XFeatEncoder("random", side=64, bfloat16=False)
     rows = frame_features.FrameFeatures(clip, encoder).features()
     assert rows.shape == (4, 128)
@@ -146,37 +146,39 @@ def test_a_missing_video_is_named(tmp_path):
 
 @pytest.mark.real
 def test_a_real_video_through_squeezenet(real_data):
-    """Robbery102: 1,827 frames are 115 glances; the rows are the network's own of those frames."""
+    """Robbery102: 1,827 frames are 115 frame_feats; the rows are the network's own of those frames."""
     encoder = image_encoders.SqueezeNetEncoder(real_data / "weights" / image_encoders.SQUEEZENET_FILE)
     path = real_data / "videos" / "ucf_crime" / "Robbery102_x264.mp4"
-    glances = frame_features.FrameFeatures(path, encoder)
-    assert len(glances) == 115
-    rows = glances.features([0, 70, 114])
+    frame_feats = frame_features.FrameFeatures(path, encoder)
+    assert len(frame_feats) == 115
+    rows = frame_feats.features([0, 70, 114])
     expected = encoder.encode_frames(video.read_frames(path, [0, 70 * 16, 114 * 16]))[0].numpy()
-    assert np.allclose(rows, expected, atol=1e-4) and glances.frame_count == 3
+    assert np.allclose(rows, expected, atol=1e-4) and frame_feats.frame_count == 3
 
 
 @pytest.mark.real
 def test_times_are_true_at_a_variable_rate(real_data):
-    """earthquake.mp4 was filmed by a phone: a glance's time is the container's, not frame over rate."""
-    glances = frame_features.FrameFeatures(real_data / "videos" / "demo" / "holmesvau_earthquake.mp4", Counting())
-    assert np.array_equal(glances.times_s, video.frame_times(glances.path)[glances.index])
-    assert len(glances) == 26 and len(np.unique(np.diff(glances.times_s).round(6))) > 1  # 26 snippets: specification, 0
+    """earthquake.mp4 was filmed by a phone: a sampled frame's time is the container's, not frame over rate."""
+    frame_feats = frame_features.FrameFeatures(real_data / "videos" / "demo" / "holmesvau_earthquake.mp4", Counting())
+    assert np.array_equal(frame_feats.times_s, video.frame_times(frame_feats.path)[frame_feats.index])
+    assert (
+        len(frame_feats) == 26 and len(np.unique(np.diff(frame_feats.times_s).round(6))) > 1
+    )  # 26 snippets: specification, 0
 
 
 @pytest.mark.real
 def test_a_real_video_from_file_to_frames(real_data):
     """Coarse to fine on robbery.mp4 (2,730 HEVC frames), SqueezeNet rows, a scorer with RANDOM weights: what is counted holds."""
     encoder = image_encoders.SqueezeNetEncoder(real_data / "weights" / image_encoders.SQUEEZENET_FILE, side=64)
-    glances = frame_features.FrameFeatures(real_data / "videos" / "demo" / "holmesvau_robbery.mp4", encoder)
+    frame_feats = frame_features.FrameFeatures(real_data / "videos" / "demo" / "holmesvau_robbery.mp4", encoder)
     torch.manual_seed(0)
     scorer = anomaly_scorer.AnomalyScorer(anomaly_scorer.ScorerConfig(width=512, hidden=16, heads=2, head_width=4))
 
     def score_at(places):
         with torch.inference_mode():
-            return scorer(torch.from_numpy(glances.features(places))[None])[0].numpy()
+            return scorer(torch.from_numpy(frame_feats.features(places))[None])[0].numpy()
 
-    scores, looked = frame_sampling.coarse_to_fine(score_at, len(glances))
-    frames = frame_sampling.choose_frames(scores, glances.num_frames, 12)
-    assert len(scores) == 171 and glances.frame_count == looked.sum() < 0.5 * 171
+    scores, looked = frame_sampling.coarse_to_fine(score_at, len(frame_feats))
+    frames = frame_sampling.choose_frames(scores, frame_feats.num_frames, 12)
+    assert len(scores) == 171 and frame_feats.frame_count == looked.sum() < 0.5 * 171
     assert len(set(frames.tolist())) == 12 and not (frames % 16).any() and frames.max() < 2730

@@ -18,8 +18,8 @@ PLAN = GRPOPlan(steps=3, questions=2, group_size=4, max_new_tokens=5, learning_r
 
 
 def vlm_of(family):
-    twin = tiny_vlm.tiny(family, sizes=SMALL)
-    return twin.replace(model=finetuning.lora(twin.model, r=4, alpha=8, seed=0))
+    toy_vlm = tiny_vlm.tiny(family, sizes=SMALL)
+    return toy_vlm.replace(model=finetuning.lora(toy_vlm.model, r=4, alpha=8, seed=0))
 
 
 @pytest.fixture(scope="module", params=models.FAMILIES)

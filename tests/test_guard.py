@@ -20,7 +20,7 @@ def any_twin(request):
 
 
 @pytest.fixture(scope="module")
-def twin():
+def toy_vlm():
     return tiny_vlm.tiny("qwen2_5_vl", sizes=SMALL)
 
 
@@ -66,25 +66,25 @@ def test_the_text_can_be_watched_as_it_is_made(any_twin, clip):
 
 
 @pytest.mark.parametrize("keep_ratio", [0.5, 1.0])
-def test_fewer_tokens_are_read_through_the_same_door(twin, clip, keep_ratio):
+def test_fewer_tokens_are_read_through_the_same_door(toy_vlm, clip, keep_ratio):
     few = guard.GuardPlan(num_frames=4, max_new_tokens=4, keep_ratio=keep_ratio, question=FEW.question)
-    (row,) = watch(twin, clip, plan=few)
+    (row,) = watch(toy_vlm, clip, plan=few)
     assert row["keep_ratio"] == keep_ratio and isinstance(row["text"], str)
 
 
-def test_frames_as_one_video_take_half_the_tokens(twin, clip):
+def test_frames_as_one_video_take_half_the_tokens(toy_vlm, clip):
     one_video = guard.GuardPlan(num_frames=4, max_new_tokens=4, question=FEW.question, as_video=True)
-    (images,), (frames,) = watch(twin, clip), watch(twin, clip, plan=one_video)
+    (images,), (frames,) = watch(toy_vlm, clip), watch(toy_vlm, clip, plan=one_video)
     assert frames["prompt_tokens"] < images["prompt_tokens"] - 2 * 16 and isinstance(frames["text"], str)
 
 
-def test_tokens_and_memory_are_logged_before_anything_is_generated(twin, clip):
+def test_tokens_and_memory_are_logged_before_anything_is_generated(toy_vlm, clip):
     lines = []
-    watch(twin, clip, log=lines.append)
+    watch(toy_vlm, clip, log=lines.append)
     assert len(lines) == 1 and "tokens in" in lines[0] and "MiB" in lines[0]
 
 
-def test_a_stopped_run_goes_on_and_asks_nothing_twice(twin, folder, tmp_path, monkeypatch):
+def test_a_stopped_run_goes_on_and_asks_nothing_twice(toy_vlm, folder, tmp_path, monkeypatch):
     out, calls, real = tmp_path / "out.jsonl", [], inference.generate
 
     def stops(*arguments, **options):
@@ -95,41 +95,41 @@ def test_a_stopped_run_goes_on_and_asks_nothing_twice(twin, folder, tmp_path, mo
 
     monkeypatch.setattr(inference, "generate", stops)
     with pytest.raises(KeyboardInterrupt):
-        watch(twin, folder, out)
+        watch(toy_vlm, folder, out)
     out.write_text(out.read_text() + '{"id": "cut of')  # a line the stop left half written
     monkeypatch.setattr(inference, "generate", lambda *a, **o: (calls.append(1), real(*a, **o))[1])
-    rows = watch(twin, folder, out)
+    rows = watch(toy_vlm, folder, out)
     assert len(calls) == 3 and len(rows) == 3
     assert [json.loads(line)["id"] for line in out.read_text().splitlines()] == ["a.mp4", "b.mp4", "inside/c.mp4"]
 
 
-def test_a_broken_video_is_a_line_and_the_rest_goes_on(twin, folder):
+def test_a_broken_video_is_a_line_and_the_rest_goes_on(toy_vlm, folder):
     (folder / "a.mp4").write_bytes(b"no film")
-    first, second, _ = watch(twin, folder)
+    first, second, _ = watch(toy_vlm, folder)
     assert first["error"] and first["anomaly"] is None and not second["error"]
 
 
-def test_a_verdict_is_read_from_the_answer(twin, clip, monkeypatch):
+def test_a_verdict_is_read_from_the_answer(toy_vlm, clip, monkeypatch):
     said = 'A person falls and stays down. {"anomaly": 1, "kind": "fall", "from_s": 1, "to_s": 2}'
     monkeypatch.setattr(inference, "generate", lambda *a, **o: [said])
-    assert watch(twin, clip)[0]["anomaly"] == 1
+    assert watch(toy_vlm, clip)[0]["anomaly"] == 1
     assert "0 or 1" in guard.QUESTION and '"anomaly"' in guard.QUESTION
 
 
-def test_bad_input_is_one_clear_line(twin, folder, tmp_path):
+def test_bad_input_is_one_clear_line(toy_vlm, folder, tmp_path):
     (tmp_path / "none").mkdir()
     with pytest.raises(ValueError, match="holds no video"):
-        watch(twin, tmp_path / "none")
+        watch(toy_vlm, tmp_path / "none")
     with pytest.raises(ValueError, match="^no video, folder or records.jsonl at .*missing.mp4$"):
-        watch(twin, tmp_path / "missing.mp4")
+        watch(toy_vlm, tmp_path / "missing.mp4")
     with pytest.raises(ValueError, match="keep_ratio must be above 0 and at most 1, got 1.5"):
-        watch(twin, folder, plan=guard.GuardPlan(num_frames=4, keep_ratio=1.5))
+        watch(toy_vlm, folder, plan=guard.GuardPlan(num_frames=4, keep_ratio=1.5))
     with pytest.raises(ValueError, match="batch_size must be 1 or more, got 0"):
-        watch(twin, folder, plan=guard.GuardPlan(num_frames=4, batch_size=0))
+        watch(toy_vlm, folder, plan=guard.GuardPlan(num_frames=4, batch_size=0))
     with pytest.raises(ValueError, match="cannot be watched: batch_size must be 1"):
-        watch(twin, folder, plan=guard.GuardPlan(num_frames=4, batch_size=2), stream=print)
+        watch(toy_vlm, folder, plan=guard.GuardPlan(num_frames=4, batch_size=2), stream=print)
     (tmp_path / "empty.mp4").write_bytes(b"")
     with pytest.raises(video.VideoError, match="empty.mp4"):
-        watch(twin, tmp_path / "empty.mp4")
+        watch(toy_vlm, tmp_path / "empty.mp4")
     with pytest.raises(ValueError, match="40 frames are more than max_frames=32"):
-        watch(twin, folder, plan=guard.GuardPlan(num_frames=40))
+        watch(toy_vlm, folder, plan=guard.GuardPlan(num_frames=40))

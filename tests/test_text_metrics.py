@@ -134,7 +134,7 @@ def holmes(real_data):
 
 @pytest.mark.real
 def test_real_holmesvau_answers_beat_answers_of_other_videos(holmes):
-    """60 UCF-Crime test videos have a reference description; answers dealt to the next video must fit worse."""
+    """60 UCF-Crime test videos have a reference description; answers shuffled to the next video must fit worse."""
     said, rows = holmes
     asked = [r for r in rows if (r.dataset, r.level, r.task) == ("ucf_crime", "video", "description")]
     assert len(said.texts) == 290 and len(asked) == 60 and said.label.startswith("replayed: HolmesVAU-2B")

@@ -112,12 +112,12 @@ def run(
 @contextmanager
 def _fewer_threads(workers: int) -> Iterator[None]:
     """Share the cores among kernels that run at once, unless the caller has said how many threads there are."""
-    told = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = told or str(max(1, (os.cpu_count() or 1) // workers))
+    threads = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = threads or str(max(1, (os.cpu_count() or 1) // workers))
     try:
         yield
     finally:
-        if told is None:
+        if threads is None:
             del os.environ["OMP_NUM_THREADS"]
 
 
@@ -210,8 +210,8 @@ def _timing(copy_or_cell: dict) -> dict:
 def _code(notebook: dict) -> str:
     """Return the sha256 of what a notebook executes: code and tags, not prose, which needs no second run."""
     cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
-    told = [["".join(cell["source"]), cell["metadata"].get("tags", [])] for cell in cells]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+    code = [["".join(cell["source"]), cell["metadata"].get("tags", [])] for cell in cells]
+    return hashlib.sha256(json.dumps(code).encode()).hexdigest()
 
 
 def _stamp(step: Step, code: str, failed: str | None) -> None:
