@@ -61,9 +61,7 @@ def frames(count: int) -> Iterator[np.ndarray]:
 def tower(width: int = 64) -> frame_features.TransformerEncoder:
     """A small CLIP tower with RANDOM weights, 196 patches."""
     sizes = {"hidden_size": width, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-    return frame_features.TransformerEncoder(
-        CLIPVisionModel(CLIPVisionConfig(image_size=224, patch_size=16, **sizes)), side=224
-    )
+    return frame_features.TransformerEncoder(CLIPVisionModel(CLIPVisionConfig(image_size=224, patch_size=16, **sizes)), side=224)
 
 
 def look(scratch: Path) -> None:
@@ -161,9 +159,7 @@ def compare(name: str, table: pd.DataFrame) -> None:
         means = frame_sampling.summary(part).set_index("sampler")
         for column in ("hit_rate", "coverage", "event_recall", "duplicates"):
             value = (part[column] * part["events"] if column == "event_recall" else part[column]).rename("value")
-            each = (
-                part[["video", "sampler", "events"]].join(value).groupby(["video", "sampler"]).mean().unstack("sampler")
-            )
+            each = part[["video", "sampler", "events"]].join(value).groupby(["video", "sampler"]).mean().unstack("sampler")
             gap = (each["value"]["intended"] - each["value"]["released"]).to_numpy()
             weight = each["events"]["intended"].to_numpy() if column == "event_recall" else np.ones(len(gap))
             draws = np.random.default_rng(0).integers(0, len(gap), (2000, len(gap)))

@@ -64,9 +64,7 @@ def frontier() -> None:
         smaller = {
             f"prune {strength}": pruning.prune(model, strength, batches),
             f"factorise {1 - strength:.1f}": pruning.factorise(model, 1 - strength, batches),
-            f"both {strength / 2:.1f}": pruning.factorise(
-                pruning.prune(model, strength / 2, batches), 1 - strength / 2, batches
-            ),
+            f"both {strength / 2:.1f}": pruning.factorise(pruning.prune(model, strength / 2, batches), 1 - strength / 2, batches),
         }
         for name, student in smaller.items():
             size, before = pruning.report(model, student)["parameters"], accuracy(student)

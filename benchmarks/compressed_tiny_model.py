@@ -125,9 +125,7 @@ def main() -> None:
         print(f"  {name:32}", "  ".join(f"{key} {value:.3g}" for key, value in line.items()), flush=True)
     table = pd.DataFrame(lines).assign(model=whole.label, videos=len(questions))
     if part == "test":
-        result_tables.write_curve(
-            project / "data" / "results" / "studies" / "curves" / "compressed_tiny_model.csv", table.round(4)
-        )
+        result_tables.write_curve(project / "data" / "results" / "studies" / "curves" / "compressed_tiny_model.csv", table.round(4))
 
 
 if __name__ == "__main__":

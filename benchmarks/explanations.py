@@ -40,9 +40,7 @@ TAUS = (0.1, 0.03, 0.01, 0.003)  # the paper's first
 PLAN = anomaly_scorer.published_plan(epochs=20, learning_rate=2e-3, batch_size=16)
 LONG_WORLDS = 150  # tuning worlds whose long videos the model is tuned on with
 OWN_TAU = 0.01  # then; with rate and steps chosen on 60 other tuning worlds (.842; .808 at tau .1; .775 at rate 1e-3)
-TUNING_ON = finetuning.LoraPlan(
-    max_steps=200, learning_rate=3e-3, warmup_ratio=0.1, batch_size=16, log_steps=20, save_steps=10**9
-)
+TUNING_ON = finetuning.LoraPlan(max_steps=200, learning_rate=3e-3, warmup_ratio=0.1, batch_size=16, log_steps=20, save_steps=10**9)
 
 
 def parts_of(found: list, place: int, anomalous: bool, rng: np.random.Generator) -> list:
@@ -55,14 +53,10 @@ def parts_of(found: list, place: int, anomalous: bool, rng: np.random.Generator)
 
 
 def closeup_features(tower: explain.VisionTower, root: Path, found: list) -> dict[str, np.ndarray]:
-    return {
-        record.id: frame_features.FrameFeatures(root / record.path, tower, stride=STRIDE).features() for record in found
-    }
+    return {record.id: frame_features.FrameFeatures(root / record.path, tower, stride=STRIDE).features() for record in found}
 
 
-def train_scorer(
-    tower: explain.VisionTower, root: Path, found: list
-) -> tuple[trained_detector.TrainedDetector, float, float]:
+def train_scorer(tower: explain.VisionTower, root: Path, found: list) -> tuple[trained_detector.TrainedDetector, float, float]:
     """Train on joined features, the event anywhere; return scorer, frame AUC and best tau on the videos that chose the epoch.
 
     A feature depends on its frame alone, so joined features are the features of joined videos.
@@ -154,9 +148,7 @@ def main() -> None:
     found = {}
     for name, (count, seed) in SETS.items():
         split = {"test" if name.startswith("held_out") else "train": 1.0}
-        found[name] = toy_dataset.make_dataset(
-            root / name, num_videos=count, seed=seed, splits=split, engine="processes"
-        )
+        found[name] = toy_dataset.make_dataset(root / name, num_videos=count, seed=seed, splits=split, engine="processes")
     toy_vlm = toy_benchmark.load_pretrained(project / "data" / "toy_models" / "internvl")
     rows = toy_dataset.instructions(found["tuning"])
     tuned, _ = finetuning.tune_lora(
@@ -174,11 +166,7 @@ def main() -> None:
         tower = explain.VisionTower(toy_vlm, describe=describe)
         trained, known, tau = train_scorer(tower, root / "scorer", found["scorer"])
         if describe:
-            facts = dict(
-                rows="mean and largest picture token of the kept InternVL toy_vlm",
-                tau=tau,
-                val_frame_auc=round(known, 4),
-            )
+            facts = dict(rows="mean and largest picture token of the kept InternVL toy_vlm", tau=tau, val_frame_auc=round(known, 4))
             trained_detector.save(
                 project / "data" / "toy_models" / "scorer", trained, kind="toy, trained on drawn close-ups", **facts
             )

@@ -101,9 +101,7 @@ def compare(path: Path, net, encoder, exact) -> None:
     print(f"\n{path.name}: {num_frames} frames, one thread, best of {ROUNDS} interleaved rounds")
     for name in ways:
         error = np.linalg.norm(rows[name] - rows[first]) / np.linalg.norm(rows[first])
-        print(
-            f"  {name:38} {num_frames / best[name]:7.0f} frames/s   x{best[first] / best[name]:5.2f}   pooled error {error:.1e}"
-        )
+        print(f"  {name:38} {num_frames / best[name]:7.0f} frames/s   x{best[first] / best[name]:5.2f}   pooled error {error:.1e}")
 
 
 def scale(path: Path, found: Path | str, folder: Path) -> None:

@@ -36,9 +36,7 @@ def main() -> None:
         "MemTSM as intended, (128, 32)": memtsm.MemTSMConfig(),
     }
     side = round((STEAD_FAST["mflop"] * 1e6 / 2) ** (1 / 3))
-    print(
-        f"STEAD-Fast as published: {STEAD_FAST['parameters']:,} parameters, {STEAD_FAST['mflop']:.1f} MFLOP per video"
-    )
+    print(f"STEAD-Fast as published: {STEAD_FAST['parameters']:,} parameters, {STEAD_FAST['mflop']:.1f} MFLOP per video")
     for name, config in configs.items():
         model = memtsm.MemTSM(config).eval()
         x = torch.randn(1, config.in_channels, 32)
@@ -53,9 +51,7 @@ def main() -> None:
             square = torch.randn(batch, side, side)
             floor = latency_ms(lambda a: a @ a, square) / batch
             bare, mine = np.median(floor), np.median(ours)
-            print(
-                f"  batch {batch:2}: {mine:.3f} ms a video (best {ours.min():.3f}); 53 MFLOP bare {bare:.3f}, x{bare / mine:.2f}"
-            )
+            print(f"  batch {batch:2}: {mine:.3f} ms a video (best {ours.min():.3f}); 53 MFLOP bare {bare:.3f}, x{bare / mine:.2f}")
 
 
 if __name__ == "__main__":

@@ -84,9 +84,7 @@ def stages(vlm: models.VLM, scorer: explain.Scorer, paths: dict[str, Path]) -> N
             seconds[reuse] = {stage: np.median([run[stage] for _, run in explained]) for stage in STAGES}
             whole = sum(seconds[reuse].values())
             stages = ", ".join(f"{stage} {s:.3f} ({s / whole:.0%})" for stage, s in seconds[reuse].items())
-            print(
-                f"  {name:16} {'reused' if reuse else 'encoded again':13}: {explained[0][0].vision_frames:3} encoded; {stages}"
-            )
+            print(f"  {name:16} {'reused' if reuse else 'encoded again':13}: {explained[0][0].vision_frames:3} encoded; {stages}")
         reused, again = (runs[reuse][0][0] for reuse in (True, False))
         short = reused.vision_frames > len(reused.index)  # too short for a choice of sampled frames: others were shown
         answers = [(e.judgement, e.description, e.analysis) for e in (reused.explanation, again.explanation)]
@@ -107,12 +105,8 @@ def memory(vlm: models.VLM, scorer: explain.Scorer, scratch: Path) -> None:
         with Peak() as peak:
             explained = explain.explain_video(path, vlm, scorer, max_new_tokens=NEW_TOKENS)
         risen[count] = peak.mb
-        print(
-            f"  {count:5} frames: {explained.vision_frames:3} frames encoded, +{peak.mb:5.1f} MB, {peak.seconds:5.2f} s"
-        )
-    print(
-        f"  eight times the video: {risen[6400] - risen[800]:+.1f} MB; its pixels alone {6400 * 240 * 320 * 3 / 2**20:.0f} MB"
-    )
+        print(f"  {count:5} frames: {explained.vision_frames:3} frames encoded, +{peak.mb:5.1f} MB, {peak.seconds:5.2f} s")
+    print(f"  eight times the video: {risen[6400] - risen[800]:+.1f} MB; its pixels alone {6400 * 240 * 320 * 3 / 2**20:.0f} MB")
 
 
 def main() -> None:

@@ -45,10 +45,7 @@ class Study:
     test_seed: int
 
 
-STUDIES = {
-    "two": Study((2,), 36, PLAN, False, 51001),
-    "three": Study((2, 3), 150, replace(PLAN, steps=60), True, 61001),
-}
+STUDIES = {"two": Study((2,), 36, PLAN, False, 51001), "three": Study((2, 3), 150, replace(PLAN, steps=60), True, 61001)}
 SEEDS = (1, 2, 3)  # of reinforcement
 METHODS = {
     "rewarded": {},
@@ -120,9 +117,7 @@ def main() -> None:
     for side, (count, seed) in (SETS | {"test": (160, study.test_seed)}).items():
         place = folder / (side if side != "test" else f"ordering_test_{seed}")
         if side in ("train", part):
-            found[side] = toy_dataset.make_dataset(
-                place, num_videos=count, seed=seed, splits={side: 1.0}, engine="processes"
-            )
+            found[side] = toy_dataset.make_dataset(place, num_videos=count, seed=seed, splits={side: 1.0}, engine="processes")
             exam = Exam(place, found[side])
     rows, vlm = rows_of(found["train"], study.counts), learner_of(project, study)
     begun = time.process_time()
@@ -137,9 +132,7 @@ def main() -> None:
         for seed in SEEDS:
             learner, begun = vlm.replace(model=deepcopy(vlm.model)), (time.perf_counter(), time.process_time())
             plan = replace(study.plan, seed=seed)
-            curve = event_order.train(
-                learner, rows, folder / "train", plan=plan, judgement_fraction=JUDGEMENT_FRACTION, **options
-            )
+            curve = event_order.train(learner, rows, folder / "train", plan=plan, judgement_fraction=JUDGEMENT_FRACTION, **options)
             print(
                 f"{method}, seed {seed}: {time.perf_counter() - begun[0]:.0f} s, {time.process_time() - begun[1]:.0f} CPU s",
                 flush=True,

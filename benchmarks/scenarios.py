@@ -44,9 +44,7 @@ def motion(truth: synthetic_dataset.Truth) -> list[float]:
     centres, sides = (boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]
     height, shape = np.nanmean(sides[..., 1]), sides[..., 0] / sides[..., 1]
     speed = np.linalg.norm(np.diff(centres, axis=0), axis=-1) * fps / height
-    apart = (
-        np.linalg.norm(centres[:, :, None] - centres[:, None], axis=-1)[:, *np.triu_indices(boxes.shape[1], 1)] / height
-    )
+    apart = np.linalg.norm(centres[:, :, None] - centres[:, None], axis=-1)[:, *np.triu_indices(boxes.shape[1], 1)] / height
     values = [float(boxes.shape[1])]
     for x in (speed, np.abs(np.diff(speed, axis=0)), shape, np.diff(shape, axis=0), apart):
         known = x[~np.isnan(x)] if np.isfinite(x).any() else np.zeros(1)
@@ -88,9 +86,7 @@ def main() -> None:
     by_world = dict(cv=GroupKFold(5), groups=worlds, method="predict_proba")
     scores = cross_val_predict(model, x, y, **by_world)[:, 1]
     rows.append(["all four, logistic regression, 5 folds by world", auc(scores)])
-    nuisance_table = pd.DataFrame(rows, columns=["nuisance", "video_auc"]).assign(
-        videos=count, missing_pairs=len(missing)
-    )
+    nuisance_table = pd.DataFrame(rows, columns=["nuisance", "video_auc"]).assign(videos=count, missing_pairs=len(missing))
     print(nuisance_table.round(3).to_string(index=False))
     tracks = np.array([measured[name][1] for name, _ in items])
     scores = cross_val_predict(RandomForestClassifier(500, random_state=0), tracks, y, **by_world)[:, 1]

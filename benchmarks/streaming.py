@@ -37,9 +37,7 @@ def main(hours: float) -> None:
         clip_s, share = n * records.ROW_S, one["p50_ms"] / (n * row_ms)
         slower, shared = one["p50_ms"] / REFERENCE_MS[name], one["p50_ms"] / many["p50_ms"]
         print(f"  x{slower:.2f} of the published {REFERENCE_MS[name]} ms; x{shared:.2f} faster by sharing a call")
-        print(
-            f"  with CLIP {n * row_ms + one['p50_ms']:,.0f} ms a clip of {clip_s:.2f} s; LSHMA adds {share:.2%} to its rows"
-        )
+        print(f"  with CLIP {n * row_ms + one['p50_ms']:,.0f} ms a clip of {clip_s:.2f} s; LSHMA adds {share:.2%} to its rows")
         print(f"  a clip fills in {clip_s:.2f} s; the released smoothing would wait {7 * records.ROW_S:.2f} s more")
         table, slope = stream_profiling.endure(model.step, (1, n, 512), clips=int(hours * 3600 / clip_s), clip_s=clip_s)
         print(f"  {hours:g} h of video: {table['clips'].iloc[-1]:,} clips, state {set(table['state_bytes'])} bytes,"

@@ -31,9 +31,7 @@ from vau_lib.workspace import artifacts, presets
 NUM_FRAMES, FPS = 12, 2.0  # all of a close-up's
 SETS = {"train": (480, 0), "val": (160, 5001), "test": (240, 41001)}  # close-ups, seed
 KEEP_RATIOS = (0.5, 0.3, 0.2, 0.1)
-PLAN = finetuning.LoraPlan(
-    max_steps=700, learning_rate=3e-3, warmup_ratio=0.1, batch_size=16, log_steps=20, save_steps=10**9
-)
+PLAN = finetuning.LoraPlan(max_steps=700, learning_rate=3e-3, warmup_ratio=0.1, batch_size=16, log_steps=20, save_steps=10**9)
 LEAST_RATIO = 0.1  # of the tokens of a video in tuning
 OURS = next(iter(token_selection.RULES))
 BASELINES = [name for name in token_selection.RULES if name not in (OURS, "keep all")]
@@ -136,9 +134,7 @@ def main() -> None:
         noise = tune(load(), folder / "train", shuffled, adapters / "shuffled", steps=150)
         judge.add("shuffled answers", OURS, 0.2, judge.correct_pruned(noise, OURS, 0.2), whole)
         table = pd.DataFrame(judge.lines).assign(model=vlm.label)
-        result_tables.write_curve(
-            project / "data" / "results" / "studies" / "curves" / "token_accuracy.csv", table.round(4)
-        )
+        result_tables.write_curve(project / "data" / "results" / "studies" / "curves" / "token_accuracy.csv", table.round(4))
 
 
 if __name__ == "__main__":

@@ -33,9 +33,7 @@ def synthetic_scenes() -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield degraded frames and masks of a fixed camera, 64 frames each, with one event and few people."""
     for number, seed in enumerate(SEEDS):
         event = tuple(scenarios.EVENTS)[number % len(scenarios.EVENTS)]
-        scenario = synthetic_dataset.scenario_for(
-            seed, event=event, duration_s=8.0, fps=8.0, num_people=3, num_vehicles=1
-        )
+        scenario = synthetic_dataset.scenario_for(seed, event=event, duration_s=8.0, fps=8.0, num_people=3, num_vehicles=1)
         rendered = synthetic_dataset.render(scenario)
         yield token_selection.degrade_frames(rendered.frames, np.random.default_rng(seed)), rendered.masks
 
@@ -120,9 +118,7 @@ def toy() -> Qwen2_5_VLForConditionalGeneration:
         num_attention_heads=8, num_key_value_heads=2, max_position_embeddings=8192, rope_parameters=rope,
         bos_token_id=None, eos_token_id=1, pad_token_id=0,
     )  # fmt: skip
-    vision = dict(
-        depth=4, hidden_size=128, intermediate_size=384, num_heads=4, out_hidden_size=256, fullatt_block_indexes=[3]
-    )
+    vision = dict(depth=4, hidden_size=128, intermediate_size=384, num_heads=4, out_hidden_size=256, fullatt_block_indexes=[3])
     torch.manual_seed(0)
     config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, video_token_id=VIDEO, vision_start_token_id=START)
     return Qwen2_5_VLForConditionalGeneration(config).eval()

@@ -91,10 +91,7 @@ def learned(rows: dict, found: list, test: dict, aim: str) -> list[result_tables
             f"logistic regression on snippet features, {said}", "baseline", {n: found_by_rows(x) for n, x in test.items()}
         ),
     ]  # fmt: skip
-    for title, kind in (
-        ("MemTSM as intended, on temporal differences (ours)", "ours"),
-        ("MemTSM, shuffled labels", "sanity"),
-    ):
+    for title, kind in (("MemTSM as intended, on temporal differences (ours)", "ours"), ("MemTSM, shuffled labels", "sanity")):
         runs = []
         for seed in SEEDS:
             names = sorted(labels)
@@ -119,10 +116,7 @@ def main() -> None:
 
     def described(name: str, found: list, place: Path) -> dict[str, np.ndarray]:
         done = extraction.extract(found, place, rows_of / name, recipe, engine="processes", workers=2)
-        print(
-            f"{name}: {done.encoded} encoded, {done.already_done} already done, skipped {list(done.skipped)}",
-            flush=True,
-        )
+        print(f"{name}: {done.encoded} encoded, {done.already_done} already done, skipped {list(done.skipped)}", flush=True)
         return extraction.load(rows_of / name, found)
 
     drawn = film(root, count)
@@ -140,10 +134,7 @@ def main() -> None:
     everywhere, table = [m for aim in ANOMALIES for m in learned(rows, drawn, every, aim)], []
     for name, (found, held) in homes.items():
         test = {r.id: held[r.id] for r in found}
-        methods = [
-            result_tables.Method(m.name, m.kind, [{n: run[name, n] for n in test} for run in m.runs])
-            for m in everywhere
-        ]
+        methods = [result_tables.Method(m.name, m.kind, [{n: run[name, n] for n in test} for run in m.runs]) for m in everywhere]
         differences = {n: baselines.difference(x) for n, x in test.items()}
         methods += [
             result_tables.per_row("temporal difference of XFeat features, not trained", "baseline", differences),
@@ -151,15 +142,11 @@ def main() -> None:
         ]  # fmt: skip
         if name == "ped2":
             cloud = {
-                n: baselines.cloud_distance(
-                    preprocessing.temporal_difference(normal), preprocessing.temporal_difference(x)
-                )
+                n: baselines.cloud_distance(preprocessing.temporal_difference(normal), preprocessing.temporal_difference(x))
                 for n, x in test.items()
             }
             methods.append(
-                result_tables.per_row(
-                    "distance from normal cloud, temporal differences, learned on Ped2", "baseline", cloud
-                )
+                result_tables.per_row("distance from normal cloud, temporal differences, learned on Ped2", "baseline", cloud)
             )
             truth = {r.id: records.frame_labels(r) for r in found}
             lines = [result_tables.frame_row(m, truth, SNIPPET, **SETTINGS) for m in methods]

@@ -46,9 +46,7 @@ class FakeVideoService:
             self.done_once.add((number, "start"))
             if fault == "forbidden":
                 key = request.headers.get("x-goog-api-key", "")
-                return self._send(
-                    request, 403, {"error": {"code": 403, "message": f"key {key} may not", "status": "DENIED"}}
-                )
+                return self._send(request, 403, {"error": {"code": 403, "message": f"key {key} may not", "status": "DENIED"}})
             if first and fault in ("rate limit", "server error"):
                 code = 429 if fault == "rate limit" else 503
                 return self._send(request, code, {"error": {"code": code, "message": "later", "status": "BUSY"}})
@@ -59,9 +57,7 @@ class FakeVideoService:
                 return request.connection.close()
             with self.lock:
                 self.submitted[number] = self.submitted.get(number, 0) + 1
-                name = (
-                    f"{request.path.split('/v1beta1/')[-1].split(':')[0]}/operations/{number}-{self.submitted[number]}"
-                )
+                name = f"{request.path.split('/v1beta1/')[-1].split(':')[0]}/operations/{number}-{self.submitted[number]}"
                 self.operations[name] = {"number": number, "asked": 0}
             return self._send(request, 200, {"name": name})
         operation = self.operations[body["operationName"]]
@@ -74,9 +70,7 @@ class FakeVideoService:
             answer = {"raiMediaFilteredCount": 1, "raiMediaFilteredReasons": ["Violence. Support codes: 42237218"]}
         if fault == "truncated" and not operation.get("cut"):
             operation["cut"] = True
-            answer["videos"][0]["bytesBase64Encoded"] = base64.b64encode(
-                self.content[: len(self.content) // 2]
-            ).decode()
+            answer["videos"][0]["bytesBase64Encoded"] = base64.b64encode(self.content[: len(self.content) // 2]).decode()
         return self._send(request, 200, {"name": body["operationName"], "done": True, "response": answer})
 
     def _send(self, request, code, content):

@@ -76,8 +76,7 @@ def test_the_rule_cuts_the_released_summaries_as_they_were_cut(real_data):
     pairs = [(v.summary, v.part) for v in videos]
     pairs += [(s.text, part) for v in videos for s, part in zip(v.segments, v.parts, strict=True)]
     agree = {
-        switch: sum(annotation.parse_summary(text, released=switch) == part for text, part in pairs)
-        for switch in (True, False)
+        switch: sum(annotation.parse_summary(text, released=switch) == part for text, part in pairs) for switch in (True, False)
     }
     assert len(pairs) == 588 and agree[True] == 582  # six have a basis that does not call itself so
     assert agree[False] == 549  # 33 more keep semicolons and capitals
@@ -138,10 +137,7 @@ def test_a_stopped_run_goes_on_and_one_bad_answer_ends_its_video_only(tmp_path):
 def test_what_a_person_should_look_at_is_flagged():
     rows = rows_of(summary="No anomaly exists. A man walks.")
     assert annotation.flags(rows, [ANOMALOUS]) == {"v_judgement": "judged normal, labelled otherwise"}
-    assert (
-        "without a reason"
-        in annotation.flags(rows_of(summary="An anomaly exists. A man."), [ANOMALOUS])["v_E0_judgement"]
-    )
+    assert "without a reason" in annotation.flags(rows_of(summary="An anomaly exists. A man."), [ANOMALOUS])["v_E0_judgement"]
 
 
 def test_only_what_a_person_decided_is_exported(tmp_path):

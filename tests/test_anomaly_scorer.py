@@ -33,9 +33,7 @@ RELEASED = {
 def released() -> dict[str, torch.Tensor]:
     """Random tensors under the release's 34 names, of its shapes."""
     draw = torch.Generator().manual_seed(0)
-    return {
-        name: torch.randn(shape, generator=draw) * (0.03 if len(shape) > 1 else 0.1) for name, shape in RELEASED.items()
-    }
+    return {name: torch.randn(shape, generator=draw) * (0.03 if len(shape) > 1 else 0.1) for name, shape in RELEASED.items()}
 
 
 @pytest.fixture
@@ -89,10 +87,7 @@ def test_it_has_the_published_size():
 
 def test_released_names_load_strictly_and_compute_what_the_paper_s_code_does(released):
     assert len(released) == 34
-    scorer, x = (
-        anomaly_scorer.load_released(released),
-        torch.randn(2, 150, 1024, generator=torch.Generator().manual_seed(2)),
-    )
+    scorer, x = (anomaly_scorer.load_released(released), torch.randn(2, 150, 1024, generator=torch.Generator().manual_seed(2)))
     with torch.inference_mode():
         found = scorer(x)
     assert not scorer.training and found.std() > 0.01
@@ -106,9 +101,7 @@ def test_ur_dmu_s_own_names_load_too(released):
 
 def test_a_file_of_them_loads(released, tmp_path):
     torch.save(released, tmp_path / "anomaly_scorer.pth")
-    assert torch.equal(
-        anomaly_scorer.load_released(tmp_path / "anomaly_scorer.pth").normal.slots, released["Nmemory.memory_block"]
-    )
+    assert torch.equal(anomaly_scorer.load_released(tmp_path / "anomaly_scorer.pth").normal.slots, released["Nmemory.memory_block"])
 
 
 @pytest.mark.parametrize("change", ["missing", "more", "shape"])
@@ -169,9 +162,7 @@ def test_inference_never_drops_not_even_in_training_mode(scorer, rows):
 
 
 def test_the_released_quirk_is_random_even_in_eval_mode(rows):
-    scorer = anomaly_scorer.AnomalyScorer(
-        anomaly_scorer.ScorerConfig(**{**vars(TINY), "dropout_at_inference": True})
-    ).eval()
+    scorer = anomaly_scorer.AnomalyScorer(anomaly_scorer.ScorerConfig(**{**vars(TINY), "dropout_at_inference": True})).eval()
     assert not torch.equal(scorer(rows), scorer(rows))
 
 
@@ -270,9 +261,7 @@ def test_targets_that_are_no_labels_are_refused():
 
 
 def record(label: int) -> records.VideoRecord:
-    return records.VideoRecord(
-        "v", "v.mp4", "d", "train", label, events=(records.Span(2.0, 4.0),), fps=16.0, num_frames=100
-    )
+    return records.VideoRecord("v", "v.mp4", "d", "train", label, events=(records.Span(2.0, 4.0),), fps=16.0, num_frames=100)
 
 
 def test_a_glance_is_positive_inside_an_event():
@@ -380,14 +369,9 @@ def test_the_same_seed_trains_the_same_scorer():
 
 def test_coarse_to_fine_with_a_scorer_looks_at_less_than_half(trained):
     (stream,) = world(1, 1500, 4, 9)
-    scores, looked = frame_sampling.coarse_to_fine(
-        lambda index: trained.score(stream.features[index]), len(stream.features)
-    )
+    scores, looked = frame_sampling.coarse_to_fine(lambda index: trained.score(stream.features[index]), len(stream.features))
     assert looked.mean() < 0.5 and scores.shape == (1500,) and 0 <= scores.min() and scores.max() <= 1
-    inside = [
-        frame_sampling.judge(frame_sampling.density_aware_sample(scores, 12), stream.events)["hit_rate"]
-        for _ in range(1)
-    ]
+    inside = [frame_sampling.judge(frame_sampling.density_aware_sample(scores, 12), stream.events)["hit_rate"] for _ in range(1)]
     assert inside[0] > stream.labels.mean()
 
 
@@ -408,13 +392,7 @@ def test_real_fights_can_be_learned_from_video_labels_alone(real_data):
     plan = anomaly_scorer.published_plan(epochs=8, learning_rate=1e-3, batch_size=16)
     config = anomaly_scorer.ScorerConfig(width=128, hidden=32, heads=4, head_width=16)
     scorer = trained_detector.train(
-        features,
-        targets,
-        val,
-        config=config,
-        plan=plan,
-        steps=32,
-        loss_weights=anomaly_scorer.LOSS_WEIGHTS | {"frames": 0.0},
+        features, targets, val, config=config, plan=plan, steps=32, loss_weights=anomaly_scorer.LOSS_WEIGHTS | {"frames": 0.0}
     )
     scores = {str(k): scorer.score(x[k]) for k in held_out}
     assert metrics.video_auc(scores, {str(k): int(y[k]) for k in held_out}) > 0.7

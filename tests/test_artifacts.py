@@ -50,9 +50,7 @@ def test_a_folder_made_otherwise_is_refused(tmp_path):
 def test_weights_are_looked_for_in_order(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
     monkeypatch.delenv("VAU_WEIGHTS", raising=False)
-    with pytest.raises(
-        artifacts.StoreError, match="no weights a/w.pt: put the file there under the folder named by VAU_WEIGHTS"
-    ):
+    with pytest.raises(artifacts.StoreError, match="no weights a/w.pt: put the file there under the folder named by VAU_WEIGHTS"):
         artifacts.find_weights("a/w.pt")
     cached = tmp_path / "hub" / "hub" / "checkpoints" / "w.pt"
     own = tmp_path / "own" / "a" / "w.pt"

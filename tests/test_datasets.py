@@ -251,11 +251,7 @@ def test_another_clock_moves_the_seconds_and_not_the_frames(tmp_path, clip):
 
 def toy(sources):
     """Records of {source: (label, clips)}."""
-    return [
-        VideoRecord(f"{s}_{n}", "x", "toy", "train", y, group=s)
-        for s, (y, clips) in sources.items()
-        for n in range(clips)
-    ]
+    return [VideoRecord(f"{s}_{n}", "x", "toy", "train", y, group=s) for s, (y, clips) in sources.items() for n in range(clips)]
 
 
 def test_a_split_keeps_sources_whole_and_labels_in_proportion():
@@ -328,12 +324,7 @@ def test_ucf_truth_is_rebuilt_on_every_frame(annotation, real_data):
     assert sum(map(len, rebuilt.values())) == expected["frames"] == 1_109_680
     assert sum(int(labels.sum()) for labels in rebuilt.values()) == expected["positives"] == 84_128
     assert blob(rebuilt.values()) == expected["git_blob_sha1_float32_npy"]
-    assert Counter((r.split, r.label) for r in found) == {
-        ("train", 0): 800,
-        ("train", 1): 810,
-        ("test", 0): 150,
-        ("test", 1): 140,
-    }
+    assert Counter((r.split, r.label) for r in found) == {("train", 0): 800, ("train", 1): 810, ("test", 0): 150, ("test", 1): 140}
     assert records.leaks(found) == []
 
 
@@ -350,9 +341,7 @@ def test_the_counts_of_the_annotation_are_the_true_ones(real_data):
 def test_xd_truth_is_rebuilt_on_every_frame(annotation, real_data):
     gt = real_data / "gt"
     published, expected = truth(gt / XD_TRUTH), json.loads((real_data / "expected.json").read_text())["xd_gt"]
-    found = datasets.xd_violence(
-        gt / annotation, test_list=gt / "vadclip_list" / "xd_CLIP_rgbtest.csv", num_frames=gt / XD_TRUTH
-    )
+    found = datasets.xd_violence(gt / annotation, test_list=gt / "vadclip_list" / "xd_CLIP_rgbtest.csv", num_frames=gt / XD_TRUTH)
     rebuilt = {record.id: records.frame_labels(record) for record in found}
     assert list(rebuilt) == list(published)
     for name, labels in published.items():
@@ -371,8 +360,7 @@ def test_the_multi_class_form_of_xd_is_another_truth(real_data):
     plain = datasets.xd_violence(gt / "xd_violence" / "XD_Annotation.txt", num_frames=gt / XD_TRUTH)
     classed = datasets.xd_violence(gt / "vadclip_list" / "annotations_multiclasses.txt", num_frames=gt / XD_TRUTH)
     differing = [
-        int((records.frame_labels(one) != records.frame_labels(other)).sum())
-        for one, other in zip(plain, classed, strict=True)
+        int((records.frame_labels(one) != records.frame_labels(other)).sum()) for one, other in zip(plain, classed, strict=True)
     ]
     assert sorted(count for count in differing if count) == [1, 1, 1, 1, 129]
 
@@ -384,9 +372,7 @@ def test_xd_runs_at_24_frames_a_second(real_data):
     for name, labels in truth(real_data / "gt" / XD_TRUTH).items():
         start, _, end = name.partition("__#")[2].partition("_label_")[0].partition("_")
         if end.count("-") == 2:
-            seconds = [
-                sum(int(part) * 60**power for power, part in enumerate(t.split("-")[::-1])) for t in (start, end)
-            ]
+            seconds = [sum(int(part) * 60**power for power, part in enumerate(t.split("-")[::-1])) for t in (start, end)]
             rates.append(len(labels) / (seconds[1] - seconds[0]))
     assert len(rates) > 100 and np.median(rates) == pytest.approx(datasets.XD_FPS, abs=0.5)
 

@@ -63,14 +63,7 @@ def test_form_is_worth_a_little_and_only_form():
 
 @pytest.mark.parametrize(
     ("said", "truth", "worth"),
-    [
-        ((0, 4), (2, 6), 2 / 6),
-        ((0, 1), (2, 3), 0),
-        ((1, 3), (1, 3), 1),
-        (None, None, 1),
-        (None, (0, 1), 0),
-        ((0, 1), None, 0),
-    ],
+    [((0, 4), (2, 6), 2 / 6), ((0, 1), (2, 3), 0), ((1, 3), (1, 3), 1), (None, None, 1), (None, (0, 1), 0), ((0, 1), None, 0)],
 )
 def test_a_span_is_worth_its_overlap(said, truth, worth):
     assert event_order.temporal_reward(said, truth) == pytest.approx(worth)

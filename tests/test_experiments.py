@@ -15,9 +15,7 @@ FOUND = [
 
 def test_test_labels_are_never_handed_out_and_shuffling_keeps_the_counts():
     labels = experiments.training_labels(FOUND)
-    assert len(labels) == 26 and all(
-        int(name[1:]) < 26 and label == int(name[1:]) % 2 for name, label in labels.items()
-    )
+    assert len(labels) == 26 and all(int(name[1:]) < 26 and label == int(name[1:]) % 2 for name, label in labels.items())
     shuffled = experiments.training_labels(FOUND, shuffled=3)
     assert (
         sum(shuffled.values()) == sum(labels.values())
@@ -32,9 +30,7 @@ def test_scores_are_read_back_for_the_test_part_only(tmp_path):
     experiments.write_scores(tmp_path, lambda x: (x[0, 0], x[:, 0]), FOUND, rows)
     scores, labels = experiments.test_scores(tmp_path)
     assert scores == {f"v{n:02}": float(n) for n in range(26, 32)} and labels["v27"] == 1
-    assert (
-        artifacts.read_json(tmp_path / "scores.json")["v20"]["scores"] == [20.0] * 4
-    )  # validation is kept, training is not
+    assert artifacts.read_json(tmp_path / "scores.json")["v20"]["scores"] == [20.0] * 4  # validation is kept, training is not
     assert "v00" not in artifacts.read_json(tmp_path / "scores.json")
 
 

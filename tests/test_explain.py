@@ -125,9 +125,7 @@ def test_a_figure_shows_the_frames_the_curve_and_the_answers(toy_vlm, clip):
     figure = explain.figure(found)
     curve = figure.axes[0].lines[0]
     at = dict(zip(curve.get_xdata().round(3), curve.get_ydata(), strict=True))
-    assert all(
-        value == 1 for time, value in at.items() if 0.81 < time < 1.19
-    )  # frame_feats 4 and 5 until the next, 0.8-1.2 s
+    assert all(value == 1 for time, value in at.items() if 0.81 < time < 1.19)  # frame_feats 4 and 5 until the next, 0.8-1.2 s
     assert all(value == 0 for time, value in at.items() if time < 0.79 or time > 1.21)
     assert len(figure.axes) == 1 + 4 and drawn_times(figure) == list(found.explanation.times_s)
     assert figure.get_suptitle().startswith("[TOY, RANDOM] clip.mp4")  # random weights of the toy
@@ -173,9 +171,7 @@ def test_real_videos_go_from_file_to_figure(real_data, name, tmp_path):
 )
 def test_an_empty_answer_is_called_empty(toy_vlm, clip, monkeypatch, judgement, title, caption):
     """Answers replayed in place of generating; two of the three say nothing."""
-    monkeypatch.setattr(
-        inference, "generate", lambda vlm, samples, **options: [judgement, ""] if len(samples) == 2 else [""]
-    )
+    monkeypatch.setattr(inference, "generate", lambda vlm, samples, **options: [judgement, ""] if len(samples) == 2 else [""])
     figure = explain.figure(explain_clip(clip, toy_vlm, fixed([0.5] * 10)))
     assert title in figure.get_suptitle() and caption in figure.get_supxlabel()
     assert "description: (the model answered nothing)" in figure.get_supxlabel()

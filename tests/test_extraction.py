@@ -149,10 +149,7 @@ def test_killed_midway_it_redoes_at_most_the_video_in_flight(batch, tmp_path):
     whole = tmp_path / "whole"
     extraction.extract(many, root, whole, RECIPE)
     for record in many:
-        assert (
-            extraction.feature_path(folder, record.id).read_bytes()
-            == extraction.feature_path(whole, record.id).read_bytes()
-        )
+        assert extraction.feature_path(folder, record.id).read_bytes() == extraction.feature_path(whole, record.id).read_bytes()
 
 
 def test_an_id_may_not_leave_the_folder(tmp_path):
@@ -249,14 +246,10 @@ def test_a_list_names_other_machines_paths(tmp_path):
         ("Abuse1", "Abuse", [tmp_path / "Abuse" / f"Abuse1__{which}.npy" for which in (0, 1)]),
     ]
     more = [f"/x/gone/gone{k}__0.npy,Abuse" for k in range(1500)]
-    with pytest.raises(
-        artifacts.StoreError, match=r"^l.csv: 1,500 of 1,503 files missing, first: gone/gone0__0.npy .*$"
-    ):
+    with pytest.raises(artifacts.StoreError, match=r"^l.csv: 1,500 of 1,503 files missing, first: gone/gone0__0.npy .*$"):
         released.released_list(listed(csv, *lines, *more), tmp_path)
     for bad in (lines[0], "/x/N_2__1.npy,Abuse", "/x/N_2.txt,Normal", "/x/N_3__0.npy,", ",Normal"):
-        with pytest.raises(
-            artifacts.StoreError, match="l.csv line 5: expected a new file of a video and its one label"
-        ):
+        with pytest.raises(artifacts.StoreError, match="l.csv line 5: expected a new file of a video and its one label"):
             released.released_list(listed(csv, *lines, bad), tmp_path)
     csv.write_text("name,label\n")
     with pytest.raises(artifacts.StoreError, match="l.csv: a list starts with path,label, got"):

@@ -127,9 +127,7 @@ def test_one_frame_comes_from_each_equal_interval():
     for n in range(12):
         assert set(drawn[:, n]) == set(range(10 + 3 * n, 13 + 3 * n)), "all three frames of an interval, the last too"
     assert instruction_data.interval_frames(0, 36, 12, None).tolist() == list(range(1, 36, 3))
-    assert instruction_data.interval_frames(0, 2, 4, rng).tolist() == [0, 0, 1, 1], (
-        "fewer frames than asked repeat, in order"
-    )
+    assert instruction_data.interval_frames(0, 2, 4, rng).tolist() == [0, 0, 1, 1], "fewer frames than asked repeat, in order"
     with pytest.raises(ValueError, match="need frames to choose from"):
         instruction_data.interval_frames(5, 5, 2, rng)
 
@@ -238,9 +236,7 @@ def test_a_long_video_is_not_cached(toy_vlm, rows, monkeypatch):
     data, cached = samples(toy_vlm, rows, random=False), samples(toy_vlm, rows, random=False)
     frames, times_s = data.frames(0)
     monkeypatch.setattr(instruction_data, "MAX_CACHED_VIDEO_BYTES", 10 * 56 * 56 * 3)
-    assert (
-        (cached.frames(0)[0] == frames).all() and cached._cache and not data._cache and times_s == cached.frames(0)[1]
-    )
+    assert (cached.frames(0)[0] == frames).all() and cached._cache and not data._cache and times_s == cached.frames(0)[1]
 
 
 def test_nothing_to_train_is_refused(toy_vlm, rows):
@@ -273,9 +269,7 @@ def test_loss_falls_and_only_the_adapter_changes(world, family, pruning, tmp_pat
     def pruned(model):
         return token_pruning.prune_tokens(model, keep_ratio=0.5)
 
-    losses = finetuning.fit(
-        vlm, samples, plan=PLAN, folder=tmp_path / "adapter", wrap_model=pruned if pruning else None
-    )
+    losses = finetuning.fit(vlm, samples, plan=PLAN, folder=tmp_path / "adapter", wrap_model=pruned if pruning else None)
     assert losses["loss"].iloc[-1] < losses["loss"].iloc[0]
     assert all(torch.equal(frozen[n], p) for n, p in vlm.model.named_parameters() if n in frozen)
     again = finetuning.load_adapter(tiny_vlm.tiny(family, sizes=SMALLER).model, tmp_path / "adapter")

@@ -27,9 +27,7 @@ def tower() -> frame_features.TransformerEncoder:
     """A tiny CLIP tower with random weights: 9 patches and a class token, 16 wide."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    return frame_features.TransformerEncoder(
-        CLIPVisionModel(CLIPVisionConfig(image_size=24, patch_size=8, **sizes)), side=24
-    )
+    return frame_features.TransformerEncoder(CLIPVisionModel(CLIPVisionConfig(image_size=24, patch_size=8, **sizes)), side=24)
 
 
 def test_glances_are_one_frame_in_sixteen(clip):
@@ -161,9 +159,7 @@ def test_times_are_true_at_a_variable_rate(real_data):
     """earthquake.mp4 was filmed by a phone: a sampled frame's time is the container's, not frame over rate."""
     frame_feats = frame_features.FrameFeatures(real_data / "videos" / "demo" / "holmesvau_earthquake.mp4", Counting())
     assert np.array_equal(frame_feats.times_s, video.frame_times(frame_feats.path)[frame_feats.index])
-    assert (
-        len(frame_feats) == 26 and len(np.unique(np.diff(frame_feats.times_s).round(6))) > 1
-    )  # 26 snippets: specification, 0
+    assert len(frame_feats) == 26 and len(np.unique(np.diff(frame_feats.times_s).round(6))) > 1  # 26 snippets: specification, 0
 
 
 @pytest.mark.real

@@ -37,9 +37,7 @@ def test_released_is_exact_on_any_curve(seed):
         scores = rng.random(rng.integers(1, 400)) ** rng.choice([0.1, 1, 5, 20])
         scores = np.round(scores, 1) if rng.random() < 0.2 else scores  # plateaus, masses near .5
         count, tau = int(rng.integers(1, 40)), rng.choice([0.01, 0.05, 0.1, 0.5, 1.0, 10.0])
-        assert frame_sampling.density_aware_sample(scores, count, tau=tau, released=True).tolist() == published(
-            scores, count, tau
-        )
+        assert frame_sampling.density_aware_sample(scores, count, tau=tau, released=True).tolist() == published(scores, count, tau)
 
 
 @pytest.mark.parametrize(
@@ -294,9 +292,7 @@ def test_the_noisy_oracle_is_as_good_as_it_says(auc):
     labels = np.repeat([0, 1], 20_000)
     scores = frame_sampling.noisy_oracle(labels, auc, np.random.default_rng(0), prior=0.5)
     assert metrics.frame_auc({"v": scores}, {"v": labels}) == pytest.approx(auc, abs=0.01)
-    assert scores[labels == 1].mean() + scores[labels == 0].mean() == pytest.approx(
-        1, abs=0.02
-    )  # calibrated at one half
+    assert scores[labels == 1].mean() + scores[labels == 0].mean() == pytest.approx(1, abs=0.02)  # calibrated at one half
 
 
 # Real annotations
@@ -307,9 +303,7 @@ def hivau(real_data):
     """Events of the 128 anomalous UCF-Crime test videos in snippets, and each one's number of snippets and frames."""
     raw = json.loads((real_data / "annotations" / "hivau70k" / "ucf_database_test.json").read_text())
     kept = {name: row for name, row in raw.items() if row["label"]}
-    events = {
-        name: [(a * row["fps"] / 16, b * row["fps"] / 16) for a, b in row["events"]] for name, row in kept.items()
-    }
+    events = {name: [(a * row["fps"] / 16, b * row["fps"] / 16) for a, b in row["events"]] for name, row in kept.items()}
     return events, {name: row["n_frames"] for name, row in kept.items()}
 
 

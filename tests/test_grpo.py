@@ -59,10 +59,7 @@ def test_the_loss_is_trl_s_on_text(divide_by_std, beta, tmp_path, vlm_tokenizer)
         model=model, args=settings, reward_funcs=lambda **_: [0.0], processing_class=vlm_tokenizer,
         train_dataset=Dataset.from_dict({"prompt": ["a"] * 4}),
     )  # fmt: skip
-    engine.current_gradient_accumulation_steps, engine.beta = (
-        1,
-        beta,
-    )  # set late: its reference would be loaded from a hub
+    engine.current_gradient_accumulation_steps, engine.beta = (1, beta)  # set late: its reference would be loaded from a hub
     rng = torch.Generator().manual_seed(1)
     prompt, answers = (torch.randint(5, len(vlm_tokenizer), (4, n), generator=rng) for n in (7, 6))
     counts = torch.arange(6)[None] < torch.tensor([6, 3, 5, 1])[:, None]
@@ -215,9 +212,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(tmp_path, beta):
 def test_parts_of_a_reward_are_logged_by_name():
     vlm = vlm_of("internvl")
     parts = grpo.train(vlm, prompts_of(vlm), lambda text, n: {"a": 1.0, **({"b": 2.0} if n else {})}, plan=PLAN)
-    assert (
-        (parts["reward_a"] == 1).all() and (parts["reward_b"].dropna() == 2).all() and parts["reward_b"].notna().any()
-    )
+    assert (parts["reward_a"] == 1).all() and (parts["reward_b"].dropna() == 2).all() and parts["reward_b"].notna().any()
 
 
 @pytest.mark.parametrize("worth", [0.1, 0.4, 1.3])
@@ -250,9 +245,7 @@ def test_another_plan_s_checkpoint_is_refused(tmp_path):
     vlm = vlm_of("internvl")
     grpo.train(vlm, prompts_of(vlm), length_reward, plan=PLAN, folder=tmp_path)
     with pytest.raises(ValueError, match="belongs to another plan"):
-        grpo.train(
-            vlm, prompts_of(vlm), length_reward, plan=GRPOPlan(**{**vars(PLAN), "group_size": 2}), folder=tmp_path
-        )
+        grpo.train(vlm, prompts_of(vlm), length_reward, plan=GRPOPlan(**{**vars(PLAN), "group_size": 2}), folder=tmp_path)
 
 
 def test_the_reference_is_what_it_started_from():

@@ -36,14 +36,7 @@ def raw(tmp_path, **changes):
 
 def test_both_schemas_give_the_same_kind_of_row(tmp_path):
     clip, event = hivau.hivau_instructions(written(tmp_path, TEST_ROW, TRAIN_ROW))
-    assert (clip.id, clip.level, clip.task, clip.answer, clip.event, clip.clip) == (
-        "3",
-        "clip",
-        "caption",
-        "A dog.",
-        0,
-        1,
-    )
+    assert (clip.id, clip.level, clip.task, clip.answer, clip.event, clip.clip) == ("3", "clip", "caption", "A dog.", 0, 1)
     assert clip.video == "ucf-crime/videos/test/A.mp4" and clip.split == "test" and clip.dataset == "ucf_crime"
     assert (event.question, event.answer, event.event, event.clip) == ("Is it?", "No.", 2, None)
     assert event.video_id == "v=1__#1_label_A" and event.split == "train"
@@ -99,9 +92,7 @@ def test_a_raw_video_that_does_not_add_up_is_named(tmp_path):
 
 
 def test_a_clip_is_seconds_of_its_source(tmp_path):
-    rows = hivau.hivau_instructions(
-        written(tmp_path, TEST_ROW, TEST_ROW | {"id": 5, "video": "ucf-crime/clips/test/A_E0C7.mp4"})
-    )
+    rows = hivau.hivau_instructions(written(tmp_path, TEST_ROW, TEST_ROW | {"id": 5, "video": "ucf-crime/clips/test/A_E0C7.mp4"}))
     found = hivau.with_spans(rows, hivau.hivau_raw(raw(tmp_path)))
     assert (found[0].span.start_s, found[0].span.end_s) == (0.8, 1.6)
     assert found.problems == ("5: A has no event 0 clip 7",)
@@ -168,10 +159,7 @@ def test_check_says_what_is_missing_and_why(tree, tmp_path):
     kinds = [("clip", "caption"), ("clip", "caption"), ("event", "judgement")]
     rows = [TEST_ROW | {"id": n, "type": kind, "task": task, "video": f"ucf-crime/{name}.mp4"}
             for n, (name, (kind, task)) in enumerate(zip(names, kinds, strict=True))]  # fmt: skip
-    rows += [
-        TEST_ROW | {"id": 8, "type": "video", "task": "judgement", "video": f"ucf-crime/videos/test/{v}.mp4"}
-        for v in "N"
-    ]
+    rows += [TEST_ROW | {"id": 8, "type": "video", "task": "judgement", "video": f"ucf-crime/videos/test/{v}.mp4"} for v in "N"]
     rows += [TEST_ROW | {"id": 9, "type": "video", "task": "judgement", "video": "ucf-crime/videos/test/Z.mp4"}]
     videos = hivau.hivau_raw(raw(tmp_path))
     hivau_clips.split(videos[:1], tree, tree, levels=["clip"])

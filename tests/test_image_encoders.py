@@ -124,9 +124,7 @@ def test_ten_crops_are_the_mean_of_single_ones(folders):
 # Rows
 
 
-@pytest.mark.parametrize(
-    "count, dropped, kept", [(1, 1, 1), (15, 1, 1), (16, 1, 1), (31, 1, 2), (32, 2, 2), (33, 2, 3)]
-)
+@pytest.mark.parametrize("count, dropped, kept", [(1, 1, 1), (15, 1, 1), (16, 1, 1), (31, 1, 2), (32, 2, 2), (33, 2, 3)])
 def test_the_trailing_part_is_dropped_but_never_all(count, dropped, kept, folders):
     frames = pictures(count)
     for drop_last, rows in ((True, dropped), (False, kept)):
@@ -138,8 +136,7 @@ def test_the_trailing_part_is_dropped_but_never_all(count, dropped, kept, folder
 
 
 @pytest.mark.parametrize(
-    "make",
-    [lambda f: image_encoders.CLIPEncoder(f / "clip"), lambda f: image_encoders.SqueezeNetEncoder("random", side=32)],
+    "make", [lambda f: image_encoders.CLIPEncoder(f / "clip"), lambda f: image_encoders.SqueezeNetEncoder("random", side=32)]
 )
 def test_batches_cut_anywhere_give_the_same_rows(make, folders):
     encoder, frames = make(folders), pictures(40)
@@ -153,10 +150,7 @@ def test_batches_cut_anywhere_give_the_same_rows(make, folders):
 def test_a_video_file_is_encoded_as_its_frames(folders, tmp_path):
     video.write_video(tmp_path / "clip.mp4", moving_square(70))
     frames = video.read_frames(tmp_path / "clip.mp4", range(70))
-    for encoder in (
-        image_encoders.CLIPEncoder(folders / "siglip"),
-        image_encoders.SqueezeNetEncoder("random", side=32),
-    ):
+    for encoder in (image_encoders.CLIPEncoder(folders / "siglip"), image_encoders.SqueezeNetEncoder("random", side=32)):
         rows = np.stack(list(encoder.encode(tmp_path / "clip.mp4", 16)))
         assert len(rows) == (4 if encoder.name == "clip" else 5) and rows.dtype == encoder.dtype
         np.testing.assert_allclose(rows, encoder(frames), atol=2e-3, rtol=1e-5)
@@ -185,17 +179,13 @@ def test_random_weights_only_when_asked_and_the_rows_say_so(folders):
 def test_a_whole_clip_with_its_text_tower_gives_the_same_tower(tmp_path):
     text = transformers.CLIPTextConfig(**TINY, vocab_size=50, projection_dim=24)
     seen = transformers.CLIPVisionConfig(**TINY, **SEEN, projection_dim=24)
-    whole = transformers.CLIPModel(
-        transformers.CLIPConfig(text_config=text, vision_config=seen, projection_dim=24)
-    ).eval()
+    whole = transformers.CLIPModel(transformers.CLIPConfig(text_config=text, vision_config=seen, projection_dim=24)).eval()
     whole.save_pretrained(tmp_path / "whole")
     frames = pictures(3)
     values = torch.as_tensor((frames[:, 2:34, 8:40] / 255.0 - PIXELS["clip"][0]) / PIXELS["clip"][1]).float()
     with torch.no_grad():
         expected = whole.visual_projection(whole.vision_model(values.permute(0, 3, 1, 2)).pooler_output)
-    np.testing.assert_allclose(
-        image_encoders.CLIPEncoder(tmp_path / "whole").encode_frames(frames)[0], expected, atol=2e-6
-    )
+    np.testing.assert_allclose(image_encoders.CLIPEncoder(tmp_path / "whole").encode_frames(frames)[0], expected, atol=2e-6)
 
 
 def test_a_name_is_found_under_our_weights_and_in_the_hubs_cache(folders, tmp_path):
@@ -295,9 +285,7 @@ def test_squeezenet_is_never_random_by_accident(tmp_path):
     rows = encoder(pictures(17))
     assert encoder.made_by() == {"encoder": "squeezenet", "weights_sha256": "random", "side": 64}
     assert rows.shape == (2, 512) and rows.dtype == np.float32 and rows.min() >= 0 and rows.std() > 0
-    np.testing.assert_allclose(
-        rows[0], encoder.encode_frames(pictures(17))[0].numpy()[:16].mean(0), rtol=1e-5, atol=1e-6
-    )
+    np.testing.assert_allclose(rows[0], encoder.encode_frames(pictures(17))[0].numpy()[:16].mean(0), rtol=1e-5, atol=1e-6)
     torch.save({"features.0.weight": torch.zeros(1)}, tmp_path / "other.pt")
     with pytest.raises(artifacts.StoreError, match="other.pt does not fit SqueezeNet"):
         image_encoders.SqueezeNetEncoder(tmp_path / "other.pt")

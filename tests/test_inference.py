@@ -43,11 +43,7 @@ def test_the_released_prompts_are_the_released_bytes():
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [
-        ((0, "Why?"), "at least one frame, got 0"),
-        ((2, " "), "must say something"),
-        ((2, "Is <image> odd?"), "hold no <image>"),
-    ],
+    [((0, "Why?"), "at least one frame, got 0"), ((2, " "), "must say something"), ((2, "Is <image> odd?"), "hold no <image>")],
 )
 def test_a_prompt_that_cannot_be_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
@@ -88,9 +84,7 @@ def test_more_frames_than_the_cap_are_refused(toy_vlm):
 
 def test_a_prompt_beyond_the_context_is_refused_in_one_line():
     short = tiny_vlm.tiny("internvl", sizes=tiny_vlm.TinySizes(width=32, vision_width=32, text_layers=1, context=64))
-    with pytest.raises(
-        ValueError, match=r"3 frames and the question need \d+ tokens .* tiny-internvl has 64"
-    ) as caught:
+    with pytest.raises(ValueError, match=r"3 frames and the question need \d+ tokens .* tiny-internvl has 64") as caught:
         chat.encode(short, FRAMES, "What?")
     assert "\n" not in str(caught.value)
     sample = chat.encode(short, FRAMES[:1], "What?")
@@ -112,9 +106,7 @@ def ask(vlm, frames, question, *, times_s=None, **options):
 
 def test_a_batch_answers_as_each_alone(toy_vlm):
     """Left filling, greedy: two questions of different length and frames together or one by one."""
-    samples = [
-        chat.encode(toy_vlm, FRAMES[:n], q, times_s=range(n)) for n, q in ((1, "What?"), (3, "And what happens now?"))
-    ]
+    samples = [chat.encode(toy_vlm, FRAMES[:n], q, times_s=range(n)) for n, q in ((1, "What?"), (3, "And what happens now?"))]
     together = inference.generate(toy_vlm, samples, max_new_tokens=6, log=None)
     assert together == [inference.generate(toy_vlm, [sample], max_new_tokens=6, log=None)[0] for sample in samples]
 
@@ -150,9 +142,7 @@ def test_the_cache_is_counted_exactly(toy_vlm):
     """Against the cache transformers keeps: every layer's keys and values after five new tokens."""
     sample = chat.encode(toy_vlm, FRAMES, "What?")
     expected = inference.cost(toy_vlm, sample, 5)
-    out = toy_vlm.model.generate(
-        **sample, max_new_tokens=5, min_new_tokens=5, do_sample=False, return_dict_in_generate=True
-    )
+    out = toy_vlm.model.generate(**sample, max_new_tokens=5, min_new_tokens=5, do_sample=False, return_dict_in_generate=True)
     kept = sum(t.numel() * t.element_size() for layer in out.past_key_values.layers for t in (layer.keys, layer.values))
     assert expected.cache_bytes == kept
     assert expected.weight_bytes == sum(p.numel() * 4 for p in toy_vlm.model.parameters())
@@ -221,18 +211,11 @@ def test_code_of_the_weights_runs_only_when_allowed(tmp_path, monkeypatch):
     place = tmp_path / "remote"
     place.mkdir()
     (place / "remote_model.py").write_text(REMOTE_MODEL)
-    config = {
-        "model_type": "internvl_chat",
-        "auto_map": {"AutoConfig": "remote_model.C", "AutoModel": "remote_model.M"},
-    }
+    config = {"model_type": "internvl_chat", "auto_map": {"AutoConfig": "remote_model.C", "AutoModel": "remote_model.M"}}
     (place / "config.json").write_text(json.dumps(config))
-    save_file(
-        {"weigh.weight": torch.ones(1, 1), "weigh.bias": torch.ones(1)}, place / "model.safetensors", {"format": "pt"}
-    )
+    save_file({"weigh.weight": torch.ones(1, 1), "weigh.bias": torch.ones(1)}, place / "model.safetensors", {"format": "pt"})
     tiny_vlm.tiny("internvl", sizes=SMALL).tokenizer.save_pretrained(place)
-    with pytest.raises(
-        ValueError, match="remote runs code of its own; it is run only where the argument trust_remote_code"
-    ):
+    with pytest.raises(ValueError, match="remote runs code of its own; it is run only where the argument trust_remote_code"):
         models.load(place, local_only=True)
     assert not ran.exists()
     vlm = models.load(place, local_only=True, trust_remote_code=True)
@@ -267,9 +250,7 @@ def explain(vlm, path, num_frames=3, **options):
 def test_an_explanation_is_one_record_of_what_was_shown_and_answered(toy_vlm, clip):
     frames = video.read_frames(clip, [2, 25, 49])
     explanation = inference.explain(toy_vlm, frames, (0.08, 1.0, 1.96), max_new_tokens=4, log=None)
-    assert (
-        explanation.times_s == (0.08, 1.0, 1.96) and "toy" in explanation.model and explanation.prompt_tokens > 3 * 48
-    )
+    assert explanation.times_s == (0.08, 1.0, 1.96) and "toy" in explanation.model and explanation.prompt_tokens > 3 * 48
     assert set(inference.QUESTIONS) <= set(asdict(explanation))
     assert json.loads(json.dumps(asdict(explanation)))["judgement"] == explanation.judgement
 
@@ -323,12 +304,7 @@ def test_too_many_frames_and_times_that_do_not_fit_are_refused(toy_vlm, clip):
 
 def test_an_answer_that_says_neither_is_wrong():
     rows = [{"answer": "No anomaly exists in the video."}, {"answer": "An anomaly exists, named Fall."}] * 2
-    said = [
-        "No anomaly exists in the video.",
-        "An anomaly exists, named Crash.",
-        "f f",
-        "An anomaly exists, named Fall.",
-    ]
+    said = ["No anomaly exists in the video.", "An anomaly exists, named Crash.", "f f", "An anomaly exists, named Fall."]
     right = inference.judgement_accuracy(said, rows)
     assert (right["judgement"], right["name"], right["rows"]) == (0.75, 0.5, 4)
     assert (right["low"], right["high"]) == pytest.approx((0.3006, 0.9544), abs=1e-4)  # Wilson's for 3 of 4, z 1.96
@@ -344,12 +320,8 @@ def test_the_preferred_answer_is_the_one_whose_tokens_are_likeliest(toy_vlm, cli
     )
     candidates = ["No.", "An anomaly exists.", "Yes, a fall."]
     with torch.inference_mode():
-        losses = [
-            [toy_vlm.model(**data.sample(place, answer)).loss.item() for answer in candidates] for place in range(2)
-        ]
-    assert inference.likeliest_answers(toy_vlm, data, candidates) == [
-        candidates[int(np.argmin(loss))] for loss in losses
-    ]
+        losses = [[toy_vlm.model(**data.sample(place, answer)).loss.item() for answer in candidates] for place in range(2)]
+    assert inference.likeliest_answers(toy_vlm, data, candidates) == [candidates[int(np.argmin(loss))] for loss in losses]
 
 
 @pytest.mark.real

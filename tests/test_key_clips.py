@@ -21,9 +21,7 @@ def wander(clips: int, *, window: int = 8, seed: int = 0, width: int = 64) -> np
     """Rows whose speed changes, so that both answers are common."""
     rng = np.random.default_rng(seed)
     speed = np.repeat(rng.lognormal(0, 2, clips), window)[:, None]
-    return (0.3 * (speed * rng.normal(size=(clips * window, width))).cumsum(0) + rng.normal(size=width)).astype(
-        np.float32
-    )
+    return (0.3 * (speed * rng.normal(size=(clips * window, width))).cumsum(0) + rng.normal(size=width)).astype(np.float32)
 
 
 # Share kept

@@ -278,9 +278,7 @@ def test_a_queue_forgets_after_its_reach():
     for name in ("xd", "ucf", "long"):
         config = CONFIGS[name]
         changed = first_clips_matter(config)
-        over = (
-            3 * config.window + config.layers * (config.memory - 1) * config.window
-        )  # the last row the change can reach
+        over = 3 * config.window + config.layers * (config.memory - 1) * config.window  # the last row the change can reach
         assert changed[: 3 * config.window].max() > 1e-3 and changed[over:].max() < 1e-5
 
 
@@ -370,19 +368,11 @@ def test_it_finds_a_burst_from_video_labels(tmp_path):
         rows[name][8:14, :8] += 2.5 * label
     val, test = {f"v{k}" for k in range(12)}, [f"v{k}" for k in range(12, 24)]
     plan = training.TrainingPlan(
-        epochs=20,
-        learning_rate=3e-3,
-        weight_decay=0.0,
-        batch_size=4,
-        augment_probability=0,
-        curriculum_epochs=0,
-        balanced=True,
+        epochs=20, learning_rate=3e-3, weight_decay=0.0, batch_size=4, augment_probability=0, curriculum_epochs=0, balanced=True
     )
     config = LSHMAConfig.xd(width=16)
     known, known_labels = ({n: of[n] for n in labels if n not in test} for of in (rows, labels))
-    trained = trained_detector.train(
-        known, known_labels, val, config=config, plan=plan, steps=None, temporal_difference=False
-    )
+    trained = trained_detector.train(known, known_labels, val, config=config, plan=plan, steps=None, temporal_difference=False)
     top = {name: trained.score_video(rows[name]) for name in test}
     scores, truth = {n: top[n][0] for n in test}, {n: labels[n] for n in test}
     assert metrics.video_auc(scores, truth) > 0.9

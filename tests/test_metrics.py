@@ -163,9 +163,7 @@ def test_a_causal_average_knows_only_the_past():
     pulse[5] = 1
     answer = online_metrics.smooth_causal(pulse, half_life_frames=7)
     assert answer[12] == pytest.approx(answer[5] / 2) and not answer[:5].any()
-    np.testing.assert_allclose(
-        online_metrics.smooth_causal(np.full(9, 0.3), half_life_frames=7), 0.3
-    )  # no start-up dip
+    np.testing.assert_allclose(online_metrics.smooth_causal(np.full(9, 0.3), half_life_frames=7), 0.3)  # no start-up dip
     with pytest.raises(ValueError, match="half_life_frames must be positive, got 0"):
         online_metrics.smooth_causal(scores, half_life_frames=0)
 
@@ -182,10 +180,7 @@ def test_a_binary_report_counts():
     assert [report[name] for name in ("tn", "fp", "fn", "tp")] == [3, 1, 2, 2]
     assert report["accuracy"] == 5 / 8 and report["precision"] == pytest.approx(2 / 3)
     assert report["recall"] == 0.5 and report["f1"] == pytest.approx(4 / 7)
-    by_name = {
-        "labels": {"a": labels[:3], "b": labels[3:]},
-        "predictions": {"b": predictions[3:], "a": predictions[:3]},
-    }
+    by_name = {"labels": {"a": labels[:3], "b": labels[3:]}, "predictions": {"b": predictions[3:], "a": predictions[:3]}}
     assert metrics.binary_report(**by_name) == report
 
 
@@ -247,9 +242,7 @@ def test_an_interval_is_over_videos_not_frames():
     once = metrics.bootstrap_ci(metrics.frame_auc, scores, labels, rng=rng(), resamples=400)
     assert once.low < once.value < once.high and once.value == metrics.frame_auc(scores, labels)
     longer = [{name: np.repeat(values, 10) for name, values in of.items()} for of in (scores, labels)]
-    assert metrics.bootstrap_ci(metrics.frame_auc, *longer, rng=rng(), resamples=400) == pytest.approx(
-        once, nan_ok=True
-    )
+    assert metrics.bootstrap_ci(metrics.frame_auc, *longer, rng=rng(), resamples=400) == pytest.approx(once, nan_ok=True)
     more = [{f"{name}-{k}": values for name, values in of.items() for k in range(10)} for of in (scores, labels)]
     narrow = metrics.bootstrap_ci(metrics.frame_auc, *more, rng=rng(), resamples=400)
     assert narrow.high - narrow.low < 0.5 * (once.high - once.low)
@@ -382,9 +375,7 @@ def ucf(real_data):
     """Per-frame scores of a 32-segment model and the half-open truth of UCF-Crime's 290 test videos."""
     rows = arrays(real_data / "predictions" / "ucf_sultani_style_scores_32seg.npz")
     scores, labels = {}, {}
-    for name, segments, frames, spans in zip(
-        *(rows[k] for k in ("video", "scores", "n_frames", "intervals")), strict=True
-    ):
+    for name, segments, frames, spans in zip(*(rows[k] for k in ("video", "scores", "n_frames", "intervals")), strict=True):
         scores[str(name)], truth = metrics.expand_evenly(segments, int(frames)), np.zeros(frames, int)
         for start, stop in spans.reshape(-1, 2):
             truth[max(start, 0) : max(stop, 0)] = 1
@@ -439,9 +430,7 @@ def test_the_interval_on_real_scores_holds_the_value(ucf):
 def test_smarthome_answers_give_the_published_row(method, name, real_data):
     """1,203 released answers; one without a readable digit counts as the wrong class."""
     expected = json.loads((real_data / "expected.json").read_text())[name]
-    lines = (
-        (real_data / "annotations" / "smarthome_bench" / f"responses_vila-13b_{method}.json").read_text().splitlines()
-    )
+    lines = (real_data / "annotations" / "smarthome_bench" / f"responses_vila-13b_{method}.json").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     said = [re.search(r'"(?:anomaly|result)"\s*:\s*"?([01])', row["pred"]) for row in rows]
     truth = [row["truth"] for row in rows]

@@ -34,11 +34,7 @@ def history(tmp_path_factory):
         patch.setenv("MPLBACKEND", "agg")
         with pytest.raises(RunError) as caught:
             notebook_runs.run("tiny", overrides={"broken": True})
-        noted["error"], noted["table"], noted["backend"] = (
-            str(caught.value),
-            notebook_runs.table(),
-            os.environ["MPLBACKEND"],
-        )
+        noted["error"], noted["table"], noted["backend"] = (str(caught.value), notebook_runs.table(), os.environ["MPLBACKEND"])
         noted["copy"] = json.loads((notebook_runs.copies("tiny") / "02_second.ipynb").read_text())
         noted["third ran"] = (notebook_runs.copies("tiny") / "03_third.ipynb").exists()
         noted["first"] = (notebook_runs.copies("tiny") / "01_first.ipynb").stat().st_mtime_ns
@@ -63,11 +59,7 @@ def test_a_failed_run_names_notebook_and_cell_and_keeps_the_copy(resumed):
 
 def test_the_next_run_skips_what_is_done_and_goes_on_at_the_failed_notebook(resumed):
     _, noted = resumed
-    assert [step.why.split(" `")[0] for step in noted["steps"]] == [
-        "",
-        "stopped last time: In [4]",
-        "02 runs before it",
-    ]
+    assert [step.why.split(" `")[0] for step in noted["steps"]] == ["", "stopped last time: In [4]", "02 runs before it"]
     assert (notebook_runs.copies("tiny") / "01_first.ipynb").stat().st_mtime_ns == noted["first"]
     assert reasons("tiny") == ["", "", ""]
 
@@ -86,17 +78,13 @@ def test_the_table_has_parameters_that_differ_metrics_and_what_failed(resumed):
     assert (first["preset"], first["notebook"], first["count"], first["doubled"]) == ("tiny", "01_first", 5, 10)
     assert first["seconds"] > 0 and first["failed"] == "" and first["half"] == 0.5
     assert second["broken"] and second["failed"].startswith("In [4]") and second["count"] == 5
-    assert (
-        list(notebook_runs.table("tiny")["failed"]) == ["", "", ""] and notebook_runs.table("tiny")["tripled"][1] == 15
-    )
+    assert list(notebook_runs.table("tiny")["failed"]) == ["", "", ""] and notebook_runs.table("tiny")["tripled"][1] == 15
 
 
 def test_a_recorded_line_is_shown_once(resumed):
     copy = json.loads((notebook_runs.copies("tiny") / "01_first.ipynb").read_text())
     (shown,) = copy["cells"][-1]["outputs"]
-    assert shown["data"][notebook_runs.RECORD]["doubled"] == 10 and "doubled  10" in "".join(
-        shown["data"]["text/plain"]
-    )
+    assert shown["data"][notebook_runs.RECORD]["doubled"] == 10 and "doubled  10" in "".join(shown["data"]["text/plain"])
 
 
 def test_other_parameters_or_code_run_again_with_all_that_follows(resumed, monkeypatch):
@@ -128,11 +116,7 @@ def test_notebooks_run_side_by_side_and_an_error_stops_what_needs_it(project, ca
     (project / "params" / "needs.yaml").write_text('"02": []\n"03": ["02"]\n')
     with pytest.raises(RunError, match=r"^02_second stopped at In \[4\] "):
         notebook_runs.run("tiny", overrides={"broken": True}, workers=2)
-    assert [notebook_runs.state("tiny", name) for name in ("01_first", "02_second", "03_third")] == [
-        "done",
-        "failed",
-        "to run",
-    ]
+    assert [notebook_runs.state("tiny", name) for name in ("01_first", "02_second", "03_third")] == ["done", "failed", "to run"]
     assert [step.why[:7] for step in notebook_runs.run("tiny", workers=2)] == ["", "stopped", "02 runs"]
     assert list(notebook_runs.table("tiny")["failed"]) == ["", "", ""]
 
@@ -171,10 +155,7 @@ def test_overrides_are_checked_like_files(project):
         notebook_runs.plan("tiny", overrides={"count": "x"})
     with pytest.raises(RunError, match="-p: nobody declares 'broken'"):
         notebook_runs.plan("tiny", ["01"], {"broken": True})
-    assert [step.parameters for step in notebook_runs.plan("tiny", ["1", "3"], {"rate": 2})] == [
-        {"count": 5, "rate": 2},
-        {},
-    ]
+    assert [step.parameters for step in notebook_runs.plan("tiny", ["1", "3"], {"rate": 2})] == [{"count": 5, "rate": 2}, {}]
 
 
 def test_a_dry_run_writes_nothing(project):
@@ -224,9 +205,7 @@ def test_a_kernel_that_dies_is_named_with_its_cell(project):
     write_notebook(project, "03_third", "", "import os", "os._exit(3)  # as when memory runs out", "1")
     with pytest.raises(RunError, match=r"03_third stopped at In \[2\] `os._exit\(3\).*`: DeadKernelError"):
         notebook_runs.run("tiny", ["3"])
-    assert (
-        "DeadKernelError" in notebook_runs.table()["failed"][0] and notebook_runs.state("tiny", "03_third") == "failed"
-    )
+    assert "DeadKernelError" in notebook_runs.table()["failed"][0] and notebook_runs.state("tiny", "03_third") == "failed"
 
 
 def test_a_copy_made_by_papermill_itself_has_a_row_too(project):

@@ -30,23 +30,11 @@ def test_anatomy(path):
     assert max(sizes) <= 15 and statistics.median(sizes) <= 9
     assert notebook.metadata.kernelspec.name == "python3"
     assert tags[0] == ["parameters"] and tags[-1] == ["skip-execution"] and tags.count(["parameters"]) == 1
-    assert notebook.cells[0].source.startswith(f"# {path.stem[:2]} · ") and notebook.cells[0].source.splitlines()[
-        0
-    ].endswith("?")
-    for part in (
-        "**You will**",
-        "**Needs**",
-        "**Time**",
-        "## What we saw",
-        "## Exercises",
-        "## References",
-        "Self-check",
-    ):
+    assert notebook.cells[0].source.startswith(f"# {path.stem[:2]} · ") and notebook.cells[0].source.splitlines()[0].endswith("?")
+    for part in ("**You will**", "**Needs**", "**Time**", "## What we saw", "## Exercises", "## References", "Self-check"):
         assert part in text, part
     ran = [cell.source for cell, tag in zip(code, tags, strict=True) if tag != ["skip-execution"]]
-    assert "notebook_runs.record(" in ran[-1] and any(
-        line.startswith("assert ") for source in ran for line in source.splitlines()
-    )
+    assert "notebook_runs.record(" in ran[-1] and any(line.startswith("assert ") for source in ran for line in source.splitlines())
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -74,11 +62,7 @@ def test_the_smoke_preset_runs_and_its_table_has_the_numbers(tmp_path):
     vau = Path(sys.executable).with_name("vau")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [vau, "run", "smoke", "--fresh", "--workers", "2"],
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=tmp_path,
+        [vau, "run", "smoke", "--fresh", "--workers", "2"], capture_output=True, text=True, env=environment, cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr[-1500:]
     for path in NOTEBOOKS:

@@ -65,9 +65,7 @@ def test_smoothers_follow_their_loops(count, width):
 def test_alarms_by_hand():
     scores = [0, 1, 1, 0, 0, 1, 0, 0, 0.5, 1]  # hot at 1 2, 5, 9: gaps of 3 and 4 steps
     for merge_s, begin in {0: [2, 6, 10], 3: [2, 6, 10], 3.5: [2, 10], 4: [2, 10], 4.5: [2]}.items():
-        assert (
-            online_metrics.alarms(scores, 1, step_s=1, merge_s=merge_s).tolist() == begin
-        )  # known when the step is over
+        assert online_metrics.alarms(scores, 1, step_s=1, merge_s=merge_s).tolist() == begin  # known when the step is over
     assert online_metrics.alarms(scores, 1, step_s=0.5, merge_s=2).tolist() == [1, 5]
     assert online_metrics.alarms(scores, 0.5, **SECOND).tolist() == [2, 6, 9] and not len(
         online_metrics.alarms(scores, 2, **SECOND)

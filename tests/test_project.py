@@ -19,9 +19,7 @@ def names(requirements):
 
 def test_every_dependency_has_its_reason_and_no_other():
     text = (ROOT / "environment.yml").read_text()
-    wanted = names(PROJECT["dependencies"]) | set().union(
-        *(names(v) for v in PROJECT["optional-dependencies"].values())
-    )
+    wanted = names(PROJECT["dependencies"]) | set().union(*(names(v) for v in PROJECT["optional-dependencies"].values()))
     explained = set(re.findall(r"^#   ([a-z0-9-]+) ", text, flags=re.M))
     assert explained == wanted
 
@@ -52,16 +50,12 @@ def test_the_makefile_explains_every_target():
 @pytest.mark.parametrize("command", [["list"], ["table"], ["run", "demo", "--dry-run"]])
 def test_asking_does_not_load_torch(command):
     code = f"import sys; from vau_lib.cli import app\ntry: app({command!r})\nexcept SystemExit as e: assert not e.code, e.code\n"
-    done = subprocess.run(
-        [sys.executable, "-c", code + "assert 'torch' not in sys.modules"], capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", code + "assert 'torch' not in sys.modules"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-500:]
 
 
 def test_importing_the_library_does_nothing_visible():
-    modules = (
-        "data.video data.records workspace.artifacts data.datasets plots.style evaluation.metrics detectors.memtsm"
-    )
+    modules = "data.video data.records workspace.artifacts data.datasets plots.style evaluation.metrics detectors.memtsm"
     code = "".join(f"import vau_lib.{module}\n" for module in modules.split())
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0 and not done.stdout and not done.stderr

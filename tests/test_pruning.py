@@ -158,12 +158,7 @@ def tiny_qwen(layers=3, **more):
     torch.manual_seed(0)
     text = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": layers}
     rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
-    text |= {
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "rope_parameters": rope,
-        "tie_word_embeddings": True,
-    } | more
+    text |= {"num_attention_heads": 4, "num_key_value_heads": 2, "rope_parameters": rope, "tie_word_embeddings": True} | more
     vision = {"depth": 3, "hidden_size": 32, "num_heads": 4, "out_hidden_size": 32, "intermediate_size": 32}
     vision |= {"fullatt_block_indexes": [2]}
     config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, image_token_id=60, tie_word_embeddings=True)
@@ -222,9 +217,7 @@ def test_the_group_that_says_nothing_falls_first(batch):
     model = tiny_qwen(layers=1)
     attention = model.model.language_model.layers[0].self_attn
     attention.v_proj.weight.data[:8] = 0  # the first key/value head; its values are its bias, 0
-    small = pruning.prune(
-        model.model.language_model, 0, [{"input_ids": batch["input_ids"]}], head_ratio=0.5, bias_repair=False
-    )
+    small = pruning.prune(model.model.language_model, 0, [{"input_ids": batch["input_ids"]}], head_ratio=0.5, bias_repair=False)
     assert torch.equal(small.layers[0].self_attn.o_proj.weight, attention.o_proj.weight[:, 16:])
 
 

@@ -8,9 +8,7 @@ from vau_lib.data.records import Span, VideoRecord
 
 
 def record(**changes):
-    base = dict(
-        id="a", path="v/a.mp4", dataset="toy", split="train", label=1, events=(Span(1.0, 2.0, "fall"),), fps=10.0
-    )
+    base = dict(id="a", path="v/a.mp4", dataset="toy", split="train", label=1, events=(Span(1.0, 2.0, "fall"),), fps=10.0)
     return VideoRecord(**{**base, "num_frames": 30, **changes})
 
 
@@ -28,10 +26,7 @@ def test_labels_are_cut_to_the_decoded_length():
 def test_frames_survive_the_trip_through_seconds():
     for fps in (24.0, 25.0, 29.97, 30.0):
         span = Span(1080 / fps, 1560 / fps)
-        assert np.flatnonzero(records.frame_labels(record(events=(span,), fps=fps), 1827))[[0, -1]].tolist() == [
-            1080,
-            1559,
-        ]
+        assert np.flatnonzero(records.frame_labels(record(events=(span,), fps=fps), 1827))[[0, -1]].tolist() == [1080, 1559]
 
 
 @pytest.mark.parametrize("path", ["../secret.mp4", "/etc/passwd", "v/../../x.mp4"])
@@ -62,10 +57,6 @@ def test_a_broken_line_is_named(line, tmp_path):
 
 
 def test_a_source_in_two_splits_is_a_leak():
-    clips = [
-        record(group="cam1"),
-        record(id="b", group="cam1", split="test"),
-        record(id="c", group="cam2", split="test"),
-    ]
+    clips = [record(group="cam1"), record(id="b", group="cam1", split="test"), record(id="c", group="cam2", split="test")]
     assert records.leaks(clips) == ["cam1"]
     assert records.leaks(clips[1:]) == []

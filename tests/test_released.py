@@ -28,9 +28,7 @@ def set_(tmp_path):
 
 def test_rows_and_truth_fit_together(set_):
     lists = [set_ / "train.csv", set_ / "test.csv"]
-    assert released.import_features(lists, set_ / "npy", set_ / "rows", width=8) == {
-        n: ROWS[n] for n in (NAMES[2], *NAMES[:2])
-    }
+    assert released.import_features(lists, set_ / "npy", set_ / "rows", width=8) == {n: ROWS[n] for n in (NAMES[2], *NAMES[:2])}
     found = datasets.xd_violence(
         set_ / "annotations.txt", train_list=lists[0], test_list=lists[1], num_frames=set_ / "rows" / "frames.json"
     )

@@ -31,11 +31,7 @@ def few():
 def test_every_pair_of_factors_occurs_and_classes_balance(seed):
     chosen = scenarios.covering_scenarios(130, seed)
     table, missing = scenarios.coverage(chosen)
-    assert (
-        not missing
-        and (table["coverage"] == 1).all()
-        and table["possible_pairs"].sum() == len(scenarios.possible_pairs())
-    )
+    assert not missing and (table["coverage"] == 1).all() and table["possible_pairs"].sum() == len(scenarios.possible_pairs())
     assert sum(s.label for s in chosen) == 65
     for one, other in zip(chosen[::2], chosen[1::2], strict=True):
         same = [name for name in scenarios.FACTORS if one.factors[name] == other.factors[name]]
@@ -55,11 +51,7 @@ def test_at_random_pairs_are_missed():
 
 
 def test_a_seed_is_a_data_set():
-    assert (
-        scenarios.covering_scenarios(20, 3)
-        == scenarios.covering_scenarios(20, 3)
-        != scenarios.covering_scenarios(20, 4)
-    )
+    assert scenarios.covering_scenarios(20, 3) == scenarios.covering_scenarios(20, 3) != scenarios.covering_scenarios(20, 4)
 
 
 def test_hard_negatives_are_normal_and_have_no_event():
@@ -134,15 +126,7 @@ def test_masks_boxes_and_tracks_are_where_the_picture_differs_from_the_empty_sce
     monkeypatch.setattr(camera, "LIGHTS", plain)
     monkeypatch.setattr(camera._Clock, "stamp", lambda self, image, t: image)
     scenario = synthetic_dataset.scenario_for(
-        11,
-        event=event,
-        scene="street",
-        lighting="overcast",
-        duration_s=3.0,
-        fps=4.0,
-        height=240,
-        width=320,
-        num_people=3,
+        11, event=event, scene="street", lighting="overcast", duration_s=3.0, fps=4.0, height=240, width=320, num_people=3
     )
     place = camera.build(scenario)
     cast = motion.direct(scenario, place.layout)
@@ -215,10 +199,7 @@ def test_coco_reads_back_masks_boxes_and_tracks(few, tmp_path):
             found |= mask
             left, top, wide, tall = (int(edge) for edge in annotation["bbox"])
             rows, columns = np.nonzero(mask)
-            assert [columns.min(), rows.min()] == [left, top] and [np.ptp(columns) + 1, np.ptp(rows) + 1] == [
-                wide,
-                tall,
-            ]
+            assert [columns.min(), rows.min()] == [left, top] and [np.ptp(columns) + 1, np.ptp(rows) + 1] == [wide, tall]
             assert annotation["area"] == mask.sum() and 0 < annotation["visibility"] <= 1
         assert np.array_equal(found, truth.masks[image["frame_index"]] > 0)
     tracks = {(a["video_id"], a["track_id"]) for a in read.dataset["annotations"]}

@@ -60,10 +60,7 @@ def test_a_clip_of_two_categories_counts_in_both():
 
 
 def test_a_split_holds_its_clips_only():
-    sizes = {
-        name: smarthome_bench.evaluate(dict.fromkeys("abcd", YES), CLIPS, split=name)["n"]
-        for name in smarthome_bench.SPLITS
-    }
+    sizes = {name: smarthome_bench.evaluate(dict.fromkeys("abcd", YES), CLIPS, split=name)["n"] for name in smarthome_bench.SPLITS}
     assert sizes == {"all": 4, "public": 3, "no_vague": 3, "public_no_vague": 3}
 
 
@@ -159,11 +156,7 @@ class Scripted:
         self.asked.append((video, prompt))
         if "numbered rules" in prompt:
             return "1. A stranger at night is odd."
-        return (
-            '{"updated_anomaly": 1}'
-            if "Another reviewer" in prompt
-            else '{"video_description": "[[rules]]", "anomaly": 0}'
-        )
+        return '{"updated_anomaly": 1}' if "Another reviewer" in prompt else '{"video_description": "[[rules]]", "anomaly": 0}'
 
 
 def test_the_chain_asks_for_rules_once_and_reflects_without_the_video(tmp_path):
@@ -198,9 +191,7 @@ def test_prompts_can_come_from_a_file(tmp_path):
     assert smarthome_prompts.ask(lambda video, prompt: f"<{prompt}>", "v", found["two"])["second"] == "<So: <Look.>>"
 
 
-@pytest.mark.parametrize(
-    "content, said", [([], "an object of styles"), ({"x": [{"nme": 1}]}, "style 'x'"), ({"x": []}, "no step")]
-)
+@pytest.mark.parametrize("content, said", [([], "an object of styles"), ({"x": [{"nme": 1}]}, "style 'x'"), ({"x": []}, "no step")])
 def test_a_broken_prompt_file_is_refused(tmp_path, content, said):
     path = tmp_path / "p.json"
     path.write_text(json.dumps(content))
@@ -243,10 +234,7 @@ def test_the_benchmark_has_the_sizes_it_says(bench):
 def test_all_29_published_rows_fit_all_clips_and_memories_s0_only_the_public_ones(bench):
     assert len(smarthome_bench.PUBLISHED) == 29
     assert {smarthome_bench.measured_on(row, bench)[0] for row in smarthome_bench.PUBLISHED} == {"all"}
-    assert smarthome_bench.measured_on(smarthome_bench.MEMORIES_S0, bench) == (
-        "public, one clip missing",
-        (171, 206, 87, 558),
-    )
+    assert smarthome_bench.measured_on(smarthome_bench.MEMORIES_S0, bench) == ("public, one clip missing", (171, 206, 87, 558))
 
 
 @pytest.mark.real

@@ -66,9 +66,7 @@ def test_endurance_shows_a_state_that_grows():
         def num_bytes(self):
             return 8 * self.clips
 
-    grows, _ = stream_profiling.endure(
-        lambda c, s: (c, State(1 if s is None else s.clips + 1)), (1, 1, 1), clips=80, clip_s=1
-    )
+    grows, _ = stream_profiling.endure(lambda c, s: (c, State(1 if s is None else s.clips + 1)), (1, 1, 1), clips=80, clip_s=1)
     assert grows["state_bytes"].is_monotonic_increasing and grows["state_bytes"].iloc[-1] == 640
     model = untrained(CONFIG).model
     steady, _ = stream_profiling.endure(model.step, (1, 4, 16), clips=80, clip_s=2)

@@ -87,20 +87,15 @@ def test_a_stride_opens_and_closes():
 
 
 def test_a_dropped_bag_stays_when_its_owner_has_gone():
-    rendering = synthetic_dataset.render(
-        tiny(1, "left_package", scene="plaza", duration_s=8.0, num_people=1, num_vehicles=0)
-    )
+    rendering = synthetic_dataset.render(tiny(1, "left_package", scene="plaza", duration_s=8.0, num_people=1, num_vehicles=0))
     before, after = round(rendering.events[0].start_s * 8) - 1, -1
     assert np.isnan(rendering.boxes[before, 1]).all() and np.isfinite(rendering.boxes[after, 1]).all()
-    assert np.hypot(*(rendering.boxes[after, 0, :2] - rendering.boxes[after, 1, :2])) > 15 or np.isnan(
-        rendering.boxes[after, 0, 0]
-    )
+    assert np.hypot(*(rendering.boxes[after, 0, :2] - rendering.boxes[after, 1, :2])) > 15 or np.isnan(rendering.boxes[after, 0, 0])
 
 
 def test_night_is_gray_and_day_is_not():
     colour = {
-        light: np.ptp(synthetic_dataset.render(tiny(lighting=light)).frames[0, 20:], axis=-1).mean()
-        for light in ("day", "night")
+        light: np.ptp(synthetic_dataset.render(tiny(lighting=light)).frames[0, 20:], axis=-1).mean() for light in ("day", "night")
     }
     assert colour["night"] == 0 < colour["day"]
 
@@ -162,14 +157,7 @@ def test_a_stopped_run_goes_on_and_other_settings_render_anew(tmp_path):
     paths[1].write_bytes(bits[1][:500])  # cut short
     assert synthetic_dataset.make_dataset(tmp_path, **make) == first
     assert [path.read_bytes() for path in paths] == bits
-    assert [path.stat().st_mtime_ns == t for path, t in zip(paths, times, strict=True)] == [
-        False,
-        False,
-        True,
-        True,
-        True,
-        True,
-    ]
+    assert [path.stat().st_mtime_ns == t for path, t in zip(paths, times, strict=True)] == [False, False, True, True, True, True]
     synthetic_dataset.make_dataset(tmp_path, **make | dict(height=80))
     assert video.probe(paths[5]).height == 80
 

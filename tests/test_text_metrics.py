@@ -45,9 +45,7 @@ def test_bleu_and_rouge_by_hand():
 def test_the_three_protocols_are_three_numbers():
     by = {p: {r["task"]: r for r in scores(SAID, ROWS, protocol=p)} for p in text_metrics.PROTOCOLS}
     corpus = by["corpus"]
-    assert by["task_mean"]["all"]["bleu"] == pytest.approx(
-        (corpus["judgement"]["bleu"] + corpus["description"]["bleu"]) / 2
-    )
+    assert by["task_mean"]["all"]["bleu"] == pytest.approx((corpus["judgement"]["bleu"] + corpus["description"]["bleu"]) / 2)
     assert corpus["all"]["bleu_1"] == pytest.approx(11 / 13, abs=1e-6)  # 6 of 6 and 5 of 7 words in one pot
     assert by["sentence"]["all"]["bleu_1"] == pytest.approx((1 + 5 / 7) / 2, abs=1e-6)
     assert all(r["protocol"] == p and r["tokenizer"] == "regex" for p, rows in by.items() for r in rows.values())
@@ -55,10 +53,7 @@ def test_the_three_protocols_are_three_numbers():
 
 
 def test_repeated_files_count_once_where_asked():
-    twice = [
-        *ROWS,
-        Instruction("c", "event", "judgement", "Is it?", "No anomaly exists in the video", "a.mp4", "v", event=0),
-    ]
+    twice = [*ROWS, Instruction("c", "event", "judgement", "Is it?", "No anomaly exists in the video", "a.mp4", "v", event=0)]
     said = SAID | {"c": "nothing right here"}
     raw, files = ({r["task"]: r for r in scores(said, twice, counted=c)}["judgement"] for c in text_metrics.COUNTED)
     assert (raw["rows"], files["rows"]) == (2, 1) and raw["bleu_1"] < 0.8 and files["bleu_1"] == pytest.approx(1)
@@ -157,9 +152,7 @@ def test_a_constant_judgement_is_right_on_two_fifths_of_the_released_rows(holmes
 @pytest.mark.parametrize("name, content", [("a.json", {"v": "yes"}), ("a.jsonl", [{"id": "v", "answer": "yes"}])])
 def test_answers_are_replayed_from_either_form(name, content, tmp_path):
     path = tmp_path / name
-    path.write_text(
-        "".join(json.dumps(r) + "\n" for r in content) if isinstance(content, list) else json.dumps(content)
-    )
+    path.write_text("".join(json.dumps(r) + "\n" for r in content) if isinstance(content, list) else json.dumps(content))
     said = clients.replay(path, source="somebody")
     assert said("v") == "yes" and said.label == "replayed: somebody"
     with pytest.raises(clients.AnswerError, match="no answer for 'w'"):

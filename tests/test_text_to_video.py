@@ -48,9 +48,7 @@ def key(monkeypatch):
 def client(service, **options):
     """Veo against the fake: no pauses, and a deadline that counts polls."""
     ticks = iter(range(10**6))
-    settings = dict(
-        price_per_second=0.1, poll_s=0.0, deadline_s=6, timeout_s=0.3, sleep=lambda _: None, clock=lambda: next(ticks)
-    )
+    settings = dict(price_per_second=0.1, poll_s=0.0, deadline_s=6, timeout_s=0.3, sleep=lambda _: None, clock=lambda: next(ticks))
     return veo.Veo(base_url=service.url, **(settings | options))
 
 
@@ -63,15 +61,7 @@ def total(generator, chosen):
 
 def test_twenty_jobs_with_refusals_timeouts_a_cut_download_and_a_rate_limit(service, tmp_path, caplog):
     caplog.set_level(logging.DEBUG)
-    faults = {
-        2: "refuse",
-        7: "refuse",
-        11: "refuse",
-        4: "slow answer",
-        9: "never done",
-        13: "truncated",
-        16: "rate limit",
-    }
+    faults = {2: "refuse", 7: "refuse", 11: "refuse", 4: "slow answer", 9: "never done", 13: "truncated", 16: "rate limit"}
     fake, chosen = service(faults), scenarios.covering_scenarios(20, 1, **FEW)
     backend = client(fake)
     first = text_to_video.run(backend, chosen, tmp_path, confirm=total(backend, chosen), progress=False)
@@ -80,15 +70,9 @@ def test_twenty_jobs_with_refusals_timeouts_a_cut_download_and_a_rate_limit(serv
     assert first[first["status"] == "rejected"]["detail"].str.contains("Violence").all()
     submitted = dict(fake.submitted)
     fake.patience = True  # the slow one is ready now
-    second = text_to_video.run(
-        client(fake), chosen, tmp_path, progress=False
-    )  # nothing new to pay: no confirmation needed
+    second = text_to_video.run(client(fake), chosen, tmp_path, progress=False)  # nothing new to pay: no confirmation needed
     assert second["status"].value_counts().to_dict() == {"done": 17, "rejected": 3}
-    assert (
-        fake.submitted == submitted
-        and submitted[2] == 3
-        and {submitted[n] for n in submitted if n not in (2, 7, 11)} == {1}
-    )
+    assert fake.submitted == submitted and submitted[2] == 3 and {submitted[n] for n in submitted if n not in (2, 7, 11)} == {1}
     found = records.read_records(tmp_path / "records.jsonl")
     assert len(found) == 17 and all(text_to_video.verify(tmp_path / r.path) for r in found)
     assert not any(r.events for r in found)  # the service knows no spans, and none are made up
@@ -110,9 +94,7 @@ def test_a_killed_run_loses_nothing_and_pays_nothing_twice(service, tmp_path):
     assert sum(fake.submitted.values()) == 3
     (tmp_path / "ledger.jsonl").open("a").write('{"id": "half a li')
     again = client(fake)
-    table = text_to_video.run(
-        again, chosen, tmp_path, confirm=again.price(chosen[0]), progress=False
-    )  # one is still to be paid
+    table = text_to_video.run(again, chosen, tmp_path, confirm=again.price(chosen[0]), progress=False)  # one is still to be paid
     assert set(table["status"]) == {"done"} and set(fake.submitted.values()) == {1}
 
 
@@ -145,9 +127,7 @@ def test_spending_needs_the_exact_sum_or_a_yes(service, tmp_path):
     fake, chosen, questions = service(), scenarios.covering_scenarios(2, 4, **FEW), []
     backend = client(fake)
     for confirm in (None, 0.79, lambda text: questions.append(text) or False):
-        with pytest.raises(
-            ValueError, match=r"^2 videos by Veo .* cost 0.80: pass confirm=0.80, or a function that asks$"
-        ):
+        with pytest.raises(ValueError, match=r"^2 videos by Veo .* cost 0.80: pass confirm=0.80, or a function that asks$"):
             text_to_video.run(backend, chosen, tmp_path, confirm=confirm, progress=False)
     assert not fake.submitted and questions == [f"2 videos by {backend.name} cost 0.80. Go on?"]
 
@@ -173,9 +153,7 @@ def test_without_a_key_it_says_what_to_set(monkeypatch):
 def test_a_prompt_too_long_fails_before_anything_is_paid(service, tmp_path):
     fake = service()
     backend = client(fake, prompt=lambda _: "x" * 2001)
-    table = text_to_video.run(
-        backend, scenarios.covering_scenarios(2, 3, **FEW), tmp_path, confirm=lambda _: True, progress=False
-    )
+    table = text_to_video.run(backend, scenarios.covering_scenarios(2, 3, **FEW), tmp_path, confirm=lambda _: True, progress=False)
     assert not fake.submitted and table["detail"][0] == "a prompt has at most 2000 characters, got 2001"
 
 
@@ -250,16 +228,11 @@ def test_detections_are_tracked_and_marked_as_guesses(video_bytes, tmp_path):
     cars = [frame["track_ids"][1] for frame in found["frames"] if len(frame["track_ids"]) == 2]
     assert people == {1} and cars[0] == 2 and cars[-1] != 1
     with pytest.raises(ValueError, match="the detector gave 1 results for 24 frames"):
-        text_to_video.detect_and_track(
-            tmp_path / "noise.mp4", lambda _: [(np.zeros((0, 4)), [], np.zeros(0))], batch=24
-        )
+        text_to_video.detect_and_track(tmp_path / "noise.mp4", lambda _: [(np.zeros((0, 4)), [], np.zeros(0))], batch=24)
 
 
 def test_two_boxes_that_cross_keep_their_labels():
-    left = [
-        (np.array([[t, 0, t + 10, 10], [30 - t, 0, 40 - t, 10]], float), ["person", "car"], np.ones(2))
-        for t in range(30)
-    ]
+    left = [(np.array([[t, 0, t + 10, 10], [30 - t, 0, 40 - t, 10]], float), ["person", "car"], np.ones(2)) for t in range(30)]
     ids = text_to_video.track_by_overlap(left)
     assert all(frame.tolist() == [1, 2] for frame in ids)
 

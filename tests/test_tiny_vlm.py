@@ -65,10 +65,7 @@ def test_saving_does_not_replace_what_is_no_model(tiny, tmp_path):
 
 
 def test_the_tokenizer_loses_no_text(tiny):
-    for text in (
-        "An anomaly exists, specifically, the anomaly is named Car Accident.",
-        "Überfall at 12.5s: 异常 \n\n x",
-    ):
+    for text in ("An anomaly exists, specifically, the anomaly is named Car Accident.", "Überfall at 12.5s: 异常 \n\n x"):
         ids = tiny.tokenizer(text, add_special_tokens=False)["input_ids"]
         assert tiny.tokenizer.decode(ids) == text
     assert len(tiny.tokenizer(toy_dataset.NEGATIVE)["input_ids"]) < 12, "its own world's answers are short"

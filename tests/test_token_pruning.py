@@ -161,10 +161,7 @@ def test_generation_goes_on_as_if_the_dropped_tokens_were_masked(model):
             logits = model(input_ids=ids, attention_mask=mask, position_ids=positions, **seen).logits[:, -1]
             logits[:, 127] = -math.inf  # no end before the sixth
             assert logits[row].argmax() == said[row, length + step]
-            ids, mask = (
-                torch.cat([ids, logits.argmax(-1, keepdim=True)], 1),
-                torch.cat([mask, torch.ones(2, 1)], 1).long(),
-            )
+            ids, mask = (torch.cat([ids, logits.argmax(-1, keepdim=True)], 1), torch.cat([mask, torch.ones(2, 1)], 1).long())
             positions = torch.cat([positions, positions[..., -1:] + 1], -1)
 
 
@@ -172,8 +169,7 @@ def test_generation_goes_on_as_if_the_dropped_tokens_were_masked(model):
 def test_keep_all_generates_what_the_model_does(model):
     inputs = together(prompt(film(4)), prompt(film(6, 2, 2)))
     assert torch.equal(
-        token_pruning.prune_tokens(model, keep_ratio=1.0).generate(**inputs, **GREEDY),
-        model.generate(**inputs, **GREEDY),
+        token_pruning.prune_tokens(model, keep_ratio=1.0).generate(**inputs, **GREEDY), model.generate(**inputs, **GREEDY)
     )
 
 
@@ -282,17 +278,13 @@ def test_an_adapter_may_wrap_the_model():
     peft = pytest.importorskip("peft")
     adapted = peft.get_peft_model(qwen(), peft.LoraConfig(target_modules=["q_proj", "v_proj"], r=2)).eval()
     inputs = prompt(film(4))
-    assert (
-        token_pruning.prune_tokens(adapted, keep_ratio=1)(**inputs).logits - adapted(**inputs).logits
-    ).abs().max() <= 1e-5
+    assert (token_pruning.prune_tokens(adapted, keep_ratio=1)(**inputs).logits - adapted(**inputs).logits).abs().max() <= 1e-5
 
 
 # Refusals
 
 
-@pytest.mark.parametrize(
-    "amount", [{"keep_ratio": 0}, {"keep_ratio": 1.01}, {"keep_ratio": math.nan}, {"threshold": -0.1}, {}]
-)
+@pytest.mark.parametrize("amount", [{"keep_ratio": 0}, {"keep_ratio": 1.01}, {"keep_ratio": math.nan}, {"threshold": -0.1}, {}])
 def test_an_impossible_amount_is_refused(model, amount):
     with pytest.raises(ValueError, match="keep_ratio|threshold"):
         token_pruning.prune_tokens(model, **amount)

@@ -155,10 +155,7 @@ def test_quiet_moments_lose_all_their_tokens():
     features, _ = mover(wall(moments=40))
     features[20:] = wall(moments=40)[20:]  # the second half is empty
     mask = OURS(features, keep_ratio=0.2)
-    assert (
-        mask[20:].any((1, 2)).mean() < 0.2
-        and token_selection.random_tokens(features, keep_ratio=0.2)[20:].any((1, 2)).all()
-    )
+    assert mask[20:].any((1, 2)).mean() < 0.2 and token_selection.random_tokens(features, keep_ratio=0.2)[20:].any((1, 2)).all()
 
 
 # Baselines, by hand
@@ -241,12 +238,8 @@ def test_a_fixed_camera_s_foreground_survives_at_a_fifth():
     kept, evs, size = 0, 0, 0
     for seed, event in ((920, "run"), (921, "vandalism"), (922, "left_package")):
         few = dict(num_people=2, num_vehicles=0)
-        rendered = synthetic_dataset.render(
-            synthetic_dataset.scenario_for(seed, event=event, duration_s=8.0, fps=8.0, **few)
-        )
-        tokens = token_selection.pixel_tokens(
-            token_selection.degrade_frames(rendered.frames, np.random.default_rng(seed))
-        )
+        rendered = synthetic_dataset.render(synthetic_dataset.scenario_for(seed, event=event, duration_s=8.0, fps=8.0, **few))
+        tokens = token_selection.pixel_tokens(token_selection.degrade_frames(rendered.frames, np.random.default_rng(seed)))
         truth = token_selection.mask_coverage(rendered.masks) >= 0.1
         kept += (OURS(tokens, keep_ratio=0.2) & truth).sum()
         evs += (token_selection.evs(tokens, keep_ratio=0.2) & truth).sum()

@@ -86,12 +86,7 @@ def test_the_same_seed_gives_the_same_model(sets):
 def test_weight_decay_spares_norms_and_biases(sets, tmp_path):
     model = memtsm.MemTSM(memtsm.MemTSMConfig(in_channels=6, width=16, slots=8))
     engine = training._Engine(
-        model=model,
-        objective=None,
-        plan=PLAN,
-        videos=sets[0],
-        args=training._arguments(tmp_path, PLAN, False),
-        eval_dataset=[1],
+        model=model, objective=None, plan=PLAN, videos=sets[0], args=training._arguments(tmp_path, PLAN, False), eval_dataset=[1]
     )
     decayed = set(engine.get_decay_parameter_names(model))
     assert decayed == {name for name, p in model.named_parameters() if p.ndim > 1}

@@ -23,13 +23,9 @@ def model(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     recipe = extraction.Recipe("xfeat", ROW_FRAMES, (("weights", "random"), ("side", 64)))
     rng = np.random.default_rng(0)
-    fitted = preprocessing.Preprocessing.fit(
-        {"a": rng.random((40, 128))}, steps=None, temporal_difference=request.param
-    )
+    fitted = preprocessing.Preprocessing.fit({"a": rng.random((40, 128))}, steps=None, temporal_difference=request.param)
     made = lshma.LSHMA(lshma_state.LSHMAConfig.xd(width=128, window=2)).eval()
-    trained_detector.save(
-        folder, trained_detector.TrainedDetector(made, fitted, None), facts={"features": recipe.made_by()}
-    )
+    trained_detector.save(folder, trained_detector.TrainedDetector(made, fitted, None), facts={"features": recipe.made_by()})
     return folder
 
 
@@ -50,16 +46,7 @@ def test_watched_scores_are_those_of_the_whole_video(model, clip):
 
 
 def test_the_command_prints_a_line_per_clip_and_leaves_picture_and_table(model, clip, tmp_path):
-    words = [
-        "watch",
-        str(clip),
-        "--model",
-        str(model),
-        "--plot",
-        str(tmp_path / "w.png"),
-        "--csv",
-        str(tmp_path / "w.csv"),
-    ]
+    words = ["watch", str(clip), "--model", str(model), "--plot", str(tmp_path / "w.png"), "--csv", str(tmp_path / "w.csv")]
     said = CliRunner().invoke(cli.app, [*words, "--threshold", "0"])
     assert said.exit_code == 0, said.stderr
     lines = said.stdout.splitlines()

@@ -23,9 +23,10 @@ from vau_lib.workspace import artifacts, notebook_runs, presets
 
 PACKAGES = ("torch", "torchvision", "transformers", "kornia", "decord", "av", "numpy", "scikit-learn", "papermill")
 WEIGHTS = {
-    "XFeat": "xfeat/xfeat_bnfolded.pt", "SqueezeNet": "squeezenet/squeezenet1_0_torchvision_keys_fp16.pt",
+    "XFeat": "xfeat/xfeat_bnfolded.pt",
+    "SqueezeNet": "squeezenet/squeezenet1_0_torchvision_keys_fp16.pt",
     "MemTSM-Net": "memtsm/best_model.pth",
-}  # fmt: skip
+}
 DEMO_LSHMA = Path("data/models/lshma/synthetic/intended/fold0_seed0")  # what the demo trains
 TOY_VLM = "data/toy_models/internvl"  # knows the toy data set only; give a real model
 PLAIN_WIDTH = 10_000  # columns of a console that is no terminal: nothing is cut
@@ -52,9 +53,7 @@ Preset = Annotated[str, typer.Argument(metavar="PRESET", help="a folder of param
 Notebooks = Annotated[
     list[str] | None, typer.Argument(metavar="[NN]...", help="run only these notebooks, even where they are done")
 ]
-Overrides = Annotated[
-    list[str] | None, typer.Option("-p", metavar="NAME=VALUE", help="set a notebook parameter; may be repeated")
-]
+Overrides = Annotated[list[str] | None, typer.Option("-p", metavar="NAME=VALUE", help="set a notebook parameter; may be repeated")]
 
 
 @app.callback()
@@ -92,15 +91,11 @@ def sweep(
     workers: Annotated[int, typer.Option(help="processes at once")] = 2,
 ) -> None:
     """Run one notebook at every combination of parameter values; `vau table PRESET` shows the results."""
-    results = notebook_runs.sweep(
-        preset, notebook, presets.parse_values(grid, split=True), engine=engine, workers=workers
-    )
+    results = notebook_runs.sweep(preset, notebook, presets.parse_values(grid, split=True), engine=engine, workers=workers)
     failed = [error for _, error in results if error]
     for error in failed:
         typer.echo(f"vau: {error}", err=True)
-    typer.echo(
-        f"{len(results) - len(failed)} of {len(results)} points in {presets.shown(notebook_runs.copies(preset))}"
-    )
+    typer.echo(f"{len(results) - len(failed)} of {len(results)} points in {presets.shown(notebook_runs.copies(preset))}")
     if failed:
         raise typer.Exit(1)
 
@@ -109,15 +104,11 @@ def sweep(
 def watch(
     source: Annotated[str, typer.Argument(help="a video, a camera's number, or an address (rtsp://...)")],
     model: Annotated[Path, typer.Option(help="folder of a trained LSHMA model")] = DEMO_LSHMA,
-    weights: Annotated[
-        str | None, typer.Option(help="weights of the feature encoder; searched for if not given")
-    ] = None,
+    weights: Annotated[str | None, typer.Option(help="weights of the feature encoder; searched for if not given")] = None,
     threshold: Annotated[float, typer.Option(help="mark scores at or above it; choose it on validation data")] = 0.5,
     seconds: Annotated[float, typer.Option(help="stop after this many seconds of video; 0: never")] = 0.0,
     plot: Annotated[Path | None, typer.Option(help="draw the scores into this image file while they arrive")] = None,
-    csv: Annotated[
-        Path | None, typer.Option(help="write second and score of every clip to this csv at the end")
-    ] = None,
+    csv: Annotated[Path | None, typer.Option(help="write second and score of every clip to this csv at the end")] = None,
 ) -> None:
     """Print LSHMA's anomaly scores while frames arrive, one line per clip; Ctrl-C ends it and keeps the results."""
     from vau_lib import watch  # torch, only here
@@ -159,9 +150,7 @@ def guard(
 
 @app.command("import-features")
 def import_features(
-    lists: Annotated[
-        list[Path], typer.Argument(help="released csv lists (path,label) of the training and the test set")
-    ],
+    lists: Annotated[list[Path], typer.Argument(help="released csv lists (path,label) of the training and the test set")],
     source: Annotated[Path, typer.Option("--from", help="folder with the released .npy files, at any depth")],
     target: Annotated[Path, typer.Option("--to", help="folder to write to: data/features/DATASET/released")],
     crops: Annotated[str, typer.Option(help="crops to average, like 0,1,2; all that a list names if not given")] = "",
@@ -177,17 +166,13 @@ def import_features(
 
 @app.command()
 def generate(
-    folder: Annotated[
-        Path, typer.Argument(help="folder for videos, job ledger and records.jsonl, like data/generated")
-    ],
+    folder: Annotated[Path, typer.Argument(help="folder for videos, job ledger and records.jsonl, like data/generated")],
     number: Annotated[int, typer.Option(help="videos, an anomaly and its everyday counterpart in turn")] = 200,
     seed: Annotated[int, typer.Option(help="random seed of the scenarios")] = 0,
     backend: Annotated[str, typer.Option(help="procedural, veo, or a diffusers model's name or folder")] = "procedural",
     factors: Annotated[list[str] | None, typer.Option("-p", metavar="FACTOR=VALUE", help="fix a factor")] = None,
     price: Annotated[float | None, typer.Option(help="price of one second of video; needed by paid backends")] = None,
-    confirm: Annotated[
-        float | None, typer.Option(help="agree to this exact total price instead of being asked")
-    ] = None,
+    confirm: Annotated[float | None, typer.Option(help="agree to this exact total price instead of being asked")] = None,
     workers: Annotated[int, typer.Option(help="processes of the procedural backend")] = 2,
 ) -> None:
     """Make videos of scenarios in which every pair of factors occurs; a stopped run is resumed."""
@@ -207,9 +192,7 @@ def generate(
     )  # fmt: skip
     missing = scenarios.coverage(chosen)[1]
     statuses = ", ".join(f"{count} {status}" for status, count in jobs["status"].value_counts().items())
-    typer.echo(
-        f"{folder}: {statuses}; {int(jobs['label'].sum())} anomalous; {len(missing)} pairs of factors never occur"
-    )
+    typer.echo(f"{folder}: {statuses}; {int(jobs['label'].sum())} anomalous; {len(missing)} pairs of factors never occur")
     for row in jobs[jobs["status"] != "done"].itertuples():
         typer.echo(f"  {row.id}: {row.status}: {row.detail}")
 
@@ -241,14 +224,12 @@ def tune(
     if roots and len(roots) != len(files):
         raise ValueError(f"{len(files)} files and {len(roots)} folders of videos: give --root once per file, or never")
     places = dict(zip(files, roots or [file.parent for file in files], strict=True))
-    rows = instruction_data.read_rows(
-        {presets.project_path(str(f)): presets.project_path(str(r)) for f, r in places.items()}
-    )
+    rows = instruction_data.read_rows({presets.project_path(str(f)): presets.project_path(str(r)) for f, r in places.items()})
     vlm = models.load(_model_path(model))
     vlm = vlm.replace(model=finetuning.lora(vlm.model, r=rank, alpha=2 * rank, seed=seed))
     plan = finetuning.LoraPlan(
         max_steps=steps, learning_rate=rate, batch_size=batch, seed=seed, save_steps=50, log_steps=max(1, min(10, steps))
-    )  # fmt: skip
+    )
     rule = token_selection.random_ratio(keep_ratio)
     losses = finetuning.fit(
         vlm,

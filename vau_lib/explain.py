@@ -158,9 +158,7 @@ def explain_video(
         tokens = _visual_tokens(sampled, tower, index, reuse=reuse)
         clock.append(time.perf_counter())
     frames, times_s = video.read_frames(path, index), video.frame_times(path)
-    explanation = inference.explain(
-        vlm, frames, times_s[index].round(3), tokens=tokens, max_new_tokens=max_new_tokens, log=log
-    )
+    explanation = inference.explain(vlm, frames, times_s[index].round(3), tokens=tokens, max_new_tokens=max_new_tokens, log=log)
     clock.append(time.perf_counter())
     return ExplainedVideo(
         path=path,
@@ -176,18 +174,14 @@ def explain_video(
     )
 
 
-def _choose(
-    path: Path, scores: np.ndarray, sampled: frame_features.FrameFeatures, num_frames: int, tau: float
-) -> np.ndarray:
+def _choose(path: Path, scores: np.ndarray, sampled: frame_features.FrameFeatures, num_frames: int, tau: float) -> np.ndarray:
     try:
         return frame_sampling.choose_frames(scores, sampled.num_frames, num_frames, stride=sampled.stride, tau=tau)
     except ValueError as error:
         raise ValueError(f"{path.name}: {error}") from error
 
 
-def _visual_tokens(
-    sampled: frame_features.FrameFeatures, tower: VisionTower, index: np.ndarray, *, reuse: bool
-) -> Tensor:
+def _visual_tokens(sampled: frame_features.FrameFeatures, tower: VisionTower, index: np.ndarray, *, reuse: bool) -> Tensor:
     """Return the visual tokens of chosen frames (N, tokens, C): stored ones where all of them were sampled."""
     if reuse and not (index % sampled.stride).any():
         tokens = sampled.tokens(index // sampled.stride)

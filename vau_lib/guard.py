@@ -92,9 +92,7 @@ def guard(
     done = {row["id"]: row for row in _read_rows(out)}
     if others := {(row["model"], row["keep_ratio"]) for row in done.values()} - {(vlm.label, plan.keep_ratio)}:
         names = "; ".join(f"{model}, keep_ratio {keep_ratio}" for model, keep_ratio in sorted(others))
-        raise artifacts.StoreError(
-            f"{out} holds answers of {names}; these would be of {vlm.label}, keep_ratio {plan.keep_ratio}"
-        )
+        raise artifacts.StoreError(f"{out} holds answers of {names}; these would be of {vlm.label}, keep_ratio {plan.keep_ratio}")
     left = [(name, path) for name, path in videos if name not in done]
     with tqdm(total=len(left), desc="watching", unit="video", disable=not progress) as bar:
         for start in range(0, len(left), plan.batch_size):

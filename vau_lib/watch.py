@@ -63,11 +63,7 @@ def live_encoder(folder: str | Path, weights: str | Path | None = None) -> tuple
 
 
 def watch(
-    frames: Iterable[tuple[float, np.ndarray]],
-    trained: trained_detector.TrainedDetector,
-    encode: Encode,
-    *,
-    snippet_frames: int,
+    frames: Iterable[tuple[float, np.ndarray]], trained: trained_detector.TrainedDetector, encode: Encode, *, snippet_frames: int
 ) -> Iterator[ScoredClip]:
     """Yield a `ScoredClip` as each clip of (seconds, RGB frame (H, W, 3)) completes, the last one with what is left.
 
@@ -179,11 +175,7 @@ class StreamReport:
 
     def __init__(self, threshold: float):
         self.threshold, self.clips, self.alarms, self.spent_ms, self.worst_ms = threshold, 0, 0, 0.0, 0.0
-        self.ends_s, self.known_s, self.scores = (
-            deque(maxlen=KEPT_SCORES),
-            deque(maxlen=KEPT_SCORES),
-            deque(maxlen=KEPT_SCORES),
-        )
+        self.ends_s, self.known_s, self.scores = (deque(maxlen=KEPT_SCORES), deque(maxlen=KEPT_SCORES), deque(maxlen=KEPT_SCORES))
         self.top_frames = []  # (second, score, frame): the highest
 
     def add(self, clip: ScoredClip) -> None:

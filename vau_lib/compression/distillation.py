@@ -92,9 +92,7 @@ def _with_lora(student: nn.Module, rank: int) -> nn.Module:
     tied = {id(part.weight) for part in student.modules() if isinstance(part, nn.Embedding)}
     names = [n for n, part in student.named_modules() if type(part) is nn.Linear and id(part.weight) not in tied]
     # one pattern of whole names: peft matches the names of a list by their ends, and many end in "0"
-    return get_peft_model(
-        student, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="|".join(map(re.escape, names)))
-    )
+    return get_peft_model(student, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="|".join(map(re.escape, names))))
 
 
 def _arguments(folder: str, epochs: int, learning_rate: float, seed: int, progress: bool) -> TrainingArguments:

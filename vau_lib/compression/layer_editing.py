@@ -39,9 +39,7 @@ def run_with_hooks(model: nn.Module, batches: list, hooks: list) -> None:
             hook.remove()
 
 
-def input_moments(
-    model: nn.Module, layers: Mapping[str, nn.Module], batches: list, *, covariance: bool = False
-) -> dict:
+def input_moments(model: nn.Module, layers: Mapping[str, nn.Module], batches: list, *, covariance: bool = False) -> dict:
     """Return {name: (mean (n,), variance (n,), X^T X (n, n) or None)} of each layer's inputs, float64.
 
     A layer that no batch reaches (a vision tower, on text) is not in the result.

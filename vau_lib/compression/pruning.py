@@ -131,9 +131,7 @@ def drop_layers(model: nn.Module, count: int, batches: list, *, layer_list: str 
     """
     influence = block_influence(model, batches)
     if layer_list is not None and layer_list not in influence:
-        raise ValueError(
-            f"no list of layers {layer_list!r} that the calibration data reach, there are {sorted(influence)}"
-        )
+        raise ValueError(f"no list of layers {layer_list!r} that the calibration data reach, there are {sorted(influence)}")
 
     def size(name: str) -> int:
         return sum(parameter.numel() for parameter in model.get_submodule(name).parameters())
@@ -169,10 +167,7 @@ def block_influence(model: nn.Module, batches: list) -> dict[str, Tensor]:
     ]
     layer_editing.run_with_hooks(model, batches, hooks)
     complete = {name: values for name, values in influence.items() if len(values) == len(lists[name])}
-    return {
-        name: torch.tensor([sum(values[n]) / len(values[n]) for n in range(len(values))])
-        for name, values in complete.items()
-    }
+    return {name: torch.tensor([sum(values[n]) / len(values[n]) for n in range(len(values))]) for name, values in complete.items()}
 
 
 def _keep_layers(model: nn.Module, name: str, indices: list[int]) -> None:
@@ -241,9 +236,7 @@ def _prune_heads(model: nn.Module, head_ratio: float, batches: list, *, uniform:
             config.num_attention_heads = int(keep.sum()) * heads.queries
 
 
-def _keep_heads(
-    model: nn.Module, heads: AttentionHeads, keep: Tensor, mean: Tensor, *, bias_repair: bool, new_bias: bool
-) -> None:
+def _keep_heads(model: nn.Module, heads: AttentionHeads, keep: Tensor, mean: Tensor, *, bias_repair: bool, new_bias: bool) -> None:
     prefix = f"{heads.name}." if heads.name else ""
     keep_keys = keep.repeat_interleave(heads.width)
     keep_queries = keep.repeat_interleave(heads.queries * heads.width)  # query heads of a group stand side by side
@@ -304,10 +297,7 @@ def _prune_channels(model: nn.Module, channel_ratio: float, batches: list, *, un
     if not moments:
         stated = " whose width a config states" if uniform else ""
         raise ValueError(f"the calibration data reach no MLP of {type(model).__name__}{stated}")
-    scores = {
-        name: layer_editing.flap_scores(model.get_submodule(name), variance)
-        for name, (_, variance, _) in moments.items()
-    }
+    scores = {name: layer_editing.flap_scores(model.get_submodule(name), variance) for name, (_, variance, _) in moments.items()}
     standardised = {name: (s - s.mean()) / s.std(correction=0).clamp(min=1e-30) for name, s in scores.items()}
     configs = {name: _width_config(model, name) for name in moments} if uniform else {}
     for name, keep in layer_editing.keep_highest(standardised, channel_ratio, per_layer=uniform).items():
@@ -401,9 +391,7 @@ def _from_config(folder: Path) -> nn.Module:
     names = artifacts.read_json(folder / "config.json").get("architectures") or [None]
     model_class = getattr(transformers, str(names[0]), None)
     if not (isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)):
-        raise artifacts.StoreError(
-            f"{folder / 'config.json'} names no class of transformers: {names[0]!r}; pass the model itself"
-        )
+        raise artifacts.StoreError(f"{folder / 'config.json'} names no class of transformers: {names[0]!r}; pass the model itself")
     return _empty(model_class, model_class.config_class.from_pretrained(folder, local_files_only=True))
 
 

@@ -153,9 +153,7 @@ def _has_visual_input(inputs: Mapping[str, Any]) -> bool:
     """Return whether pixels are given. Later steps of a conversation with a cache have none, and need positions."""
     visual = any(inputs.get(name) is not None for name in PIXELS.values())
     if not visual and inputs.get("past_key_values") is not None and inputs.get("position_ids") is None:
-        raise ValueError(
-            "past_key_values of a shortened prompt need position_ids: its length no longer tells the next one"
-        )
+        raise ValueError("past_key_values of a shortened prompt need position_ids: its length no longer tells the next one")
     return visual
 
 
@@ -202,9 +200,7 @@ def _visual_inputs(model: nn.Module, input_ids: Tensor, inputs: Mapping[str, Any
     return result
 
 
-def _grids(
-    config, pixels: Tensor, grid_thw: Tensor | None, count: int
-) -> tuple[list[tuple[int, int, int]], list[Tensor]]:
+def _grids(config, pixels: Tensor, grid_thw: Tensor | None, count: int) -> tuple[list[tuple[int, int, int]], list[Tensor]]:
     """Return each image's or video's grid in tokens and its pixels by temporal patch.
 
     With `grid_thw` (in patches, Qwen's way) the pixels are flat rows of patches; without, images (N, 3, S, S) of square grids.
@@ -273,9 +269,7 @@ def _pixel_tokens(model: nn.Module, part: VisualInput) -> Tensor:
     frames, height, width = part.grid
     pixels = part.pixels.detach().float()
     if pixels.ndim == 4:  # images
-        return patchify(
-            F.adaptive_avg_pool2d(pixels, (BLOCKS_PER_SIDE * height, BLOCKS_PER_SIDE * width)), height, width
-        )
+        return patchify(F.adaptive_avg_pool2d(pixels, (BLOCKS_PER_SIDE * height, BLOCKS_PER_SIDE * width)), height, width)
     vision = model.config.vision_config
     merge, side = vision.spatial_merge_size, vision.patch_size
     # a row of patches is ordered (H, W, merge, merge), a patch (colour, frame, y, x)
@@ -295,9 +289,7 @@ def _encode(model: nn.Module, visual: list[VisualInput], encoded: list[Tensor]) 
             output = core.get_image_features(pixel_values=torch.cat(pixels), **_layer_options(core))
         else:
             merge = model.config.vision_config.spatial_merge_size
-            grids = [
-                _patch_grids(visual[number], len(part), merge) for number, part in zip(numbers, pixels, strict=True)
-            ]
+            grids = [_patch_grids(visual[number], len(part), merge) for number, part in zip(numbers, pixels, strict=True)]
             grids = torch.tensor(sum(grids, []), device=pixels[0].device)
             encode = core.get_image_features if kind == "image" else core.get_video_features
             output = encode(torch.cat([part.flatten(0, 1) for part in pixels]), grids)

@@ -28,9 +28,7 @@ SEGMENT_LENGTH = 64  # moments that have one background; a minute at two frames 
 MAX_TOKENS = 2**20  # of one video; its medians would not fit a small machine
 STABLE_FRACTION = 0.5  # of a moment's tokens, on which its light is fitted
 CUT_CORRELATION = 0.5  # two moments of one scene correlate by more than this
-FIRST_MOMENT_WEIGHT = (
-    0.4  # of a difference from the first moment only (at 1, who leaves is kept); chosen on synthetic scenes
-)
+FIRST_MOMENT_WEIGHT = 0.4  # of a difference from the first moment only (at 1, who leaves is kept); chosen on synthetic scenes
 MOTION_WEIGHT = 0.1  # of the difference from the moment before; chosen on synthetic scenes
 NOISE_FACTOR = 2.0  # times the median novelty: below it a token is noise, and its moment decides
 Array = np.ndarray | Tensor
@@ -186,9 +184,7 @@ def _checked(features: Array) -> Tensor:
     if getattr(features, "ndim", 0) != 4 or 0 in features.shape:
         raise ValueError(f"a video needs tokens (T, H, W, D), at least one, got shape {tuple(np.shape(features))}")
     if math.prod(features.shape[:3]) > MAX_TOKENS:
-        raise ValueError(
-            f"{math.prod(features.shape[:3])} tokens in one video, at most {MAX_TOKENS}: read fewer frames"
-        )
+        raise ValueError(f"{math.prod(features.shape[:3])} tokens in one video, at most {MAX_TOKENS}: read fewer frames")
     tokens = torch.as_tensor(features).detach()
     tokens = tokens.to(tokens.dtype if tokens.dtype == torch.float64 else torch.float32)
     if not tokens.isfinite().all():
@@ -330,9 +326,7 @@ RULES: dict[str, Callable[..., Array]] = {
 # Pixels as tokens, and truth per token
 
 
-def pixel_tokens(
-    frames: np.ndarray, *, token_px: int = TOKEN_PX, block_px: int = BLOCK_PX, temporal: int = 2
-) -> np.ndarray:
+def pixel_tokens(frames: np.ndarray, *, token_px: int = TOKEN_PX, block_px: int = BLOCK_PX, temporal: int = 2) -> np.ndarray:
     """Return frames uint8 (N, H, W, 3) as float32 tokens (N // temporal, H / token_px, W / token_px, D): averaged pixels.
 
     A rule can look at these before any network runs: means of `block_px` squares over `temporal` frames, levels 0 to 255.

@@ -137,10 +137,7 @@ def decouple(
     if not record.label:
         fractions = rng.uniform(*normal_fraction, normal_events)
         starts = rng.uniform(0, 1 - fractions)
-        spans = [
-            Span(round(a * length, 3), round((a + s) * length, 3))
-            for a, s in sorted(zip(starts, fractions, strict=True))
-        ]
+        spans = [Span(round(a * length, 3), round((a + s) * length, 3)) for a, s in sorted(zip(starts, fractions, strict=True))]
     spans = [span for span in spans if span.end_s > span.start_s]
     if not spans:
         raise RecordError(f"{record.id}: anomalous, but no event says when")
@@ -221,9 +218,7 @@ def annotate(
 def sample_clip_frames(request: AnnotationRequest, root: str | Path, *, num_frames: int = 8) -> np.ndarray:
     """Return frames uint8 (num_frames, H, W, 3) spread evenly over the seconds of a request."""
     path = Path(root) / request.record.path
-    moments = request.span.start_s + (np.arange(num_frames) + 0.5) / num_frames * (
-        request.span.end_s - request.span.start_s
-    )
+    moments = request.span.start_s + (np.arange(num_frames) + 0.5) / num_frames * (request.span.end_s - request.span.start_s)
     return video.read_frames(path, video.index_at(path, moments))
 
 

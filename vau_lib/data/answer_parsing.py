@@ -12,9 +12,7 @@ import re
 FINAL = ("updated_anomaly", "final_anomaly")  # a corrected label outranks the one it corrects
 PLAIN = ("anomaly", "result", "is_anomaly", "anomalous", "abnormal", "label", "prediction", "answer")
 INVERTED = ("normal", "is_normal")  # 1 means no anomaly
-KEYS = {
-    key: (rank, inverted) for rank, keys, inverted in ((0, FINAL, 0), (1, PLAIN, 0), (1, INVERTED, 1)) for key in keys
-}
+KEYS = {key: (rank, inverted) for rank, keys, inverted in ((0, FINAL, 0), (1, PLAIN, 0), (1, INVERTED, 1)) for key in keys}
 WORDS = {
     **dict.fromkeys(("1", "1.0", "true", "yes", "abnormal", "anomalous", "anomaly", "vague abnormal"), 1),
     **dict.fromkeys(("0", "0.0", "false", "no", "normal", "none", "no anomaly"), 0),
@@ -25,9 +23,7 @@ KEYED = re.compile(  # key: value anywhere, for what is nearly JSON; "0 or 1" an
 )
 THOUGHT = re.compile(r"^.*</think>|<think>.*$", re.S | re.I)  # chat templates may open the tag, a limit may cut its end
 MARKED = re.compile(r"<answer>(.*?)(?:</answer>|$)|\\boxed\{(?:\\text\{)?([^{}]*)\}", re.S | re.I)
-HEDGE = re.compile(
-    r"\b(?:if|whether|unclear|might|may|could|would|cannot|can't|hard to|possibly|perhaps)\b[^.!?;\n]*", re.I
-)
+HEDGE = re.compile(r"\b(?:if|whether|unclear|might|may|could|would|cannot|can't|hard to|possibly|perhaps)\b[^.!?;\n]*", re.I)
 ODD, BE = r"(?:anomal\w+|abnormal\w*)", r"(?:is|are|was|were|seems?|appears?|looks?)(?:\s+to\s+be)?"
 NEGATED = rf"(?:not|n't|never)\s+(?:\w+\s+){{0,2}}?(?:an?\s+|any\s+)?{ODD}"
 NOT_NORMAL = r"\b(?:not|isn't|n't)\s+normal\b"

@@ -209,9 +209,7 @@ def check(records: Sequence[VideoRecord], root: str | Path, *, engine: str = "se
     return Report(len(records), events, readable, missing, broken, repeated, tuple(leaks(records)), unlabelled)
 
 
-def split_by_group(
-    records: Sequence[VideoRecord], *, val_fraction: float, rng: np.random.Generator
-) -> list[VideoRecord]:
+def split_by_group(records: Sequence[VideoRecord], *, val_fraction: float, rng: np.random.Generator) -> list[VideoRecord]:
     """Move about `val_fraction` of the train videos to val, whole sources at a time, each label in proportion.
 
     Order and every other split stay. A source with both labels counts under its more frequent one. ValueError when a

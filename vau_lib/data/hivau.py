@@ -20,11 +20,7 @@ from vau_lib.data.datasets import UCF_CLASSES, XD_CLASSES
 from vau_lib.data.records import RecordError, Span, VideoRecord
 from vau_lib.workspace import artifacts
 
-TASKS = {
-    "clip": ("caption",),
-    "event": ("judgement", "description", "analysis"),
-    "video": ("judgement", "description", "analysis"),
-}
+TASKS = {"clip": ("caption",), "event": ("judgement", "description", "analysis"), "video": ("judgement", "description", "analysis")}
 LEVELS = tuple(TASKS)
 FOLDERS = {"clip": "clips", "event": "events", "video": "videos"}
 DATASETS = {"ucf-crime": "ucf_crime", "xd-violence": "xd_violence"}  # HIVAU's folder -> this project's name
@@ -114,8 +110,7 @@ class Quality:
         """Return one row per finding: how many, and the first few names."""
         named = {name: value for name, value in vars(self).items() if isinstance(value, tuple)}
         rows = [
-            {"finding": name.replace("_", " "), "count": len(found), "first": ", ".join(found[:3])}
-            for name, found in named.items()
+            {"finding": name.replace("_", " "), "count": len(found), "first": ", ".join(found[:3])} for name, found in named.items()
         ]
         repeated = {"finding": "clip rows that repeat a file", "count": self.clip_rows - self.clip_files}
         return [*rows, repeated | {"first": f"{self.clip_rows} rows are {self.clip_files} files"}]
@@ -208,9 +203,7 @@ def statistics(instructions: Iterable[Instruction]) -> list[dict]:
     return rows
 
 
-def quality(
-    videos: Sequence[HivauVideo], instructions: Sequence[Instruction] = (), *, slack_s: float = 1e-6
-) -> Quality:
+def quality(videos: Sequence[HivauVideo], instructions: Sequence[Instruction] = (), *, slack_s: float = 1e-6) -> Quality:
     """Return what is inconsistent: clips that leave their event, videos judged against their label, repeated rows.
 
     A clip or an event may leave its frame by `slack_s` seconds without being named.
@@ -371,7 +364,5 @@ def _within(videos: Sequence[HivauVideo], odd: Callable) -> tuple[str, ...]:
 def _empty(videos: Sequence[HivauVideo]) -> tuple[str, ...]:
     """Name the events and clips that hold not one frame at the video's rate."""
     spans = [(f"{v.id} E{e}", v, span) for v in videos for e, span in enumerate(v.segments)]
-    spans += [
-        (f"{v.id} E{e}C{c}", v, span) for v in videos for e, of in enumerate(v.clips) for c, span in enumerate(of)
-    ]
+    spans += [(f"{v.id} E{e}C{c}", v, span) for v in videos for e, of in enumerate(v.clips) for c, span in enumerate(of)]
     return tuple(name for name, v, s in spans if round(s.end_s * v.fps) <= round(s.start_s * v.fps))

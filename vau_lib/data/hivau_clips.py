@@ -85,9 +85,7 @@ def split(
     work = partial(_split_one, root=Path(root), out=Path(out), released=released, crf=crf)
     found: dict[str, list[Outcome]] = {}
     try:
-        for (record, wanted), done, error in parallel.map_videos(
-            work, items, engine=engine, workers=workers, desc="cut"
-        ):
+        for (record, wanted), done, error in parallel.map_videos(work, items, engine=engine, workers=workers, desc="cut"):
             found[record.id] = done if error is None else [_outcome(record, p, "broken", error) for p in wanted]
     except BrokenExecutor as error:
         left = [record.id for record, _ in items if record.id not in found]
@@ -125,15 +123,11 @@ def summary(outcomes: Iterable[Outcome]) -> list[dict]:
     rows = []
     for (part, level), found in groups.items():
         why = next((o.why for o in found if o.why), "")
-        rows.append(
-            {"split": part, "level": level, "files": len(found), **Counter(o.status for o in found), "why": why}
-        )
+        rows.append({"split": part, "level": level, "files": len(found), **Counter(o.status for o in found), "why": why})
     return rows
 
 
-def _split_one(
-    item: tuple[HivauVideo, list[Piece]], *, root: Path, out: Path, released: bool, crf: int
-) -> list[Outcome]:
+def _split_one(item: tuple[HivauVideo, list[Piece]], *, root: Path, out: Path, released: bool, crf: int) -> list[Outcome]:
     record, wanted = item
     source, why = _place(record, root)
     if why:

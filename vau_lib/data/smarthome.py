@@ -69,9 +69,7 @@ class Responses:
 # Reading
 
 
-def read_annotations(
-    path: str | Path, *, urls: str | Path | None = None, aliases: str | Path | None = None
-) -> list[Clip]:
+def read_annotations(path: str | Path, *, urls: str | Path | None = None, aliases: str | Path | None = None) -> list[Clip]:
     """Read the annotation csv (columns Title, Category, and Anomaly Tag or Label); SmartHomeError names what is off.
 
     `urls` (Title, URL) says which clips are public. `aliases` is a second annotation csv of the same clips in the same order
@@ -129,9 +127,7 @@ def _text(path: Path) -> str:
 def _rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict]]:
     reader = csv.DictReader(_text(path).splitlines(keepends=True))
     if lacking := [column for column in columns if column not in (reader.fieldnames or ())]:
-        raise SmartHomeError(
-            f"{path.name} has no column {lacking[0]}, it has {', '.join(reader.fieldnames or ['none'])}"
-        )
+        raise SmartHomeError(f"{path.name} has no column {lacking[0]}, it has {', '.join(reader.fieldnames or ['none'])}")
     for row in reader:
         yield reader.line_num, row
 
@@ -150,14 +146,10 @@ def _clip(where: str, row: Mapping[str, str], tag: str) -> Clip:
 
 def _aliased(clips: list[Clip], others: list[Clip], name: str) -> list[Clip]:
     if len(clips) != len(others):
-        raise SmartHomeError(
-            f"{name} has {len(others)} clips, the annotations {len(clips)}: ids cannot be matched by order"
-        )
+        raise SmartHomeError(f"{name} has {len(others)} clips, the annotations {len(clips)}: ids cannot be matched by order")
     for clip, other in zip(clips, others, strict=True):
         if (clip.tag, set(clip.categories)) != (other.tag, set(other.categories)):
-            raise SmartHomeError(
-                f"{name}: {other.id} is not {clip.id}, tags or categories differ ({other.tag}, {clip.tag})"
-            )
+            raise SmartHomeError(f"{name}: {other.id} is not {clip.id}, tags or categories differ ({other.tag}, {clip.tag})")
     return [replace(clip, alias=other.id) for clip, other in zip(clips, others, strict=True)]
 
 

@@ -161,9 +161,7 @@ def live(source: str | Path, *, timeout_s: float = 10.0) -> Iterator[tuple[float
                 first = moment if first is None else first
                 yield moment - first, frame.to_ndarray(format="rgb24")
     except (av.error.FFmpegError, OSError) as error:
-        raise VideoError(
-            f"{name}: no pictures from there: {artifacts.one_line(error.strerror or error, 160)}"
-        ) from error
+        raise VideoError(f"{name}: no pictures from there: {artifacts.one_line(error.strerror or error, 160)}") from error
 
 
 def write_video(path: str | Path, frames: Iterable[np.ndarray], *, fps: float = 30.0, crf: int = 20) -> VideoInfo:
@@ -177,9 +175,7 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], *, fps: float = 
         raise VideoError(f"{_name(path)}: no frames to write")
     height, width = first.shape[:2]
     if first.dtype != np.uint8 or first.shape[2:] != (3,) or height % 2 or width % 2:
-        raise VideoError(
-            f"{_name(path)}: frames must be uint8 (H, W, 3), H and W even, got {first.dtype} {first.shape}"
-        )
+        raise VideoError(f"{_name(path)}: frames must be uint8 (H, W, 3), H and W even, got {first.dtype} {first.shape}")
     count = 0
     with artifacts.replacing(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
@@ -218,15 +214,11 @@ def _index(path: str, changed_ns: int, size: int) -> _Track:
             promised = max((entry.pos + entry.size for entry in stream.index_entries), default=0)
             if promised > size:
                 raise VideoError(f"{_name(path)}: cut short, {size:,} of at least {promised:,} bytes are there")
-            packets = [
-                (p.pts if p.pts is not None else p.dts, p.is_keyframe) for p in container.demux(stream) if p.size
-            ]
+            packets = [(p.pts if p.pts is not None else p.dts, p.is_keyframe) for p in container.demux(stream) if p.size]
             height, width, time_base = stream.height, stream.width, stream.time_base
             rate = float(stream.average_rate or stream.guessed_rate or 0)
     except (av.error.FFmpegError, OSError) as error:
-        raise VideoError(
-            f"{_name(path)}: not a readable video: {artifacts.one_line(error.strerror or error, 160)}"
-        ) from error
+        raise VideoError(f"{_name(path)}: not a readable video: {artifacts.one_line(error.strerror or error, 160)}") from error
     packets = sorted((pts, key) for pts, key in packets if pts is not None)
     if not packets or not height or not width:
         raise VideoError(f"{_name(path)}: it has no frames")

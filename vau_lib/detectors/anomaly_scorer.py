@@ -89,9 +89,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         parts = self.to_qkv(self.norm(x)).chunk(4, dim=-1)
         query, key, value, nearby = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
-        by_similarity = F.scaled_dot_product_attention(
-            query, key, value
-        )  # (B, heads, T, d); never holds (T, T) at once
+        by_similarity = F.scaled_dot_product_attention(query, key, value)  # (B, heads, T, d); never holds (T, T) at once
         heads = torch.cat([by_similarity, near(nearby)], dim=-1)  # per head: by similarity, then by distance in time
         return self.out(heads.transpose(1, 2).flatten(2))
 
@@ -138,9 +136,7 @@ class AnomalyScorer(nn.Module):
         self.embed = nn.Conv1d(config.width, hidden, 3, padding=1)
         self.attention = nn.ModuleList(Attention(config) for _ in range(config.layers))
         self.feed_forward = nn.ModuleList(
-            nn.ModuleDict(
-                {"norm": nn.LayerNorm(hidden), "in": nn.Linear(hidden, hidden), "out": nn.Linear(hidden, hidden)}
-            )
+            nn.ModuleDict({"norm": nn.LayerNorm(hidden), "in": nn.Linear(hidden, hidden), "out": nn.Linear(hidden, hidden)})
             for _ in range(config.layers)
         )
         self.abnormal, self.normal = Memory(config), Memory(config)
@@ -161,13 +157,9 @@ class AnomalyScorer(nn.Module):
         scores = self(preprocessing(features).mT[None])[0]
         return training.top_mean(scores), scores.numpy()
 
-    def for_training(
-        self, labels: Tensor, *, loss_weights: Mapping[str, float] = LOSS_WEIGHTS
-    ) -> tuple[nn.Module, Callable]:
+    def for_training(self, labels: Tensor, *, loss_weights: Mapping[str, float] = LOSS_WEIGHTS) -> tuple[nn.Module, Callable]:
         """Return the network and the objective that `training.fit` takes."""
-        return training.TimeLast(self, self.learn), lambda output, _, y: scorer_loss(output, y, weights=loss_weights)[
-            "total"
-        ]
+        return training.TimeLast(self, self.learn), lambda output, _, y: scorer_loss(output, y, weights=loss_weights)["total"]
 
     def learn(self, features: Tensor) -> ScorerOutput:
         """Return all that `scorer_loss` needs of features (B, T, D), with dropout in training mode and gradients."""
@@ -195,9 +187,7 @@ class AnomalyScorer(nn.Module):
         if features.ndim not in (3, 4)[: 1 + crops] or features.shape[-1] != width or 0 in features.shape:
             raise ValueError(f"features must be {kinds.format(width)}, none empty, got {tuple(features.shape)}")
         if not features.isfinite().all():
-            raise ValueError(
-                f"features hold {features[~features.isfinite()][0]:g}, first in a batch of {len(features)}"
-            )
+            raise ValueError(f"features hold {features[~features.isfinite()][0]:g}, first in a batch of {len(features)}")
         return features.float()
 
 
@@ -209,9 +199,7 @@ def _top(values: Tensor, by: Tensor) -> Tensor:
     return values.gather(1, place).mean(1)
 
 
-def scorer_loss(
-    output: ScorerOutput, targets: Tensor, *, weights: Mapping[str, float] = LOSS_WEIGHTS
-) -> dict[str, Tensor]:
+def scorer_loss(output: ScorerOutput, targets: Tensor, *, weights: Mapping[str, float] = LOSS_WEIGHTS) -> dict[str, Tensor]:
     """Return the named parts of the training loss and "total", their sum weighted by `weights`; targets (B, T) in {0, 1}.
 
     A video is anomalous where a target is 1. UR-DMU's: bag, cross-entropy of the mean of the highest scores; four of
@@ -226,9 +214,7 @@ def scorer_loss(
     targets = targets.to(output.scores.dtype)
     labels = targets.amax(1)
     bad, good = labels == 1, labels == 0
-    scores = torch.where(
-        good[:, None], output.noisy_scores, output.scores
-    )  # normal videos are scored with their uncertainty
+    scores = torch.where(good[:, None], output.noisy_scores, output.scores)  # normal videos are scored with their uncertainty
     parts = {"bag": _bce(_top(scores, scores), labels), "frames": _bce(scores, targets)}
     parts |= {
         "abnormal_recalled": _towards(1, _top(output.abnormal[bad], output.abnormal[bad])),

@@ -44,11 +44,7 @@ def cloud_distance(normal: np.ndarray, features: np.ndarray) -> np.ndarray:
 
 
 def logistic_on_difference(
-    train: Mapping[str, np.ndarray],
-    labels: Mapping[str, int],
-    test: Mapping[str, np.ndarray],
-    *,
-    strength: float = 0.01,
+    train: Mapping[str, np.ndarray], labels: Mapping[str, int], test: Mapping[str, np.ndarray], *, strength: float = 0.01
 ) -> dict[str, float]:
     """Return {id: score in [0, 1]} of `test` videos: logistic regression on mean and maximum of |x[t] - x[t - 1]|.
 

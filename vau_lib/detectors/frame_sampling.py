@@ -82,9 +82,7 @@ def _middles(mass: np.ndarray, count: int) -> np.ndarray:
     """Return which entry of mass (T,) holds the middle of each of `count` <= T equal parts, strictly rising."""
     total = np.cumsum(mass)
     wanted = (np.arange(count) + 0.5) / count * total[-1]
-    found = np.searchsorted(
-        total, wanted * (1 + 1e-9), side="right"
-    )  # a middle on a border belongs to what begins there
+    found = np.searchsorted(total, wanted * (1 + 1e-9), side="right")  # a middle on a border belongs to what begins there
     step = np.arange(count)  # rounding alone can put two middles in one entry, or the last beyond the end
     found = np.minimum(found, len(mass) - count + step)
     return np.maximum.accumulate(found - step) + step
@@ -138,13 +136,9 @@ def choose_frames(
     """
     scores, num_total, stride = _scores(scores), _count(num_total, "num_total"), _count(stride, "stride")
     if len(scores) != -(-num_total // stride):
-        raise ValueError(
-            f"{num_total} frames at stride {stride} have {-(-num_total // stride)} scores, got {len(scores)}"
-        )
+        raise ValueError(f"{num_total} frames at stride {stride} have {-(-num_total // stride)} scores, got {len(scores)}")
     if num_total <= stride * _count(num_frames):
-        return (
-            uniform_sample(num_total, num_frames) if released else density_aware_sample(np.zeros(num_total), num_frames)
-        )
+        return uniform_sample(num_total, num_frames) if released else density_aware_sample(np.zeros(num_total), num_frames)
     return stride * density_aware_sample(scores, num_frames, tau=tau, released=released)
 
 
@@ -205,9 +199,8 @@ def judge(index: np.ndarray, events: Spans) -> dict[str, float]:
 
 
 def study(
-    scores: Mapping[str, np.ndarray], events: Mapping[str, Spans], counts: Sequence[int],
-    samplers: Mapping[str, Sampler] = SAMPLERS,
-) -> pd.DataFrame:  # fmt: skip
+    scores: Mapping[str, np.ndarray], events: Mapping[str, Spans], counts: Sequence[int], samplers: Mapping[str, Sampler] = SAMPLERS
+) -> pd.DataFrame:
     """Return one row per video, sampler and number of frames: what `judge` says, and how many events the video has."""
     if odd := sorted(set(scores) ^ set(events)):
         raise ValueError(f"video {odd[0]} has no {'events' if odd[0] in scores else 'scores'}")
@@ -218,9 +211,7 @@ def study(
             for count in counts:
                 for sampler, choose in samplers.items():
                     found = judge(choose(values, count), events[name])
-                    rows.append(
-                        {"video": name, "num_frames": count, "sampler": sampler, "events": len(events[name]), **found}
-                    )
+                    rows.append({"video": name, "num_frames": count, "sampler": sampler, "events": len(events[name]), **found})
     return pd.DataFrame(rows)
 
 

@@ -78,9 +78,7 @@ def key_clips(
     """
     x = torch.as_tensor(features)
     if x.ndim != 2 or not len(x) or window < 2:
-        raise ValueError(
-            f"need features (T, D) with T at least 1 and a window of 2 or more, got {tuple(x.shape)}, {window}"
-        )
+        raise ValueError(f"need features (T, D) with T at least 1 and a window of 2 or more, got {tuple(x.shape)}, {window}")
     if released:
         return _released(half_similarity(x, window=window, half_precision=half_precision))
     return trace(x, window=window, every=every)[0]
@@ -108,9 +106,7 @@ def half_similarity(features: np.ndarray | Tensor, *, window: int, half_precisio
     """
     x = torch.as_tensor(features)
     if x.shape[1] % BLOCK or window % 2:
-        raise ValueError(
-            f"the released rule needs D a multiple of {BLOCK} and an even window, got {x.shape[1]}, {window}"
-        )
+        raise ValueError(f"the released rule needs D a multiple of {BLOCK} and an even window, got {x.shape[1]}, {window}")
     x = F.pad(x.half() if half_precision else x.float(), (0, 0, 0, -len(x) % window))
     first, last = x.view(-1, 2, window // 2, x.shape[1] // BLOCK, BLOCK).unbind(1)  # (C, N/2, D/8, 8) each
     if half_precision:  # the guard of 1e-8 underflows to zero in float16: padding gives 0 / 0

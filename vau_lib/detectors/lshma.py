@@ -190,13 +190,7 @@ class LSHMA(nn.Module):
         return LSHMAOutput(bag.logit(1e-6), logits, levels, counted, lengths)
 
     def _advance(
-        self,
-        clip: Tensor,
-        state: StreamState,
-        valid: Tensor,
-        allowed: Tensor | None = None,
-        *,
-        every_depth: bool = False,
+        self, clip: Tensor, state: StreamState, valid: Tensor, allowed: Tensor | None = None, *, every_depth: bool = False
     ) -> StreamState:
         """Take one clip (B, N, D) of which `valid` (B,) are real; streams with none, or not allowed, stay as they are.
 
@@ -263,15 +257,8 @@ class LSHMA(nn.Module):
 
     def _checked(self, features: Tensor, state: StreamState | None) -> StreamState:
         """Return the state to go on with; ValueError, one line, for features or a state that do not fit."""
-        if (
-            features.ndim != 3
-            or features.shape[2] != self.settings.width
-            or not features.shape[0]
-            or not features.shape[1]
-        ):
-            raise ValueError(
-                f"features must be (B, n, {self.settings.width}) with B and n at least 1, got {tuple(features.shape)}"
-            )
+        if features.ndim != 3 or features.shape[2] != self.settings.width or not features.shape[0] or not features.shape[1]:
+            raise ValueError(f"features must be (B, n, {self.settings.width}) with B and n at least 1, got {tuple(features.shape)}")
         if not features.is_floating_point():
             raise ValueError(f"features must be floating point, got {features.dtype}")
         if not features.isfinite().all():
@@ -330,9 +317,8 @@ def load_released(source: str | Path | Mapping[str, Tensor], config: LSHMAConfig
     return model.eval()
 
 
-_PUBLISHED = training.TrainingPlan(
-    15, 1e-5, 0.01, 1, milestones=(3, 6, 10), curriculum_epochs=0, augment_probability=0.0
-)
+_PUBLISHED = training.TrainingPlan(15, 1e-5, 0.01, 1, milestones=(3, 6, 10), curriculum_epochs=0, augment_probability=0.0)
 RECIPES = {  # as published: whole videos one by one, a step down at three (two) epochs
-    "xd": _PUBLISHED, "ucf": replace(_PUBLISHED, learning_rate=2e-5, milestones=(3, 5), balanced=True),
-}  # fmt: skip
+    "xd": _PUBLISHED,
+    "ucf": replace(_PUBLISHED, learning_rate=2e-5, milestones=(3, 5), balanced=True),
+}

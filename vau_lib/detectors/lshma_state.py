@@ -41,9 +41,7 @@ class LSHMAConfig:
     normalised_stream: bool = False  # blocks add to the normalised features: their norm never reaches the head
     scrambled: bool = False  # attention's output is re-read column by column: positions and channels mix
     frozen_memory: bool = False  # "forgetting" with the wrong sign: the newest clip is evicted, the first ones stay
-    head_over_scales: bool = (
-        False  # training answers from the maximum over depths and the raw clip, testing from one depth
-    )
+    head_over_scales: bool = False  # training answers from the maximum over depths and the raw clip, testing from one depth
     looks_ahead: bool = False  # scores are averaged with the next ones before they are reported
     smooths_blocks: bool = False  # that average is one value per block (XD) instead of one per snippet (UCF)
     released_key_clips: bool = False  # the released rule, in training only
@@ -113,9 +111,7 @@ class StreamState:
     def save(self, path: str | Path) -> None:
         """Write everything to a safetensors file, whole or not at all."""
         with artifacts.replacing(Path(path)) as temporary:
-            values = {
-                name: value.clone(memory_format=torch.contiguous_format) for name, value in self._tensors().items()
-            }
+            values = {name: value.clone(memory_format=torch.contiguous_format) for name, value in self._tensors().items()}
             save_file(values, temporary, metadata={"lshma": json.dumps(asdict(self.config))})
 
     @classmethod

@@ -96,16 +96,12 @@ class ShiftBlock(nn.Module):
         self.conv = nn.Conv1d(channels, out, 3, padding=1)
         self.norm = nn.BatchNorm1d(out)
         reach = 1 if config.as_released else 3  # the report says "localized": a step is judged with its neighbours
-        self.gate = nn.Sequential(
-            nn.Conv1d(out, out // 4, reach, padding=reach // 2), nn.GELU(), nn.Conv1d(out // 4, 1, 1)
-        )
+        self.gate = nn.Sequential(nn.Conv1d(out, out // 4, reach, padding=reach // 2), nn.GELU(), nn.Conv1d(out // 4, 1, 1))
         self.skip = nn.Identity() if channels == out else nn.Conv1d(channels, out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         as_released = self.settings.as_released
-        shifted = temporal_shift(
-            x, fold_div=self.settings.fold_div, stride=5 if as_released else 1, additive=as_released
-        )
+        shifted = temporal_shift(x, fold_div=self.settings.fold_div, stride=5 if as_released else 1, additive=as_released)
         x_out = self.norm(self.conv(shifted))
         x_out = x_out * self.gate(x_out).sigmoid()
         if as_released:
@@ -181,9 +177,7 @@ class MemTSM(nn.Module):
         """Return the network and the objective that `training.fit` takes; labels (N,) of the training videos balance the loss."""
         if self.settings.as_released:
             return self, released_loss
-        return self, partial(
-            loss, alpha=float(1 - labels.mean())
-        )  # normal videos' fraction: both classes weigh the same
+        return self, partial(loss, alpha=float(1 - labels.mean()))  # normal videos' fraction: both classes weigh the same
 
     def encode(self, x: Tensor) -> Tensor:
         """Return the embedding of every second step, (B, 128, ceil(T / 2)), of x (B, D, T)."""
@@ -193,9 +187,7 @@ class MemTSM(nn.Module):
         return self.second(self.pool(self.first(x)))
 
 
-def loss(
-    output: MemTSMOutput, x: Tensor, labels: Tensor, *, alpha: float, rebuild: float = 0.5, bank: float = 0.01
-) -> Tensor:
+def loss(output: MemTSMOutput, x: Tensor, labels: Tensor, *, alpha: float, rebuild: float = 0.5, bank: float = 0.01) -> Tensor:
     """Return the training loss, a scalar: focal + `rebuild` * MSE + `bank` * memory term; `x` is the clean input.
 
     `alpha` weighs the anomalous class in [0, 1] (the fraction of normal videos balances the two). The memory term is the

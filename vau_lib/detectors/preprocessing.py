@@ -54,9 +54,7 @@ class Preprocessing:
     std: tuple[float, ...]
 
     @classmethod
-    def fit(
-        cls, features: Mapping[str, np.ndarray], *, steps: int | None, temporal_difference: bool
-    ) -> "Preprocessing":
+    def fit(cls, features: Mapping[str, np.ndarray], *, steps: int | None, temporal_difference: bool) -> "Preprocessing":
         """Measure the channels of the TRAINING videos, {id: (T, D)}."""
         raw = cls(steps, temporal_difference, (0.0,), (1.0,))
         values = np.concatenate([raw._steps(x, steps) for x in features.values()])
@@ -80,9 +78,7 @@ class Sequences(torch.utils.data.Dataset):
     `labels` (N,) are those of the videos: 1 where any target is.
     """
 
-    def __init__(
-        self, features: Mapping[str, np.ndarray], targets: Mapping[str, int | np.ndarray], preprocessing: Preprocessing
-    ):
+    def __init__(self, features: Mapping[str, np.ndarray], targets: Mapping[str, int | np.ndarray], preprocessing: Preprocessing):
         if set(features) != set(targets):
             odd = sorted(set(features) ^ set(targets))[0]
             raise ValueError(f"features and labels must name the same videos, {odd!r} is in one only")
@@ -126,8 +122,6 @@ def preprocess_splits(
     sides = [[n for n in features if n not in chosen], [n for n in features if n in chosen]]
     if not all(sides):
         raise ValueError(f"need videos on both sides, got {len(sides[0])} to train on and {len(sides[1])} to choose by")
-    fitted = Preprocessing.fit(
-        {name: features[name] for name in sides[0]}, steps=steps, temporal_difference=temporal_difference
-    )
+    fitted = Preprocessing.fit({name: features[name] for name in sides[0]}, steps=steps, temporal_difference=temporal_difference)
     sets = [Sequences({n: features[n] for n in names}, {n: targets[n] for n in names}, fitted) for names in sides]
     return fitted, *sets

@@ -31,9 +31,7 @@ def latency(step: Step, shape: tuple[int, int, int], *, calls: int = 60) -> dict
         clip, start = torch.randn(shape), time.perf_counter()
         _, state = step(clip, state)
         times.append(time.perf_counter() - start)
-    return {
-        "streams": shape[0], **online_metrics.latency(np.array(times) / shape[0]), "state_bytes": state.num_bytes() // shape[0]
-    }  # fmt: skip
+    return {"streams": shape[0], **online_metrics.latency(np.array(times) / shape[0]), "state_bytes": state.num_bytes() // shape[0]}
 
 
 @torch.inference_mode()
@@ -84,11 +82,7 @@ def head_effect(
 
 @torch.inference_mode()
 def exit_depths(
-    trained: TrainedDetector,
-    streams: Sequence[records.LongStream],
-    thresholds: Sequence[float],
-    *,
-    snippets: int = 2000,
+    trained: TrainedDetector, streams: Sequence[records.LongStream], thresholds: Sequence[float], *, snippets: int = 2000
 ) -> pd.DataFrame:
     """Return the fraction of clips that leave after each block, one row per exit threshold."""
     x = torch.stack([trained.preprocessing(s.features[:snippets]).mT for s in streams])

@@ -93,9 +93,8 @@ class CurriculumSampler(Sampler):
     """
 
     def __init__(
-        self, lengths: Sequence[int], *, seed: int, start: float = 0.5, full_from: int = 5,
-        labels: Sequence[int] | None = None,
-    ):  # fmt: skip
+        self, lengths: Sequence[int], *, seed: int, start: float = 0.5, full_from: int = 5, labels: Sequence[int] | None = None
+    ):
         self.order = np.argsort(np.asarray(lengths), kind="stable")
         self.labels = np.zeros(len(self.order)) if labels is None else np.asarray(labels)
         self.seed, self.start, self.full_from, self.epoch = seed, start, full_from, 0
@@ -175,9 +174,7 @@ class _Engine(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         x, labels = inputs["x"], inputs["labels"]
-        augmented = (
-            augment(x, generator=self.generator, probability=self.plan.augment_probability) if model.training else x
-        )
+        augmented = augment(x, generator=self.generator, probability=self.plan.augment_probability) if model.training else x
         output = model(augmented, inputs["lengths"]) if "lengths" in inputs else model(augmented)
         value = self.objective(output, x, labels)
         return (value, {"logit": output.logit}) if return_outputs else value
@@ -214,9 +211,7 @@ def fit(
             compute_metrics=_video_auc,
             data_collator=None if train.preprocessing.steps else pad_collate,
         )
-        engine.remove_callback(
-            PrinterCallback
-        )  # a line per epoch and training drowns a notebook; the curves hold it all
+        engine.remove_callback(PrinterCallback)  # a line per epoch and training drowns a notebook; the curves hold it all
         last = get_last_checkpoint(str(out)) if out.is_dir() else None
         engine.train(resume_from_checkpoint=last)
         return curves(engine.state.log_history)

@@ -175,9 +175,8 @@ def bootstrap_ci(
 
 
 def paired_bootstrap(
-    metric: Metric, scores_a: Arrays, scores_b: Arrays, labels: Arrays, *,
-    rng: Rng, resamples: int = 2000, level: float = 0.95,
-) -> Interval:  # fmt: skip
+    metric: Metric, scores_a: Arrays, scores_b: Arrays, labels: Arrays, *, rng: Rng, resamples: int = 2000, level: float = 0.95
+) -> Interval:
     """Return metric(a) - metric(b) with its interval and p, both on the same resampled videos."""
     weights = _weights(len(labels), resamples, rng)
     drawn = _resampled(metric, scores_a, labels, weights) - _resampled(metric, scores_b, labels, weights)
@@ -242,9 +241,7 @@ def snippet_report(
         found, length = np.shape(scores[name]), len(labels[name])
         wanted = -(-length // snippet_frames) if last == "kept" else max(1, length // snippet_frames)
         if found != (wanted,):
-            raise ValueError(
-                f"video {name}: {length} frames need {wanted} scores (last snippet {last}), got shape {found}"
-            )
+            raise ValueError(f"video {name}: {length} frames need {wanted} scores (last snippet {last}), got shape {found}")
         frames[name] = expand(scores[name], length, snippet_frames)
     frames |= {name: scores[name] for name in scores if name not in labels}  # refused by name below
     kinds = (frame_auc, frame_ap, frame_auc_anomalous_only)

@@ -31,9 +31,7 @@ class Method:
 
     def __post_init__(self):
         if self.kind not in KINDS or not self.runs:
-            raise ValueError(
-                f"{self.name}: kind must be one of {', '.join(KINDS)} with at least one run, got {self.kind!r}"
-            )
+            raise ValueError(f"{self.name}: kind must be one of {', '.join(KINDS)} with at least one run, got {self.kind!r}")
 
     def video_scores(self) -> dict[str, float]:
         """Return {video: mean over seeds of its video score}."""
@@ -70,16 +68,12 @@ def fold_mean(metric: Callable, fold_of: Mapping[str, int]) -> Callable:
     return averaged
 
 
-def video_row(
-    method: Method, labels: Mapping[str, int], fold_of: Mapping[str, int], *, seed: int, resamples: int
-) -> dict:
+def video_row(method: Method, labels: Mapping[str, int], fold_of: Mapping[str, int], *, seed: int, resamples: int) -> dict:
     """Return the video-level row: AUC and AP, mean over folds and seeds; std over seeds; the ensemble with its 95 % interval."""
     auc, ap = fold_mean(metrics.video_auc, fold_of), fold_mean(metrics.video_ap, fold_of)
     seeds = [auc({name: score for name, (score, _) in run.items()}, labels) for run in method.runs]
     precise = [ap({name: score for name, (score, _) in run.items()}, labels) for run in method.runs]
-    span = metrics.bootstrap_ci(
-        auc, method.video_scores(), labels, rng=np.random.default_rng(seed), resamples=resamples
-    )
+    span = metrics.bootstrap_ci(auc, method.video_scores(), labels, rng=np.random.default_rng(seed), resamples=resamples)
     return {
         "level": "video", "method": method.name, "kind": method.kind, "seeds": len(seeds), "video_auc": float(np.mean(seeds)),
         "video_auc_std": float(np.std(seeds)), "low": span.low, "high": span.high, "ensemble_video_auc": span.value,
@@ -87,9 +81,7 @@ def video_row(
     }  # fmt: skip
 
 
-def frame_row(
-    method: Method, truth: Mapping[str, np.ndarray], snippet_frames: int, *, seed: int, resamples: int
-) -> dict:
+def frame_row(method: Method, truth: Mapping[str, np.ndarray], snippet_frames: int, *, seed: int, resamples: int) -> dict:
     """Return the frame-level row, raw and micro, of the mean scores of the seeds; min-max stands apart as the pitfall it is."""
     scores = method.frame_scores({name: len(labels) for name, labels in truth.items()}, snippet_frames)
     span = metrics.bootstrap_ci(metrics.frame_auc, scores, truth, rng=np.random.default_rng(seed), resamples=resamples)

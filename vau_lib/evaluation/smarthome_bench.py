@@ -147,11 +147,7 @@ def evaluate(
     counts = _cells(scored.truth, scored.decided)
     report = {**rates(counts), **_named(counts), "n": len(scored.truth), "unparsed": int(scored.unread.sum())}
     answered = len(scored.clips)
-    report |= {
-        "missing": sum(map(SPLITS[split], annotations)) - answered,
-        "split": split,
-        "positives": int(scored.truth.sum()),
-    }
+    report |= {"missing": sum(map(SPLITS[split], annotations)) - answered, "split": split, "positives": int(scored.truth.sum())}
     kinds = sorted({kind for clip in scored.clips for kind in clip.categories})
     report["by_category"] = {kind: _part(scored, [kind in clip.categories for clip in scored.clips]) for kind in kinds}
     report["by_tag"] = {tag: _accuracy(scored, tag) for tag in TAGS}
@@ -221,9 +217,7 @@ def table(
             rows.append({"row": model.label, "style": model.style, **_line(report)})
         for model in models:
             scored = _scored(model, annotations, split, False)
-            answers = np.where(
-                scored.unread, -1, scored.decided
-            )  # an unreadable answer stays wrong wherever it is dealt
+            answers = np.where(scored.unread, -1, scored.decided)  # an unreadable answer stays wrong wherever it is dealt
             dealt = (rng.permutation(answers) for _ in range(shuffles))
             drawn = [_cells(scored.truth, np.where(said < 0, 1 - scored.truth, said)) for said in dealt]
             means = {name: float(np.mean(values)) for name, values in rates(np.array(drawn)).items()}
@@ -253,9 +247,8 @@ def measured_on(row: Published, annotations: Sequence[Clip]) -> tuple[str, tuple
 
 
 def published_rows(
-    annotations: Sequence[Clip], rows: Sequence[Published] = SEED_TABLE, *,
-    rng: np.random.Generator, resamples: int = 2000,
-) -> list[dict]:  # fmt: skip
+    annotations: Sequence[Clip], rows: Sequence[Published] = SEED_TABLE, *, rng: np.random.Generator, resamples: int = 2000
+) -> list[dict]:
     """Return printed rows as rows of `table`: the clips each fits, and the scores its confusion matrix implies."""
     found = []
     for row in rows:
@@ -272,13 +265,7 @@ def published_rows(
 
 
 def collect(
-    model: Model,
-    videos: Mapping[str, object],
-    style: Style,
-    *,
-    name: str,
-    path: Path | None = None,
-    progress: bool = True,
+    model: Model, videos: Mapping[str, object], style: Style, *, name: str, path: Path | None = None, progress: bool = True
 ) -> Responses:
     """Ask about every video, {clip id: video}; with `path`, keep each answer there and go on after those it holds."""
     done = dict(read_responses(path).answers) if path and path.is_file() else {}
@@ -294,9 +281,7 @@ def collect(
 def _line(report: Mapping) -> dict:
     wanted = {name: report[name] for name in ("split", "n", "unparsed", *RATES, "mcc")}
     ends = {name: report["interval"][name] for name in ("f1", "balanced_accuracy")}
-    return wanted | {
-        f"{name}_{end}": pair[place] for name, pair in ends.items() for place, end in enumerate(("low", "high"))
-    }
+    return wanted | {f"{name}_{end}": pair[place] for name, pair in ends.items() for place, end in enumerate(("low", "high"))}
 
 
 def _scored(responses, annotations: Sequence[Clip], split: str, as_released: bool) -> Scored:

@@ -170,9 +170,7 @@ PROMPTS: dict[str, Style] = {
     style.name: style
     for style in (
         Style("zero_shot", (Step("answer", ZERO_SHOT),)),
-        Style(
-            "zero_shot_normal", (Step("answer", ZERO_SHOT_NORMAL),)
-        ),  # the paper's Table 8: the question turned round
+        Style("zero_shot_normal", (Step("answer", ZERO_SHOT_NORMAL),)),  # the paper's Table 8: the question turned round
         Style("cot", (Step("answer", COT),)),
         Style("few_shot_cot", (Step("answer", f"{COT}\n\n{EXAMPLES}"),)),
         Style("icl", (Step("answer", f"{ROLE}\n{KINDS}\n{FORM}"),)),

@@ -59,8 +59,9 @@ def text_scores(
     values = {group: _scores({k: truth[k] for k in keys}, said, protocol, java) for group, keys in groups.items()}
     if protocol == "task_mean":
         values |= {group: _task_mean(group, values) for group in values if group[1] == "all" and group[0] != "all"}
-    return [{"level": level, "task": task, "rows": len(groups[level, task]), **values[level, task], **facts}
-            for level, task in groups]  # fmt: skip
+    return [
+        {"level": level, "task": task, "rows": len(groups[level, task]), **values[level, task], **facts} for level, task in groups
+    ]
 
 
 def regex_tokens(text: str) -> str:

@@ -40,11 +40,7 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise artifacts.StoreError(f"no weights at {path}")
     try:
-        weights = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
+        weights = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken or hostile file can fail in any way; whichever, it is refused by name
         raise artifacts.StoreError(f"{path.name} is refused: not plain tensors ({type(error).__name__})") from error
     if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):

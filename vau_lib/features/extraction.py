@@ -52,13 +52,7 @@ class Extraction:
 
 
 def extract(
-    found: Sequence[records.VideoRecord],
-    root: Path,
-    folder: Path,
-    recipe: Recipe,
-    *,
-    engine: str = "serial",
-    workers: int = 2,
+    found: Sequence[records.VideoRecord], root: Path, folder: Path, recipe: Recipe, *, engine: str = "serial", workers: int = 2
 ) -> Extraction:
     """Write `<folder>/<id>.npy`, (T, D) float32, for every record, and `made_by.json`; go on where a run was killed.
 
@@ -74,9 +68,7 @@ def extract(
     tasks = [_Task(record, Path(root), Path(folder), recipe) for record in found]
     todo = [task for task in tasks if not _has_features(task.folder, task.record.id)]
     encoded, features, frames, skipped = 0, 0, 0, []
-    for task, done, error in parallel.map_videos(
-        _extract_one, todo, engine=engine, workers=workers, desc=recipe.encoder
-    ):
+    for task, done, error in parallel.map_videos(_extract_one, todo, engine=engine, workers=workers, desc=recipe.encoder):
         if error:
             skipped.append(error if task.record.id in error else f"{task.record.id}: {error}")
         else:

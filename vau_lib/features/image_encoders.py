@@ -31,10 +31,7 @@ READ_FRAMES = 32  # frames decoded at a time; 200 MB at 1920 x 1080
 BATCH_FRAMES = 16  # frames per pass through a network
 CROP_PIXELS, FULL_HEIGHT, FULL_WIDTH = 224, 256, 340  # pixels: a crop, and the resized frame it is cut from
 CLIP_MODEL = "openai/clip-vit-base-patch16"
-CLIP_PIXELS = (
-    (0.48145466, 0.4578275, 0.40821073),
-    (0.26862954, 0.26130258, 0.27577711),
-)  # RGB mean and standard deviation
+CLIP_PIXELS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))  # RGB mean and standard deviation
 TOWERS = {  # kind of vision config: class in transformers, its output that is the feature, the width's name, pixel values
     "clip_vision_model": ("CLIPVisionModelWithProjection", "image_embeds", "projection_dim", CLIP_PIXELS),
     "siglip_vision_model": ("SiglipVisionModel", "pooler_output", "hidden_size", ((0.5,) * 3, (0.5,) * 3)),
@@ -279,9 +276,7 @@ def _tower_class(config: object) -> type[nn.Module]:
     import transformers
 
     if config.model_type not in TOWERS or not getattr(config, "vision_use_head", True):
-        raise artifacts.StoreError(
-            f"a tower must be one of {', '.join(TOWERS)}, with its head, got {config.model_type}"
-        )
+        raise artifacts.StoreError(f"a tower must be one of {', '.join(TOWERS)}, with its head, got {config.model_type}")
     return getattr(transformers, TOWERS[config.model_type][0])
 
 

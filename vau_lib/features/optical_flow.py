@@ -32,9 +32,7 @@ class FlowEncoder:
                 before, waiting = now, 1
                 continue
             moved = flow.calc(before, now, None)  # (height, width, 2)
-            speed = cv2.resize(
-                np.hypot(moved[..., 0], moved[..., 1]), None, fx=0.25, fy=0.25, interpolation=cv2.INTER_AREA
-            )
+            speed = cv2.resize(np.hypot(moved[..., 0], moved[..., 1]), None, fx=0.25, fy=0.25, interpolation=cv2.INTER_AREA)
             for _ in range(1 + waiting):
                 yield speed
             before, waiting = now, 0

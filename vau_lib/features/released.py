@@ -21,9 +21,7 @@ from vau_lib.workspace import artifacts
 RELEASED_WIDTH = 512  # CLIP ViT-B/16's joint space
 
 
-def released_features(
-    folder: str | Path, name: str, crops: Sequence[int] = (0,), *, width: int = RELEASED_WIDTH
-) -> np.ndarray:
+def released_features(folder: str | Path, name: str, crops: Sequence[int] = (0,), *, width: int = RELEASED_WIDTH) -> np.ndarray:
     """Return a video's released features, (T, width) float32, the mean over `crops` of `<name>__<crop>.npy` below `folder`.
 
     No crops at all means `<name>.npy`; a name that starts with its folder ("longterm_normal/39") is read from no other.
@@ -48,13 +46,9 @@ def read_features(paths: Sequence[Path], *, width: int = RELEASED_WIDTH) -> np.n
                 f"{path.name}: features must be (T, {width}) floats, got {features.shape} of {features.dtype}"
             )
         if len(features) != len(loaded[0]):
-            raise artifacts.StoreError(
-                f"{path.name}: {len(features)} features where {paths[0].name} has {len(loaded[0])}"
-            )
+            raise artifacts.StoreError(f"{path.name}: {len(features)} features where {paths[0].name} has {len(loaded[0])}")
         if not np.isfinite(features).all():
-            raise artifacts.StoreError(
-                f"{path.name}: NaN or infinity, first in snippet {np.isfinite(features).all(1).argmin()}"
-            )
+            raise artifacts.StoreError(f"{path.name}: NaN or infinity, first in snippet {np.isfinite(features).all(1).argmin()}")
     return np.mean(loaded, axis=0, dtype=np.float32)
 
 
@@ -81,9 +75,7 @@ def released_list(csv: str | Path, folder: str | Path) -> list[tuple[str, str, l
         except artifacts.StoreError as error:
             missing.append(str(error))
     if missing:
-        raise artifacts.StoreError(
-            f"{Path(csv).name}: {len(missing):,} of {len(listed):,} files missing, first: {missing[0]}"
-        )
+        raise artifacts.StoreError(f"{Path(csv).name}: {len(missing):,} of {len(listed):,} files missing, first: {missing[0]}")
     return [(key, label, sorted(files[key], key=lambda path: path.name)) for key, label in labels.items()]
 
 
@@ -110,9 +102,7 @@ def import_features(
     else:
         artifacts.write_made_by(folder, **made_by)
     counts = {}
-    for name, _, files in tqdm(
-        [row for csv in lists for row in released_list(csv, source_dir)], desc="released features"
-    ):
+    for name, _, files in tqdm([row for csv in lists for row in released_list(csv, source_dir)], desc="released features"):
         target, ending = Path(folder) / f"{name}.npy", tuple(f"__{which}.npy" for which in crops)
         chosen = [path for path in files if not crops or path.name.endswith(ending)]
         if not chosen:

@@ -59,9 +59,7 @@ class XFeatEncoder:
         if pixels.ndim == 4:
             pixels = pixels.float().mean(-1)
         if pixels.ndim != 3 or pixels.shape[1] % XFEAT_GRID or pixels.shape[2] % XFEAT_GRID:
-            raise ValueError(
-                f"frames must be (T, H, W[, 3]), H and W multiples of {XFEAT_GRID}, got {tuple(frames.shape)}"
-            )
+            raise ValueError(f"frames must be (T, H, W[, 3]), H and W multiples of {XFEAT_GRID}, got {tuple(frames.shape)}")
         net = self.net
         gray = net.norm(pixels.float()[:, None] / 255)  # (T, 1, H, W)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16):
@@ -81,9 +79,7 @@ class XFeatEncoder:
         """Return one feature per snippet, float32 (ceil(T / snippet_frames), 128), of frames (T, H, W, 3) of any size."""
         if np.ndim(frames) != 4 or len(frames) == 0:
             raise ValueError(f"frames must be (T, H, W, 3) with T at least 1, got shape {np.shape(frames)}")
-        return np.stack(
-            list(self.snippet_features((frame.mean(-1, dtype=np.float32) for frame in frames), snippet_frames))
-        )
+        return np.stack(list(self.snippet_features((frame.mean(-1, dtype=np.float32) for frame in frames), snippet_frames)))
 
     def snippet_features(self, gray: Iterable[np.ndarray], snippet_frames: int) -> Iterator[np.ndarray]:
         """Yield (128,) per snippet of a stream of gray frames (H, W); the last may be short."""

@@ -13,16 +13,12 @@ def matrix(tn: int, fp: int, fn: int, tp: int, *, title: str = "") -> Figure:
     figure, axis = subplots(figsize=(3.9, 3.5))
     names = ["normal", "anomalous"]
     table = pd.DataFrame([[tn, fp], [fn, tp]], index=names, columns=names)
-    sns.heatmap(
-        table, annot=True, fmt="d", cmap="Blues", cbar=False, square=True, ax=axis, annot_kws={"size": 16}, lw=2
-    )
+    sns.heatmap(table, annot=True, fmt="d", cmap="Blues", cbar=False, square=True, ax=axis, annot_kws={"size": 16}, lw=2)
     axis.set(xlabel="decided", ylabel="truth", title=title)
     return figure
 
 
-def heatmap(
-    rows: np.ndarray, *, seconds_per_row: float, title: str = "", ylabel: str = "channel", unit: str = ""
-) -> Figure:
+def heatmap(rows: np.ndarray, *, seconds_per_row: float, title: str = "", ylabel: str = "channel", unit: str = "") -> Figure:
     """Draw rows (T, D) as an image, time to the right, channels down."""
     figure, axis = subplots(figsize=(10, 2.8))
     reach = np.nanpercentile(np.abs(rows), 99) or 1.0

@@ -11,9 +11,7 @@ from vau_lib.plots import style
 from vau_lib.plots.style import ANOMALOUS, INK, METHOD_COLOURS, NORMAL, QUIET, SERIES, TRUTH, subplots
 
 
-def by_number(
-    table: pd.DataFrame, *, x: str, columns: Sequence[str], hue: str, highlight: str = "", title: str = ""
-) -> Figure:
+def by_number(table: pd.DataFrame, *, x: str, columns: Sequence[str], hue: str, highlight: str = "", title: str = "") -> Figure:
     """Draw each of `columns` over the number in column `x` in a panel of its own, a line per value of `hue`."""
     figure, axes = subplots(1, len(columns), figsize=(3.6 * len(columns), 3.4), squeeze=False)
     names = list(table[hue].unique())
@@ -98,9 +96,7 @@ def lines(
     figure, axis = subplots(figsize=(8.5, 3.6))
     for start, end in spans:
         axis.axvspan(start, end, color=TRUTH, alpha=0.35, lw=0)
-    for colour, (name, part) in zip(
-        (ANOMALOUS, NORMAL, *SERIES[2:], QUIET), table.groupby(hue, sort=False), strict=False
-    ):
+    for colour, (name, part) in zip((ANOMALOUS, NORMAL, *SERIES[2:], QUIET), table.groupby(hue, sort=False), strict=False):
         axis.plot(part[x], part[y], color=colour, label=name, marker="o" if marks else None, ms=4)
         if low and high:
             axis.fill_between(part[x], part[low], part[high], color=colour, alpha=0.18, lw=0)
@@ -137,9 +133,7 @@ def rewards(curves: pd.DataFrame, *, columns: Sequence[str] = SHOWN_COLUMNS, tit
                 continue
             wide = part.pivot_table(index="step", columns=part.get("seed", part["step"] * 0), values=column)
             axis.plot(wide.index, wide, color=colour, lw=0.6, alpha=0.4 / wide.shape[1] ** 0.5)
-            axis.plot(
-                wide.index, wide.mean(axis=1).rolling(MEAN_STEPS, min_periods=1).mean(), color=colour, lw=2, label=name
-            )
+            axis.plot(wide.index, wide.mean(axis=1).rolling(MEAN_STEPS, min_periods=1).mean(), color=colour, lw=2, label=name)
         if column == "kl":  # one step of babble would hide the rest
             axis.set_ylim(0, 1.5 * max(line.get_ydata().max() for line in axis.lines if line.get_lw() > 1))
         axis.set(xlabel="step", title=TITLES.get(column, column))

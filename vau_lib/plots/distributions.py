@@ -16,9 +16,7 @@ def histogram(
     figure, axis = subplots(figsize=(6.5, 3.2))
     bins = np.histogram_bin_edges(scores, bins=24)
     for name, value, colour in (("normal", 0, NORMAL), ("anomalous", 1, ANOMALOUS)):
-        axis.hist(
-            scores[labels == value], bins=bins, color=colour, alpha=0.6, label=f"{name} ({(labels == value).sum()})"
-        )
+        axis.hist(scores[labels == value], bins=bins, color=colour, alpha=0.6, label=f"{name} ({(labels == value).sum()})")
     if threshold is not None:
         axis.axvline(threshold, color=INK, ls="--", lw=1, label="threshold (validation)")
     axis.set(xlabel=xlabel, ylabel="videos", title=title)
@@ -27,9 +25,8 @@ def histogram(
 
 
 def runs(
-    table: pd.DataFrame, *, x: str, y: str, hue: str | None = None, title: str = "", xlabel: str = "",
-    guide: float | None = 0.5,
-) -> Figure:  # fmt: skip
+    table: pd.DataFrame, *, x: str, y: str, hue: str | None = None, title: str = "", xlabel: str = "", guide: float | None = 0.5
+) -> Figure:
     """Draw every run as a point and their mean as a bar mark: how far seeds and folds carry a number; `guide` is chance."""
     figure, axis = subplots(figsize=(8, 0.9 + 0.5 * table[y].nunique()))
     palette = dict(zip(table[hue].unique(), SERIES, strict=False)) if hue else None

@@ -23,9 +23,7 @@ def size_and_accuracy(
         axis.plot(part[x], part[after], color=colour, marker="o", ms=6, lw=1.2, label=name)
     if floor is not None:
         axis.axhline(floor, color=style.QUIET, ls="--", lw=1.2)
-        axis.annotate(
-            "a guess", (axis.get_xlim()[1], floor), (-4, 3), textcoords="offset points", ha="right", color=style.QUIET
-        )
+        axis.annotate("a guess", (axis.get_xlim()[1], floor), (-4, 3), textcoords="offset points", ha="right", color=style.QUIET)
     axis.set(xlabel=xlabel or x.replace("_", " "), ylabel=ylabel or after, title=title, ylim=(None, 1.02))
     axis.legend(fontsize=9, title="hollow: pruned, full: distilled", title_fontsize=8)
     return figure

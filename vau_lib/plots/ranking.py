@@ -43,9 +43,7 @@ def bars(
     return figure
 
 
-def grouped(
-    table: pd.DataFrame, *, row: str, columns: Sequence[str], highlight: str = "", title: str = "", unit: str = ""
-):
+def grouped(table: pd.DataFrame, *, row: str, columns: Sequence[str], highlight: str = "", title: str = "", unit: str = ""):
     """Draw the numbers in `columns` side by side, a bar per value of `row` in each group; return the Figure."""
     figure, axis = style.subplots(figsize=(max(8.0, 0.3 * len(columns) * len(table)), 3.8))
     others = iter((style.QUIET, "#D6DEE3", style.NORMAL, *style.SERIES[2:]))
@@ -58,9 +56,7 @@ def grouped(
         for place, value in zip(places, values, strict=True):
             axis.annotate("-" if np.isnan(value) else f"{value:.0f}", (place, np.nan_to_num(value)), (0, 2),
                           textcoords="offset points", ha="center", fontsize=7.5)  # fmt: skip
-    axis.set(
-        xticks=range(len(columns)), xticklabels=[name.replace("_", " ") for name in columns], ylabel=unit, title=title
-    )
+    axis.set(xticks=range(len(columns)), xticklabels=[name.replace("_", " ") for name in columns], ylabel=unit, title=title)
     axis.legend(fontsize=8, ncols=2, loc="upper left", bbox_to_anchor=(0, -0.1))
     return figure
 

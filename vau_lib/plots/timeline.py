@@ -117,9 +117,7 @@ def key_clips(trace: pd.DataFrame, *, title: str = "") -> Figure:
         axis.axhline(1, color=INK, ls="--", lw=1)
         for place, (rule, marks) in enumerate(part.groupby("rule", sort=False)):
             kept = marks.loc[marks["kept"], "clip"]
-            axis.plot(
-                kept, np.full(len(kept), -0.5 - 0.7 * place), "o", color=SERIES[place], ms=5, label=rule, clip_on=False
-            )
+            axis.plot(kept, np.full(len(kept), -0.5 - 0.7 * place), "o", color=SERIES[place], ms=5, label=rule, clip_on=False)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set(xlabel="clip", title=f"{scene}: keeps {_shares(part)}")
         axis.title.set_fontsize(10)

@@ -128,9 +128,7 @@ def shoot(scenario, cast: motion.Cast | None = None) -> Iterator[tuple[np.ndarra
     for number in range(scenario.num_frames):
         t = number / scenario.fps
         colours, ids, glow = _expose(place, cast, t, lit=scenario.lighting in ("dusk", "night"))
-        sway = place.shake * np.array(
-            [np.sin(5.1 * t + wobble[0]) + np.sin(13 * t + wobble[1]), np.sin(7.3 * t + wobble[2])]
-        )
+        sway = place.shake * np.array([np.sin(5.1 * t + wobble[0]) + np.sin(13 * t + wobble[1]), np.sin(7.3 * t + wobble[2])])
         left, top = (int(round(scenes.MARGIN + part)) for part in np.clip(sway, -scenes.MARGIN, scenes.MARGIN))
         box = (left, top, left + scenario.width * scenes.SUPERSAMPLING, top + scenario.height * scenes.SUPERSAMPLING)
         picture = ImageChops.multiply(colours.crop(box).reduce(scenes.SUPERSAMPLING), place.gain).point(EXPOSURE)

@@ -49,9 +49,7 @@ class CaptionTemplates:
         things = _count(int(visible.sum()) - people, "vehicle or other thing", "vehicles or other things")
         actors = f"{_count(people, 'person', 'people')} and {things}"
         where = f"{_article(scenario['scene'].replace('_', ' '))}, {scenario['lighting'].replace('_', ' ')}"
-        events = [
-            e for e in request.record.events if _overlap_s(e, request.span) >= min(0.5, (e.end_s - e.start_s) / 3)
-        ]
+        events = [e for e in request.record.events if _overlap_s(e, request.span) >= min(0.5, (e.end_s - e.start_s) / 3)]
         action = " Then ".join(self.ACTIONS[e.label] for e in events) or f"people {self._usual(scenario)}"
         opening = self.rng.choice(["The scene is", "The camera shows", "We see"])
         return f"{opening} {where}, with {actors} in view; {action}."
@@ -65,9 +63,7 @@ class CaptionTemplates:
             return f"{verdict} In {place}, people {self._usual(scene)} and nothing out of the ordinary happens."
         labels = request.label.split(", ")
         names = " and ".join(self.NAMES.get(label, label) for label in labels)
-        verdict = self.rng.choice(
-            [f"An anomaly exists, specifically a {names}.", f"The anomaly exists and its name is {names}."]
-        )
+        verdict = self.rng.choice([f"An anomaly exists, specifically a {names}.", f"The anomaly exists and its name is {names}."])
         actions = " and ".join(self.ACTIONS[label] for label in labels)
         when = self._when(request)
         return (

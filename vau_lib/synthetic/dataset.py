@@ -108,9 +108,7 @@ def render(scenario: Scenario, path: str | Path | None = None) -> Truth:
         ids, kinds = (tuple(truth.pop(name).tolist()) for name in ("track_ids", "kinds"))
         return Truth(scenario, track_ids=ids, kinds=kinds, events=_spans(scenario, cast), **truth)
     frames, masks = (np.stack(part) for part in zip(*_frames_and_masks(scenario, cast), strict=True))
-    return Rendering(
-        scenario, frames=frames, masks=masks, events=_spans(scenario, cast), **_actors(scenario, cast, masks)
-    )
+    return Rendering(scenario, frames=frames, masks=masks, events=_spans(scenario, cast), **_actors(scenario, cast, masks))
 
 
 def _cast(scenario):
@@ -203,9 +201,8 @@ def make_dataset(
 
 
 def write_items(
-    root: Path, items: Sequence[Item], write_item: Callable[..., tuple[Span, ...]], *, dataset: str,
-    engine: str, workers: int,
-) -> list[VideoRecord]:  # fmt: skip
+    root: Path, items: Sequence[Item], write_item: Callable[..., tuple[Span, ...]], *, dataset: str, engine: str, workers: int
+) -> list[VideoRecord]:
     """Write the video of every (id, scenario, split), then records.jsonl; return the records.
 
     Args:
@@ -218,9 +215,7 @@ def write_items(
     StoreError names the first video that could not be rendered.
     """
     written, work = [], partial(write_item, root=root)
-    for (name, scenario, split), spans, error in parallel.map_videos(
-        work, items, engine=engine, workers=workers, desc="rendering"
-    ):
+    for (name, scenario, split), spans, error in parallel.map_videos(work, items, engine=engine, workers=workers, desc="rendering"):
         if error:
             raise artifacts.StoreError(f"{name}: {error}")
         written.append(VideoRecord(
@@ -241,9 +236,7 @@ def _write_item(item: Item, *, root: Path) -> tuple[Span, ...]:
 def _split_names(worlds: int, splits: Mapping[str, float]) -> list[str]:
     """Return each world's split: fractions by size, at least one world each."""
     if worlds < len(splits):
-        raise ValueError(
-            f"{len(splits)} splits with both classes need {2 * len(splits)} videos or more, got about {2 * worlds}"
-        )
+        raise ValueError(f"{len(splits)} splits with both classes need {2 * len(splits)} videos or more, got about {2 * worlds}")
     wanted = np.array(list(splits.values())) / sum(splits.values()) * worlds
     counts = np.maximum(1, np.floor(wanted).astype(int))
     while counts.sum() < worlds:

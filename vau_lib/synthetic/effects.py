@@ -40,10 +40,7 @@ def _rain(scenario, rng):
 
 def _snow(scenario, rng):
     tall, wide = scenario.height, scenario.width
-    sheets = [
-        gaussian_filter((rng.random((2 * tall, wide)) > 0.9985).astype(np.float32), size) * size**2
-        for size in (0.7, 1.2)
-    ]
+    sheets = [gaussian_filter((rng.random((2 * tall, wide)) > 0.9985).astype(np.float32), size) * size**2 for size in (0.7, 1.2)]
 
     def layer(picture, ids, t):
         for sheet, speed in zip(sheets, (0.35, 0.6), strict=True):

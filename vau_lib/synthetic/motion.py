@@ -146,9 +146,7 @@ def _traffic(cast, scenario, layout, rng, already) -> None:
     count = (scenario.num_vehicles - already) if layout.lanes else 0
     for number in range(count):
         start, end = (np.array(place) for place in layout.lanes[number % len(layout.lanes)])
-        apart = max(
-            scenario.duration_s / count, 6.0 / layout.lane_speed
-        )  # seconds; in short videos some pass off screen
+        apart = max(scenario.duration_s / count, 6.0 / layout.lane_speed)  # seconds; in short videos some pass off screen
         middle = scenario.duration_s / 2 + (number - count / 2 + rng.uniform(0.25, 0.75)) * apart
         if cast.burst:
             middle = cast.burst[0] - 3.0 - 2.5 * number
@@ -235,11 +233,7 @@ def _intrusion(cast, scenario, layout, rng, begin):
     gate, until = np.array(layout.gate) + [rng.uniform(-0.5, 0.5), 0], scenario.duration_s
     near, over = gate - [0, 0.55], gate + [0, 0.6]
     inside = over + [rng.uniform(-0.8, 1.2), rng.uniform(0.7, 1.3)]
-    script = [
-        *_approach(layout, rng, near, begin),
-        Key(begin, *near, "climb", np.pi / 2),
-        Key(begin + 1.6, *over, "sneak"),
-    ]
+    script = [*_approach(layout, rng, near, begin), Key(begin, *near, "climb", np.pi / 2), Key(begin + 1.6, *over, "sneak")]
     script += [Key(begin + 3.0, *inside, "crouch"), Key(begin + 5.0, *inside, "sneak")]
     script.append(Key(begin + 6.2, *over + [0.3, 0.3], "crouch"))
     cast.members.append(_person(rng, [*script, Key(max(until, begin + 6.2) + 1, *over + [0.3, 0.3])], carries=""))

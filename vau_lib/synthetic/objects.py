@@ -50,9 +50,7 @@ BODIES = {
 }  # fmt: skip
 
 
-def vehicle(
-    sketch, kind: str, colour: Colour, at: tuple[float, float], heading: float, *, crumple=0.0, lit=False
-) -> None:
+def vehicle(sketch, kind: str, colour: Colour, at: tuple[float, float], heading: float, *, crumple=0.0, lit=False) -> None:
     """Paint a "car" or "van" standing on (x, z), nose to `heading`; `crumple` in [0, 1] folds its nose in."""
     body = BODIES[kind]
     along = np.array([np.cos(heading), 0, np.sin(heading)])

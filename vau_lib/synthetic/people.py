@@ -92,9 +92,7 @@ def _phone(t, phase):
 
 def _talk(t, phase):
     wave = 0.5 + 0.35 * np.sin(3.1 * t + phase) * np.sin(0.9 * t)
-    return replace(
-        _stand(t, phase), shoulders=(0.15, wave), elbows=(0.5, 0.9 + 0.5 * np.sin(4.3 * t)), splay=(0.1, 0.3)
-    )
+    return replace(_stand(t, phase), shoulders=(0.15, wave), elbows=(0.5, 0.9 + 0.5 * np.sin(4.3 * t)), splay=(0.1, 0.3))
 
 
 def _wave(t, phase):
@@ -148,9 +146,7 @@ def _strike(t, phase):
     beat = (1.15 * t) % 1
     up = _smooth(beat / 0.55) if beat < 0.55 else 1 - _smooth((beat - 0.55) / 0.16)
     arms = 0.75 + 2.0 * up
-    return Pose(
-        0.4 - 0.5 * up, (0.35, -0.35), (0.35 - 0.1 * up, 0.2), (arms, arms), (0.25 + 0.5 * up,) * 2, (-0.1, -0.1)
-    )
+    return Pose(0.4 - 0.5 * up, (0.35, -0.35), (0.35 - 0.1 * up, 0.2), (arms, arms), (0.25 + 0.5 * up,) * 2, (-0.1, -0.1))
 
 
 def _climb(t, phase):

@@ -206,12 +206,7 @@ EVENT_TEXTS = {
     "use_machine": "A person uses the machine, bends down to take something out and leaves.",
     "stop_close": "Two cars stop close to each other, wait and drive on unharmed.",
 }  # fmt: skip
-SCENE_TEXTS = {
-    "street": "a street",
-    "car_park": "a car park",
-    "shop": "a shop's sales floor",
-    "plaza": "a paved square",
-}
+SCENE_TEXTS = {"street": "a street", "car_park": "a car park", "shop": "a shop's sales floor", "plaza": "a paved square"}
 LIGHTING_TEXTS = {
     "day": "bright daylight with clear shadows",
     "overcast": "grey, even light",

@@ -43,9 +43,7 @@ class Camera:
     def project(self, points: np.ndarray, axes: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Return canvas places (N, 2) and pixels per metre (N,) of points (N, 3); not positive behind the camera."""
         camera_points = (
-            (points - (0.0, self.height_m, 0.0)) @ self.axes
-            if axes is None
-            else points @ axes - self.height_m * self.axes[1]
+            (points - (0.0, self.height_m, 0.0)) @ self.axes if axes is None else points @ axes - self.height_m * self.axes[1]
         )
         depth = camera_points[:, 2]
         scale = self.focal_px / np.where(np.abs(depth) < 0.1, 0.1, depth)
@@ -94,9 +92,7 @@ def paint(camera: Camera, strokes: list, image: Image.Image, *, ids=None, sun=No
     places, per_metre = camera.project(np.concatenate([points for points, *_ in strokes]), axes)
     places, per_metre = places * scale, per_metre * scale
     first = np.cumsum([0] + [len(points) for points, *_ in strokes])
-    visible = (np.minimum.reduceat(per_metre, first[:-1]) > 0) & (
-        np.maximum.reduceat(np.abs(places).max(1), first[:-1]) < 20_000
-    )
+    visible = (np.minimum.reduceat(per_metre, first[:-1]) > 0) & (np.maximum.reduceat(np.abs(places).max(1), first[:-1]) < 20_000)
     thick = np.concatenate([np.zeros(len(p)) if width is None else np.asarray(width) for p, width, *_ in strokes])
     radii = np.maximum(thick * per_metre / 2, 0.6)[:, None]
     along = np.diff(places, axis=0)
@@ -214,17 +210,13 @@ def car_park(rng: np.random.Generator) -> Layout:
     props = [("car", x, z, np.pi / 2 * rng.choice([-1, 1])) for x, z in bays if rng.random() < 0.75]
     props += [("lamp", 2.4, 17.0, 0), ("lamp", -7.6, 10.0, 0)]
     props += [("tree", -14, 23, 0), ("tree", 12, 24.5, 0), ("tree", 3, 25, 0)]
-    blocks = [
-        Block((-60, 0, 27), (60, 3.0, 28), (138, 112, 98), "brick"),
-        Block((-13, 0, 21.6), (-4, 4.4, 26), WALLS[2], "facade"),
-    ]
+    blocks = [Block((-60, 0, 27), (60, 3.0, 28), (138, 112, 98), "brick"), Block((-13, 0, 21.6), (-4, 4.4, 26), WALLS[2], "facade")]
     walks = [((-10, 8.5), (10, 8.5)), ((9, 7.4), (-1.6, 5.6)), ((-8, 7.0), (8, 7.3)), ((-9, 16.2), (3.4, 16.2))]
     lanes = [((-24, 11.4), (24, 11.4)), ((24, 14.1), (-24, 14.1))]
     spots = [(-1.4, 8.2), (0.8, 7.8), (1.6, 8.6), (-2.4, 8.8)]
     return Layout(
-        5.0, 0.37, walks, lanes, 4.2, spots, (-1.8, 17.2), (3.2, 9.4), paints,
-        [*blocks, _machine(3.2, 9.4)], props + zone[1],
-    )  # fmt: skip
+        5.0, 0.37, walks, lanes, 4.2, spots, (-1.8, 17.2), (3.2, 9.4), paints, [*blocks, _machine(3.2, 9.4)], props + zone[1]
+    )
 
 
 def shop(rng: np.random.Generator) -> Layout:
@@ -266,9 +258,8 @@ def plaza(rng: np.random.Generator) -> Layout:
     lanes = [((-14, 12.9), (14, 12.9)), ((17, 22.6), (-17, 22.6))]
     spots = [(-1.6, 8.0), (0.6, 8.8), (1.6, 7.8), (-0.4, 9.4)]
     return Layout(
-        5.0, 0.34, walks, lanes, 3.8, spots, (3.6, 14.0), (3.4, 10.0), paints,
-        [*blocks, _machine(3.4, 10.0)], props + zone[1], True,
-    )  # fmt: skip
+        5.0, 0.34, walks, lanes, 3.8, spots, (3.6, 14.0), (3.4, 10.0), paints, [*blocks, _machine(3.4, 10.0)], props + zone[1], True
+    )
 
 
 PLACES = {"street": street, "car_park": car_park, "shop": shop, "plaza": plaza}

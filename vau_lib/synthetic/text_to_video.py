@@ -111,17 +111,13 @@ class Diffusers:
 
     provides = PIXELS
 
-    def __init__(
-        self, model: Any, *, prompt: Callable[[Scenario], str] = scenarios.prompt, fps: float = 16.0, **options: Any
-    ):
+    def __init__(self, model: Any, *, prompt: Callable[[Scenario], str] = scenarios.prompt, fps: float = 16.0, **options: Any):
         self.name = f"diffusers {model if isinstance(model, str) else type(model).__name__}"
         if isinstance(model, str):
             try:
                 from diffusers import DiffusionPipeline
             except ImportError as error:
-                raise ImportError(
-                    "open video models need the package diffusers: pip install 'vau-lib[generate]'"
-                ) from error
+                raise ImportError("open video models need the package diffusers: pip install 'vau-lib[generate]'") from error
             model = DiffusionPipeline.from_pretrained(model)
         self.pipeline, self.prompt, self.fps, self.options = model, prompt, fps, options
 
@@ -173,9 +169,7 @@ def run(
     unpaid = [jobs[name] for name in open_jobs if not ledger.facts(name).get("operation")]
     _check_confirmed(generator, unpaid, confirm)
     render_s: dict[str, float] = {}
-    if workers > 1 and isinstance(
-        generator, Procedural
-    ):  # the loop below finds these videos; their errors come up there
+    if workers > 1 and isinstance(generator, Procedural):  # the loop below finds these videos; their errors come up there
         work = [(jobs[name], folder / "videos" / f"{name}.mp4") for name in open_jobs]
         results = parallel.map_videos(_render, work, engine="processes", workers=workers, desc="rendering")
         render_s = {path.stem: seconds or 0.0 for (_, path), seconds, _ in results}
@@ -187,9 +181,7 @@ def run(
             result = generator.generate(jobs[name], path, seed=seed + 1000 * list(jobs).index(name), job=job)
             if isinstance(result, GeneratedVideo):
                 info, spans = verify(path), [[span.start_s, span.end_s, span.label] for span in result.events]
-                job.note(
-                    status="done", detail="", fps=info.fps, frames=info.num_frames, events=spans, facts=result.facts
-                )
+                job.note(status="done", detail="", fps=info.fps, frames=info.num_frames, events=spans, facts=result.facts)
             else:
                 job.note(status="rejected", detail="; ".join(result.reasons), facts=result.facts)
         except GenerationError as error:
@@ -215,9 +207,7 @@ def cost(generator: Generator, scenarios: Sequence[Scenario]) -> float:
     return round(sum(generator.price(scenario) for scenario in scenarios), 2)
 
 
-def _check_confirmed(
-    generator: Generator, scenarios: Sequence[Scenario], confirm: float | Callable[[str], bool] | None
-) -> None:
+def _check_confirmed(generator: Generator, scenarios: Sequence[Scenario], confirm: float | Callable[[str], bool] | None) -> None:
     total = cost(generator, scenarios)
     offer = f"{len(scenarios)} videos by {generator.name} cost {total:.2f}"
     if callable(confirm):
@@ -255,14 +245,7 @@ def report(folder: str | Path, jobs: dict[str, Scenario]) -> pd.DataFrame:
     """Return a row per job of a folder: id, event, label, status (done, rejected, failed, not made), detail, seconds."""
     ledger, rows = _Ledger(Path(folder) / "ledger.jsonl"), []
     for name, scenario in jobs.items():
-        row = {
-            "id": name,
-            "event": scenario.event,
-            "label": scenario.label,
-            "status": "not made",
-            "detail": "",
-            "seconds": None,
-        }
+        row = {"id": name, "event": scenario.event, "label": scenario.label, "status": "not made", "detail": "", "seconds": None}
         rows.append(row | {key: value for key, value in ledger.facts(name).items() if key in row})
     return pd.DataFrame(rows)
 
@@ -314,9 +297,7 @@ def detect_and_track(
     for start in range(0, info.num_frames, batch):
         detections += detector(video.read_frames(path, range(start, min(start + batch, info.num_frames))))
     if len(detections) != info.num_frames:
-        raise ValueError(
-            f"the detector gave {len(detections)} results for {info.num_frames} frames of {Path(path).name}"
-        )
+        raise ValueError(f"the detector gave {len(detections)} results for {info.num_frames} frames of {Path(path).name}")
     ids = (tracker or track_by_overlap)(detections)
     frames = [
         {"boxes": np.asarray(boxes).round(1).tolist(), "labels": list(labels), "scores": np.asarray(scores).round(3).tolist(),
@@ -376,7 +357,5 @@ def apply_review(folder: str | Path) -> tuple[list[records.VideoRecord], dict[st
             raise ValueError(f"{record.id}: a label is 0 or 1, got {row['label']!r}")
         if row["verdict"] != "reject":
             edited = row["verdict"] == "edit" and int(row["label"]) != record.label
-            accepted.append(
-                records.replace(record, label=int(row["label"]), events=(), classes=()) if edited else record
-            )
+            accepted.append(records.replace(record, label=int(row["label"]), events=(), classes=()) if edited else record)
     return accepted, sheet["verdict"].value_counts().to_dict()

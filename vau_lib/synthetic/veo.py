@@ -103,9 +103,7 @@ class Veo:
             number_of_videos=1, duration_seconds=self.seconds(scenario), seed=seed, generate_audio=False, **self.options
         )
         source = types.GenerateVideosSource(prompt=text)
-        return self._with_retries(
-            lambda: self.client.models.generate_videos(model=self.model, source=source, config=config)
-        ).name
+        return self._with_retries(lambda: self.client.models.generate_videos(model=self.model, source=source, config=config)).name
 
     def _wait(self, name: str) -> Any:
         from google.genai import types
@@ -145,10 +143,7 @@ class Veo:
         """Send a request until it is answered, pauses doubling from one second; GenerationError when that is no use."""
         from google.genai import errors
 
-        broken = (
-            OSError,
-            *(importlib.import_module(name).HTTPError for name in ("httpx", "httpx2") if find_spec(name)),
-        )
+        broken = (OSError, *(importlib.import_module(name).HTTPError for name in ("httpx", "httpx2") if find_spec(name)))
 
         for number in range(MAX_TRIES):
             try:

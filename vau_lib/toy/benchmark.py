@@ -23,9 +23,7 @@ from vau_lib.vlm import finetuning, inference, instruction_data, models
 from vau_lib.workspace import artifacts, presets
 
 NUM_VIDEOS = 1200
-TUNING = finetuning.LoraPlan(
-    max_steps=160, learning_rate=3e-3, warmup_ratio=0.1, batch_size=16, log_steps=20, save_steps=10**9
-)
+TUNING = finetuning.LoraPlan(max_steps=160, learning_rate=3e-3, warmup_ratio=0.1, batch_size=16, log_steps=20, save_steps=10**9)
 NUM_FRAMES = pretraining.PretrainingPlan().num_frames
 JUDGEMENTS = (toy_dataset.NEGATIVE, *(toy_dataset.answer("judgement", event) for event in toy_dataset.EVENTS))
 
@@ -78,12 +76,7 @@ def make_tiny_model(
 
 
 def measure(
-    root: Path,
-    out: Path,
-    *,
-    plan: finetuning.LoraPlan = TUNING,
-    seed: int = 0,
-    log: Callable[[str], object] | None = None,
+    root: Path, out: Path, *, plan: finetuning.LoraPlan = TUNING, seed: int = 0, log: Callable[[str], object] | None = None
 ) -> dict:
     """Fine-tune the model saved in `out` and its baselines, judge the test split, save and return the accuracies."""
     video_records, begin, measured = records.read_records(root / "records.jsonl"), _now(), {}

@@ -40,10 +40,7 @@ CAPTIONS = {
     "left_package": ("A person puts a bag down and leaves it.", "Somebody leaves a bag behind."),
     "vandalism": ("A person strikes a machine with a bat.", "Somebody smashes a machine."),
 }
-NAMES = {
-    "fall": "Fall", "fight": "Fighting", "crash": "Car Accident", "left_package": "Abandoned Object",
-    "vandalism": "Vandalism",
-}  # fmt: skip
+NAMES = {"fall": "Fall", "fight": "Fighting", "crash": "Car Accident", "left_package": "Abandoned Object", "vandalism": "Vandalism"}
 BASIS = {
     "fall": "Somebody who lies on the ground may be hurt and needs help.",
     "fight": "Hitting others is violence and may end in injury.",
@@ -54,18 +51,12 @@ BASIS = {
 NEGATIVE = "No anomaly exists in the video."  # HIVAU-70k's stock sentence
 QUESTIONS = {  # of the paper's pools
     "caption": ("Describe the video briefly.", "What happened in this video?"),
-    "judgement": (
-        "Are there any anomaly events detected in the video?",
-        "Are there anomalies observed in the video clip?",
-    ),
+    "judgement": ("Are there any anomaly events detected in the video?", "Are there anomalies observed in the video clip?"),
     "description": (
         "Could you describe the anomaly events observed in the video?",
         "Describe the anomaly events observed in the video.",
     ),
-    "analysis": (
-        "Why do you judge this event to be anomalous?",
-        "Can you provide the reasons for considering it anomalous?",
-    ),
+    "analysis": ("Why do you judge this event to be anomalous?", "Can you provide the reasons for considering it anomalous?"),
 }
 
 
@@ -115,9 +106,7 @@ def event_of(record: VideoRecord) -> str:
     return record.id.split("_", 2)[2]
 
 
-def close_up_scenarios(
-    num_videos: int, *, seed: int, events: Sequence[str] = EVENTS, fps: float = FPS
-) -> list[scenarios.Scenario]:
+def close_up_scenarios(num_videos: int, *, seed: int, events: Sequence[str] = EVENTS, fps: float = FPS) -> list[scenarios.Scenario]:
     """Return pairs, anomalous then normal, of one world each; `events` in turn. ValueError for one not known here."""
     if unknown := [event for event in events if event not in LEADING]:
         raise ValueError(f"events must be of {', '.join(LEADING)}, got {unknown[0]!r}")
@@ -199,9 +188,7 @@ def make_dataset(
     for number, scenario in enumerate(close_up_scenarios(num_videos, seed=seed, events=events, fps=fps)):
         split = list(splits)[min(int(np.searchsorted(edges, number // 2, side="right")), len(splits) - 1)]
         items.append((f"{seed}_{number:04d}_{scenario.event}", scenario, split))
-    written = synthetic_dataset.write_items(
-        root, items, _write_item, dataset="closeups", engine=engine, workers=workers
-    )
+    written = synthetic_dataset.write_items(root, items, _write_item, dataset="closeups", engine=engine, workers=workers)
     artifacts.write_made_by(root, **facts)
     return written
 

@@ -131,9 +131,7 @@ def pretrain(
     The model is changed in place and ends with every parameter trainable.
     """
     plan, parts = plan or PretrainingPlan(), {s: [r for r in records if r.split == s] for s in ("train", "val")}
-    frames = {
-        s: FrameSamples(*read_frames_and_truth(root, part), vlm, mirror=s == "train") for s, part in parts.items()
-    }
+    frames = {s: FrameSamples(*read_frames_and_truth(root, part), vlm, mirror=s == "train") for s, part in parts.items()}
     _, vision_curve = pretrain_vision(vlm, frames["train"], frames["val"], plan=plan)
     vlm.model.requires_grad_(True)
     vision_tower(vlm).requires_grad_(False)

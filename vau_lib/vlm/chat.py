@@ -26,9 +26,7 @@ TIME_TOLERANCE_S = 1e-6  # times that differ by less are equal
 IMAGE_INPUTS = ("pixel_values", "image_grid_thw")
 
 
-def frame_prompt(
-    num_frames: int, question: str, *, times_s: Sequence[float] | None = None, released: str | None = None
-) -> str:
+def frame_prompt(num_frames: int, question: str, *, times_s: Sequence[float] | None = None, released: str | None = None) -> str:
     """Return the text of one prompt: a line per frame with `<image>` in its place, then the question.
 
     Default: "Frame1 at 2.5s: <image>" and a newline after every frame; without `times_s` (num_frames,) the time is
@@ -171,18 +169,12 @@ def _encode_video(vlm: VLM, frames: np.ndarray, question: str, times_s) -> dict:
         raise ValueError("as_video needs times_s and two frames or more: without a clock positions are wrong")
     steps = np.diff(_rising(times_s, len(frames)))
     if steps.min() <= 0 or np.ptp(steps) > 0.1 * steps.mean():
-        raise ValueError(
-            f"as_video needs evenly spaced frames, got steps from {steps.min():.2f} to {steps.max():.2f} s"
-        )
+        raise ValueError(f"as_video needs evenly spaced frames, got steps from {steps.min():.2f} to {steps.max():.2f} s")
     fps, count = float(1 / steps.mean()), len(frames)
     text = _chat_template(vlm, question, f"<|vision_start|>{vlm.processor.video_token}<|vision_end|>{question}")
     metadata = VideoMetadata(total_num_frames=count, fps=fps, duration=count / fps, frames_indices=list(range(count)))
     return vlm.processor(
-        videos=[torch.stack(to_images(frames))],
-        text=[text],
-        return_tensors="pt",
-        video_metadata=[metadata],
-        do_sample_frames=False,
+        videos=[torch.stack(to_images(frames))], text=[text], return_tensors="pt", video_metadata=[metadata], do_sample_frames=False
     )
 
 

@@ -164,7 +164,4 @@ def _seconds(text: str | None) -> float | None:
 def _jpeg(frame: np.ndarray) -> dict:
     file = io.BytesIO()
     Image.fromarray(frame).save(file, "JPEG", quality=90)
-    return {
-        "type": "image_url",
-        "image_url": {"url": f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"},
-    }
+    return {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"}}

@@ -164,9 +164,7 @@ def order_rows(
     return rows
 
 
-def shuffled_rows(
-    videos: Sequence[records.VideoRecord], *, count: int = 2, frames: int = FRAMES, seed: int = 0
-) -> list[dict]:
+def shuffled_rows(videos: Sequence[records.VideoRecord], *, count: int = 2, frames: int = FRAMES, seed: int = 0) -> list[dict]:
     """Return "was this shuffled?" twice per video with an event: its pieces in order, and in another order."""
     rows = []
     for number, record in enumerate(record for record in videos if record.events):
@@ -294,8 +292,6 @@ def with_pieces(
     """Return judgement rows with `pieces_index`, the frames of each piece, where the video holds an event."""
     by_path = {record.path: record for record in videos if record.events}
     return [
-        {**row, "pieces_index": pieces(by_path[row["video"]], count=count, frames=frames)}
-        if row["video"] in by_path
-        else dict(row)
+        {**row, "pieces_index": pieces(by_path[row["video"]], count=count, frames=frames)} if row["video"] in by_path else dict(row)
         for row in rows
     ]

@@ -203,9 +203,7 @@ def fit(
         return Dataset.from_dict({"part": [part] * len(parts[part]), "place": range(len(parts[part]))})
 
     with TemporaryDirectory() as scratch, _plain_forward(vlm.model):
-        settings = training_arguments(
-            folder or scratch, plan, progress, evaluate=val is not None, save=folder is not None
-        )
+        settings = training_arguments(folder or scratch, plan, progress, evaluate=val is not None, save=folder is not None)
         if expect_processes not in (None, settings.world_size):
             raise RuntimeError(f"{settings.world_size} processes train together, {expect_processes} were asked for")
         if folder is not None:

@@ -104,10 +104,7 @@ def objective(
         total = ((loss * weight).sum(1) / weight.sum(1).clamp_min(1)).mean()
     else:
         total = (loss * weight).sum() / (len(logprobs) * plan.max_new_tokens)
-    return total, {
-        "kl": float(kl.detach()),
-        "clipped": float(((ratio != clipped) * weight).sum() / weight.sum().clamp_min(1)),
-    }
+    return total, {"kl": float(kl.detach()), "clipped": float(((ratio != clipped) * weight).sum() / weight.sum().clamp_min(1))}
 
 
 # visual tokens per image, or the inputs of a pruned prompt, whose embeddings hold the tokens that are left
@@ -150,9 +147,7 @@ def rollout(vlm: VLM, batch: dict[str, Tensor], tokens: VisualTokens, plan: GRPO
     return Rollout(ids, mask, chat.decode(vlm, torch.where(mask, ids, vlm.tokenizer.pad_token_id)))
 
 
-def logprobs(
-    vlm: VLM, batch: dict[str, Tensor], tokens: VisualTokens, answers: Rollout, *, temperature: float
-) -> Tensor:
+def logprobs(vlm: VLM, batch: dict[str, Tensor], tokens: VisualTokens, answers: Rollout, *, temperature: float) -> Tensor:
     """Return the log-probability of every token of the answers, (B * G, N), given the questions and their images."""
     last, group_size = answers.ids.shape[1] + 1, len(answers.ids) // len(batch["input_ids"])
     if isinstance(tokens, dict):
@@ -177,9 +172,7 @@ def _pruned_inputs(vlm: VLM, prompts: dict[str, Tensor], answers: Rollout, group
     }
 
 
-def _full_inputs(
-    vlm: VLM, batch: dict[str, Tensor], tokens: tuple[Tensor, ...], answers: Rollout, group_size: int
-) -> dict:
+def _full_inputs(vlm: VLM, batch: dict[str, Tensor], tokens: tuple[Tensor, ...], answers: Rollout, group_size: int) -> dict:
     """Return whole prompts, each `group_size` times, with their answers and visual tokens."""
 
     def repeated(values: Tensor | Sequence) -> list:
@@ -189,10 +182,7 @@ def _full_inputs(
         return [value for start in starts for _ in range(group_size) for value in values[start : start + per]]
 
     ids, mask = (batch[name].repeat_interleave(group_size, 0) for name in ("input_ids", "attention_mask"))
-    inputs = {
-        "input_ids": torch.cat([ids, answers.ids], 1),
-        "attention_mask": torch.cat([mask, answers.mask.long()], 1),
-    }
+    inputs = {"input_ids": torch.cat([ids, answers.ids], 1), "attention_mask": torch.cat([mask, answers.mask.long()], 1)}
     if "mm_token_type_ids" in batch:
         types = batch["mm_token_type_ids"].repeat_interleave(group_size, 0)
         inputs["mm_token_type_ids"] = torch.cat([types, torch.zeros_like(answers.ids)], 1)

@@ -212,9 +212,7 @@ def answers(vlm: VLM, samples: InstructionSamples, *, batch_size: int = 16, max_
 
 
 @torch.inference_mode()
-def likeliest_answers(
-    vlm: VLM, samples: InstructionSamples, candidates: Sequence[str], *, batch_size: int = 16
-) -> list[str]:
+def likeliest_answers(vlm: VLM, samples: InstructionSamples, candidates: Sequence[str], *, batch_size: int = 16) -> list[str]:
     """Return which of the candidate answers is likeliest for every row: a forced choice.
 
     Likelihood is the mean log-probability of an answer's tokens and its end. It measures a model that was never taught

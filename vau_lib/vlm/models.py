@@ -119,22 +119,16 @@ def _config(name_or_path, source: dict):
     path = Path(name_or_path)
     is_folder = path.is_absolute() or str(name_or_path).startswith(".") or path.is_dir()
     if is_folder and not (path / "config.json").is_file():
-        raise artifacts.StoreError(
-            f"no model at {name_or_path}: a folder with config.json, weights and processor files is needed"
-        )
+        raise artifacts.StoreError(f"no model at {name_or_path}: a folder with config.json, weights and processor files is needed")
     try:
         return AutoConfig.from_pretrained(name_or_path, **source)
     except ValueError as error:
         model_type = artifacts.read_json(path / "config.json").get("model_type") if path.is_dir() else None
         if model_type in REMOTE or "trust_remote_code" in str(error):
             raise ValueError(OWN_CODE.format(name_or_path)) from error
-        raise artifacts.StoreError(
-            f"{name_or_path} has no readable config.json: {artifacts.one_line(error)}"
-        ) from error
+        raise artifacts.StoreError(f"{name_or_path} has no readable config.json: {artifacts.one_line(error)}") from error
     except OSError as error:
-        raise artifacts.StoreError(
-            f"no model {name_or_path} here or on the hub: {artifacts.one_line(error)}"
-        ) from error
+        raise artifacts.StoreError(f"no model {name_or_path} here or on the hub: {artifacts.one_line(error)}") from error
 
 
 def _options(dtype, device: str, attention: str, bits: int | None) -> dict:

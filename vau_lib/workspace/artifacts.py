@@ -120,9 +120,7 @@ def find_weights(filename: str, explicit: str | Path | None = None) -> Path:
     for place in places:
         if place.is_file():
             return place
-    raise StoreError(
-        f"no weights {filename}: put the file there under the folder named by VAU_WEIGHTS, or at {places[-1]}"
-    )
+    raise StoreError(f"no weights {filename}: put the file there under the folder named by VAU_WEIGHTS, or at {places[-1]}")
 
 
 @cache

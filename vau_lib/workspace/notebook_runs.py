@@ -49,9 +49,7 @@ def copies(preset: str) -> Path:
     return project() / "data" / "runs" / preset
 
 
-def plan(
-    preset: str, selection: Iterable[str | int] = (), overrides: Mapping | None = None, fresh: bool = False
-) -> list[Step]:
+def plan(preset: str, selection: Iterable[str | int] = (), overrides: Mapping | None = None, fresh: bool = False) -> list[Step]:
     """Return the steps of a run in order, each with its parameters and why it has to run; executes nothing.
 
     Chosen notebooks always run. Otherwise a notebook is done when its copy finished with the same code and parameters
@@ -70,9 +68,7 @@ def plan(
         before = next((step.notebook for step in steps if step.why and step.notebook in needed), None)
         why = reason or (f"{before[:2]} runs before it" if before else "")
         if not why:
-            why, ended[name] = _why(
-                output, name, parameters, max((ended[n] for n in needed & ended.keys()), default=None)
-            )
+            why, ended[name] = _why(output, name, parameters, max((ended[n] for n in needed & ended.keys()), default=None))
         steps.append(Step(preset, name, parameters, output, why))
     return steps
 
@@ -98,9 +94,7 @@ def run(
         return steps
     failed = []
     with tqdm(total=len(waiting), unit="notebook", desc=preset) as bar, _fewer_threads(workers):
-        for name, error in parallel.in_order(
-            _execute_quietly, waiting, {n: presets.needs(n) for n in waiting}, workers=workers
-        ):
+        for name, error in parallel.in_order(_execute_quietly, waiting, {n: presets.needs(n) for n in waiting}, workers=workers):
             bar.update()
             tqdm.write(f"{name}: {error or 'done'}")
             failed += [error] if error else []
@@ -167,9 +161,8 @@ def execute(step: Step, *, progress: bool = True) -> None:
     try:
         with _inline_figures():
             papermill.execute_notebook(
-                *paths, step.parameters, kernel_name=KERNEL, language="python", cwd=source.parent, progress_bar=bar,
-                config=config,
-            )  # fmt: skip
+                *paths, step.parameters, kernel_name=KERNEL, language="python", cwd=source.parent, progress_bar=bar, config=config
+            )
         failed = ""
     except Exception as error:  # a failing cell, a dead kernel, a full disk: one line each, and the copy stays
         failed = _stop(_copy(step.output), error)
@@ -309,9 +302,7 @@ def _scalar(name: str, value: object) -> str | bool | int | float:
     if getattr(value, "ndim", None) == 0:  # numpy's scalars, tensors of no axis
         value = value.item()
     if not isinstance(value, str | bool | int | float) or (isinstance(value, float) and not math.isfinite(value)):
-        raise RunError(
-            f"record: {name} must be text, a bool, an int or a finite float, got {artifacts.one_line(value)}"
-        )
+        raise RunError(f"record: {name} must be text, a bool, an int or a finite float, got {artifacts.one_line(value)}")
     return value
 
 

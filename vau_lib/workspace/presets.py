@@ -95,9 +95,7 @@ def members(preset: str, selection: Iterable[str | int] = ()) -> list[str]:
     """
     shared = _read_yaml(preset_folder(preset) / "_shared.yaml")
     if not notebooks():
-        raise RunError(
-            f"no notebooks in {project() / 'notebooks'}: install the clone with pip install -e, or set VAU_PROJECT"
-        )
+        raise RunError(f"no notebooks in {project() / 'notebooks'}: install the clone with pip install -e, or set VAU_PROJECT")
     wanted = list(selection) or shared.get("notebooks") or list(notebooks())
     if not isinstance(wanted, list):
         raise RunError(f"params/{preset}/_shared.yaml: notebooks must be a list like [03, 04], got {wanted!r}")
