@@ -1,4 +1,4 @@
-"""Cut the files HIVAU-70k's rows name out of their videos, and say about every file whether it is right.
+"""Cutting HIVAU-70k's clip, event and video files out of the source videos, and checking every file (Holmes-VAU).
 
 - needed only by tools that read one file per clip; the rest of this project reads seconds of the source
 - H.264 in yuv420p, which browsers and notebooks play; the release writes MPEG-4 part 2, which they do not

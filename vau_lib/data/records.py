@@ -1,4 +1,4 @@
-"""A video, what happens in it and when: the one format every data set is turned into.
+"""Anomaly records: a video, its label, event spans and split; the one format every data set is turned into.
 
 - time is in seconds and spans are half-open, so a video re-encoded at another rate keeps its truth
 - frame labels are made here and nowhere else; every mismatch of length in this field began with a second place

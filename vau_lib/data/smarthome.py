@@ -1,4 +1,4 @@
-"""SmartHome-Bench's files, read as they were published: annotations, addresses, responses; whatever does not fit is named.
+"""Readers of SmartHome-Bench's published files: annotations, addresses, model responses (arXiv 2506.12992).
 
 - the annotation csv and the released VILA-13b responses use different ids for the same clips in the same order; they are
   joined by place, and only when tag and categories agree on every row

@@ -1,4 +1,4 @@
-"""A frame is named by its place in presentation order, and whoever decodes it gets the same bits.
+"""Reading and writing video: frames by their place in presentation order, the same bits from decord and PyAV.
 
 - containers lie about counts and rates: what is believed is the list of packets and their presentation times
 - colour goes through decord, which is kept here as the default; PyAV reads what decord cannot (AV1, some broken files)

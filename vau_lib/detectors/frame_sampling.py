@@ -1,4 +1,4 @@
-"""A language model reads few frames; spend them where the anomaly's mass lies, each on another picture.
+"""Frame sampling by anomaly scores: Holmes-VAU's density-aware sampler (ATS) as intended and as released, uniform, top-k.
 
 - a snippet's mass is its score plus tau: quiet stretches keep a share, flat scores mean even frames; the mass is cut into N
   equal parts, so that every part of a video can be reached, its head too, and each gives one frame

@@ -1,4 +1,4 @@
-"""A file is whole or it is not there, and it says what made it.
+"""Files written whole or not at all, with the facts of what made them, and the search for weights.
 
 - written under a temporary name in the same folder, synced, then renamed: a killed job leaves no half file
 - `made_by.json` stands beside every folder of results; who reads a folder states what it expects and is refused otherwise

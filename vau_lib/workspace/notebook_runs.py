@@ -1,4 +1,4 @@
-"""A number counts when it can be run again: preset → parameters → executed notebook → row.
+"""Notebook runs with papermill: execute a preset, resume, sweep parameters, and tabulate what was recorded.
 
 - the executed copy is the record: parameters, figures, metrics, commit and timings in one file, no side-car
 - a notebook is done when its copy finished with the same code and parameters, after those it needs (params/needs.yaml)

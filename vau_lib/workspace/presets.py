@@ -1,4 +1,4 @@
-"""A preset says only what differs; what can differ is declared in one place, the notebook's tagged cell.
+"""Presets: YAML files of notebook parameters, checked against the parameters cell of each notebook.
 
 - no list of parameters is kept anywhere else: names, types and defaults are read from the cell
 - a key nobody declares and a value of another type are refused with the nearest name; papermill would only warn
