@@ -166,7 +166,7 @@ def main() -> None:
         tower = explain.VisionTower(toy_vlm, describe=describe)
         trained, known, tau = train_scorer(tower, root / "scorer", found["scorer"])
         if describe:
-            facts = dict(rows="mean and largest picture token of the kept InternVL toy_vlm", tau=tau, val_frame_auc=round(known, 4))
+            facts = dict(features="mean and largest visual token of the tiny InternVL", tau=tau, val_frame_auc=round(known, 4))
             trained_detector.save(
                 project / "data" / "toy_models" / "scorer", trained, kind="toy, trained on drawn close-ups", **facts
             )

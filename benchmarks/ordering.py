@@ -103,7 +103,7 @@ def rows_of(found: list, counts: tuple[int, ...]) -> list[dict]:
 
 
 def learner_of(project: Path, study: Study) -> models.VLM:
-    """Return the kept toy_vlm with a fresh adapter, and the digits' vectors free where a study needs new ones."""
+    """Return the saved tiny model with a fresh adapter, and the digits' vectors free where a study needs new ones."""
     toy_vlm = toy_benchmark.load_pretrained(project / "data" / "toy_models" / "internvl")
     digits = toy_vlm.tokenizer.convert_tokens_to_ids(["1", "2", "3"]) if study.digits else ()
     return toy_vlm.replace(model=finetuning.lora(toy_vlm.model, tokens=digits, seed=0), kind=f"{toy_vlm.kind}, LoRA")

@@ -19,7 +19,7 @@ PROCESSES = 2
 
 
 def train(steps: int, processes: int) -> None:
-    """Tune a random toy_vlm for some steps on two made-up videos; print what rank 0 knows."""
+    """Tune a random tiny model for some steps on two made-up videos; print what rank 0 knows."""
     from vau_lib.data import video
     from vau_lib.toy import tiny_vlm
     from vau_lib.vlm import finetuning, instruction_data

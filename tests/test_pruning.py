@@ -109,8 +109,8 @@ def digits():
     """
     from sklearn.datasets import load_digits
 
-    found = load_digits()
-    x, y = torch.tensor(found.data, dtype=torch.float32) / 16, torch.tensor(found.target)
+    digits = load_digits()
+    x, y = torch.tensor(digits.data, dtype=torch.float32) / 16, torch.tensor(digits.target)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
     optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
@@ -171,7 +171,7 @@ def tiny_qwen(layers=3, **more):
 
 @pytest.fixture(scope="module")
 def batch():
-    """A picture of 4 x 4 patches of noise, four tokens, and five of text."""
+    """An image of 4 x 4 patches of noise, four tokens, and five of text."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.cat([torch.full((1, 4), 60), torch.randint(0, 59, (1, 5), generator=generator)], dim=1)
     pixels = torch.randn(16, 3 * 2 * 14 * 14, generator=generator)
@@ -206,8 +206,8 @@ def test_heads_fall_by_groups_and_the_rest_is_as_if_they_were_silent(batch):
         for last in ("o_proj", "proj"):
             if name.endswith(("attn." + last,)):
                 kept = small.get_submodule(name).weight
-                gone = [n for n in range(32) if not (whole.weight.T[n] == kept.T).all(1).any()]
-                whole.weight.data[:, gone] = 0
+                dropped = [n for n in range(32) if not (whole.weight.T[n] == kept.T).all(1).any()]
+                whole.weight.data[:, dropped] = 0
     assert (logits(small, batch) - logits(silent, batch)).abs().max() < 1e-4
     assert (logits(small, batch) - logits(model, batch)).abs().max() > 1e-3
     assert small.generate(**batch, max_new_tokens=2, do_sample=False).shape[1] == 11
@@ -257,8 +257,8 @@ def test_dropping_layers_finds_the_stack(batch):
     assert set(pruning.block_influence(model, [{"input_ids": batch["input_ids"]}])) == {"model.language_model.layers"}
     pruning.drop_layers(model, 1, [batch])
     assert len(model.model.language_model.layers) == 2 and len(model.model.visual.blocks) == 3
-    gone = pruning.drop_layers(model, 1, [batch], layer_list="model.visual.blocks")
-    full = [] if gone == [2] else [1]  # the last of three saw the whole picture
+    dropped = pruning.drop_layers(model, 1, [batch], layer_list="model.visual.blocks")
+    full = [] if dropped == [2] else [1]  # the last of three attended to the whole image
     assert model.model.visual.config.fullatt_block_indexes == model.model.visual.fullatt_block_indexes == full
     assert model.config.vision_config.depth == 2
     with pytest.raises(ValueError, match="no list of layers 'x'"):

@@ -107,7 +107,7 @@ def test_a_video_input_needs_even_steps_and_the_right_family():
         chat.encode(intern, FRAMES, "What?", times_s=range(4), as_video=True)
 
 
-# The close-up world
+# The close-ups
 
 
 @pytest.fixture(scope="module")
@@ -117,35 +117,35 @@ def world(tmp_path_factory):
 
 
 def test_worlds_stay_whole_and_every_split_has_both_classes(world):
-    _, found = world
-    assert not records.leaks(found)
+    _, video_records = world
+    assert not records.leaks(video_records)
     for split in ("train", "val", "test"):
-        assert {r.label for r in found if r.split == split} == {0, 1}
+        assert {r.label for r in video_records if r.split == split} == {0, 1}
 
 
 def test_truth_marks_an_event_only_in_its_videos_and_while_it_lasts(world):
-    root, found = world
-    _, truth = pretraining.read_frames_and_truth(root, found)
-    for record, cells in zip(found, truth, strict=True):
+    root, video_records = world
+    _, truth = pretraining.read_frames_and_truth(root, video_records)
+    for record, cells in zip(video_records, truth, strict=True):
         has_event = (cells >= toy_dataset.FIRST_EVENT).any((1, 2))
         assert has_event.any() == bool(record.label), record.id
         assert not has_event[records.frame_labels(record) == 0].any()
 
 
 def test_a_finished_world_is_kept_and_another_is_made_anew(world):
-    root, found = world
-    file = root / found[0].path
+    root, video_records = world
+    file = root / video_records[0].path
     before = file.stat().st_mtime_ns
     splits = {"train": 0.5, "val": 0.25, "test": 0.25}
-    assert toy_dataset.make_dataset(root, num_videos=12, splits=splits) == found
+    assert toy_dataset.make_dataset(root, num_videos=12, splits=splits) == video_records
     assert file.stat().st_mtime_ns == before
     with pytest.raises(ValueError, match="events must be of"):
         toy_dataset.make_dataset(root, num_videos=12, events=("picnic",))
 
 
-def test_films_are_ordinary_videos(world):
-    root, found = world
-    info = video.probe(root / found[0].path)
+def test_close_ups_are_ordinary_videos(world):
+    root, video_records = world
+    info = video.probe(root / video_records[0].path)
     assert (info.num_frames, info.height, info.width) == (12, 56, 56)
 
 
@@ -160,8 +160,8 @@ def test_instructions_ask_why_only_where_something_is_wrong(world):
 
 def test_vision_pretraining_lowers_the_loss(tiny, world):
     """Forty steps on 12 videos bring the loss well below a blank guess, for both families."""
-    root, found = world
-    samples = pretraining.FrameSamples(*pretraining.read_frames_and_truth(root, found[:4]), tiny)
+    root, video_records = world
+    samples = pretraining.FrameSamples(*pretraining.read_frames_and_truth(root, video_records[:4]), tiny)
     plan = pretraining.PretrainingPlan(frame_epochs=20, frame_learning_rate=5e-3)
     before = tiny.model.model.language_model.layers[0].mlp.up_proj.weight.clone()
     _, curve = pretraining.pretrain_vision(tiny, samples, samples, plan=plan)
@@ -170,8 +170,8 @@ def test_vision_pretraining_lowers_the_loss(tiny, world):
 
 
 def test_mirrored_frames_have_mirrored_truth(world):
-    root, found = world
-    frames, truth = pretraining.read_frames_and_truth(root, found[:1])
+    root, video_records = world
+    frames, truth = pretraining.read_frames_and_truth(root, video_records[:1])
     samples = pretraining.FrameSamples(frames, truth, tiny_vlm.tiny("internvl", sizes=SMALL))
     torch.manual_seed(0)
     for place in range(12):
@@ -182,10 +182,10 @@ def test_mirrored_frames_have_mirrored_truth(world):
 
 
 def test_pretraining_ends_with_a_model_that_says_toy(world):
-    root, found = world
+    root, video_records = world
     tiny = tiny_vlm.tiny("qwen2_5_vl", sizes=SMALL)
     trained, curves = pretraining.pretrain(
-        tiny, root, found, plan=pretraining.PretrainingPlan(frame_epochs=0.5, caption_steps=2, num_frames=2)
+        tiny, root, video_records, plan=pretraining.PretrainingPlan(frame_epochs=0.5, caption_steps=2, num_frames=2)
     )
     assert trained.label == "tiny-qwen2_5_vl (toy, trained on drawn close-ups)"
     assert set(curves) == {"frames", "captions"} and all(p.requires_grad for p in trained.model.parameters())
@@ -217,13 +217,13 @@ def test_a_saved_tiny_model_says_what_it_is_and_stays_small(family):
 def test_a_saved_tiny_model_describes_worlds_it_never_saw(family, tmp_path):
     """Captions of 48 new videos: whether they tell of an event agrees with the truth in 3 of 4 (guessing: 1 of 2)."""
     tiny = models.load(SAVED / family, local_only=True)
-    found = toy_dataset.make_dataset(tmp_path, num_videos=48, seed=99, splits={"test": 1.0}, engine="processes")
-    rows = toy_dataset.instructions(found, ["caption"])
+    video_records = toy_dataset.make_dataset(tmp_path, num_videos=48, seed=99, splits={"test": 1.0}, engine="processes")
+    rows = toy_dataset.instructions(video_records, ["caption"])
     texts = inference.answers(
         tiny, instruction_data.InstructionSamples(rows, tmp_path, tiny, answers=False, random=False, num_frames=6)
     )
     tells = {text: event in toy_dataset.NAMES for event, texts in toy_dataset.CAPTIONS.items() for text in texts}
-    right = [tells.get(text) == bool(record.label) for text, record in zip(texts, found, strict=True)]
+    right = [tells.get(text) == bool(record.label) for text, record in zip(texts, video_records, strict=True)]
     assert np.mean(right) >= 0.75
 
 
@@ -232,7 +232,7 @@ def test_a_tiny_model_made_anew_is_as_good_as_the_saved_one(tmp_path):
     """What `make toy` does, from nothing; about eight minutes on two quiet cores, so only where asked for."""
     if not os.environ.get("VAU_PRETRAIN"):
         pytest.skip("needs VAU_PRETRAIN=1 and eight minutes")
-    kept = artifacts.read_json(SAVED / "internvl" / "made_by.json")["measured"]["tuned"]["judgement"]
+    saved = artifacts.read_json(SAVED / "internvl" / "made_by.json")["measured"]["tuned"]["judgement"]
     toy_benchmark.make_tiny_model("internvl", tmp_path / "world", tmp_path / "model")
     measured = toy_benchmark.measure(tmp_path / "world", tmp_path / "model")
-    assert measured["tuned"]["judgement"] == pytest.approx(kept, abs=0.06)
+    assert measured["tuned"]["judgement"] == pytest.approx(saved, abs=0.06)

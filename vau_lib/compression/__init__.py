@@ -1,6 +1,6 @@
-"""Smaller and faster models (Memories-S0).
+"""Smaller and faster models: pruning of video tokens and of weights (Memories-S0).
 
-- `token_selection`: which video tokens to keep: ours, EVS, DTD, VidCom2, random; `token_pruning`: a model that reads only those
-- `pruning`, `layer_editing`: structured pruning of channels, heads and layers on calibration data
-- `low_rank`: data-aware factorisation (SVD-LLM); `distillation`: recover accuracy from the whole model
+- `token_selection`: which video tokens to keep (ours, EVS, DTD, VidCom², random); `token_pruning`: a model that reads only those
+- `pruning`: structured pruning of channels, heads and layers on calibration data, and factorisation; `layer_editing`: its tools
+- `low_rank`: data-aware factors of a weight and ranks (SVD-LLM); `distillation`: the whole model teaches the smaller one
 """
