@@ -79,7 +79,7 @@ def run_(
             typer.echo(f"    {key} = {value!r}")
     if not dry_run:
         notebook_runs.run(preset, notebooks or (), overrides, fresh=fresh, workers=workers)
-        typer.echo(f"{presets.shown(notebook_runs.copies(preset))}: {sum(bool(step.why) for step in steps)} executed")
+        typer.echo(f"{presets.display_path(notebook_runs.copies(preset))}: {sum(bool(step.why) for step in steps)} executed")
 
 
 @app.command()
@@ -95,7 +95,7 @@ def sweep(
     failed = [error for _, error in results if error]
     for error in failed:
         typer.echo(f"vau: {error}", err=True)
-    typer.echo(f"{len(results) - len(failed)} of {len(results)} points in {presets.shown(notebook_runs.copies(preset))}")
+    typer.echo(f"{len(results) - len(failed)} of {len(results)} points in {presets.display_path(notebook_runs.copies(preset))}")
     if failed:
         raise typer.Exit(1)
 

@@ -242,9 +242,7 @@ def as_sample(row: Instruction) -> dict:
 
 def write_samples(path: str | Path, instructions: Iterable[Instruction]) -> None:
     """Write one JSON object per line (`as_sample`), whole or not at all."""
-    with artifacts.replacing(path) as temporary:
-        lines = [json.dumps(as_sample(row), ensure_ascii=False) + "\n" for row in instructions]
-        temporary.write_text("".join(lines), encoding="utf-8")
+    artifacts.write_json_lines(path, map(as_sample, instructions))
 
 
 def read_samples(path: str | Path, *, strict: bool = False) -> RecordList:

@@ -7,7 +7,7 @@
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,7 +21,7 @@ from vau_lib.data.records import RecordError, Span, VideoRecord, locate
 from vau_lib.workspace import artifacts, parallel
 
 CHUNK_FRAMES = 64  # decoded at once while cutting: memory stays flat however long a segment is
-UNAVAILABLE = {  # named by HIVAU-70k, but nobody who asked could find it (issue 10 of its repository)
+UNAVAILABLE = {  # named by HIVAU-70k, but nobody has found it (issue 10 of its repository)
     "NewAdd.NDA-2017.12.25_CLE@GSW__#01-08-34_01-40-09_label_A": "in no public copy of XD-Violence"
 }
 
@@ -37,7 +37,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a file: `status` is written, kept, right, empty, missing, broken or wrong; `why` is one line."""
+    """The result for one file: `status` is written, kept, right, empty, missing, broken or wrong; `why` is one line."""
 
     file: str
     level: str
@@ -73,11 +73,21 @@ def split(
     records: Iterable[HivauVideo], root: str | Path, out: str | Path, *, levels: Sequence[str] = ("event", "clip"),
     released: bool = False, crf: int = 20, engine: str = "serial", workers: int = 2,
 ) -> list[Outcome]:  # fmt: skip
-    """Cut events and clips of the videos below `root` into H.264 files below `out`; return what became of each.
+    """Cut events and clips of videos into H.264 files; return one outcome per file.
 
-    `out` may be `root`. Every file stands once in the result: written, kept (was there, with the right number of
-    frames), empty (no frame lies in its span), missing (no source) or broken (does not decode). Odd pixel rows and
-    columns are left out, as 4:2:0 needs. RuntimeError names what is unfinished when a worker process dies.
+    A file is written, kept (was there, with the right number of frames), empty (no frame lies in its span), missing (no
+    source) or broken (does not decode). Odd pixel rows and columns are left out, as 4:2:0 needs. RuntimeError names what is
+    unfinished when a worker process dies.
+
+    Args:
+        records: the annotated videos
+        root: folder that holds them
+        out: folder of the cut files; may be `root`
+        levels: "event", "clip" or both
+        released: count frames as the released script does (`segment_frames`)
+        crf: x264's quality, lower is better
+        engine: see `parallel.map_videos`
+        workers: processes at once
     """
     if unknown := set(levels) - {"event", "clip"}:
         raise ValueError(f"levels are event and clip, got {', '.join(sorted(unknown))}")
@@ -91,7 +101,7 @@ def split(
         left = [record.id for record, _ in items if record.id not in found]
         raise RuntimeError(f"a worker died, {len(left)} videos are unfinished ({left[0]}, …); run again") from error
     facts = dict(levels=list(levels), released=released, crf=crf, rounding="down" if released else "nearest")
-    artifacts.write_made_by(out, made="HIVAU-70k segments", **facts)
+    artifacts.write_made_by(out, content="HIVAU-70k segments", **facts)
     return [outcome for record, _ in items for outcome in found[record.id]]
 
 
@@ -99,10 +109,17 @@ def check(
     instructions: Iterable[Instruction], root: str | Path, *, videos: Iterable[HivauVideo] = (),
     released: bool = False, engine: str = "serial", workers: int = 2,
 ) -> list[Outcome]:  # fmt: skip
-    """Return, for every file the instructions name below `root`, whether it is right, and if not, why.
+    """Return one outcome per file that the instructions name: right, or why not.
 
-    A right file decodes at its first and its last frame; where `videos` (the raw annotation) knows it, it also has the
-    annotated number of frames, else it is wrong.
+    A right file decodes at its first and its last frame and has the annotated number of frames, where that is known.
+
+    Args:
+        instructions: rows with `file`
+        root: folder that holds the files
+        videos: the raw annotation, for the number of frames
+        released: count frames as the released script does
+        engine: see `parallel.map_videos`
+        workers: processes at once
     """
     files: dict[str, Instruction] = {}
     for row in instructions:
@@ -220,8 +237,3 @@ def _place(record: VideoRecord, root: Path) -> tuple[Path, str]:
 
 def _outcome(record: VideoRecord, piece: Piece, status: str, why: str = "", num_frames: int = 0) -> Outcome:
     return Outcome(piece.file, piece.level, record.split, status, why or "", num_frames)
-
-
-def unplayable(outcomes: Iterable[Outcome]) -> Mapping[str, str]:
-    """Return {file: why} of everything a training run would trip over."""
-    return {o.file: f"{o.status}: {o.why}" for o in outcomes if o.status not in ("written", "kept", "right")}

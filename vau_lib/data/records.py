@@ -1,7 +1,7 @@
 """Anomaly records: a video, its label, event spans and split; the one format every data set is turned into.
 
 - time is in seconds and spans are half-open, so a video re-encoded at another rate keeps its truth
-- frame labels are made here and nowhere else; every mismatch of length in this field began with a second place
+- frame labels are made here and nowhere else, so that their lengths always fit
 - a path is relative and may not leave the folder it is read from: data set files come from strangers
 """
 
@@ -15,8 +15,8 @@ import numpy as np
 
 from vau_lib.workspace import artifacts
 
-SNIPPET_FRAMES = 16  # frames summarised by one feature row, in every system here
-ROW_S = SNIPPET_FRAMES / 30  # seconds per row at 30 frames a second
+SNIPPET_FRAMES = 16  # frames per feature vector, in every system here
+ROW_S = SNIPPET_FRAMES / 30  # seconds per snippet at 30 frames a second
 
 
 class RecordError(ValueError):
@@ -108,9 +108,7 @@ def leaks(records: Iterable[VideoRecord]) -> list[str]:
 
 def write_records(path: str | Path, records: Iterable[VideoRecord]) -> None:
     """Write one JSON object per line, whole or not at all."""
-    with artifacts.replacing(path) as temporary:
-        lines = [json.dumps(asdict(record), ensure_ascii=False) for record in records]
-        temporary.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    artifacts.write_json_lines(path, map(asdict, records))
 
 
 def read_records(path: str | Path) -> list[VideoRecord]:

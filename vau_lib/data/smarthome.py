@@ -3,7 +3,7 @@
 - the annotation csv and the released VILA-13b responses use different ids for the same clips in the same order; they are
   joined by place, and only when tag and categories agree on every row
 - 180 of 1,203 clips have the address "privacy url": nobody outside can fetch them
-- answers read from a file are called replayed wherever they are shown
+- answers read from a file are called replayed in every table and figure
 Source: the repository of SmartHome-Bench (arXiv 2506.12992); its files are not part of this project.
 """
 
@@ -52,7 +52,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class Responses:
-    """What a model said, {clip id: text}; `replayed` when read from a file; `truths` are labels the file itself claims."""
+    """A model's answers, {clip id: text}; `replayed` when read from a file; `truths` are labels that the file itself gives."""
 
     name: str
     answers: Mapping[str, str | None]
@@ -62,7 +62,7 @@ class Responses:
 
     @property
     def label(self) -> str:
-        """How figures and tables call it."""
+        """Name in figures and tables."""
         return f"replayed responses of {self.name}" if self.replayed else self.name
 
 
@@ -112,9 +112,7 @@ def read_responses(path: str | Path, *, name: str = "", style: str = "") -> Resp
 
 def write_responses(path: str | Path, answers: Mapping[str, str | None]) -> None:
     """Write answers as JSON lines `read_responses` reads, whole or not at all."""
-    with artifacts.replacing(path) as temporary:
-        lines = [json.dumps({"id": name, "pred": text}, ensure_ascii=False) for name, text in answers.items()]
-        temporary.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    artifacts.write_json_lines(path, ({"id": name, "pred": text} for name, text in answers.items()))
 
 
 def _text(path: Path) -> str:
@@ -158,7 +156,7 @@ def _answers(path: Path) -> Iterator[tuple[str, dict]]:
     try:
         content = json.loads(text)  # one document
         content = [content] if isinstance(content, dict) and {"id", "pred"} <= set(content) else content
-        rows = [{"id": i, "pred": said} for i, said in content.items()] if isinstance(content, dict) else content
+        rows = [{"id": name, "pred": answer} for name, answer in content.items()] if isinstance(content, dict) else content
         placed = [(f"{path.name} row {number}", row) for number, row in enumerate(rows, start=1)]
     except (ValueError, TypeError):  # or one per line
         placed = [(f"{path.name} line {n}", line) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
@@ -175,8 +173,8 @@ def _answers(path: Path) -> Iterator[tuple[str, dict]]:
 
 
 def _unique(name: str, ids: Iterable[str]) -> None:
-    seen = set()
-    for one in ids:
-        if one in seen:
-            raise SmartHomeError(f"{name} has {one} more than once")
-        seen.add(one)
+    known = set()
+    for clip_id in ids:
+        if clip_id in known:
+            raise SmartHomeError(f"{name} has {clip_id} more than once")
+        known.add(clip_id)

@@ -1,8 +1,8 @@
 """Reading and writing video: frames by their place in presentation order, the same bits from decord and PyAV.
 
-- containers lie about counts and rates: what is believed is the list of packets and their presentation times
-- colour goes through decord, which is kept here as the default; PyAV reads what decord cannot (AV1, some broken files)
-- who needs only gray (XFeat) never makes colour pixels: PyAV's planes are summed, half of decord's time, the same bits
+- headers may give wrong counts and rates; the list of packets and their presentation times is used instead
+- colour goes through decord; PyAV reads what decord cannot (AV1, some broken files)
+- gray frames (for XFeat) are made without colour pixels: PyAV's planes are summed, half of decord's time, the same bits
 - a wanted frame costs the frames since its keyframe; seek only when a keyframe lies between here and there
 - one codec thread per video: at surveillance sizes more threads are slower, so parallelism is over videos
 A folder of numbered images is a video too (UCSD Ped2, Avenue, ShanghaiTech come so).
@@ -58,7 +58,7 @@ class _Track:
 
 
 def probe(path: str | Path) -> VideoInfo:
-    """Return what the video is, counted, not believed; VideoError for what is no video, empty, or cut short."""
+    """Return rate, size and length of a video, counted from its packets; VideoError for what is no video, empty, or cut short."""
     if Path(path).is_dir():
         images = _images(path)
         with _open_image(images[0]) as first:
@@ -77,9 +77,9 @@ def frame_times(path: str | Path) -> np.ndarray:
 
 def index_at(path: str | Path, times_s: Sequence[float]) -> np.ndarray:
     """Return the frame on screen at each moment (seconds from the first frame), int (N,), cut to the video."""
-    shown = frame_times(path)
-    place = np.searchsorted(shown, np.asarray(times_s, float) + 1e-6, side="right") - 1
-    return np.clip(place, 0, len(shown) - 1)
+    starts = frame_times(path)
+    place = np.searchsorted(starts, np.asarray(times_s, float) + 1e-6, side="right") - 1
+    return np.clip(place, 0, len(starts) - 1)
 
 
 def sample_index(num_frames: int, count: int) -> np.ndarray:
@@ -143,7 +143,7 @@ def live(source: str | Path, *, timeout_s: float = 10.0) -> Iterator[tuple[float
     """
     source = str(source)
     if not (source.isdigit() or "://" in source):
-        frames = map(_pixels, _images(source)) if Path(source).is_dir() else _as_rgb(source)
+        frames = map(_pixels, _images(source)) if Path(source).is_dir() else _rgb_frames(source)
         yield from zip(frame_times(source).tolist(), frames, strict=True)
         return
     url, options = source, {"rtsp_transport": "tcp"} if source.startswith("rtsp") else {}
@@ -259,7 +259,7 @@ def _read_av(path: str | Path, wanted: Sequence[int]) -> Iterator[av.VideoFrame]
             yield frame
 
 
-def _as_rgb(path: str) -> Iterator[np.ndarray]:
+def _rgb_frames(path: str) -> Iterator[np.ndarray]:
     return (frame.to_ndarray(format="rgb24") for frame in _read_av(path, range(probe(path).num_frames)))
 
 

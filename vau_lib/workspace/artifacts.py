@@ -1,7 +1,7 @@
 """Files written whole or not at all, with the facts of what made them, and the search for weights.
 
-- written under a temporary name in the same folder, synced, then renamed: a killed job leaves no half file
-- `made_by.json` stands beside every folder of results; who reads a folder states what it expects and is refused otherwise
+- a file is written under a temporary name in the same folder, synced, then renamed: a killed job leaves no half file
+- `made_by.json` stands beside every folder of results; a reader states what it expects, and other content is refused
 - nothing read from disk may run code: arrays without pickles here, weights through `checkpoints.load_weights`
 """
 
@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -55,6 +55,13 @@ def write_json(path: str | Path, content: object) -> None:
     """Write `content` as indented JSON, whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_json_lines(path: str | Path, rows: Iterable[dict]) -> None:
+    """Write one JSON object per line, whole or not at all."""
+    with replacing(path) as temporary:
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+        temporary.write_text("".join(lines), encoding="utf-8")
 
 
 def read_json(path: str | Path) -> object:
@@ -136,10 +143,10 @@ def commit() -> str:
 
 def versions(names: tuple[str, ...] = ("torch", "kornia", "transformers", "numpy", "decord", "av")) -> dict[str, str]:
     """Return the installed versions of `names`, "missing" for what is not installed; imports none of them."""
-    found = {}
+    installed = {}
     for name in names:
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "missing"
-    return found
+            installed[name] = "missing"
+    return installed

@@ -1,6 +1,6 @@
 """Notebook runs with papermill: execute a preset, resume, sweep parameters, and tabulate what was recorded.
 
-- the executed copy is the record: parameters, figures, metrics, commit and timings in one file, no side-car
+- the executed copy is the record: parameters, figures, metrics, commit and timings in one file
 - a notebook is done when its copy finished with the same code and parameters, after those it needs (params/needs.yaml)
 - a copy is finished by the stamp put on it after its last cell; papermill's own marks say "completed" after Ctrl-C too
 - notebooks run as in JupyterLab: kernel python3, working directory notebooks/, the caller's environment. MPLBACKEND is
@@ -35,7 +35,7 @@ OWN_COLUMNS = ("preset", "notebook", "seconds", "failed", "commit")
 
 @dataclass(frozen=True)
 class Step:
-    """One notebook of a run: what it is given, where its copy lands, and `why` it has to run ("" when it is done)."""
+    """One notebook of a run: its parameters, where its copy lands, and `why` it has to run ("" when it is done)."""
 
     preset: str
     notebook: str
@@ -83,8 +83,16 @@ def run(
 ) -> list[Step]:
     """Execute a preset's notebooks in order into data/runs/<preset>/, resuming where the last run stopped.
 
-    Returns the plan, with `dry_run` only that. RunError names the notebook and cell that failed; its executed copy
-    stays and later notebooks do not run. Ctrl-C leaves the copy too. `workers` of them run at once where none needs another.
+    RunError names the notebook and cell that failed; its executed copy stays and later notebooks do not run. Ctrl-C leaves
+    the copy too.
+
+    Args:
+        preset: folder of params/, or demo
+        selection: run only these notebooks, by number or name
+        overrides: parameters that replace the preset's
+        dry_run: only return the plan
+        fresh: run finished notebooks again
+        workers: notebooks that run at once, where none needs another
     """
     steps = plan(preset, selection, overrides, fresh)
     waiting = {} if dry_run else {step.notebook: step for step in steps if step.why}
@@ -124,7 +132,7 @@ def sweep(
     the notebook writes, sweep that folder along.
     """
     name = presets.full_name(notebook)
-    given, steps = load_preset(preset, name), {}
+    parameters, steps = load_preset(preset, name), {}
     if empty := [key for key, values in grid.items() if not values]:
         raise RunError(f"sweep: no values for {empty[0]}, give {empty[0]}=V1,V2")
     for values in itertools.product(*grid.values()):
@@ -134,7 +142,7 @@ def sweep(
         output = copies(preset) / f"{name}@{label}.ipynb"
         if output in steps:
             raise RunError(f"sweep: two points would both be {output.name}")
-        steps[output] = Step(preset, name, given | point, output, _why(output, name, given | point, None)[0])
+        steps[output] = Step(preset, name, parameters | point, output, _why(output, name, parameters | point, None)[0])
     done = [(step, None) for step in steps.values() if not step.why]
     waiting = [step for step in steps.values() if step.why]
     if waiting:
@@ -166,7 +174,7 @@ def execute(step: Step, *, progress: bool = True) -> None:
         failed = ""
     except Exception as error:  # a failing cell, a dead kernel, a full disk: one line each, and the copy stays
         failed = _stop(_copy(step.output), error)
-        raise RunError(f"{step.notebook} stopped at {failed} (see {presets.shown(step.output)})") from error
+        raise RunError(f"{step.notebook} stopped at {failed} (see {presets.display_path(step.output)})") from error
     finally:
         _stamp(step, code, failed)
 
@@ -334,10 +342,10 @@ def _row(path: Path) -> dict[str, dict]:
     name, _, point = path.stem.partition("@")
     swept = {part.split("=")[0] for part in point.split(",")}
     defaults = {key: default for key, (_, default) in presets.assignments(presets.tagged(copy)).items()}
-    given = stamp.get("parameters") or timing.get("parameters") or {}
+    parameters = stamp.get("parameters") or timing.get("parameters") or {}
     own = {"preset": path.parent.name, "notebook": name, "seconds": timing.get("duration")}
     return {
-        "parameters": {key: value for key, value in given.items() if key in swept or value != defaults.get(key, value)},
+        "parameters": {key: value for key, value in parameters.items() if key in swept or value != defaults.get(key, value)},
         "metrics": {key: value for output in outputs for key, value in output.get("data", {}).get(RECORD, {}).items()},
         "own": {**own, "failed": _failed(copy), "commit": stamp.get("commit", "")},
     }

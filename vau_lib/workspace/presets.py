@@ -3,7 +3,6 @@
 - no list of parameters is kept anywhere else: names, types and defaults are read from the cell
 - a key nobody declares and a value of another type are refused with the nearest name; papermill would only warn
 - a preset's strings are relative to the project, whatever the working directory of JupyterLab, papermill or a test
-`runs` is the module to import; it passes on what stands here.
 """
 
 import ast
@@ -22,7 +21,7 @@ import yaml
 from vau_lib.workspace.artifacts import one_line
 
 KERNEL = "python3"
-NUMBERS = (int, float)  # an int does where a float is asked for; YAML has no tuples
+NUMBERS = (int, float)  # an int is allowed where a float is asked for; YAML has no tuples
 KINDS = {"str": str, "int": int, "float": NUMBERS, "bool": bool, "list": list, "dict": dict, "tuple": (list, tuple)}
 EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")  # 1e-3 is a number to everyone but YAML 1.1
 
@@ -65,7 +64,7 @@ def project_path(text: str | Path) -> Path:
     return project() / Path(text).expanduser()
 
 
-def shown(path: Path) -> str:
+def display_path(path: Path) -> str:
     """Return a path as messages show it: relative to the project where it lies inside."""
     return str(path.relative_to(project())) if path.is_relative_to(project()) else str(path)
 
@@ -136,9 +135,9 @@ def read_notebook(path: Path) -> dict:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise RunError(f"{shown(path)} cannot be read: {one_line(error)}") from error
+        raise RunError(f"{display_path(path)} cannot be read: {one_line(error)}") from error
     if not isinstance(content, dict) or not isinstance(content.get("cells"), list):
-        raise RunError(f"{shown(path)} is not a notebook")
+        raise RunError(f"{display_path(path)} is not a notebook")
     return content
 
 
@@ -158,9 +157,9 @@ def _read_yaml(path: Path) -> dict:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RunError(f"{shown(path)} is not YAML: {one_line(error)}") from error
+        raise RunError(f"{display_path(path)} is not YAML: {one_line(error)}") from error
     if not isinstance(content, dict | None):
-        raise RunError(f"{shown(path)} must hold lines of `name: value`, got {one_line(repr(content))}")
+        raise RunError(f"{display_path(path)} must hold lines of `name: value`, got {one_line(repr(content))}")
     return content or {}
 
 
@@ -182,17 +181,17 @@ def _declared(path: Path, changed_ns: int) -> dict[str, Parameter]:
     try:
         lines = assignments(source)
     except SyntaxError as error:
-        raise RunError(f"{shown(path)}: line {error.lineno} of the parameters cell is not Python") from error
+        raise RunError(f"{display_path(path)}: line {error.lineno} of the parameters cell is not Python") from error
     translator = papermill_translators.find_translator(KERNEL, "python")
-    seen = {line.name: line for line in translator.inspect({"source": source})}
+    inspected = {line.name: line for line in translator.inspect({"source": source})}
     found = {}
     for name, (annotation, default) in lines.items():
-        if name not in seen:
-            raise RunError(f"{shown(path)}: papermill drops {name!r}: no | in its type, one = on its line")
+        if name not in inspected:
+            raise RunError(f"{display_path(path)}: papermill drops {name!r}: no | in its type, one = on its line")
         kind = annotation if annotation.split("[")[0] in (*KINDS, "Optional") else type(default).__name__
-        found[name] = Parameter(name, kind, default, seen[name].help)
+        found[name] = Parameter(name, kind, default, inspected[name].help)
         if default is not ... and not _fits(default, found[name].type):
-            raise RunError(f"{shown(path)}: {name} is declared {annotation}, its default is {default!r}")
+            raise RunError(f"{display_path(path)}: {name} is declared {annotation}, its default is {default!r}")
     return found
 
 
@@ -257,7 +256,7 @@ def load_preset(preset: str, notebook: str | int) -> dict:
     files = ["_shared.yaml", *(f"{known}.yaml" for known in notebooks())]
     for path in folder.glob("*.y*ml"):
         if path.name not in files:
-            raise RunError(f"{shown(path)}: no notebook has that name{_nearest(path.name, files)}")
+            raise RunError(f"{display_path(path)}: no notebook has that name{_nearest(path.name, files)}")
     shared, own = _read_yaml(folder / "_shared.yaml"), _read_yaml(folder / f"{name}.yaml")
     shared.pop("notebooks", None)  # the list of members, no parameter
     everyone = {key: None for other in notebooks() for key in declared(other)}
