@@ -15,12 +15,22 @@ BELOW = {  # room -> the rooms it may import from, besides itself; what stands h
     "products": {"workspace", "data", "compression", "features", "evaluation", "plots", "detectors", "vlm"},
     "cli": {"products", "synthetic", "toy"},
 }  # fmt: skip
+PLOTS = {
+    "plots.confusion",
+    "plots.curves",
+    "plots.distributions",
+    "plots.filmstrip",
+    "plots.frontier",
+    "plots.ranking",
+    "plots.style",
+    "plots.timeline",
+}
 DOORS = {  # library -> the only modules that name it
     "decord": {"data.video"}, "av": {"data.video"}, "kornia": {"features.xfeat"}, "ray": {"workspace.parallel"},
     "papermill": {"workspace.notebook_runs", "workspace.presets"}, "typer": {"cli"}, "rich": {"cli"},
     "trl": {"vlm.finetuning"}, "google": {"synthetic.veo"}, "diffusers": {"synthetic.text_to_video"},
     "tokenizers": {"toy.tiny_vlm"}, "pycocoevalcap": {"evaluation.text_metrics"},
-    "nltk": {"evaluation.text_metrics"},
+    "nltk": {"evaluation.text_metrics"}, "matplotlib": PLOTS, "seaborn": PLOTS,
 }  # fmt: skip
 MODULES = {
     ".".join(path.relative_to(LIBRARY).with_suffix("").parts): path

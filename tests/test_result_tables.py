@@ -78,3 +78,10 @@ def test_a_run_goes_before_what_was_published(tmp_path):
     result_tables.write_curve(tmp_path / "published" / "fights" / "fights.csv", pd.DataFrame({"x": [3]}))
     tables = result_tables.read_tables(tmp_path / "published", tmp_path / "run")
     assert {name: table["x"].item() for name, table in tables.items()} == {"reach": 2, "fights": 3}
+
+
+def test_one_presets_table_does_not_replace_another_ones(tmp_path):
+    for folder, value in (("demo", 1), ("ucf_crime", 2)):
+        result_tables.write_curve(tmp_path / folder / "streams.csv", pd.DataFrame({"x": [value]}))
+    tables = result_tables.read_tables(tmp_path)
+    assert {name: table["x"].item() for name, table in tables.items()} == {"streams": 1, "ucf_crime/streams": 2}

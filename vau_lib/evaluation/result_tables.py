@@ -100,8 +100,19 @@ def write_curve(path: Path, table: pd.DataFrame) -> None:
 
 
 def read_tables(*folders: Path) -> dict[str, pd.DataFrame]:
-    """Return {file name without suffix: table} of every csv below the folders; a later folder's table replaces an earlier one's."""
-    return {path.stem: pd.read_csv(path) for folder in folders for path in sorted(Path(folder).rglob("*.csv"))}
+    """Return {name: table} of every csv below the folders; a later folder's table replaces an earlier one's of the same name.
+
+    A name is the file's, without suffix. Where two tables below one folder have the same, the first by path keeps it and a
+    further one is called "preset/name": publishing one preset's streams does not replace another's.
+    """
+    tables: dict[str, pd.DataFrame] = {}
+    for folder in map(Path, folders):
+        own: dict[str, pd.DataFrame] = {}
+        for path in sorted(folder.rglob("*.csv")):
+            name = path.stem if path.stem not in own else f"{path.relative_to(folder).parts[0]}/{path.stem}"
+            own[name] = pd.read_csv(path)
+        tables |= own
+    return tables
 
 
 def as_markdown(table: pd.DataFrame) -> str:

@@ -206,7 +206,7 @@ def table(
     shuffles: int = 20,
     resamples: int = 2000,
 ) -> list[dict]:
-    """Return a row per split and model, with both constants and, for each model, its answers dealt to other clips.
+    """Return a row per split and model, with both constants and, for each model, its answers shuffled over the clips.
 
     Each row has row, split, n, unparsed, every score and f1_low, f1_high, balanced_accuracy_low, balanced_accuracy_high.
     """
@@ -217,10 +217,10 @@ def table(
             rows.append({"row": model.label, "style": model.style, **_line(report)})
         for model in models:
             scored = _scored(model, annotations, split, False)
-            answers = np.where(scored.unread, -1, scored.decided)  # an unreadable answer stays wrong wherever it is dealt
-            dealt = (rng.permutation(answers) for _ in range(shuffles))
-            drawn = [_cells(scored.truth, np.where(said < 0, 1 - scored.truth, said)) for said in dealt]
-            means = {name: float(np.mean(values)) for name, values in rates(np.array(drawn)).items()}
+            answers = np.where(scored.unread, -1, scored.decided)  # an unreadable answer stays wrong on any clip
+            shuffled = (rng.permutation(answers) for _ in range(shuffles))
+            counts = [_cells(scored.truth, np.where(answer < 0, 1 - scored.truth, answer)) for answer in shuffled]
+            means = {name: float(np.mean(values)) for name, values in rates(np.array(counts)).items()}
             row = {"row": f"{model.label}, shuffled", "style": model.style, "split": split, "n": len(answers)}
             rows.append({**row, "unparsed": int(scored.unread.sum()), **means})
     return rows
