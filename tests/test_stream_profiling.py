@@ -1,6 +1,5 @@
 """Probes measure what they say: time per call, bytes that stay, what the past still does, how deep a stream looked."""
 
-
 import numpy as np
 import pytest
 import torch
