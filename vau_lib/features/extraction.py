@@ -52,7 +52,13 @@ class Extraction:
 
 
 def extract(
-    found: Sequence[records.VideoRecord], root: Path, folder: Path, recipe: Recipe, *, engine: str = "serial", workers: int = 2
+    video_records: Sequence[records.VideoRecord],
+    root: Path,
+    folder: Path,
+    recipe: Recipe,
+    *,
+    engine: str = "serial",
+    workers: int = 2,
 ) -> Extraction:
     """Write `<folder>/<id>.npy`, (T, D) float32, for every record, and `made_by.json`; go on where a run was killed.
 
@@ -65,7 +71,7 @@ def extract(
     else:
         artifacts.write_made_by(folder, **wanted)
     started = time.perf_counter()
-    tasks = [_Task(record, Path(root), Path(folder), recipe) for record in found]
+    tasks = [_Task(record, Path(root), Path(folder), recipe) for record in video_records]
     todo = [task for task in tasks if not _has_features(task.folder, task.record.id)]
     encoded, features, frames, skipped = 0, 0, 0, []
     for task, done, error in parallel.map_videos(_extract_one, todo, engine=engine, workers=workers, desc=recipe.encoder):
@@ -77,10 +83,10 @@ def extract(
     return Extraction(encoded, len(tasks) - len(todo), tuple(sorted(skipped)), features, frames, seconds)
 
 
-def load(folder: Path, found: Sequence[records.VideoRecord], **wanted: object) -> dict[str, np.ndarray]:
+def load(folder: Path, video_records: Sequence[records.VideoRecord], **wanted: object) -> dict[str, np.ndarray]:
     """Return {id: (T, D)} of the records that have features; StoreError when the folder was made otherwise than `wanted`."""
     artifacts.check_made_by(folder, **wanted)
-    return {r.id: artifacts.load_array(feature_path(folder, r.id)) for r in found if _has_features(folder, r.id)}
+    return {r.id: artifacts.load_array(feature_path(folder, r.id)) for r in video_records if _has_features(folder, r.id)}
 
 
 def feature_path(folder: Path, video_id: str) -> Path:
