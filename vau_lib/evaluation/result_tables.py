@@ -123,14 +123,14 @@ def as_markdown(table: pd.DataFrame) -> str:
     """
     parts = []
     for level, rows in table.groupby("level", sort=False):
-        rows = rows.dropna(axis=1, how="all")
+        column = "ensemble_video_auc" if level == "video" else "frame_auc"
+        rows = rows.dropna(axis=1, how="all").sort_values(column, ascending=False, kind="stable")
         head = ["method", "kind", f"{level} AUC of the ensemble [95 % over videos]"]
         seeds = level == "video" and bool((rows["seeds"] > 1).any())
         head += [f"{level} AUC, mean ± std over seeds"] * seeds + [f"{level} AP"]
         lines = [head, ["---"] * len(head)]
         for row in rows.to_dict("records"):
-            ensemble = row.get("ensemble_video_auc") if level == "video" else row["frame_auc"]
-            cells = [row["method"], row["kind"], f"{ensemble:.3f}"]
+            cells = [row["method"], row["kind"], f"{row[column]:.3f}"]
             if not pd.isna(row.get("low")):
                 cells[2] += f" [{row['low']:.3f}, {row['high']:.3f}]"
             if seeds:
