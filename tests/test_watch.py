@@ -45,6 +45,21 @@ def test_watched_scores_are_those_of_the_whole_video(model, clip):
     assert len(seen) == -(-len(ends) // 2) and all(s.compute_ms > 0 for s in seen)
 
 
+def test_a_watched_stream_keeps_no_graph(model, clip, monkeypatch):
+    """The state of every clip would hold all clips before it: 160 KB a clip and more, until memory is full."""
+    states, push = [], lshma.LSHMA.push
+
+    def recorded(self, *arguments):
+        logits, state = push(self, *arguments)
+        states.append(state)
+        return logits, state
+
+    monkeypatch.setattr(lshma.LSHMA, "push", recorded)
+    encode, size = watch.live_encoder(model)
+    list(watch.watch(video.live(clip), trained_detector.load(model), encode, snippet_frames=size))
+    assert len(states) > 10 and not any(value.requires_grad for state in states for value in state._tensors().values())
+
+
 def test_the_command_prints_a_line_per_clip_and_leaves_picture_and_table(model, clip, tmp_path):
     words = ["watch", str(clip), "--model", str(model), "--plot", str(tmp_path / "w.png"), "--csv", str(tmp_path / "w.csv")]
     said = CliRunner().invoke(cli.app, [*words, "--threshold", "0"])

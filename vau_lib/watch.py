@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import Tensor
 
 from vau_lib.data import video
@@ -73,10 +74,15 @@ def watch(
     source, state, model, ends = _Source(frames), None, trained.model, []
     segments = _segments(source, snippet_frames, ends)
     for features in _preprocess((encode(segment) for segment in segments), trained.preprocessing):
-        logits, state = model.push(features[None], state)
+        with torch.inference_mode():  # otherwise every clip's graph hangs on the state for as long as the stream runs
+            logits, state = model.push(features[None], state)
         if logits.shape[1]:
             yield source.scored_clip(ends, logits[0], int(state.depth))
-    if state is not None and (left := model.flush(state)).shape[1]:
+    if state is None:
+        return
+    with torch.inference_mode():
+        left = model.flush(state)
+    if left.shape[1]:
         yield source.scored_clip(ends, left[0], model.settings.layers)
 
 
