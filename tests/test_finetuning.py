@@ -342,8 +342,8 @@ def test_a_checkpoint_cut_short_is_passed_over(world, tmp_path):
         (tmp_path / f"checkpoint-{step}").mkdir()
         if whole:
             (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
-    assert finetuning.last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-12")
-    assert finetuning.last_checkpoint(tmp_path / "none") is finetuning.last_checkpoint(None) is None
+    assert artifacts.last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-12")
+    assert artifacts.last_checkpoint(tmp_path / "none") is artifacts.last_checkpoint(None) is None
 
 
 def test_rows_of_several_files_keep_their_own_folders(world, tmp_path):

@@ -1,5 +1,7 @@
 """The engine learns, stops, goes on, and chooses by validation."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -133,3 +135,13 @@ def test_a_saved_model_loads_strictly(tmp_path):
     again = memtsm.MemTSM(memtsm.MemTSMConfig(in_channels=6, width=16, slots=8))
     checkpoints.load_strictly(again, checkpoints.load_weights(tmp_path / "model.safetensors"), tmp_path)
     assert torch.equal(again.stem.weight, model.stem.weight)
+
+
+def test_a_training_killed_while_a_checkpoint_was_written_goes_on_from_the_one_before(sets, tmp_path):
+    fit(sets, tmp_path, replace(PLAN, epochs=2))
+    cut = tmp_path / "checkpoint-9999"  # what a kill leaves: a folder with weights and no trainer_state.json
+    cut.mkdir()
+    (cut / "model.safetensors").write_bytes(b"cut")
+    (tmp_path / "checkpoint-best").mkdir()
+    _, table = fit(sets, tmp_path, replace(PLAN, epochs=3))
+    assert table["epoch"].tolist() == [1, 2, 3]

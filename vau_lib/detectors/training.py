@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from vau_lib.detectors.preprocessing import Sequences, pad_collate
 from vau_lib.evaluation import metrics
+from vau_lib.workspace import artifacts
 
 SNIPPETS_PER_CHOICE = 16  # multiple instances: one more snippet enters a bag's mean for every 16 of a video
 
@@ -212,7 +212,7 @@ def fit(
             data_collator=None if train.preprocessing.steps else pad_collate,
         )
         engine.remove_callback(PrinterCallback)  # a line per epoch and training drowns a notebook; the curves hold it all
-        last = get_last_checkpoint(str(out)) if out.is_dir() else None
+        last = artifacts.last_checkpoint(out)
         engine.train(resume_from_checkpoint=last)
         return curves(engine.state.log_history)
 

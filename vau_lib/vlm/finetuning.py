@@ -140,12 +140,6 @@ def load_adapter(model: nn.Module, folder: str | Path) -> PeftModel:
         raise artifacts.StoreError(f"the adapter at {folder} does not fit: {artifacts.one_line(error, 200)}") from error
 
 
-def last_checkpoint(folder: Path | None) -> str | None:
-    """Return the newest whole checkpoint of a folder; one that a kill cut short has no trainer_state.json yet."""
-    whole = Path(folder).glob("checkpoint-*/trainer_state.json") if folder else ()
-    return str(max((path.parent for path in whole), key=lambda p: int(p.name.split("-")[1]), default="")) or None
-
-
 class _Trainer(SFTTrainer):
     """SFTTrainer that may train a wrapper of the model, while its checkpoints are of the model itself."""
 
@@ -219,7 +213,7 @@ def fit(
             callbacks=[EpochCallback(train)],
         )
         trainer.remove_callback(PrinterCallback)
-        checkpoint = last_checkpoint(folder)
+        checkpoint = artifacts.last_checkpoint(folder)
         state = json.loads((Path(checkpoint) / "trainer_state.json").read_text()) if checkpoint else {}
         if state and state["global_step"] >= state["max_steps"]:  # finished; Trainer would take one step more
             trainer._load_from_checkpoint(checkpoint)
@@ -276,7 +270,7 @@ def _claim(folder: Path, vlm: VLM, samples: InstructionSamples, plan: LoraPlan, 
     run = {name: value for name, value in asdict(plan).items() if name not in ("save_steps", "log_steps")}
     run |= {"model": vlm.name, "trainable_weights": trainable_weights(vlm.model)[0], **facts}
     run["rows"] = hashlib.sha256(json.dumps(samples.rows, default=str).encode()).hexdigest()
-    if last_checkpoint(folder):
+    if artifacts.last_checkpoint(folder):
         artifacts.check_made_by(folder, **run)
     elif write:
         artifacts.write_made_by(folder, **run)

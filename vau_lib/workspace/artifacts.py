@@ -111,6 +111,16 @@ def check_made_by(folder: str | Path, **wanted: object) -> dict:
     return made_by
 
 
+def last_checkpoint(folder: Path | None) -> str | None:
+    """Return the newest whole `checkpoint-NUMBER` of a folder, None without one.
+
+    One that a kill cut short has no trainer_state.json yet, which Trainer writes last; other names (checkpoint-best) do not count.
+    """
+    states = Path(folder).glob("checkpoint-*/trainer_state.json") if folder else ()
+    whole = {int(path.parent.name[11:]): path.parent for path in states if path.parent.name[11:].isdecimal()}
+    return str(whole[max(whole)]) if whole else None
+
+
 def find_weights(filename: str, explicit: str | Path | None = None) -> Path:
     """Return a weights file: the explicit path, else under the folder $VAU_WEIGHTS, else in torch hub's cache.
 
