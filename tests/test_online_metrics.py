@@ -129,27 +129,84 @@ def test_a_report_by_hand():
     assert report["false_alarms_per_hour"] == pytest.approx(3600 / 37) and report["hot_share"] == pytest.approx(1 / 37)
 
 
-def test_an_alarm_that_begins_before_the_event_is_false_and_sees_it_at_once():
+@pytest.mark.parametrize("step_s", [0.1, 16 / 30, 1.0, 3.0])
+@pytest.mark.parametrize("merge_s", [0.0, 3.0, 60.0])
+def test_a_perfect_oracle_of_events_of_one_row_detects_them_all(step_s, merge_s):
+    """29 events at rows 5, 15, ..., 285 of 300: every one is seen when its row is over, and nothing else is."""
+    scores, rows = np.zeros(300), range(5, 295, 10)
+    scores[rows] = 1
+    events = {"a": [(row * step_s, (row + 1) * step_s) for row in rows]}
+    clock = {"threshold": 0.5, "step_s": step_s, "merge_s": merge_s, "within_s": (0.99 * step_s, step_s)}
+    report = online_metrics.detection_report({"a": scores}, events, **clock)
+    assert (report["events"], report["detected"], report["false_alarms"], report["hot_share"]) == (29, 29, 0, 0)
+    assert report["mean_delay_s"] == pytest.approx(step_s) and report["median_delay_s"] == pytest.approx(step_s)
+    within = [value for name, value in report.items() if name.startswith("recall")]
+    assert within == [0, 1] and report["normal_hours"] == pytest.approx(271 * step_s / 3600)
+    before = online_metrics.detection_report({"a": np.roll(scores, -1)}, events, **clock)  # each alarm a row early
+    assert (before["detected"], before["false_alarms"]) == (0, 29 if merge_s <= 10 * step_s else 1)  # ten rows apart
+
+
+@pytest.mark.parametrize("offset, detected, false", [(-1, 0, 1), (0, 1, 0), (3, 1, 0), (4, 0, 1)])
+def test_an_alarm_belongs_to_the_row_that_raised_it(offset, detected, false):
+    """Rows of 16/30 s, an event in rows 10 to 13: the row before is false, the last one a detection, the next false."""
+    row_s = 16 / 30
     scores = np.zeros(30)
-    scores[5:15] = 1  # known from 6 s to 15 s
-    report = online_metrics.detection_report({"a": scores}, {"a": [(10, 20)]}, threshold=1, within_s=(0.5,), **SECOND)
-    assert (report["false_alarms"], report["detected"], report["median_delay_s"]) == (1, 1, 0)
-    assert report["recall_within_0.5s"] == 1 and report["hot_share"] == pytest.approx(4 / 20)  # 6 to 9 s
+    scores[10 + offset] = 1
+    events = {"a": [(10 * row_s, 14 * row_s)]}
+    report = online_metrics.detection_report({"a": scores}, events, threshold=1, step_s=row_s, merge_s=0)
+    assert (report["detected"], report["false_alarms"]) == (detected, false)
+    assert report["mean_delay_s"] == pytest.approx((offset + 1) * row_s if detected else 4 * row_s)
+
+
+def test_an_event_between_the_edges_of_rows_belongs_to_every_row_it_overlaps():
+    """Rows of 2 s; 5 to 7.5 s lies in the rows of 4 to 6 s and 6 to 8 s."""
+    for row, detected, delay in ((1, 0, 2.5), (2, 1, 1), (3, 1, 2.5), (4, 0, 2.5)):  # row 3 is known at 8 s: no later than missed
+        scores = np.zeros(10)
+        scores[row] = 1
+        report = online_metrics.detection_report({"a": scores}, {"a": [(5, 7.5)]}, threshold=1, step_s=2, within_s=(1, 3))
+        assert (report["detected"], report["false_alarms"], report["mean_delay_s"]) == (detected, 1 - detected, delay)
+        assert report["recall_within_3s"] == detected and report["recall_within_1s"] == (row == 2)
+
+
+@pytest.mark.parametrize("clip_rows, known", [(1, [3, 8, 13]), (4, [4, 8, 16]), (8, [8, 8, 16]), (16, [16, 16, 16])])
+def test_a_clip_is_known_when_it_is_over(clip_rows, known):
+    """Events of one row at 2, 7 and 12 of 13 rows of 0.5 s, a perfect oracle: each is known when its clip ends."""
+    scores = np.zeros(13)
+    scores[[2, 7, 12]] = 1
+    events = {"a": [(1, 1.5), (3.5, 4), (6, 6.5)]}
+    delays = [0.5 * end - start for end, (start, _) in zip(known, events["a"], strict=True)]
+    limits = sorted({round(delay, 3) for delay in delays})
+    report = online_metrics.detection_report(
+        {"a": scores}, events, threshold=1, step_s=0.5, merge_s=0, within_s=limits, clip_rows=clip_rows
+    )
+    assert (report["detected"], report["false_alarms"]) == (3, 0)
+    for limit in limits:
+        assert report[f"recall_within_{limit:g}s"] == pytest.approx(np.mean([delay <= limit for delay in delays]))
+    begin = online_metrics.alarms(scores, 1, step_s=0.5, merge_s=0, clip_rows=clip_rows)
+    assert begin.tolist() == [0.5 * end for end in known]
+
+
+def test_an_alarm_that_begins_before_the_event_is_false_and_sees_it_in_its_first_row():
+    scores = np.zeros(30)
+    scores[5:15] = 1
+    report = online_metrics.detection_report({"a": scores}, {"a": [(10, 20)]}, threshold=1, within_s=(0.5, 1), **SECOND)
+    assert (report["false_alarms"], report["detected"], report["median_delay_s"]) == (1, 1, 1)
+    assert (report["recall_within_0.5s"], report["recall_within_1s"]) == (0, 1) and report["hot_share"] == pytest.approx(5 / 20)
     endless = online_metrics.detection_report({"a": np.ones(30)}, {"a": [(10, 20)]}, threshold=1, **SECOND)
     assert (endless["detected"], endless["false_alarms"], endless["hot_share"]) == (1, 1, 1)  # told by its share
 
 
-def test_an_alarm_in_the_last_moment_is_late():
-    """The score of the event's last second is known when it is over."""
-    for place, delay, false in ((18, 9, 0), (19, 10, 1)):
-        scores = np.zeros(30)
-        scores[place] = 1
-        report = online_metrics.detection_report({"a": scores}, {"a": [(10, 20)]}, threshold=1, **SECOND)
-        assert (report["detected"], report["median_delay_s"], report["false_alarms"]) == (not false, delay, false)
+def test_merging_joins_false_alarms_and_never_hides_an_event():
+    """Hot rows 4, 8 (the event), 12 and 19: with a window of 5 s the first three are one alarm, which began too early."""
+    scores = np.zeros(25)
+    scores[[4, 8, 12, 19]] = 1
+    for merge_s, false in ((0, 3), (4, 3), (5, 2), (8, 1)):
+        report = online_metrics.detection_report({"a": scores}, {"a": [(8, 9)]}, threshold=1, step_s=1, merge_s=merge_s)
+        assert (report["detected"], report["false_alarms"], report["mean_delay_s"]) == (1, false, 1)
 
 
 def test_a_delay_curve_is_a_report_at_each_budget():
-    scores, events, validation = normals(5, 4), {"s0": [(2, 9)], "s1": [], "s2": [(1, 4)], "s3": []}, normals(6)
+    scores, events, validation = normals(5, 4), {"s0": [(2, 9)], "s1": [], "s2": [(0, 1)], "s3": []}, normals(6)
     rows = online_metrics.delay_curve(scores, events, validation, budgets=(0, 60, 1e6), within_s=(3,), **SECOND)
     assert [row.pop("budget_per_hour") for row in rows] == [0, 60, 1e6]
     thresholds = [row.pop("threshold") for row in rows]
@@ -260,6 +317,9 @@ DRIFT = partial(feature_streams.drifting_stream, rows=100, events=2, rng=rng())
         (lambda: REPORT(ONE, {}), r"stream a has no events \(\[\] if normal\)"),
         (lambda: REPORT(ONE, {"a": []}), "none of 1 streams has an event"),
         (lambda: REPORT(ONE, {"a": [(1, 1)]}), r"stream a: an event starts .* got \(1, 1\)"),
+        (lambda: REPORT(ONE, {"a": [(2, 3)]}), r"stream a: event \(2, 3\) s, its 2 rows end at 2 s"),
+        (lambda: REPORT(ONE, {"a": [(1, 4)]}), r"stream a: event \(1, 4\) s, its 2 rows end at 2 s"),
+        (lambda: REPORT(ONE, {"a": [(0, 1)]}, clip_rows=0), "clip_rows must be 1 or more, got 0"),
         (lambda: DRIFT(rows=30, event_rows=(20, 20)), "30 rows leave -10 normal ones for 2 events"),
         (lambda: DRIFT(directions=65), "a world of width 64 has 1 to 64 directions, got 65"),
         (lambda: online_metrics.latency(np.ones(10)), "10 calls leave none after a warm-up of 10"),

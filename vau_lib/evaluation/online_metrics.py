@@ -1,6 +1,7 @@
 """Online metrics: causal alignment and smoothing of scores, alarms, false alarms per hour, detection delay, latency.
 
 - a clip's scores exist once its last frame has been seen; until then a frame holds what was known before
+- an alarm belongs to the row that raised it and is known at the end of that row, or of its clip: delay is counted to then
 - a threshold is set on normal streams of validation, for so many false alarms an hour; an event that is missed costs its
   whole length as delay (false alarms against delay: Doshi and Yilmaz, arXiv 2010.07110)
 - hours of rows come from short videos, with exact truth; the world whose normality drifts was made to need recent memory:
@@ -19,6 +20,7 @@ from scipy.signal import lfilter
 from vau_lib.data.records import SNIPPET_FRAMES
 
 HOUR_S = 3600.0
+SLACK = 1e-6  # rows: 3 x 0.1 s is the edge of a row of 0.1 s, whatever its last bit says
 Streams = Mapping[str, np.ndarray]
 Spans = Sequence[tuple[float, float]]
 Rng = np.random.Generator
@@ -68,17 +70,18 @@ def smooth_blocks(values: np.ndarray, width: int = 8) -> np.ndarray:
     return np.repeat(np.add.reduceat(values, starts) / sizes, sizes)
 
 
-# Alarms. The score of step i exists at step_s * (i + 1), when the step is over.
+# Alarms. Row i covers [i step_s, (i + 1) step_s) and belongs to the events it overlaps, wherever its score becomes known:
+# when the row is over, or, where a model scores clips of several rows, when the row's clip is over.
 
 
-def alarms(scores: np.ndarray, threshold: float, *, step_s: float, merge_s: float = 10.0) -> np.ndarray:
-    """Return when alarms begin, in s: at the first score >= threshold of each alarm, known at step_s * (index + 1).
+def alarms(scores: np.ndarray, threshold: float, *, step_s: float, merge_s: float = 10.0, clip_rows: int = 1) -> np.ndarray:
+    """Return when alarms begin, in s: at the first score >= threshold of each alarm, known when its row's clip is over.
 
     An alarm goes on while scores stay at or above the threshold, and takes in a later one that begins less than `merge_s`
     after its last hot step.
     """
     hot = _hot(_vector("alarms", scores), threshold)
-    return step_s * (_onsets(hot, _apart(step_s, merge_s)) + 1)
+    return _known_s(len(hot), step_s, clip_rows)[_onsets(hot, _apart(step_s, merge_s))]
 
 
 def false_alarms_per_hour(scores: Streams, *, threshold: float, step_s: float, merge_s: float = 10.0) -> float:
@@ -106,26 +109,41 @@ def threshold_for_budget(val_normal_scores: Streams, *, per_hour: float, step_s:
 
 def detection_report(
     scores: Streams, events: Mapping[str, Spans], *, threshold: float, step_s: float,
-    within_s: Sequence[float] = (2, 5, 10, 30), merge_s: float = 10.0,
+    within_s: Sequence[float] = (2, 5, 10, 30), merge_s: float = 10.0, clip_rows: int = 1,
 ) -> dict[str, float]:  # fmt: skip
     """Return how soon events {id: [(start_s, end_s), ...]} are seen in streams {id: (n,)}, and false alarms beside it.
 
-    A delay is the first time in [start_s, end_s) at which a score >= threshold is known, less start_s; a missed event has
-    its whole length as delay, in the median and the mean. `recall_within_2s` is the share of all events with a score by
-    then. False alarms begin in no event and are counted per hour outside events. `hot_share` is the share of that time
-    above the threshold: an alarm that never ends sees every event and counts once. A normal stream has [].
+    An event is detected when a row that overlaps it scores >= threshold: a score in the row before it is a false alarm, one
+    in its last row a detection. The delay runs from the event's start to the moment that score is known, which is the end of
+    the row, or of its clip of `clip_rows` rows. So a perfect oracle of events of one row detects all, each a row late. A
+    missed event has its whole length as delay in the median and the mean, and no detection counts more than that;
+    `recall_within_2s` is the share of all events whose score is known by then. False alarms begin in no event and are counted
+    per hour outside events. `hot_share` is the share of that time above the threshold: an alarm that never ends sees every
+    event and counts once.
+
+    Args:
+        scores: a score per row (n,), each at its own row; not what `newest` moved to the frame that knows it.
+        events: half-open spans in s within the stream; a normal stream has [].
+        threshold: a row is hot at scores >= threshold; from `threshold_for_budget` on validation.
+        step_s: length of a row in s.
+        within_s: limits of the recalls.
+        merge_s: a hot row less than this after an alarm's last hot row belongs to that alarm.
+        clip_rows: rows that are scored together and known together. A last clip that is not full is known when it would be.
+
+    Raises:
+        ValueError: the names differ, there is no event, an event is empty or past the stream's end.
     """
     streams, apart = _streams(scores), _apart(step_s, merge_s)
     if odd := sorted(set(streams) ^ set(events)):
         raise ValueError(f"stream {odd[0]} has no {'events ([] if normal)' if odd[0] in streams else 'scores'}")
     delays, lengths, false, normal, loud = [], [], 0, 0, 0
     for name, values in streams.items():
-        hot, times = _hot(values, threshold), step_s * np.arange(1, len(values) + 1)
+        hot, known_s = _hot(values, threshold), _known_s(len(values), step_s, clip_rows)
         outside = np.ones(len(values), bool)
         for start_s, end_s in _spans(name, events[name]):
-            steps = slice(*np.searchsorted(times, (start_s, end_s)))
-            outside[steps] = False
-            delays.append(np.append(times[steps][hot[steps]], np.inf)[0] - start_s)  # infinite where missed
+            rows = _rows(name, start_s, end_s, step_s, len(values))
+            outside[rows] = False
+            delays.append(np.append(known_s[rows][hot[rows]], np.inf)[0] - start_s)  # infinite where missed
             lengths.append(end_s - start_s)
         false += int(outside[_onsets(hot, apart)].sum())
         normal, loud = normal + int(outside.sum()), loud + int((outside & hot).sum())
@@ -135,7 +153,7 @@ def detection_report(
     return {
         "events": len(delays),
         "detected": int(np.isfinite(delays).sum()),
-        **{f"recall_within_{limit:g}s": float((delays <= limit).mean()) for limit in within_s},
+        **{f"recall_within_{limit:g}s": float((delays <= limit + SLACK * step_s).mean()) for limit in within_s},
         "median_delay_s": float(np.median(np.minimum(delays, lengths))),
         "mean_delay_s": float(np.minimum(delays, lengths).mean()),
         "false_alarms": false,
@@ -147,13 +165,24 @@ def detection_report(
 
 def delay_curve(
     scores: Streams, events: Mapping[str, Spans], val_normals: Streams, *, budgets: Sequence[float], step_s: float,
-    within_s: Sequence[float] = (2, 5, 10, 30), merge_s: float = 10.0,
+    within_s: Sequence[float] = (2, 5, 10, 30), merge_s: float = 10.0, clip_rows: int = 1,
 ) -> list[dict[str, float]]:  # fmt: skip
-    """Return a `detection_report` for each budget (false alarms an hour), its threshold set on `val_normals`."""
+    """Return a `detection_report` for each budget (false alarms an hour), its threshold set on `val_normals`.
+
+    Args:
+        scores: a score per row (n,) of each test stream; events, step_s, within_s, merge_s, clip_rows as in `detection_report`.
+        events: half-open spans in s, [] for a normal stream.
+        val_normals: scores of normal streams of validation, by rows of the same length.
+        budgets: false alarms an hour, one row of the answer each.
+        step_s: length of a row in s.
+        within_s: limits of the recalls.
+        merge_s: window in which alarms are one.
+        clip_rows: rows that become known together.
+    """
     clock, rows = {"step_s": step_s, "merge_s": merge_s}, []
     for budget in budgets:
         threshold = threshold_for_budget(val_normals, per_hour=budget, **clock)
-        report = detection_report(scores, events, threshold=threshold, within_s=within_s, **clock)
+        report = detection_report(scores, events, threshold=threshold, within_s=within_s, clip_rows=clip_rows, **clock)
         rows.append({"budget_per_hour": float(budget), "threshold": threshold, **report})
     return rows
 
@@ -227,7 +256,20 @@ def _spans(name: str, spans: Spans) -> Spans:
     return spans
 
 
-# Alarms and places: steps are counted, so that no float decides what is merged.
+# Alarms and places: steps are counted, so that no float decides what is merged or which row an event begins in.
+
+
+def _known_s(rows: int, step_s: float, clip_rows: int) -> np.ndarray:
+    """Return when the score of each row is known, (rows,) in s: at the end of its clip."""
+    return step_s * ((np.arange(rows) // _size("clip_rows", clip_rows) + 1) * clip_rows)
+
+
+def _rows(name: str, start_s: float, end_s: float, step_s: float, rows: int) -> slice:
+    """Return the rows that overlap [start_s, end_s); a bound within SLACK of a row's edge is that edge."""
+    first, stop = math.floor(start_s / step_s + SLACK), math.ceil(end_s / step_s - SLACK)
+    if not first < rows or stop > rows + 1:  # the last row may be cut short, and the event with the video
+        raise ValueError(f"stream {name}: event ({start_s:g}, {end_s:g}) s, its {rows} rows end at {rows * step_s:g} s")
+    return slice(first, max(stop, first + 1))
 
 
 def _apart(step_s: float, merge_s: float) -> int:
