@@ -19,9 +19,8 @@ from kornia.feature import XFeat
 
 from vau_lib.data import records, video
 from vau_lib.detectors import training
-from vau_lib.features import extraction, xfeat
+from vau_lib.features import checkpoints, extraction, xfeat
 from vau_lib.synthetic import dataset as synthetic_dataset
-from vau_lib.workspace import artifacts
 
 SNIPPET, BATCH, SIDE, ROUNDS = records.SNIPPET_FRAMES, 16, 224, 3
 
@@ -46,16 +45,11 @@ def timed(work) -> tuple[float, np.ndarray]:
     return time.perf_counter() - start, result
 
 
-def weights() -> Path | str:
+def weights() -> str:
     """Return real weights when there are any, else the word random (speed is the same)."""
     if real := os.environ.get("VAU_REAL_DATA"):
         os.environ.setdefault("VAU_WEIGHTS", str(Path(real) / "weights"))
-    for name in (xfeat.XFEAT_FILE, "xfeat/xfeat_bnfolded.pt"):
-        try:
-            return artifacts.find_weights(name)
-        except artifacts.StoreError:
-            continue
-    return "random"
+    return checkpoints.given_weights("xfeat", "random unless found")
 
 
 def videos(scratch: Path) -> list[Path]:

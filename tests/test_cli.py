@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from vau_lib import cli
 from vau_lib.data import records
+from vau_lib.features import checkpoints
 from vau_lib.workspace import notebook_runs, presets
 
 
@@ -88,12 +89,13 @@ def test_a_sweep_leaves_a_row_per_point_and_a_failed_point_does_not_stop_it(proj
 
 
 def test_doctor_says_what_is_missing_and_goes_on(project, monkeypatch):
+    monkeypatch.delitem(checkpoints.PACKAGED, "xfeat")
     monkeypatch.setenv("VAU_WEIGHTS", str(project / "nowhere"))
     monkeypatch.setenv("TORCH_HOME", str(project / "nowhere"))
     monkeypatch.setenv("VAU_REAL_DATA", str(project / "nowhere"))
     said = vau("doctor")
     assert said.exit_code == 0
-    assert "no: StoreError: no weights xfeat/xfeat_bnfolded.pt" in said.stdout
+    assert "no: MissingWeights: no weights xfeat/xfeat.pt" in said.stdout
     assert "no: FileNotFoundError" in said.stdout and "8 of 8 frames" in said.stdout and "cores" in said.stdout
 
 

@@ -4,6 +4,7 @@ import numpy as np
 
 from vau_lib.data import records
 from vau_lib.detectors import experiments
+from vau_lib.features import checkpoints
 from vau_lib.features.checkpoints import given_weights
 from vau_lib.workspace import artifacts
 
@@ -44,6 +45,7 @@ def test_a_trial_is_done_only_with_its_own_facts(tmp_path):
 def test_weights_are_what_the_parameter_says(tmp_path, monkeypatch):
     monkeypatch.setenv("VAU_WEIGHTS", str(tmp_path))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    monkeypatch.delitem(checkpoints.PACKAGED, "xfeat")
     assert given_weights("xfeat", "random") == "random" and given_weights("xfeat", "") is None
     assert given_weights("xfeat", "random unless found") == "random" == given_weights("clip", "random unless found")
     (tmp_path / "xfeat").mkdir()

@@ -66,6 +66,7 @@ def test_frames_of_a_wrong_shape_are_refused(encoder):
 def test_weights_are_never_random_by_accident(tmp_path, monkeypatch):
     monkeypatch.setenv("VAU_WEIGHTS", str(tmp_path))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.delitem(checkpoints.PACKAGED, "xfeat")
     monkeypatch.setattr(XFeat, "from_pretrained", _no_network)
     with pytest.raises(artifacts.StoreError, match=r"no weights .*xfeat.*the download failed"):
         xfeat.XFeatEncoder()
@@ -164,13 +165,16 @@ def test_an_id_may_not_leave_the_folder(tmp_path):
         extraction.feature_path(tmp_path, "../x")
 
 
-def test_clip_and_squeezenet_rows_are_extracted(batch, tmp_path):
+LITE = ("efficientnet-lite0", {"weights": "random", "side": 32})
+
+
+def test_clip_squeezenet_and_efficientnet_rows_are_extracted(batch, tmp_path):
     root, good, bad = batch
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     sizes |= {"model_type": "clip_vision_model", "image_size": 32, "patch_size": 16, "projection_dim": 24}
     artifacts.write_json(tmp_path / "tiny" / "config.json", sizes)  # a recipe holds plain values, a folder the sizes
     tiny = {"model": str(tmp_path / "tiny"), "weights": "random", "crops": (0, 5)}
-    for name, options in (("clip", tiny), ("squeezenet", {"weights": "random", "side": 32})):
+    for name, options in (("clip", tiny), ("squeezenet", {"weights": "random", "side": 32}), LITE):
         recipe = extraction.Recipe(name, 16, tuple(options.items()))
         done = extraction.extract([*good[:2], bad[0]], root, tmp_path / name, recipe)
         assert done.encoded == 2 and len(done.skipped) == 1 and recipe.made_by()["weights_sha256"] == "random"
@@ -181,7 +185,7 @@ def test_clip_and_squeezenet_rows_are_extracted(batch, tmp_path):
             expected = [encoder.encode_frames(part)[0].numpy().mean(0) for part in parts]
             assert rows[record.id].dtype == np.float32
             np.testing.assert_allclose(rows[record.id], expected, atol=2e-3, rtol=1e-5)
-    with pytest.raises(ValueError, match="one of xfeat, flow, clip, squeezenet, got 'resnet'"):
+    with pytest.raises(ValueError, match="one of xfeat, flow, clip, squeezenet, efficientnet-lite0, got 'resnet'"):
         extraction.Recipe("resnet").made_by()
 
 

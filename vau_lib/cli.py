@@ -22,11 +22,7 @@ from rich.table import Table
 from vau_lib.workspace import artifacts, notebook_runs, presets
 
 PACKAGES = ("torch", "torchvision", "transformers", "kornia", "decord", "av", "numpy", "scikit-learn", "papermill")
-WEIGHTS = {
-    "XFeat": "xfeat/xfeat_bnfolded.pt",
-    "SqueezeNet": "squeezenet/squeezenet1_0_torchvision_keys_fp16.pt",
-    "MemTSM-Net": "memtsm/best_model.pth",
-}
+WEIGHTS = {"XFeat": "xfeat", "SqueezeNet": "squeezenet", "EfficientNet-Lite0": "efficientnet-lite0", "MemTSM-Net": "memtsm"}
 DEMO_LSHMA = Path("data/models/lshma/synthetic/intended/fold0_seed0")  # what the demo trains
 TOY_VLM = "data/toy_models/internvl"  # knows the toy data set only; give a real model
 PLAIN_WIDTH = 10_000  # columns of a console that is no terminal: nothing is cut
@@ -307,8 +303,8 @@ def _checks() -> Iterator[tuple[str, Callable[[], object]]]:
     yield "imports", _imports
     yield "accelerator", _accelerator
     yield "H.264", _codecs
-    for name, filename in WEIGHTS.items():
-        yield f"{name} weights", lambda filename=filename: _weights(filename)
+    for name, kind in WEIGHTS.items():
+        yield f"{name} weights", lambda kind=kind: _weights(kind)
     yield "VAU_REAL_DATA", _real_data
     yield "data/raw", lambda: ", ".join(sorted(p.name for p in (presets.project() / "data/raw").glob("*/"))) or "empty"
     yield "free disk", lambda: f"{shutil.disk_usage(presets.project()).free / 2**30:.1f} GiB"
@@ -351,9 +347,14 @@ def _codecs() -> str:
     return ", ".join(f"{what}: {result}" for what, result in found.items())
 
 
-def _weights(filename: str) -> Path:
-    beside_data = Path(os.environ.get("VAU_REAL_DATA", "")) / "weights" / filename
-    return beside_data if beside_data.is_file() else artifacts.find_weights(filename)
+def _weights(kind: str) -> Path:
+    from vau_lib.features import checkpoints  # torch, only here
+
+    for filename in checkpoints.NEARBY[kind]:
+        beside_data = Path(os.environ.get("VAU_REAL_DATA", "")) / "weights" / filename
+        if beside_data.is_file():
+            return beside_data
+    return checkpoints.find_weights(kind)
 
 
 def _real_data() -> str:

@@ -48,7 +48,7 @@ def live_encoder(folder: str | Path, weights: str | Path | None = None) -> tuple
     """
     trained_on = artifacts.read_json(Path(folder) / "made_by.json").get("facts", {}).get("features", {})
     kind, random = trained_on.get("encoder"), trained_on.get("weights_sha256") == "random"
-    if kind in ("xfeat", "squeezenet"):
+    if kind in ("xfeat", "squeezenet", "efficientnet-lite0"):
         encoder = extraction.ENCODERS[kind]("random" if random else weights, side=trained_on["side"])
     elif kind == "clip" and not random:
         options = {"crops": trained_on["crops"], "drop_last": trained_on["drop_last"]}

@@ -1,6 +1,6 @@
 """Encoders of frames: one feature per snippet of 16 frames.
 
-- `xfeat`, `optical_flow`, `image_encoders` (CLIP, SqueezeNet, ten-crop): the encoders
+- `xfeat`, `optical_flow`, `image_encoders` (CLIP, SqueezeNet, EfficientNet-Lite0, ten-crop): the encoders
 - `frame_features`: one frame in 16 with its visual tokens (Holmes-VAU); `extraction`: whole data sets, resumable
 - `released`: features that others published; `checkpoints`: loading and saving weights safely
 """

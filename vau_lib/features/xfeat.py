@@ -17,12 +17,11 @@ from torch import Tensor
 from vau_lib.data import video
 from vau_lib.data.records import SNIPPET_FRAMES
 from vau_lib.data.video import chunks
-from vau_lib.features.checkpoints import load_strictly, load_weights
+from vau_lib.features.checkpoints import PACKAGED, find_weights, load_strictly, load_weights
 from vau_lib.workspace import artifacts
 
 BATCH_FRAMES = 16  # frames per pass through the network; larger is slower on a CPU (page faults)
 XFEAT_GRID = 32  # pixels; height and width must be multiples of it
-XFEAT_FILE = "xfeat/xfeat.pt"  # as released; the batch-norm-folded copy works too
 
 
 class XFeatEncoder:
@@ -101,19 +100,18 @@ class XFeatEncoder:
 
 
 def find_xfeat(weights: str | Path | None = None) -> Path:
-    """Return XFeat's weights file, fetched from its authors' page when nothing nearer has it (6 MB, once)."""
-    for name in (XFEAT_FILE, "xfeat/xfeat_bnfolded.pt"):
-        try:
-            return artifacts.find_weights(name, weights)
-        except artifacts.StoreError as error:
-            missing = error
-    if weights:
-        raise missing
+    """Return XFeat's weights file, fetched from its authors' page when nothing nearer has it (6 MB, once, checked)."""
+    try:
+        return find_weights("xfeat", weights)
+    except artifacts.MissingWeights as error:
+        if weights:
+            raise
+        missing = error
     try:
         XFeat.from_pretrained()  # leaves xfeat.pt in torch hub's cache
-        return artifacts.find_weights(XFEAT_FILE)
     except (OSError, RuntimeError) as error:
-        raise artifacts.StoreError(f"{missing}; the download failed too") from error
+        raise artifacts.MissingWeights(f"{missing}; the download failed too") from error
+    return artifacts.check_sha256(find_weights("xfeat"), PACKAGED["xfeat"].sha256)
 
 
 def resized(gray: np.ndarray, side: int) -> Tensor:

@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -21,6 +21,10 @@ import numpy as np
 
 class StoreError(ValueError):
     """A file that is missing, broken, or made by something else than asked for."""
+
+
+class MissingWeights(StoreError):
+    """Weights that are in none of the places that were searched."""
 
 
 def one_line(text: object, limit: int = 300) -> str:
@@ -121,23 +125,39 @@ def last_checkpoint(folder: Path | None) -> str | None:
     return str(whole[max(whole)]) if whole else None
 
 
-def find_weights(filename: str, explicit: str | Path | None = None) -> Path:
-    """Return a weights file: the explicit path, else under the folder $VAU_WEIGHTS, else in torch hub's cache.
+def check_sha256(path: str | Path, expected: str) -> Path:
+    """Return the path; StoreError shows both checksums where the file has another one."""
+    if (found := sha256(path)) != expected:
+        raise StoreError(f"{path} is refused: sha256 {found}, expected {expected}")
+    return Path(path)
 
-    `filename` is like "xfeat/xfeat.pt". StoreError says which file to put where.
+
+def find_weights(
+    filename: str | Sequence[str], explicit: str | Path | None = None, *, packaged: Callable[[], Path | None] = lambda: None
+) -> Path:
+    """Return a weights file: the explicit path, else below $VAU_WEIGHTS, else what `packaged` finds, else in torch hub's cache.
+
+    `filename` is like "xfeat/xfeat.pt", or several such names, best first; `packaged` looks into an installed package.
+    MissingWeights says which file to put where.
     """
     if explicit:
         if Path(explicit).is_file():
             return Path(explicit)
-        raise StoreError(f"no weights at {explicit}")
+        raise MissingWeights(f"no weights at {explicit}")
+    names = [filename] if isinstance(filename, str) else list(filename)
     hub = Path(os.environ.get("TORCH_HOME", Path.home() / ".cache" / "torch")) / "hub" / "checkpoints"
-    places = [hub / Path(filename).name]
     if folder := os.environ.get("VAU_WEIGHTS"):
-        places.insert(0, Path(folder) / filename)
-    for place in places:
-        if place.is_file():
+        for name in names:
+            if (place := Path(folder) / name).is_file():
+                return place
+    if place := packaged():
+        return place
+    for name in names:
+        if (place := hub / Path(name).name).is_file():
             return place
-    raise StoreError(f"no weights {filename}: put the file there under the folder named by VAU_WEIGHTS, or at {places[-1]}")
+    raise MissingWeights(
+        f"no weights {names[0]}: put the file there under the folder named by VAU_WEIGHTS, or at {hub / Path(names[0]).name}"
+    )
 
 
 @cache
