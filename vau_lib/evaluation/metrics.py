@@ -90,8 +90,16 @@ def frame_trapezoid_pr(scores: Arrays, labels: Arrays) -> float:
 
 
 def frame_auc_anomalous_only(scores: Arrays, labels: Arrays) -> float:
-    """Return micro AUC over the videos that hold an anomaly: localisation, which a video's label does not give."""
+    """Return micro AUC over the videos that hold an anomaly: localisation, which a video's label does not give.
+
+    Published as Ano-AUC (XD-Violence's and VadCLIP's users) and AUC_sub (UR-DMU, BN-WVAD).
+    """
     return frame_auc(*_anomalous(scores, labels))
+
+
+def frame_ap_anomalous_only(scores: Arrays, labels: Arrays) -> float:
+    """Return average precision over the videos that hold an anomaly (AP_sub of UR-DMU and BN-WVAD)."""
+    return frame_ap(*_anomalous(scores, labels))
 
 
 def frame_auc_macro(scores: Arrays, labels: Arrays) -> tuple[float, int]:
@@ -168,7 +176,7 @@ def bootstrap_ci(
 ) -> Interval:
     """Return the metric with its percentile interval over resampled videos; resamples with one class are skipped.
 
-    Fast for frame_auc, frame_ap, frame_auc_anomalous_only, video_auc and video_ap; others are called per resample.
+    Fast for frame_auc, frame_ap, both over anomalous videos only, video_auc and video_ap; others are called per resample.
     """
     weights = _weights(len(labels), resamples, rng)
     return _interval(float(metric(scores, labels)), _resampled(metric, scores, labels, weights), level)
@@ -202,9 +210,9 @@ def sanity_rows(
         "video-label oracle": {name: np.full(np.shape(values), known[name]) for name, values in scores.items()},
         **({"feature energy": energy} if energy is not None else {}),
     }
-    table = [{"row": name, **{m.__name__: _or_nan(m, of, labels) for m in metrics}} for name, of in rows.items()]
+    table = [{"row": name, **{m.__name__: or_nan(m, of, labels) for m in metrics}} for name, of in rows.items()]
     shuffled = [_shuffled(labels, rng) for _ in range(shuffles)]
-    means = {m.__name__: float(np.mean([_or_nan(m, scores, truth) for truth in shuffled])) for m in metrics}
+    means = {m.__name__: float(np.mean([or_nan(m, scores, truth) for truth in shuffled])) for m in metrics}
     return [*table[:2], {"row": "shuffled labels", **means}, *table[2:]]
 
 
@@ -247,6 +255,14 @@ def snippet_report(
     kinds = (frame_auc, frame_ap, frame_auc_anomalous_only)
     summary = {kind.__name__: kind(frames, labels) for kind in kinds}
     return summary | {"chance_ap": float(np.concatenate(list(labels.values())).mean())}, per_video(frames, labels)
+
+
+def or_nan(metric: Metric, scores: Arrays, labels: Arrays) -> float:
+    """Return the metric, nan where one class makes it undefined."""
+    try:
+        return float(metric(scores, labels))
+    except OneClassError:
+        return float("nan")
 
 
 # Matching: by name, then by length, then by value. The order is that of the labels.
@@ -308,13 +324,6 @@ def _anomalous(scores: Arrays, labels: Arrays) -> tuple[Arrays, Arrays]:
     return {name: values for name, values, _ in kept}, {name: truth for name, _, truth in kept}
 
 
-def _or_nan(metric: Metric, scores: Arrays, labels: Arrays) -> float:
-    try:
-        return float(metric(scores, labels))
-    except OneClassError:
-        return float("nan")
-
-
 def _shuffled(labels: Arrays, rng: Rng) -> dict[str, np.ndarray]:
     """Move the truth elsewhere, keeping its amount and its runs: videos in another order, then a turn of the whole."""
     parts = {name: np.atleast_1d(truth) for name, truth in labels.items()}
@@ -350,7 +359,7 @@ def _resampled(metric: Metric, scores: Arrays, labels: Arrays, weights: np.ndarr
     for row in weights:
         copies = {f"{name} {k}": name for name, count in zip(labels, row, strict=True) for k in range(count)}
         both = [{copy: found[name] for copy, name in copies.items()} for found in (scores, labels)]
-        drawn.append(_or_nan(metric, *both))
+        drawn.append(or_nan(metric, *both))
     return np.array(drawn)
 
 
@@ -409,6 +418,7 @@ COUNTED = {  # metrics that are sums over thresholds: how to prepare the sets, w
     frame_auc: (lambda scores, labels: (scores, labels), _area_roc),
     frame_ap: (lambda scores, labels: (scores, labels), _area_pr),
     frame_auc_anomalous_only: (_anomalous, _area_roc),
+    frame_ap_anomalous_only: (_anomalous, _area_pr),
     video_auc: (_per_video, _area_roc),
     video_ap: (_per_video, _area_pr),
 }
