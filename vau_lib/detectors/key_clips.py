@@ -68,6 +68,15 @@ def decide(clip: Tensor, state: KeyState, valid: Tensor, *, every: int) -> tuple
     return keep, ratio, KeyState(*changed)
 
 
+def decide_all(clips: Tensor, state: KeyState, valid: Tensor, *, every: int) -> tuple[Tensor, KeyState]:
+    """Return which clips (B, C, N, D) to keep, (B, C) bool, and the new state; valid (B, C), as in `decide`."""
+    kept = []
+    for clip, real in zip(clips.unbind(1), valid.unbind(1), strict=True):
+        keep, _, state = decide(clip, state, real, every=every)
+        kept.append(keep)
+    return torch.stack(kept, 1), state
+
+
 def key_clips(
     features: np.ndarray | Tensor, *, window: int, released: bool = False, every: int = 8, half_precision: bool = False
 ) -> np.ndarray:
@@ -91,7 +100,7 @@ def trace(features: np.ndarray | Tensor, *, window: int, every: int = 8) -> tupl
     kept, ratios = [], []
     for start in range(0, len(x), window):
         clip = x[start : start + window]
-        valid = torch.tensor([len(clip)])
+        valid = torch.tensor([len(clip)], device=x.device)
         padded = F.pad(clip, (0, 0, 0, window - len(clip)))[None]
         keep, ratio, state = decide(padded, state, valid, every=every)
         kept.append(bool(keep))

@@ -2,7 +2,9 @@
 
 A clip of N features passes L blocks; each attends to the clip and to what that block stored of the M - 1 clips before,
 compressed to half the width. Depth widens the context: 1 + L (M - 1) clips reach a score.
-- state goes in and comes out; `forward`, `push` and `score` are `step` in a loop, so training and streaming are one code path
+- state goes in and comes out; `forward`, `push`, `score` and `step` are one function of any number of clips of any number of
+  streams, so training and streaming are one code path
+- memory holds no gradients, so all clips of all videos pass a block together, and padding costs nothing
 - default is what the paper intends: the oldest clip leaves the memory; every depth is trained to answer, so that a stream may
   leave early, each of B streams for itself; nothing looks ahead
 - `.xd(released=True)`, `.ucf(released=True)` set every quirk of the published code, each a boolean of its own below: its memory
@@ -11,7 +13,7 @@ Source: Han et al., StreamVAD (LSHMA), Neurocomputing 2025, and its repository (
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -19,18 +21,22 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from vau_lib.detectors import training
-from vau_lib.detectors.key_clips import decide, key_clips
-from vau_lib.detectors.lshma_state import LSHMAConfig, StreamState
+from vau_lib.detectors.key_clips import decide_all, key_clips
+from vau_lib.detectors.lshma_state import LSHMAConfig, StreamState, frozen, latest
 from vau_lib.detectors.preprocessing import Preprocessing
 from vau_lib.detectors.training import mil_loss
 from vau_lib.evaluation import online_metrics
 from vau_lib.features import checkpoints
 
+PART_ROWS = 4096  # features scored at once, of all streams together: memory does not depend on a video's length
+ROWS_AT_ONCE = 16_384  # the same in training, 240 KB of activations each (UCF-Crime's sizes)
+
 
 class Block(nn.Module):
-    """Attend to the clip and its past, then two linear layers: x (B, N, D), past -> x (B, N, D), the clip's own entry."""
+    """Attend to the clip and its past, then two linear layers: `compress`, then `forward`, of any number of clips at once."""
 
     def __init__(self, config: LSHMAConfig):
         super().__init__()
@@ -44,19 +50,24 @@ class Block(nn.Module):
         self.unused = nn.Linear(width, width)  # in the published weights, without effect
         self.mlp = _mlp(width)
 
-    def forward(self, x: Tensor, past: Tensor, filled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """past (B, M - 1, N, C) of which the last `filled` (B,) count. Returns x, entry (B, N, C), its mean before compression."""
-        stream, x = x, self.norm1(x)
-        query = self.q_proj(x)  # (B, N, C)
+    def compress(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return x (K, N, D) normalised, and compressed (K, N, C): a clip's query, and what memory keeps of it."""
+        x = self.norm1(x)
+        return x, self.q_proj(x)
+
+    def forward(self, stream: Tensor, x: Tensor, query: Tensor, past: Tensor, filled: Tensor) -> Tensor:
+        """Return K clips after the block; stream (K, N, D) came in, x and query are of `compress`.
+
+        past (K, M - 1, N, C), oldest first, of which the last `filled` (K,) count; a clip without one attends to itself only.
+        """
         new = filled == 0
-        if new.all():
-            attended = self._alone(x)
-        elif not new.any():
-            attended = self._with_past(query, x, past, filled)
-        else:
-            attended = torch.where(new[:, None, None], self._alone(x), self._with_past(query, x, past, filled))
-        mean, stream = x.detach().mean((1, 2)), (x if self.settings.normalised_stream else stream) + attended
-        return stream + self.mlp(self.norm2(stream)), query.detach(), mean
+        attended, first, later = torch.empty_like(x), new.nonzero()[:, 0], (~new).nonzero()[:, 0]
+        if len(first):
+            attended = attended.index_copy(0, first, self._alone(x[first]))
+        if len(later):
+            attended = attended.index_copy(0, later, self._with_past(query[later], x[later], past[later], filled[later]))
+        stream = (x if self.settings.normalised_stream else stream) + attended
+        return stream + self.mlp(self.norm2(stream))
 
     def _alone(self, x: Tensor) -> Tensor:
         return (1 + self.settings.self_weight) * self._attend(x, x)
@@ -116,133 +127,151 @@ class LSHMA(nn.Module):
 
     def step(self, clip: Tensor, state: StreamState | None = None) -> tuple[Tensor, StreamState]:
         """Score one complete clip (B, N, D) of each of B streams: logits (B, N) and the new state; None begins streams."""
-        state = self._checked(clip, state)
+        clip, state = self._checked(clip, state)
         if clip.shape[1] != self.settings.window or state.waiting.shape[1]:
             raise ValueError(
                 f"step takes clips of {self.settings.window} features, got {clip.shape[1]} with "
                 f"{state.waiting.shape[1]} waiting; push takes any number"
             )
-        valid = torch.full((len(clip),), self.settings.window, device=clip.device)
-        state = self._advance(clip.float(), state, valid)
+        state = self._advance(clip[:, None], state, torch.full((len(clip), 1), self.settings.window, device=clip.device))[0]
         return state.levels[:, -1], state
 
     def push(self, features: Tensor, state: StreamState | None = None) -> tuple[Tensor, StreamState]:
         """Take any number of features (B, n, D); return logits (B, m) of the clips they complete, m a multiple of N or 0."""
-        state, n = self._checked(features, state), self.settings.window
-        x = torch.cat([state.waiting, features.float()], dim=1)
+        (features, state), n = self._checked(features, state), self.settings.window
+        x = torch.cat([state.waiting, features], dim=1)
         whole = x.shape[1] // n * n
-        state, scored = replace(state, waiting=x[:, :0]), []
-        for start in range(0, whole, n):
-            logits, state = self.step(x[:, start : start + n], state)
-            scored.append(logits)
-        logits = torch.cat(scored, dim=1) if scored else x.new_zeros(len(x), 0)
-        return logits, replace(state, waiting=x[:, whole:].clone())
+        state, waiting = replace(state, waiting=x[:, :0]), x[:, whole:].clone()
+        scored = [x.new_zeros(len(x), 0)]
+        for part in x[:, :whole].unflatten(1, (-1, n)).split(self._clips_at_once(len(x))) if whole else ():
+            state, levels, _ = self._advance(part, state, torch.full(part.shape[:2], n, device=x.device))
+            scored.append(levels[:, -1].flatten(1))
+        return torch.cat(scored, dim=1), replace(state, waiting=waiting)
 
     def flush(self, state: StreamState) -> Tensor:
         """Return logits (B, n) of the n features still waiting when a stream ends; the clip is padded with zeros."""
+        state = state.to(self.position.weight.device)
         x, n = state.waiting, state.waiting.shape[1]
         if not n:
             return x.new_zeros(len(x), 0)
-        clip = F.pad(x, (0, 0, 0, self.settings.window - n))
-        state = self._advance(clip, replace(state, waiting=x[:, :0]), torch.full((len(x),), n, device=x.device))
-        return state.levels[:, -1, :n]
+        clip = F.pad(x, (0, 0, 0, self.settings.window - n))[:, None]
+        valid = torch.full((len(x), 1), n, device=x.device)
+        return self._advance(clip, replace(state, waiting=x[:, :0]), valid)[0].levels[:, -1, :n]
 
     @torch.inference_mode()
     def score(self, features: np.ndarray | Tensor) -> np.ndarray | Tensor:
         """Return the probability of an anomaly at every snippet, (T,) in [0, 1], of features (T, D); the same type."""
-        x = torch.as_tensor(features)
-        if x.ndim != 2:
-            raise ValueError(f"features must be (T, {self.settings.width}), got {tuple(x.shape)}")
-        logits, state = self.push(x[None])
-        logits = torch.cat([logits, self.flush(state)], dim=1)[0]
-        if self.settings.looks_ahead:
-            logits = _smoothed(logits, self.settings)
-        scores = logits.sigmoid()
-        return scores if isinstance(features, Tensor) else scores.numpy()
+        if features.ndim != 2:
+            raise ValueError(f"features must be (T, {self.settings.width}), got {tuple(features.shape)}")
+        parts = (features[start : start + PART_ROWS] for start in range(0, max(1, len(features)), PART_ROWS))
+        scores = self._score_parts(torch.as_tensor(part) for part in parts)
+        return scores.to(features.device) if isinstance(features, Tensor) else scores.cpu().numpy()
 
+    def _score_parts(self, parts: Iterable[Tensor]) -> Tensor:
+        """Return the probabilities (T,) of one video given in parts (n, D); memory does not grow with their number."""
+        scored, state = [], None
+        for part in parts:
+            logits, state = self.push(part[None], state)
+            scored.append(logits[0])
+        logits = torch.cat([*scored, self.flush(state)[0]])
+        return (_smoothed(logits, self.settings) if self.settings.looks_ahead else logits).sigmoid()
+
+    @torch.inference_mode()
     def score_video(self, features: np.ndarray, preprocessing: Preprocessing) -> tuple[float, np.ndarray]:
         """Return the video's score, the mean of its highest snippets as in training, and every snippet's, (T,)."""
-        scores = self.score(preprocessing(features).mT)
-        return training.top_mean(scores), scores.numpy()
+        scores = self._score_parts(preprocessing.parts(features, PART_ROWS))
+        return training.top_mean(scores), scores.cpu().numpy()
 
     def for_training(self, labels: Tensor) -> tuple[nn.Module, Callable]:
         """Return the network and the objective that `training.fit` takes."""
         return training.TimeLast(self, self.forward), lambda output, _, y: loss(output, y)
 
     def forward(self, features: Tensor, lengths: Tensor | None = None) -> LSHMAOutput:
-        """Score whole videos (B, T, D) of which the first `lengths` (B,) are real, clip by clip, with gradients."""
-        state = self._checked(features, None)
+        """Score whole videos (B, T, D) of which the first `lengths` (B,) are real, with gradients.
+
+        Past a number of rows the clips are taken in parts, whose activations are computed again in the backward pass: the
+        same scores and gradients, in bounded memory.
+        """
+        features, state = self._checked(features, None)
         (batch, count, _), n = features.shape, self.settings.window
-        lengths = torch.full((batch,), count, device=features.device) if lengths is None else lengths
-        x = F.pad(features.float(), (0, 0, 0, -count % n))
+        lengths = torch.full((batch,), count, device=features.device) if lengths is None else lengths.to(features.device)
         allowed = self._allowed(features, lengths) if self.training else None
-        levels, kept = [], []
-        for start in range(0, count, n):
-            valid = (lengths - start).clamp(0, n)
-            may = None if allowed is None else allowed[:, start // n]
-            state = self._advance(x[:, start : start + n], state, valid, may, every_depth=True)
-            levels.append(state.levels)
-            kept.append((state.depth > 0)[:, None].expand(batch, n))
-        levels, kept = torch.cat(levels, dim=2)[..., :count], torch.cat(kept, dim=1)[:, :count]
+        clips = F.pad(features, (0, 0, 0, -count % n)).unflatten(1, (-1, n))  # (B, C, N, D)
+        valid = (lengths[:, None] - n * torch.arange(clips.shape[1], device=features.device)).clamp(0, n)  # (B, C)
+        levels, kept, at_once = [], [], self._clips_at_once(batch)
+        for start in range(0, clips.shape[1], at_once):
+            part = slice(start, start + at_once)
+            given = clips[:, part], state, valid[:, part], None if allowed is None else allowed[:, part]
+            if torch.is_grad_enabled() and clips.shape[1] > at_once:
+                state, scored, depth = checkpoint(self._advance, *given, True, use_reentrant=False, preserve_rng_state=False)
+            else:
+                state, scored, depth = self._advance(*given, True)
+            levels.append(scored)
+            kept.append(depth > 0)
+        levels = torch.cat(levels, dim=2).flatten(2)[..., :count]
         logits = levels[:, -1]
-        counted = kept if self.settings.shortened_bags and self.training else None
+        shortened = self.settings.shortened_bags and self.training
+        counted = torch.cat(kept, dim=1).repeat_interleave(n, dim=1)[:, :count] if shortened else None
         bag = training.bag_probability(logits, lengths, counted)
         return LSHMAOutput(bag.logit(1e-6), logits, levels, counted, lengths)
 
-    def _advance(
-        self, clip: Tensor, state: StreamState, valid: Tensor, allowed: Tensor | None = None, *, every_depth: bool = False
-    ) -> StreamState:
-        """Take one clip (B, N, D) of which `valid` (B,) are real; streams with none, or not allowed, stay as they are.
+    def _clips_at_once(self, streams: int) -> int:
+        rows = ROWS_AT_ONCE if torch.is_grad_enabled() else PART_ROWS
+        return max(1, rows // (streams * self.settings.window))
 
-        Depths answer where somebody asks: in training (`every_depth`), where a stream may leave, and the last one.
+    def _advance(
+        self, clips: Tensor, state: StreamState, valid: Tensor, allowed: Tensor | None = None, every_depth: bool = False
+    ) -> tuple[StreamState, Tensor, Tensor]:
+        """Take clips (B, C, N, D) of which `valid` (B, C) features are real; return the state, logits (B, L, C, N), depth (B, C).
+
+        Clips with nothing real, or not allowed, inherit. Level by level, all clips at once: what a block remembers is what its
+        own input was, without gradients, so no clip waits for the one before. Depths answer where somebody asks: in training
+        (`every_depth`), where a stream may leave, and the last one.
         """
         config, keys, active = self.settings, state.keys, valid > 0
         exits = config.exit_threshold < 1 and not self.training
         if config.key_clips:
-            active, _, keys = decide(clip, keys, valid, every=config.key_every)
+            active, keys = decide_all(clips, keys, valid, every=config.key_every)
         if allowed is not None:
             active = active & allowed
-        going = active.nonzero()[:, 0]
-        depth = torch.zeros_like(state.depth)
-        memory, filled, previous, levels = state.memory.clone(), state.filled.clone(), state.levels[:, -1], []
-        x = clip[going] + self.position.weight
+        x, going, depth = clips[active] + self.position.weight, active, torch.zeros_like(valid)  # x (K, N, D)
+        place = torch.arange(len(x), device=x.device)  # of a clip that goes on, among the active ones
         raw = [self.linear(x)] if config.head_over_scales and self.training else []
+        memory, filled, levels, answers = [], [], [], None
         for level, block in enumerate(self.blocks):
-            answers = torch.where(active[:, None], previous, state.levels[:, level])
-            if len(going):
-                x, entry, mean = block(x, memory[going, level], filled[going, level])
-                memory[going, level] = self._remember(memory[going, level], filled[going, level], entry, mean)
-                filled[going, level] = (filled[going, level] + 1).clamp(max=config.memory - 1)
-                depth[going] = level + 1
-                if every_depth or exits or level + 1 == config.layers:
-                    y = self.linear(x)
-                    if raw:
-                        raw.append(y)
-                        y = torch.stack(raw).amax(0)
-                    logits = self.classifier(y + self.mlp(y))[..., 0]  # (b, N)
-                    answers = answers.index_copy(0, going, logits)
-                if exits and level + 1 < config.layers:
-                    sure = logits.sigmoid().amax(1) > config.exit_threshold
-                    filled[going[sure], level + 1 :] = 0  # deeper blocks did not see this clip: they begin again
-                    going, x = going[~sure], x[~sure]
-            levels.append(answers)
-            previous = answers
-        if raw or not (every_depth or exits):  # as released one answer trains all depths; nobody asked the others
-            levels = [levels[-1]] * len(levels)
-        return replace(state, memory=memory, filled=filled, levels=torch.stack(levels, 1), depth=depth, keys=keys)
+            normal, query = block.compress(x)
+            known = torch.cat([state.memory[:, level].flatten(0, 1), query.detach()])  # (B (M - 1) + K, N, C)
+            past, count, last, filled_now = self._places(going, active & ~going, state, level, known, normal.detach())
+            x = block(x, normal, query, known[past], count)
+            memory.append(known[last])
+            filled.append(filled_now)
+            depth = depth + going
+            if raw:
+                raw.append(self.linear(x))
+            if level + 1 == config.layers or exits or (every_depth and not raw):
+                y = torch.stack(raw).amax(0) if raw else self.linear(x)
+                logits = self.classifier(y + self.mlp(y))[..., 0]  # (K, N)
+                answers = logits if answers is None else answers.index_copy(0, place, logits)
+                levels.append(_inherited(answers, active, state.levels[:, level]))
+            if exits and level + 1 < config.layers:
+                sure = logits.sigmoid().amax(1) > config.exit_threshold  # deeper blocks do not see this clip and begin again
+                going = going.clone().masked_scatter(going, ~sure)
+                x, place = x[~sure], place[~sure]
+        # as released one answer trains all depths; elsewhere nobody asked the others
+        levels = torch.stack(levels if len(levels) == config.layers else levels * config.layers, 1)  # (B, L, C, N)
+        memory, filled = torch.stack(memory, 1), torch.stack(filled, 1)
+        state = replace(state, memory=memory, filled=filled, levels=levels[:, :, -1], depth=depth[:, -1], keys=keys)
+        return state, levels, depth
 
-    def _remember(self, past: Tensor, filled: Tensor, entry: Tensor, mean: Tensor) -> Tensor:
-        """Return the memory (b, M - 1, N, C) with the clip's entry in it and one clip less: the oldest, or as released."""
-        every = torch.cat([past, entry[:, None]], dim=1)  # (b, M, N, C)
-        if not self.settings.frozen_memory or past.shape[1] == 0:
-            return every[:, 1:]
-        # as released: retention exp(-t / s) with t rising towards the newest, so that the newest is the least retained;
-        # s = sigmoid(mean), of the compressed clips and of the newest one before compression
-        salience = torch.cat([past.mean((2, 3)), mean[:, None]], dim=1).sigmoid()  # (b, M)
-        retention = (-torch.linspace(0, 1, every.shape[1], device=past.device) / salience).exp()
-        gone = torch.where(filled == past.shape[1], retention.argmin(1), 0)  # with room left, an empty place goes
-        kept = torch.arange(every.shape[1], device=past.device) != gone[:, None]
-        return every[kept].view_as(past)
+    def _places(
+        self, going: Tensor, resets: Tensor, state: StreamState, level: int, known: Tensor, normal: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return where in `known` the past of each clip is (K, M - 1), how much of it counts (K,); the same after all, (B, ...)."""
+        filled, slots = state.filled[:, level], self.settings.memory - 1
+        if not self.settings.frozen_memory or not slots:
+            return latest(going, resets, filled, slots)
+        entry, mean = known.mean((1, 2)), torch.cat([known.new_zeros(len(known) - len(normal)), normal.mean((1, 2))])
+        return frozen(going, resets, filled, slots, entry, mean)
 
     def _allowed(self, features: Tensor, lengths: Tensor) -> Tensor | None:
         """Return the released generator's choice (B, C), or None when it is off."""
@@ -255,8 +284,8 @@ class LSHMA(nn.Module):
             video[: len(chosen)] = torch.from_numpy(chosen)
         return allowed.to(features.device)
 
-    def _checked(self, features: Tensor, state: StreamState | None) -> StreamState:
-        """Return the state to go on with; ValueError, one line, for features or a state that do not fit."""
+    def _checked(self, features: Tensor, state: StreamState | None) -> tuple[Tensor, StreamState]:
+        """Return features and the state to go on with, on the model's device; ValueError, one line, where they do not fit."""
         if features.ndim != 3 or features.shape[2] != self.settings.width or not features.shape[0] or not features.shape[1]:
             raise ValueError(f"features must be (B, n, {self.settings.width}) with B and n at least 1, got {tuple(features.shape)}")
         if not features.is_floating_point():
@@ -265,14 +294,22 @@ class LSHMA(nn.Module):
             raise ValueError(
                 f"features hold {features[~features.isfinite()][0]:g} at place {int((~features.isfinite()).nonzero()[0, 1])}"
             )
+        features = features.to(self.position.weight.device).float()
         if state is None:
-            return StreamState.empty(self.settings, len(features), self.position.weight.detach())
+            return features, StreamState.empty(self.settings, len(features), self.position.weight.detach())
         ours, theirs = asdict(self.settings), asdict(state.config)
         if odd := [name for name in ours if ours[name] != theirs[name]]:
             raise ValueError(f"the state has {odd[0]} {theirs[odd[0]]}, this model {ours[odd[0]]}")
         if len(state.depth) != len(features):
             raise ValueError(f"the state is of {len(state.depth)} streams, the features of {len(features)}")
-        return state
+        return features, state.to(features.device)
+
+
+def _inherited(answers: Tensor, active: Tensor, before: Tensor) -> Tensor:
+    """Return (B, C, N): answers (K, N) of the active clips (B, C), the others take the last one's or `before` (B, N)."""
+    first = torch.arange(len(active), device=active.device)[:, None]
+    number = torch.where(active, active.flatten().cumsum(0).view_as(active) - 1 + len(active), first)
+    return torch.cat([before, answers])[number.cummax(1).values]
 
 
 def _smoothed(logits: Tensor, config: LSHMAConfig) -> Tensor:

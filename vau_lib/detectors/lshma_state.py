@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -104,6 +105,10 @@ class StreamState:
         levels, keys = like.new_zeros(batch, config.layers, n), KeyState.empty(batch, width, like)
         return cls(config, memory, none, like.new_zeros(batch, 0, width), levels, none[:, 0], keys)
 
+    def to(self, device: torch.device | str) -> "StreamState":
+        """Return the state on a device."""
+        return self._of(self.config, {name: value.to(device) for name, value in self._tensors().items()})
+
     def num_bytes(self) -> int:
         """Return the bytes of all tensors."""
         return sum(value.nelement() * value.element_size() for value in self._tensors().values())
@@ -144,3 +149,54 @@ class StreamState:
     def _of(cls, config: LSHMAConfig, tensors: dict[str, Tensor]) -> "StreamState":
         keys = KeyState(*(tensors.pop(f"keys.{name}") for name in KeyState._fields))
         return cls(config, **tensors, keys=keys)
+
+
+def latest(going: Tensor, resets: Tensor, filled: Tensor, slots: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the places of a queue's clips: of what came before each of K clips, (K, slots), and how many count, (K,).
+
+    And the same after all clips, (B, slots) and (B,). Places count the `slots` old entries of every stream, then the clips
+    that are `going` (B, C) into the memory, in order. At `resets` (B, C) a memory is emptied; `filled` (B,) are in it at first.
+    """
+    rank = going.cumsum(1)  # (B, C) clips that went in so far, this one too
+    total, back = rank[:, -1], torch.arange(slots, 0, -1, device=going.device)
+    base = torch.where(resets, rank, -filled[:, None]).cummax(1).values  # rank since when the memory counts
+    stream = torch.arange(len(going), device=going.device)
+    begin = slots * len(going) + total.cumsum(0) - total  # (B,) the place of a stream's first clip
+
+    def places(rank: Tensor, stream: Tensor) -> Tensor:
+        """Places of the `slots` clips before the one of that rank, counted from 0; old entries have ranks below 0."""
+        before = rank[:, None] - back
+        return torch.where(before < 0, (slots * (stream + 1))[:, None] + before, begin[stream][:, None] + before)
+
+    rows, clips = going.nonzero().unbind(1)
+    own = rank[rows, clips] - 1
+    counts = (own - base[rows, clips]).clamp(max=slots)
+    return places(own, rows), counts, places(total, stream), (total - base[:, -1]).clamp(max=slots)
+
+
+def frozen(
+    going: Tensor, resets: Tensor, filled: Tensor, slots: int, entry: Tensor, mean: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return what `latest` does, of the released memory, which drops one clip by its retention, clip after clip.
+
+    Retention is exp(-t / s) with t rising towards the newest, so that the newest is the least retained; s = sigmoid(mean), of
+    the compressed clips (`entry`, by place) and of the newest one before compression (`mean`). With room left, an empty
+    place goes.
+    """
+    device, streams = going.device, np.arange(len(going))
+    going, resets, filled, entry, mean = (value.cpu().numpy() for value in (going, resets, filled, entry, mean))
+    filled, held = filled.copy(), slots * streams[:, None] + np.arange(slots)  # (B, slots) places held
+    number = slots * len(going) + going.reshape(-1).cumsum().reshape(going.shape) - 1  # the place of each clip that goes in
+    age = np.linspace(0, 1, slots + 1, dtype=np.float32)
+    places, counts = np.zeros((*going.shape, slots), np.int64), np.zeros(going.shape, np.int64)
+    for clip in range(going.shape[1]):
+        here = going[:, clip].nonzero()[0]
+        places[here, clip], counts[here, clip] = held[here], filled[here]
+        every = np.concatenate([held[here], number[here, clip, None]], axis=1)  # (b, M)
+        salience = 1 / (1 + np.exp(-np.concatenate([entry[held[here]], mean[number[here, clip], None]], axis=1)))
+        gone = np.where(filled[here] == slots, np.exp(-age / salience).argmin(1), 0)
+        held[here] = every[np.arange(slots + 1) != gone[:, None]].reshape(len(here), slots)
+        filled[here] = np.minimum(filled[here] + 1, slots)
+        filled[resets[:, clip]] = 0
+    found = places[going], counts[going], held, filled
+    return tuple(torch.from_numpy(value).to(device) for value in found)

@@ -4,7 +4,7 @@
 - one class does it in training, in scoring whole videos and on streams, and it is saved with the model
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,6 +65,17 @@ class Preprocessing:
         """Return features (T, D) as a model reads them: (D, steps), or (D, T) when `steps` is None."""
         standard = (self._steps(features, steps) - np.float32(self.mean)) / np.float32(self.std)
         return torch.from_numpy(np.ascontiguousarray(standard.T))
+
+    def parts(self, features: np.ndarray, rows: int) -> Iterator[Tensor]:
+        """Yield features (T, D), which may be a memory map, as a stream reads them: (n, D), n at most `rows`, at least 2.
+
+        Together they are the transpose of `self(features)`: a part reads one feature of the part before.
+        """
+        if rows < 2 or not len(features):
+            raise ValueError(f"need features (T, D) with T at least 1 and parts of 2 or more, got {features.shape}, {rows}")
+        for start in range(0, len(features), rows):
+            before = min(start, int(self.temporal_difference))
+            yield self(np.asarray(features[start - before : start + rows])).mT[before:]
 
     def _steps(self, features: np.ndarray, steps: int | None) -> np.ndarray:
         features = temporal_difference(features) if self.temporal_difference else np.asarray(features, np.float32)
