@@ -12,7 +12,6 @@ compressed to half the width. Depth widens the context: 1 + L (M - 1) clips reac
 Source: Han et al., StreamVAD (LSHMA), Neurocomputing 2025, and its repository (MIT; read for facts); Wu et al., MeMViT, CVPR 2022.
 """
 
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -30,6 +29,7 @@ from vau_lib.detectors.preprocessing import Preprocessing
 from vau_lib.detectors.training import mil_loss
 from vau_lib.evaluation import online_metrics
 from vau_lib.features import checkpoints
+from vau_lib.workspace import artifacts
 
 PART_ROWS = 4096  # features scored at once, of all streams together: memory does not depend on a video's length
 ROWS_AT_ONCE = 16_384  # the same in training, 240 KB of activations each (UCF-Crime's sizes)
@@ -107,9 +107,9 @@ class LSHMAOutput:
     """Output for training, of B videos of T snippets."""
 
     logit: Tensor  # (B,) of the bag: the mean probability of its highest snippets, as a logit
-    logits: Tensor  # (B, T)
+    logits: Tensor  # (B, T); with padded bags T is of whole clips
     levels: Tensor  # (B, L, T): at every depth
-    counted: Tensor | None  # (B, T) bool: snippets that are in the bag, all when None
+    counted: Tensor | None  # (B, T) bool: snippets that are in the bag, all real ones when None
     lengths: Tensor  # (B,)
 
 
@@ -174,7 +174,7 @@ class LSHMA(nn.Module):
             logits, state = self.push(part[None], state)
             scored.append(logits[0])
         logits = torch.cat([*scored, self.flush(state)[0]])
-        return (_smoothed(logits, self.settings) if self.settings.looks_ahead else logits).sigmoid()
+        return (released_smoothing(logits, self.settings) if self.settings.looks_ahead else logits).sigmoid()
 
     @torch.inference_mode()
     def score_video(self, features: np.ndarray, preprocessing: Preprocessing) -> tuple[float, np.ndarray]:
@@ -185,6 +185,20 @@ class LSHMA(nn.Module):
     def for_training(self, labels: Tensor) -> tuple[nn.Module, Callable]:
         """Return the network and the objective that `training.fit` takes."""
         return training.TimeLast(self, self.forward), lambda output, _, y: loss(output, y)
+
+    @torch.inference_mode()
+    def raw_logits(self, features: Tensor) -> Tensor:
+        """Return raw logits (B, T) of whole videos (B, T, D): the first of a model's two results; nothing is smoothed."""
+        logits, state = self.push(features)
+        return torch.cat([logits, self.flush(state)], dim=1)
+
+    def smoothed_logits(self, features: Tensor) -> Tensor:
+        """Return logits (B, T) smoothed as the test scripts do before they measure: the second of a model's two results.
+
+        A mean of logits, not of probabilities, over the next scores (UCF-Crime) or whole blocks (XD-Violence), with zeros past
+        the end; both look ahead. `settings.smoothing` scores are averaged.
+        """
+        return torch.stack([released_smoothing(logits, self.settings) for logits in self.raw_logits(features)])
 
     def forward(self, features: Tensor, lengths: Tensor | None = None) -> LSHMAOutput:
         """Score whole videos (B, T, D) of which the first `lengths` (B,) are real, with gradients.
@@ -208,16 +222,24 @@ class LSHMA(nn.Module):
                 state, scored, depth = self._advance(*given, True)
             levels.append(scored)
             kept.append(depth > 0)
-        levels = torch.cat(levels, dim=2).flatten(2)[..., :count]
+        kept = torch.cat(kept, dim=1).repeat_interleave(n, dim=1)
+        levels, counted = self._bag_rows(torch.cat(levels, dim=2).flatten(2), kept, lengths, count)
         logits = levels[:, -1]
-        shortened = self.settings.shortened_bags and self.training
-        counted = torch.cat(kept, dim=1).repeat_interleave(n, dim=1)[:, :count] if shortened else None
         bag = training.bag_probability(logits, lengths, counted)
         return LSHMAOutput(bag.logit(1e-6), logits, levels, counted, lengths)
 
     def _clips_at_once(self, streams: int) -> int:
         rows = ROWS_AT_ONCE if torch.is_grad_enabled() else PART_ROWS
         return max(1, rows // (streams * self.settings.window))
+
+    def _bag_rows(self, levels: Tensor, kept: Tensor, lengths: Tensor, count: int) -> tuple[Tensor, Tensor | None]:
+        """Return levels (B, L, T) and which snippets are in the bag (B, T), all real ones when None; inputs are of whole clips."""
+        if not (self.settings.shortened_bags and self.training):
+            return levels[..., :count], None
+        if self.settings.padded_bags:  # kept clips in a row, of which the first `lengths` places count, padding or not
+            return levels, kept & (kept.cumsum(1) <= lengths[:, None])
+        kept = kept[:, :count]
+        return levels[..., :count], kept & (torch.arange(count, device=kept.device) < lengths[:, None])
 
     def _advance(
         self, clips: Tensor, state: StreamState, valid: Tensor, allowed: Tensor | None = None, every_depth: bool = False
@@ -254,7 +276,11 @@ class LSHMA(nn.Module):
                 answers = logits if answers is None else answers.index_copy(0, place, logits)
                 levels.append(_inherited(answers, active, state.levels[:, level]))
             if exits and level + 1 < config.layers:
-                sure = logits.sigmoid().amax(1) > config.exit_threshold  # deeper blocks do not see this clip and begin again
+                chances = logits.sigmoid()
+                if not config.padding_votes:
+                    places = torch.arange(config.window, device=x.device)
+                    chances = chances.masked_fill(places >= valid[going][:, None], 0.0)
+                sure = chances.amax(1) > config.exit_threshold  # deeper blocks do not see this clip and begin again
                 going = going.clone().masked_scatter(going, ~sure)
                 x, place = x[~sure], place[~sure]
         # as released one answer trains all depths; elsewhere nobody asked the others
@@ -312,7 +338,7 @@ def _inherited(answers: Tensor, active: Tensor, before: Tensor) -> Tensor:
     return torch.cat([before, answers])[number.cummax(1).values]
 
 
-def _smoothed(logits: Tensor, config: LSHMAConfig) -> Tensor:
+def released_smoothing(logits: Tensor, config: LSHMAConfig) -> Tensor:
     """Return logits (T,) smoothed as released: with the next ones (UCF), or by whole blocks (XD)."""
     smooth = online_metrics.smooth_blocks if config.smooths_blocks else online_metrics.smooth_ahead
     return torch.from_numpy(smooth(logits.detach().cpu().numpy(), config.smoothing)).to(logits)
@@ -324,33 +350,65 @@ def loss(output: LSHMAOutput, labels: Tensor) -> Tensor:
     return torch.stack(each).mean()
 
 
-# Where the reference keeps what is named otherwise here.
-_RELEASED_NAMES = (
-    (r"^module\.", ""),
-    (r"^frame_position_embeddings\.", "position."),
-    (r"^(blocks\.\d+)\.(resblock\.)?(attn\.)?", r"\1."),
-    (r"\.(ln_|ln|norm_|norm)([12])\.", r".norm\2."),
-    (r"\.conv_k\.", ".q_proj."),
-    (r"\.conv_cur\.", ".k_proj."),
-    (r"\.attenproj\.", ".out_proj."),
-    (r"\.proj\.", ".unused."),
-    (r"(^|\.)mlp2?\.(c_fc|fc1)\.", r"\1mlp.0."),
-    (r"(^|\.)mlp2?\.(c_proj|fc2)\.", r"\1mlp.2."),
-    (r"^mlp2\.", "mlp."),
-)
+_IN_BLOCK = {  # the published name of each part of a block, and ours
+    "ln_1": "norm1", "ln_2": "norm2", "compress_k": "q_proj", "compress_cur": "k_proj", "attenproj": "out_proj",
+    "mlp.c_fc": "mlp.0", "mlp.c_proj": "mlp.2", "proj": "unused",  # the last one is in the file and no code reads it
+}  # fmt: skip
+_OUTSIDE = {
+    "frame_position_embeddings": "position", "linear": "linear", "mlp2.c_fc": "mlp.0", "mlp2.c_proj": "mlp.2",
+    "classifier": "classifier",
+}  # fmt: skip
 
 
-def load_released(source: str | Path | Mapping[str, Tensor], config: LSHMAConfig) -> LSHMA:
-    """Return a model in eval mode with a reference state dict (or a file of one) loaded strictly; StoreError otherwise."""
+def published_names(layers: int) -> dict[str, str]:
+    """Return {name of a tensor in the published state dict: its name here} of a model of so many blocks."""
+    parts = dict(_OUTSIDE)
+    for level in range(layers):
+        parts |= {f"blocks.{level}.resblock.{theirs}": f"blocks.{level}.{ours}" for theirs, ours in _IN_BLOCK.items()}
+    bare = ("compress_k", "compress_cur", "frame_position_embeddings")  # without a bias
+    kinds = {theirs: ("weight",) if theirs.endswith(bare) else ("weight", "bias") for theirs in parts}
+    return {f"{theirs}.{kind}": f"{ours}.{kind}" for theirs, ours in parts.items() for kind in kinds[theirs]}
+
+
+def published_config(weights: Mapping[str, Tensor], name: str | Path = "the state dict") -> LSHMAConfig:
+    """Return the released configuration that a published state dict belongs to, by its window and its number of blocks.
+
+    8 and 2 are XD-Violence's, 4 and 4 UCF-Crime's (and the long-term list's); StoreError for anything else.
+    """
+    position = weights.get("frame_position_embeddings.weight")
+    window = tuple(position.shape)[:1] if position is not None else ()
+    layers = len({key.split(".")[1] for key in weights if key.startswith("blocks.")})
+    makers = {((8,), 2): LSHMAConfig.xd, ((4,), 4): LSHMAConfig.ucf}
+    if (window, layers) not in makers:
+        raise artifacts.StoreError(
+            f"{Path(name).name} is no published LSHMA: frame_position_embeddings of {window[0] if window else 'no'} places and "
+            f"{layers} blocks, expected 8 and 2 (XD-Violence) or 4 and 4 (UCF-Crime)"
+        )
+    return makers[window, layers](released=True, width=position.shape[-1])
+
+
+def load_released(source: str | Path | Mapping[str, Tensor], config: LSHMAConfig | None = None) -> LSHMA:
+    """Return a model in eval mode with the published weights in it; every tensor has to fit by name and shape.
+
+    `source` is a state dict or a file of one, bare or as the training scripts write it (`{"epoch", "model_state_dict",
+    "optimizer_state_dict", "ap"}`); `config` is by default the released one its shapes belong to. StoreError names what lacks,
+    what is unknown, or whose shape differs, as it is called in the file.
+    """
     weights = source if isinstance(source, Mapping) else checkpoints.load_weights(source)
-    name = "the state dict" if isinstance(source, Mapping) else source
-    renamed = {}
-    for key, value in weights.items():
-        for theirs, ours in _RELEASED_NAMES:
-            key = re.sub(theirs, ours, key)
-        renamed[key] = value.float()
-    model = LSHMA(config)
-    checkpoints.load_strictly(model, renamed, name)
+    name = "the state dict" if isinstance(source, Mapping) else Path(source).name
+    model = LSHMA(config or published_config(weights, name))
+    ours, names = model.state_dict(), published_names(model.settings.layers)
+    if odd := sorted(names.keys() ^ weights.keys()):
+        missing = len(names.keys() - weights.keys())
+        raise artifacts.StoreError(
+            f"{name} does not fit LSHMA: {odd[0]} is {'unknown' if odd[0] in weights else 'missing'} "
+            f"({missing} missing, {len(odd) - missing} unknown)"
+        )
+    for key in names:
+        found, wanted = tuple(weights[key].shape), tuple(ours[names[key]].shape)
+        if found != wanted:
+            raise artifacts.StoreError(f"{name} does not fit LSHMA: {key} is {found}, expected {wanted}")
+    model.load_state_dict({names[key]: value.float() for key, value in weights.items()})
     return model.eval()
 
 

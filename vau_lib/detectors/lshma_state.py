@@ -48,6 +48,8 @@ class LSHMAConfig:
     released_key_clips: bool = False  # the released rule, in training only
     half_precision_key_clips: bool = False  # computed in float16, where a padded clip gives 0 / 0
     shortened_bags: bool = False  # dropped clips are missing from the bag instead of inheriting (XD training)
+    padded_bags: bool = False  # in such a bag padded places of the last clip count, where clips before it were dropped
+    padding_votes: bool = False  # padded places of the last clip can end it early
 
     def __post_init__(self):
         if min(self.width, self.window, self.layers, self.memory, self.smoothing, self.key_every) < 1:
@@ -58,7 +60,7 @@ class LSHMAConfig:
     @classmethod
     def xd(cls, *, released: bool = False, **changes: object) -> "LSHMAConfig":
         """The XD-Violence model: clips of 8 features, 2 blocks, 1 past clip."""
-        quirks = dict.fromkeys([*_QUIRKS, "smooths_blocks", "shortened_bags"], released)
+        quirks = dict.fromkeys([*_QUIRKS, "smooths_blocks", "shortened_bags", "padded_bags"], released)
         return cls(**{"window": 8, "layers": 2, "memory": 2, "self_weight": 1.0, **quirks, **changes})
 
     @classmethod
@@ -81,6 +83,7 @@ _QUIRKS = (
     "looks_ahead",
     "released_key_clips",
     "half_precision_key_clips",
+    "padding_votes",
 )
 
 

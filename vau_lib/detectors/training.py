@@ -37,10 +37,10 @@ def seed_everything(seed: int) -> np.random.Generator:
 def bag_probability(logits: Tensor, lengths: Tensor, counted: Tensor | None = None) -> Tensor:
     """Return each bag's probability (B,): the mean over its k highest scores, k = T_i // 16 + 1 (at most those there are).
 
-    logits (B, T), of which the first lengths (B,) are real; `counted` (B, T) bool leaves some out. LSHMA's and VadCLIP's bag.
+    logits (B, T), of which the first lengths (B,) are real; `counted` (B, T) bool chooses others. LSHMA's and VadCLIP's bag.
     """
     chances, place = logits.sigmoid(), torch.arange(logits.shape[1], device=logits.device)
-    real = place < lengths[:, None] if counted is None else counted & (place < lengths[:, None])
+    real = place < lengths[:, None] if counted is None else counted
     count = torch.minimum(lengths // SNIPPETS_PER_CHOICE + 1, real.sum(1))
     highest = chances.masked_fill(~real, -1.0).sort(dim=1, descending=True).values
     return (highest * (place < count[:, None])).sum(1) / count

@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vau_lib.workspace import artifacts, presets
 
+WRAPPERS = ("model_state_dict", "state_dict")  # where training scripts keep a model's weights beside their optimiser's
+NUMBERS = [np._core.multiarray.scalar, np.dtype, *(type(np.dtype(kind)) for kind in "fdlq")]  # a metric beside the weights
 NEARBY = {  # files an encoder can take, best first
     "xfeat": ("xfeat/xfeat.pt", "xfeat/xfeat_bnfolded.pt"),
     "squeezenet": ("squeezenet/squeezenet1_0_torchvision_keys_fp16.pt",),
@@ -83,14 +86,20 @@ def given_weights(encoder: str, words: str) -> str | None:
 
 
 def load_weights(path: str | Path) -> dict[str, Tensor]:
-    """Return a state dict on the CPU from safetensors or a torch file; StoreError for anything that could run code."""
+    """Return a state dict on the CPU from safetensors or a torch file; StoreError for anything that could run code.
+
+    A torch file may be a training script's checkpoint, which holds the state dict under one of WRAPPERS.
+    """
     path = Path(path)
     if not path.is_file():
         raise artifacts.StoreError(f"no weights at {path}")
     try:
-        weights = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(NUMBERS):
+            weights = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken or hostile file can fail in any way; whichever, it is refused by name
         raise artifacts.StoreError(f"{path.name} is refused: not plain tensors ({type(error).__name__})") from error
+    if isinstance(weights, Mapping):
+        weights = next((weights[name] for name in WRAPPERS if isinstance(weights.get(name), Mapping)), weights)
     if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise artifacts.StoreError(f"{path.name} is refused: it holds something else than named tensors")
     return dict(weights)
