@@ -146,18 +146,27 @@ def guard(
 
 @app.command("import-features")
 def import_features(
-    lists: Annotated[list[Path], typer.Argument(help="released csv lists (path,label) of the training and the test set")],
-    source: Annotated[Path, typer.Option("--from", help="folder with the released .npy files, at any depth")],
+    lists: Annotated[list[Path], typer.Argument(help="released lists of both sets: csv path,label (CLIP), or a file a line")],
+    source: Annotated[Path, typer.Option("--from", help="folder with the released .npy or .txt files, at any depth")],
     target: Annotated[Path, typer.Option("--to", help="folder to write to: data/features/DATASET/released")],
-    crops: Annotated[str, typer.Option(help="crops to average, like 0,1,2; all that a list names if not given")] = "",
-    width: Annotated[int, typer.Option(help="width of a feature vector")] = 512,
+    crops: Annotated[str, typer.Option(help="csv: crops to average, like 0,1,2, all if not given; lists: mean or samples")] = "",
+    width: Annotated[int, typer.Option(help="of a feature: 512 CLIP, 1024 or 2048 I3D, 4096 C3D, 192 X3D")] = 512,
+    crop_axis: Annotated[int | None, typer.Option(help="axis of the crops, 0 or 1, where arrays do not tell")] = None,
+    num_frames: Annotated[Path | None, typer.Option(help="json {video: frames}, for features of 32 equal parts")] = None,
+    anomalous_first: Annotated[int | None, typer.Option(help="number of anomalous videos that begin each list")] = None,
 ) -> None:
-    """Convert features that others released to this project's layout; a stopped import is resumed."""
-    from vau_lib.features import released
+    """Convert features that others released to this project's layout (CLIP csv, or I3D, C3D and X3D feature lists)."""
+    from vau_lib.features import feature_lists, released
 
-    chosen = presets.parse_values([f"crops={crops}"], split=True)["crops"] if crops else []
-    counts = released.import_features(lists, source, presets.project_path(target), crops=chosen, width=width)
-    typer.echo(f"{target}: {len(counts):,} videos, {sum(counts.values()):,} snippets")
+    if all(path.suffix == ".csv" for path in lists):
+        chosen = presets.parse_values([f"crops={crops}"], split=True)["crops"] if crops else []
+        counts = released.import_features(lists, source, presets.project_path(target), crops=chosen, width=width)
+    else:
+        options = {"crop_axis": crop_axis, "anomalous_first": anomalous_first}
+        options["num_frames"] = artifacts.read_json(num_frames) if num_frames else None
+        place = presets.project_path(target)
+        counts = feature_lists.import_lists(lists, source, place, width=width, crops=crops or "mean", **options)
+    typer.echo(f"{target}: {len(counts):,} {'samples' if crops == 'samples' else 'videos'}, {sum(counts.values()):,} snippets")
 
 
 @app.command()
