@@ -1,60 +1,33 @@
-"""Reading and writing video: frames by their place in presentation order, the same bits from decord and PyAV.
+"""Reading and writing video: frames by their place in presentation order, the same frames from decord, PyAV and torchcodec.
 
-- headers may give wrong counts and rates; the list of packets and their presentation times is used instead
-- colour goes through decord; PyAV reads what decord cannot (AV1, some broken files)
+- headers may give wrong counts and rates; `video_index` makes the list of frames shown, every reader is held to it
+- decord reads where it is certain to find a frame (closed groups of pictures in mp4 and Matroska), PyAV reads the rest
 - gray frames (for XFeat) are made without colour pixels: PyAV's planes are summed, half of decord's time, the same bits
-- a wanted frame costs the frames since its keyframe; seek only when a keyframe lies between here and there
-- one codec thread per video: at surveillance sizes more threads are slower, so parallelism is over videos
 A folder of numbered images is a video too (UCSD Ped2, Avenue, ShanghaiTech come so).
 """
 
+import os
 import re
 import sys
-from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 
 import av
-import decord
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from vau_lib.data import video_index, video_readers
+from vau_lib.data.video_index import FOLDER_FPS, VideoError, VideoInfo
 from vau_lib.workspace import artifacts
 
-FOLDER_FPS = 10.0  # a folder of images carries no clock; UCSD's were taken at 10 frames per second
 VIDEO_SUFFIXES = {".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".ts"}
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".bmp"}
-READERS = ("auto", "decord", "pyav")
+READERS = ("auto", "decord", "pyav", "torchcodec")
 CAMERAS = {"linux": ("/dev/video{}", "v4l2"), "darwin": ("{}:none", "avfoundation"), "win32": ("video={}", "dshow")}
-
-
-class VideoError(ValueError):
-    """A file that cannot be read as a video; the message is one line and names it."""
-
-
-@dataclass(frozen=True)
-class VideoInfo:
-    """What a video is: mean frames per second, frames, pixels, seconds from the first frame's start to the last's end."""
-
-    fps: float
-    num_frames: int
-    height: int
-    width: int
-    duration_s: float
-
-
-@dataclass(frozen=True)
-class _Track:
-    """Presentation order of one video: `pts` sorted, the place of each keyframe in it, and the clock."""
-
-    info: VideoInfo
-    pts: tuple[int, ...]
-    keyframes: tuple[int, ...]
-    time_base: Fraction
+ADDRESSES = {"rtsp", "rtsps", "rtmp", "rtmps", "rtp", "srt", "http", "https", "udp", "tcp"}
+ADDRESS_OPTIONS = {"protocol_whitelist": "rtsp,rtsps,rtmp,rtmps,rtp,srtp,srt,http,https,httpproxy,tls,tcp,udp,crypto,data"}
 
 
 def probe(path: str | Path) -> VideoInfo:
@@ -64,15 +37,15 @@ def probe(path: str | Path) -> VideoInfo:
         with _open_image(images[0]) as first:
             width, height = first.size
         return VideoInfo(FOLDER_FPS, len(images), height, width, len(images) / FOLDER_FPS)
-    return _track(path).info
+    return video_index.track(path).info
 
 
 def frame_times(path: str | Path) -> np.ndarray:
     """Return when each frame is shown, seconds from the first, float64 (T,); rises even at a variable rate."""
     if Path(path).is_dir():
         return np.arange(len(_images(path))) / FOLDER_FPS
-    track = _track(path)
-    return (np.array(track.pts) - track.pts[0]) * float(track.time_base)
+    track = video_index.track(path)
+    return np.array(track.ticks) * float(track.time_base)
 
 
 def index_at(path: str | Path, times_s: Sequence[float]) -> np.ndarray:
@@ -92,8 +65,10 @@ def sample_index(num_frames: int, count: int) -> np.ndarray:
 def read_frames(path: str | Path, index: Sequence[int], *, reader: str = "auto") -> np.ndarray:
     """Return the frames at `index` in the order asked, repeats allowed: RGB uint8 (T, H, W, 3).
 
-    `reader` is "auto" (decord, then PyAV where decord fails), "decord" or "pyav"; the bits are the same.
-    VideoError names the file for a place outside it and for a file that does not decode.
+    `reader` is "decord", "pyav" (both the same bits), "torchcodec" (an extra; its colours differ by a few levels), or "auto": decord,
+    and PyAV where decord fails. decord and torchcodec read only the files in which they are certain to find a frame, see
+    `reader_of`; elsewhere, whatever is asked, PyAV reads. Interlaced and turned pictures and more than 8 bits are PyAV's alone for
+    decord. VideoError names the file for a place outside it, for a file that does not decode and for pictures that change size.
     """
     if reader not in READERS:
         raise ValueError(f"reader must be one of {', '.join(READERS)}, got {reader!r}")
@@ -103,19 +78,36 @@ def read_frames(path: str | Path, index: Sequence[int], *, reader: str = "auto")
     info = probe(path)
     if index.min() < 0 or index.max() >= info.num_frames:
         wrong = index[(index < 0) | (index >= info.num_frames)][0]
-        raise VideoError(f"{_name(path)}: frame {wrong} is outside its {info.num_frames} frames")
+        raise VideoError(f"{video_index.short_name(path)}: frame {wrong} is outside its {info.num_frames} frames")
     wanted, order = np.unique(index, return_inverse=True)
     if Path(path).is_dir():
         images = _images(path)
         return np.stack([_pixels(images[place]) for place in wanted])[order]
+    return _read(video_index.track(path), wanted, reader)[0][order]
+
+
+def reader_of(path: str | Path, reader: str = "auto") -> tuple[str, str]:
+    """Return who reads a file's last frame when `reader` is asked, and why it is another ("" if it is the one asked)."""
+    if Path(path).is_dir():
+        return "pillow", "a folder of images"
+    track = video_index.track(path)
+    return _read(track, np.array([len(track.pts) - 1]), reader)[1:]
+
+
+def _read(track: video_index.Track, wanted: np.ndarray, reader: str) -> tuple[np.ndarray, str, str]:
+    """Return frames at sorted, distinct places, who read them, and why it was not the reader asked."""
+    why = ""
     if reader != "pyav":
+        read = video_readers.read_torchcodec if reader == "torchcodec" else video_readers.read_decord
         try:
-            return _read_decord(path, wanted)[order]
-        except (decord.DECORDError, RuntimeError) as error:
-            if reader == "decord":
-                first_line = artifacts.one_line(str(error).split("\n")[0], 160)  # below it decord prints its stack
-                raise VideoError(f"{_name(path)}: decord cannot read it: {first_line}") from error
-    return np.stack([frame.to_ndarray(format="rgb24") for frame in _read_av(path, wanted)])[order]
+            return read(track, wanted), "decord" if reader == "auto" else reader, ""
+        except video_readers.Uncertain as error:
+            why = str(error)
+        except VideoError as error:
+            if reader != "auto":
+                raise
+            why = str(error)
+    return np.stack([video_readers.rgb(frame, track) for frame in video_readers.read_av(track, wanted)]), "pyav", why
 
 
 def gray_frames(path: str | Path) -> Iterator[np.ndarray]:
@@ -128,40 +120,63 @@ def gray_frames(path: str | Path) -> Iterator[np.ndarray]:
         for image in _images(path):
             yield _pixels(image).mean(-1, dtype=np.float32)
         return
-    for frame in _read_av(path, range(probe(path).num_frames)):
-        channels = [_plane(plane) for plane in frame.reformat(format="gbrp").planes]
-        total = np.add(channels[0], channels[1], dtype=np.uint16)
-        yield np.add(total, channels[2], out=total).astype(np.float32) / 3
+    track = video_index.track(path)
+    for frame in video_readers.read_av(track, range(len(track.pts))):
+        yield video_readers.gray(frame, track)
 
 
 def live(source: str | Path, *, timeout_s: float = 10.0) -> Iterator[tuple[float, np.ndarray]]:
     """Yield (seconds since the first frame, RGB uint8 (H, W, 3)) as frames arrive.
 
     `source` is a file or folder of images (read once, the bits of `read_frames`), the number of a camera ("0"), or an address
-    (rtsp://, http://, udp://, tcp://). VideoError when nothing opens or nothing comes for `timeout_s`; a camera or an
+    (rtsp://, http://, udp://, tcp://, ...). VideoError when nothing opens or nothing comes for `timeout_s`; a camera or an
     address that closes ends the stream.
     """
-    source = str(source)
+    source = os.fspath(source)
     if not (source.isdigit() or "://" in source):
         frames = map(_pixels, _images(source)) if Path(source).is_dir() else _rgb_frames(source)
         yield from zip(frame_times(source).tolist(), frames, strict=True)
         return
-    url, options = source, {"rtsp_transport": "tcp"} if source.startswith("rtsp") else {}
-    name, kind = re.sub(r"//[^/@]*@", "//", source), None  # a password stays out of messages
-    if source.isdigit():
-        url, kind = CAMERAS.get(sys.platform, CAMERAS["linux"])
-        url, name = url.format(source), f"camera {source}"
+    name, problem = source_name(source), None
     try:
-        with av.open(url, format=kind, options=options, timeout=timeout_s) as container:
+        with _open_address(source, timeout_s) as container:
             if not container.streams.video:
                 raise VideoError(f"{name}: it has no video stream")
             first = None
             for frame in container.decode(video=0):
                 moment = frame.time or 0.0
                 first = moment if first is None else first
-                yield moment - first, frame.to_ndarray(format="rgb24")
+                yield moment - first, video_index.turned(frame.to_ndarray(format="rgb24"), video_index.turn_of(frame))
     except (av.error.FFmpegError, OSError) as error:
-        raise VideoError(f"{name}: no pictures from there: {artifacts.one_line(error.strerror or error, 160)}") from error
+        problem = artifacts.one_line(error.strerror or type(error).__name__, 160)
+    if problem:  # outside `except`: the cause would carry the address, and with it the password, into a traceback
+        raise VideoError(f"{name}: no pictures from there: {problem}")
+
+
+def source_name(source: str | Path) -> str:
+    """Return what may be shown of a source: a file's path; of an address neither user, password, query nor `key=value`."""
+    source = os.fspath(source)
+    if source.isdigit():
+        return f"camera {source}"
+    scheme, slashes, rest = source.partition("://")
+    if not slashes:
+        return os.fsencode(source).decode(errors="backslashreplace")
+    rest = re.split(r"[?#]", rest.rpartition("@")[2])[0]  # the last @: a password may hold one, and a slash
+    host, *parts = rest.split("/")
+    return f"{scheme}://" + "/".join([host, *("…" if re.search("[=&;]", part) else part for part in parts)])
+
+
+def _open_address(source: str, timeout_s: float) -> av.container.InputContainer:
+    if source.isdigit():
+        url, kind = CAMERAS.get(sys.platform, CAMERAS["linux"])
+        return av.open(url.format(source), format=kind, timeout=timeout_s)
+    scheme = source.partition("://")[0].lower()
+    if scheme not in ADDRESSES:
+        raise VideoError(
+            f"{source_name(source)}: an address begins with {', '.join(sorted(ADDRESSES))}; a file is named by its path"
+        )
+    options = ADDRESS_OPTIONS | ({"rtsp_transport": "tcp"} if scheme.startswith("rtsp") else {})
+    return av.open(source, metadata_errors="ignore", options=options, timeout=timeout_s)
 
 
 def write_video(path: str | Path, frames: Iterable[np.ndarray], *, fps: float = 30.0, crf: int = 20) -> VideoInfo:
@@ -172,10 +187,12 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], *, fps: float = 
     frames = iter(frames)
     first = next(frames, None)
     if first is None:
-        raise VideoError(f"{_name(path)}: no frames to write")
+        raise VideoError(f"{video_index.short_name(path)}: no frames to write")
     height, width = first.shape[:2]
     if first.dtype != np.uint8 or first.shape[2:] != (3,) or height % 2 or width % 2:
-        raise VideoError(f"{_name(path)}: frames must be uint8 (H, W, 3), H and W even, got {first.dtype} {first.shape}")
+        raise VideoError(
+            f"{video_index.short_name(path)}: frames must be uint8 (H, W, 3), H and W even, got {first.dtype} {first.shape}"
+        )
     count = 0
     with artifacts.replacing(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
@@ -190,98 +207,15 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], *, fps: float = 
     return VideoInfo(float(fps), count, height, width, count / fps)
 
 
-def _track(path: str | Path) -> _Track:
-    """Read the packet list of a file, remembered until the file changes."""
-    path = Path(path)
-    try:
-        found = path.stat()
-    except OSError as error:
-        raise VideoError(f"{_name(path)}: no such file") from error
-    if found.st_size == 0:
-        raise VideoError(f"{_name(path)}: the file is empty")
-    return _index(str(path), found.st_mtime_ns, found.st_size)
-
-
-@lru_cache(maxsize=256)
-def _index(path: str, changed_ns: int, size: int) -> _Track:
-    try:
-        with av.open(path) as container:
-            if container.format.name.endswith("_pipe") or container.format.name in {"image2", "tty"}:
-                raise VideoError(f"{_name(path)}: a still image or text, not a video")
-            if not container.streams.video:
-                raise VideoError(f"{_name(path)}: it has no video stream")
-            stream = container.streams.video[0]
-            promised = max((entry.pos + entry.size for entry in stream.index_entries), default=0)
-            if promised > size:
-                raise VideoError(f"{_name(path)}: cut short, {size:,} of at least {promised:,} bytes are there")
-            packets = [(p.pts if p.pts is not None else p.dts, p.is_keyframe) for p in container.demux(stream) if p.size]
-            height, width, time_base = stream.height, stream.width, stream.time_base
-            rate = float(stream.average_rate or stream.guessed_rate or 0)
-    except (av.error.FFmpegError, OSError) as error:
-        raise VideoError(f"{_name(path)}: not a readable video: {artifacts.one_line(error.strerror or error, 160)}") from error
-    packets = sorted((pts, key) for pts, key in packets if pts is not None)
-    if not packets or not height or not width:
-        raise VideoError(f"{_name(path)}: it has no frames")
-    pts = tuple(moment for moment, _ in packets)
-    between_s = float((pts[-1] - pts[0]) * time_base) / max(len(pts) - 1, 1)
-    fps = 1 / between_s if between_s > 0 else rate or FOLDER_FPS
-    if rate and abs(fps - rate) < 0.02 * rate:
-        fps = rate  # keep 29.97 as the container writes it; distrust it only when the times contradict it
-    keyframes = tuple(place for place, (_, key) in enumerate(packets) if key)
-    return _Track(VideoInfo(fps, len(pts), height, width, len(pts) / fps), pts, keyframes, time_base)
-
-
-def _read_decord(path: str | Path, wanted: np.ndarray) -> np.ndarray:
-    reader = decord.VideoReader(str(path), num_threads=1)
-    if len(reader) <= wanted[-1]:
-        raise RuntimeError(f"decord counts {len(reader)} frames")
-    frames = reader.get_batch(wanted).asnumpy()
-    reader.seek(0)  # drops decord's decoded queue, which otherwise holds hundreds of megabytes
-    return frames
-
-
-def _read_av(path: str | Path, wanted: Sequence[int]) -> Iterator[av.VideoFrame]:
-    """Yield the frames at sorted, distinct places, decoding as few others as possible."""
-    track = _track(path)
-    with av.open(str(path)) as container:
-        stream = container.streams.video[0]
-        stream.codec_context.thread_count = 1
-        decoded, here = container.decode(stream), -1  # here: the place of the frame decoded last
-        for place in wanted:
-            keyframe = track.keyframes[max(bisect_right(track.keyframes, place) - 1, 0)] if track.keyframes else 0
-            if keyframe > here + 1:
-                container.seek(track.pts[keyframe], stream=stream)
-                decoded = container.decode(stream)
-            frame = _decode_to(decoded, track.pts[place])
-            if frame is None:
-                raise VideoError(f"{_name(path)}: frame {place} does not decode; the file is damaged or cut short")
-            here = place
-            yield frame
-
-
 def _rgb_frames(path: str) -> Iterator[np.ndarray]:
-    return (frame.to_ndarray(format="rgb24") for frame in _read_av(path, range(probe(path).num_frames)))
-
-
-def _decode_to(decoded: Iterator[av.VideoFrame], pts: int) -> av.VideoFrame | None:
-    try:
-        for frame in decoded:
-            if frame.pts is None or frame.pts >= pts:
-                return frame
-    except av.error.FFmpegError:
-        return None
-    return None
-
-
-def _plane(plane: av.video.plane.VideoPlane) -> np.ndarray:
-    """View one 8-bit plane as (H, W), without its padding."""
-    return np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width]
+    track = video_index.track(path)
+    return (video_readers.rgb(frame, track) for frame in video_readers.read_av(track, range(len(track.pts))))
 
 
 def _images(folder: str | Path) -> list[Path]:
     found = sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
     if not found:
-        raise VideoError(f"{_name(folder)}: a folder without images is no video")
+        raise VideoError(f"{video_index.short_name(folder)}: a folder without images is no video")
     return found
 
 
@@ -289,16 +223,12 @@ def _open_image(path: Path) -> Image.Image:
     try:
         return Image.open(path)
     except (UnidentifiedImageError, OSError) as error:
-        raise VideoError(f"{_name(path)}: not a readable image") from error
+        raise VideoError(f"{video_index.short_name(path)}: not a readable image") from error
 
 
 def _pixels(path: Path) -> np.ndarray:
     with _open_image(path) as image:
         return np.asarray(image.convert("RGB"))
-
-
-def _name(path: str | Path) -> str:
-    return "/".join(Path(path).parts[-2:])
 
 
 def chunks(items: Iterable, size: int) -> Iterator[list]:

@@ -1,0 +1,241 @@
+"""Three readers of one list of frames: decord, PyAV, torchcodec; no frame is given away whose clock was not compared.
+
+- PyAV: from the start, or from a keyframe that decodes all that follows; the frame's clock must equal the list's
+- decord: only where `Track.not_decord` is empty and its own times equal the list's
+- torchcodec (optional): exact mode, the times of its frames equal the list's; its colours are its own, off by a few levels
+- all three: the first place a file is sought at is compared with decoding from the start, which costs one group of pictures
+- a wanted frame costs the frames since its keyframe; seek only when a keyframe lies between here and there
+- one codec thread per video: at surveillance sizes more threads are slower, so parallelism is over videos
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from functools import lru_cache
+from itertools import chain
+from weakref import WeakKeyDictionary
+
+import av
+import decord
+import numpy as np
+
+from vau_lib.data import video_index
+from vau_lib.data.video_index import Track, VideoError
+from vau_lib.workspace import artifacts
+
+SEEK_TRIES = 4  # keyframes tried one before the other: a container without an index lands late
+NEAR_LEVELS = 16  # torchcodec converts colours by other filters; the mean difference of a wrong frame is larger
+Placed = Iterator[tuple[int, av.VideoFrame]]  # (place in the list, frame)
+_agreed: WeakKeyDictionary[Track, dict[str, bool]] = WeakKeyDictionary()  # what a file's check said, by reader
+
+
+class Uncertain(RuntimeError):
+    """Why a reader is not certain to find a file's frames; the caller takes PyAV."""
+
+
+def read_av(track: Track, wanted: Sequence[int]) -> Iterator[av.VideoFrame]:
+    """Yield the frames at sorted, distinct places, decoding as few others as possible; VideoError where one does not decode."""
+    with ExitStack() as files:
+        container, stream = _open(track, files)
+        frames, here, may_seek, sought = _placed(track, _decoded(container, stream), -1), -1, True, False
+        for place in wanted:
+            if may_seek and _keyframe(track, place) > here + 1 and _seek_agrees(track):
+                ahead, sought = _from_keyframe(track, container, stream, place), True
+                if ahead is None:  # opened anew is the one sure way to the start
+                    container, stream = _open(track, files)
+                    ahead, may_seek = _placed(track, _decoded(container, stream), -1), False
+                frames = ahead
+            here, frame = _forward(track, frames, place)
+            yield frame
+
+
+def rgb(frame: av.VideoFrame, track: Track) -> np.ndarray:
+    """Return a frame as RGB uint8 (H, W, 3), as it is meant to be seen."""
+    return video_index.turned(frame.to_ndarray(format="rgb24"), track.turn)
+
+
+def gray(frame: av.VideoFrame, track: Track) -> np.ndarray:
+    """Return the mean of R, G and B, float32 (H, W): from planes, where their bits are those of `rgb`."""
+    parts = frame.format.components
+    if len(parts) < 3 or parts[0].bits > 8 or frame.interlaced_frame:
+        return rgb(frame, track).mean(-1, dtype=np.float32)
+    channels = [_plane(plane) for plane in frame.reformat(format="gbrp").planes]
+    total = np.add(channels[0], channels[1], dtype=np.uint16)
+    return video_index.turned(np.add(total, channels[2], out=total).astype(np.float32) / 3, track.turn)
+
+
+def read_decord(track: Track, wanted: np.ndarray) -> np.ndarray:
+    """Return frames (T, H, W, 3) by decord; Uncertain where it may find others, VideoError where it fails."""
+    if track.not_decord:
+        raise Uncertain(track.not_decord)
+    try:
+        reader = decord.VideoReader(track.path, num_threads=1)
+        if not _decord_agrees(track, reader, _check_place(track) if _seeks(track, wanted) else 0):
+            raise Uncertain("its times or the first frame it seeks to are others than decoding from the start gives")
+        frames = reader.get_batch(wanted).asnumpy()
+        reader.seek(0)  # drops decord's decoded queue, which otherwise holds hundreds of megabytes
+    except decord.DECORDError as error:
+        raise VideoError(_failure(track, "decord", error)) from error
+    return frames
+
+
+def read_torchcodec(track: Track, wanted: np.ndarray) -> np.ndarray:
+    """Return frames (T, H, W, 3) by torchcodec in exact mode; Uncertain where their times are not those of the list.
+
+    VideoError where torchcodec or FFmpeg's shared libraries are missing.
+    """
+    video_decoder = _torchcodec()
+    if not track.unique or list(track.pts) != sorted(track.pts):
+        raise Uncertain("the clock starts again or is missing")
+    try:
+        decoder = video_decoder(track.path, stream_index=track.stream, dimension_order="NHWC", num_ffmpeg_threads=1)
+        if _seeks(track, wanted) and not _torchcodec_agrees(track, decoder):
+            raise Uncertain("the first frame it seeks to is not the one decoding from the start gives")
+        return _by_time(track, decoder, wanted)
+    except Uncertain:
+        raise
+    except (RuntimeError, ValueError, IndexError) as error:  # a codec or a name it does not take
+        raise Uncertain(_failure(track, "torchcodec", error)) from error
+
+
+def _by_time(track: Track, decoder, wanted: np.ndarray) -> np.ndarray:
+    seconds = np.array([float(track.pts[place] * track.time_base) for place in wanted])
+    step = float(min(np.diff(track.ticks), default=1) * track.time_base)
+    if len(decoder) == len(track.pts):
+        batch = decoder.get_frames_at(wanted.tolist())
+    else:  # it counts what an edit list hides
+        batch = decoder.get_frames_played_at((seconds + step / 2).tolist())
+    frames = batch.data.numpy()
+    if np.abs(batch.pts_seconds.numpy() - seconds).max() > step / 4:
+        raise Uncertain("its frames have other times")
+    if frames.shape[1:3] != (track.info.height, track.info.width):
+        raise Uncertain("its frames have another size")
+    return frames
+
+
+def _torchcodec():
+    try:
+        from torchcodec.decoders import VideoDecoder
+
+        return VideoDecoder
+    except (ImportError, RuntimeError, OSError) as error:
+        reason = artifacts.one_line(next((line for line in str(error).splitlines() if line.strip()), ""), 100)
+        raise VideoError(f"reader 'torchcodec' needs the extra video-torchcodec and FFmpeg's shared libraries: {reason}") from error
+
+
+def _open(track: Track, files: ExitStack) -> tuple[av.container.InputContainer, av.VideoStream]:
+    container = files.enter_context(video_index.opened(track.path))
+    return container, video_index.video_stream(container, track.path)
+
+
+def _decoded(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
+    return video_index.decoded(container, stream)
+
+
+def _keyframe(track: Track, place: int) -> int:
+    """Return the place of the last keyframe at or before `place`, 0 for none."""
+    last = bisect_right(track.keyframes, place, key=lambda keyframe: keyframe[0]) - 1
+    return track.keyframes[last][0] if last >= 0 else 0
+
+
+def _forward(track: Track, frames: Placed, place: int) -> tuple[int, av.VideoFrame]:
+    here, frame = next((found for found in frames if found[0] >= place), (-1, None))
+    if here != place:
+        raise VideoError(f"{video_index.short_name(track.path)}: frame {place} does not decode; the file is damaged or cut short")
+    return here, frame
+
+
+def _placed(track: Track, frames: Iterator[av.VideoFrame], here: int) -> Placed:
+    """Yield (place, frame) by the frame's clock; `here` is the place of the frame before."""
+    name = video_index.short_name(track.path)
+    height, width = (track.info.width, track.info.height) if track.turn[0] else (track.info.height, track.info.width)
+    for frame in frames:
+        if here + 1 < len(track.pts) and frame.pts == track.pts[here + 1]:
+            here += 1
+        elif track.unique and track.places.get(frame.pts, -1) > here:
+            here = track.places[frame.pts]  # frames between did not decode
+        else:
+            raise VideoError(f"{name}: after frame {here} comes one at {frame.pts}, which is not in its list of frames")
+        if (frame.height, frame.width) != (height, width):
+            raise VideoError(video_index.size_change(track.path, here, frame, width, height))
+        yield here, frame
+
+
+def _from_keyframe(track: Track, container, stream: av.VideoStream, place: int) -> Placed | None:
+    """Seek, and return frames from a keyframe at or before `place` on; None where no such keyframe is met."""
+    last = bisect_right(track.keyframes, place, key=lambda keyframe: keyframe[0]) - 1
+    starts = {track.pts[at] for at, _ in track.keyframes}
+    for back in range(min(SEEK_TRIES, last)):  # keyframe 0 is the start
+        at, decode_time = track.keyframes[last - back]
+        try:
+            container.seek(track.pts[at] if "matroska" in container.format.name else decode_time, stream=stream)
+            frames = _decoded(container, stream)
+            # what is shown before the keyframe may lack what it refers to
+            first = next((frame for frame in frames if frame.key_frame and frame.pts in starts), None)
+        except av.error.FFmpegError:
+            return None
+        if first is not None and track.places[first.pts] <= place:
+            return _placed(track, chain([first], frames), track.places[first.pts] - 1)
+    return None
+
+
+def _seeks(track: Track, wanted: np.ndarray) -> bool:
+    return len(track.keyframes) > 1 and wanted[-1] >= track.keyframes[1][0]
+
+
+def _check_place(track: Track) -> int:
+    """Return the first place worth seeking to: behind the second keyframe, where decoding goes on from it."""
+    return min(track.keyframes[1][0] + 1, len(track.pts) - 1) if len(track.keyframes) > 1 else 0
+
+
+@lru_cache(maxsize=4)
+def _expected(track: Track, place: int) -> np.ndarray:
+    """Return the picture at `place`, decoded from the start."""
+    with ExitStack() as files:
+        return rgb(_forward(track, _placed(track, _decoded(*_open(track, files)), -1), place)[1], track)
+
+
+def _seek_agrees(track: Track) -> bool:
+    """Return whether PyAV, seeking, finds the picture that decoding from the start gives."""
+    known, place = _agreed.setdefault(track, {}), _check_place(track)
+    if "pyav" not in known:
+        with ExitStack() as files:
+            frames = _from_keyframe(track, *_open(track, files), place)
+            try:
+                known["pyav"] = frames is not None and np.array_equal(
+                    rgb(_forward(track, frames, place)[1], track), _expected(track, place)
+                )
+            except VideoError:
+                known["pyav"] = False
+    return known["pyav"]
+
+
+def _decord_agrees(track: Track, reader: decord.VideoReader, place: int) -> bool:
+    """Return whether decord has the list's times, and at `place` the picture that decoding from the start gives."""
+    known, check = _agreed.setdefault(track, {}), f"decord {place}"
+    if check not in known:
+        times, begins = np.array(track.ticks) * float(track.time_base), np.zeros(0)
+        if len(reader) == len(times):
+            begins = reader.get_frame_timestamp(range(len(reader)))[:, 0]
+        same = len(begins) == len(times) and np.abs(begins - begins[0] - times).max() < min(np.diff(times), default=1.0) / 2
+        known[check] = bool(same) and np.array_equal(reader.get_batch([place]).asnumpy()[0], _expected(track, place))
+    return known[check]
+
+
+def _torchcodec_agrees(track: Track, decoder) -> bool:
+    """Return whether torchcodec, seeking, finds nearly the picture that decoding from the start gives."""
+    known, place = _agreed.setdefault(track, {}), _check_place(track)
+    if "torchcodec" not in known:
+        difference = _by_time(track, decoder, np.array([place]))[0].astype(int) - _expected(track, place)
+        known["torchcodec"] = bool(np.abs(difference).mean() < NEAR_LEVELS)
+    return known["torchcodec"]
+
+
+def _plane(plane: av.video.plane.VideoPlane) -> np.ndarray:
+    """View one 8-bit plane as (H, W), without its padding."""
+    return np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width]
+
+
+def _failure(track: Track, reader: str, error: Exception) -> str:
+    first_line = artifacts.one_line(str(error).split("\n")[0], 160)  # below it decord prints its stack
+    return f"{video_index.short_name(track.path)}: {reader} cannot read it: {first_line}"
