@@ -65,10 +65,11 @@ def sample_index(num_frames: int, count: int) -> np.ndarray:
 def read_frames(path: str | Path, index: Sequence[int], *, reader: str = "auto") -> np.ndarray:
     """Return the frames at `index` in the order asked, repeats allowed: RGB uint8 (T, H, W, 3).
 
-    `reader` is "decord", "pyav" (both the same bits), "torchcodec" (an extra; its colours differ by a few levels), or "auto": decord,
-    and PyAV where decord fails. decord and torchcodec read only the files in which they are certain to find a frame, see
-    `reader_of`; elsewhere, whatever is asked, PyAV reads. Interlaced and turned pictures and more than 8 bits are PyAV's alone for
-    decord. VideoError names the file for a place outside it, for a file that does not decode and for pictures that change size.
+    `reader` is "decord", "pyav", "torchcodec" (an extra) or "auto": decord, and PyAV where decord fails; the bits are the same.
+    decord and torchcodec read only files in which they are certain to find a frame; the others, whatever is asked, PyAV reads, and
+    `reader_of` says why: decord leaves it open groups of pictures, edit lists, MPEG-TS, AVI, turned pictures, and interlaced and
+    10-bit ones, to which it and torchcodec give colours of their own.
+    VideoError names the file for a place outside it, for a file that does not decode and for pictures that change size.
     """
     if reader not in READERS:
         raise ValueError(f"reader must be one of {', '.join(READERS)}, got {reader!r}")
@@ -172,9 +173,7 @@ def _open_address(source: str, timeout_s: float) -> av.container.InputContainer:
         return av.open(url.format(source), format=kind, timeout=timeout_s)
     scheme = source.partition("://")[0].lower()
     if scheme not in ADDRESSES:
-        raise VideoError(
-            f"{source_name(source)}: an address begins with {', '.join(sorted(ADDRESSES))}; a file is named by its path"
-        )
+        raise VideoError(f"{source_name(source)}: an address begins with one of {', '.join(sorted(ADDRESSES))}")
     options = ADDRESS_OPTIONS | ({"rtsp_transport": "tcp"} if scheme.startswith("rtsp") else {})
     return av.open(source, metadata_errors="ignore", options=options, timeout=timeout_s)
 
@@ -190,9 +189,8 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], *, fps: float = 
         raise VideoError(f"{video_index.short_name(path)}: no frames to write")
     height, width = first.shape[:2]
     if first.dtype != np.uint8 or first.shape[2:] != (3,) or height % 2 or width % 2:
-        raise VideoError(
-            f"{video_index.short_name(path)}: frames must be uint8 (H, W, 3), H and W even, got {first.dtype} {first.shape}"
-        )
+        name = video_index.short_name(path)
+        raise VideoError(f"{name}: frames must be uint8 (H, W, 3), H and W even, got {first.dtype} {first.shape}")
     count = 0
     with artifacts.replacing(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))

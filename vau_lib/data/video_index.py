@@ -24,9 +24,13 @@ from PIL import Image
 from vau_lib.workspace import artifacts
 
 FOLDER_FPS = 10.0  # a folder of images carries no clock; UCSD's were taken at 10 frames per second
-CONTAINERS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,mxf,nut,ivf,h264,hevc,m4v,obu,vc1,mjpeg,yuv4mpegpipe,dv,gxf,rm,wtv,dhav"
-OPTIONS = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
-CERTAIN = {"h264", "hevc", "av1", "vp9", "mjpeg", "prores", "dnxhd", "ffv1", "huffyuv", "rawvideo", "png"}  # a packet, a frame
+CONTAINERS = "mov mp4 matroska webm avi mpegts mpeg flv asf ogg mxf nut ivf yuv4mpegpipe dv gxf rm wtv dhav".split()
+SOUGHT_BY_PTS = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "nut"}  # the others by decode time
+BARE = {"h264", "hevc", "m4v", "mpegvideo", "obu", "vc1", "mjpeg"}  # streams without a container, and so without a clock
+OPTIONS = {"format_whitelist": ",".join([*CONTAINERS, *sorted(BARE)]), "protocol_whitelist": "file"}
+STILLS = {"mjpeg", "prores", "dnxhd", "huffyuv", "rawvideo", "png", "ffv1"}  # no frame waits for a later packet
+CERTAIN = {"h264", "hevc", "av1", "vp9"} | STILLS  # a packet, a frame
+INDEXED = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "flv", "mpegts", "nut"}  # every packet has its presentation time
 COVERS = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails | av.stream.Disposition.still_image
 DECORD_CODECS, DECORD_FORMATS = {"h264", "hevc"}, {"yuv420p", "yuvj420p"}
 
@@ -52,7 +56,7 @@ class Track:
 
     `pts` is the stream's clock as the decoder gives it (None where it gives none), `ticks` the same made to rise from 0, both in
     units of `time_base`. `keyframes` holds (place, clock to seek to) of every keyframe that decodes all frames from its place on.
-    `turn` is (transpose, flip rows, flip columns). `not_decord` says why decord is not certain to find these frames, "" where it is.
+    `turn` is (transpose, flip rows, flip columns). `not_decord` says why decord may find other frames, "" where it cannot.
     """
 
     path: str
@@ -119,7 +123,7 @@ def _track(path: str, changed_ns: int, size: int) -> Track:
     ticks = _rising(pts, facts)
     info = _info(ticks, first, facts)
     return Track(
-        path, info, facts.stream, pts, ticks, facts.time_base, _keyframes(packets, pts), facts.turn,
+        path, info, facts.stream, pts, ticks, facts.time_base, _keyframes(packets, pts, facts.container), facts.turn,
         why or _not_decord(path, packets, facts),
     )  # fmt: skip
 
@@ -200,14 +204,16 @@ class _Facts:
     @classmethod
     def of(cls, container, stream: av.VideoStream, first: av.VideoFrame | None) -> "_Facts":
         try:
-            rate = float(stream.average_rate or stream.guessed_rate or 0)
+            guessed, mean = stream.guessed_rate or 0, stream.average_rate or 0  # a bare stream's mean is FFmpeg's default, 25
+            rate = float(guessed or mean if container.format.name in BARE else mean or guessed)
         except (ZeroDivisionError, OverflowError):
             rate = 0.0
         # 1 is FFmpeg's AV_FIELD_PROGRESSIVE, 0 unknown
         interlaced = stream.codec_context.field_order not in (0, 1) or (first is not None and first.interlaced_frame)
+        turn = turn_of(first) if first else (False, False, False)
         return cls(
-            container.format.name, stream.codec_context.codec.canonical_name, stream.index, len(container.streams.video), stream.frames,
-            rate, stream.time_base, interlaced, first.format.name if first else "", turn_of(first) if first else (False, False, False),
+            container.format.name, stream.codec_context.codec.canonical_name, stream.index, len(container.streams.video),
+            stream.frames, rate, stream.time_base, interlaced, first.format.name if first else "", turn,
         )  # fmt: skip
 
 
@@ -227,14 +233,14 @@ def _packets(container, stream: av.VideoStream) -> tuple[list[_Packet], av.Video
 
 def _certain(packets: list[_Packet], facts: _Facts) -> bool:
     """Return whether every packet is exactly one frame shown at its own time."""
-    if facts.codec not in CERTAIN or facts.container not in ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "flv", "mpegts", "nut"):
+    if facts.codec not in CERTAIN or facts.container not in (INDEXED | {"avi"} if facts.codec in STILLS else INDEXED):
         return False
     if facts.container == "mpegts" and (facts.interlaced or facts.codec not in ("h264", "hevc")):
         return False  # a field may have a packet of its own
-    pts, dts = [packet.pts for packet in packets], [packet.dts for packet in packets]
+    pts, dts = [packet.pts for packet in packets], [packet.dts for packet in packets if packet.dts is not None]
     if None in pts or len(set(pts)) < len(pts) or any(packet.corrupt for packet in packets):
         return False
-    if any(now is None or before is None or now <= before for before, now in zip(dts, dts[1:], strict=False)):
+    if any(now < before for before, now in zip(dts, dts[1:], strict=False)):
         return False  # a clock that starts again
     first = packets[0]
     return first.key and (first.hidden or min(packet.pts for packet in packets if not packet.hidden) == first.pts)
@@ -257,6 +263,8 @@ def size_change(path: str, place: int, frame: av.VideoFrame, width: int, height:
 
 def _rising(pts: tuple[int | None, ...], facts: _Facts) -> tuple[int, ...]:
     """Return the clock made to rise from 0: where it falls, stands or is missing, the usual distance follows."""
+    if facts.container == "avi" and None not in pts and len(set(pts)) == len(pts):
+        pts = sorted(pts)  # AVI numbers its chunks, not its pictures: the moments are right, their order is that of decoding
     steps = [b - a for a, b in zip(pts, pts[1:], strict=False) if a is not None and b is not None and b > a]
     usual = 1 / (facts.rate or FOLDER_FPS) / facts.time_base if facts.time_base else 1
     step = sorted(steps)[len(steps) // 2] if steps else max(1, round(usual))
@@ -276,16 +284,17 @@ def _info(ticks: tuple[int, ...], first: av.VideoFrame, facts: _Facts) -> VideoI
     return VideoInfo(fps, len(ticks), *size, len(ticks) / fps)
 
 
-def _keyframes(packets: list[_Packet], pts: tuple[int | None, ...]) -> tuple[tuple[int, int], ...]:
-    """Return (place, decode time) of keyframes after which nothing is shown that was decoded before."""
+def _keyframes(packets: list[_Packet], pts: tuple[int | None, ...], container: str) -> tuple[tuple[int, int], ...]:
+    """Return (place, clock to seek to) of keyframes after which nothing is shown that was decoded before."""
     if None in pts or any(later <= before for before, later in zip(pts, pts[1:], strict=False)):
         return ()
-    if any(packet.pts is None or packet.dts is None for packet in packets):
+    if any(packet.pts is None for packet in packets):
         return ()
     place, latest, found = {moment: place for place, moment in enumerate(pts)}, None, []
     for packet in packets:
         if packet.key and packet.pts in place and (latest is None or latest < packet.pts):
-            found.append((place[packet.pts], packet.dts))
+            by_pts = container in SOUGHT_BY_PTS or packet.dts is None
+            found.append((place[packet.pts], packet.pts if by_pts else packet.dts))
         latest = packet.pts if latest is None else max(latest, packet.pts)
     return tuple(found)
 

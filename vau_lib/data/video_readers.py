@@ -2,14 +2,15 @@
 
 - PyAV: from the start, or from a keyframe that decodes all that follows; the frame's clock must equal the list's
 - decord: only where `Track.not_decord` is empty and its own times equal the list's
-- torchcodec (optional): exact mode, the times of its frames equal the list's; its colours are its own, off by a few levels
-- all three: the first place a file is sought at is compared with decoding from the start, which costs one group of pictures
+- torchcodec (optional): exact mode; the times of its frames equal the list's
+- all three: the picture at the first place a file is sought at must have the bits that decoding from the start gives; this costs
+  one group of pictures per file
 - a wanted frame costs the frames since its keyframe; seek only when a keyframe lies between here and there
 - one codec thread per video: at surveillance sizes more threads are slower, so parallelism is over videos
 """
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import lru_cache
 from itertools import chain
@@ -24,7 +25,6 @@ from vau_lib.data.video_index import Track, VideoError
 from vau_lib.workspace import artifacts
 
 SEEK_TRIES = 4  # keyframes tried one before the other: a container without an index lands late
-NEAR_LEVELS = 16  # torchcodec converts colours by other filters; the mean difference of a wrong frame is larger
 Placed = Iterator[tuple[int, av.VideoFrame]]  # (place in the list, frame)
 _agreed: WeakKeyDictionary[Track, dict[str, bool]] = WeakKeyDictionary()  # what a file's check said, by reader
 
@@ -37,10 +37,10 @@ def read_av(track: Track, wanted: Sequence[int]) -> Iterator[av.VideoFrame]:
     """Yield the frames at sorted, distinct places, decoding as few others as possible; VideoError where one does not decode."""
     with ExitStack() as files:
         container, stream = _open(track, files)
-        frames, here, may_seek, sought = _placed(track, _decoded(container, stream), -1), -1, True, False
+        frames, here, may_seek = _placed(track, _decoded(container, stream), -1), -1, True
         for place in wanted:
             if may_seek and _keyframe(track, place) > here + 1 and _seek_agrees(track):
-                ahead, sought = _from_keyframe(track, container, stream, place), True
+                ahead = _from_keyframe(track, container, stream, place)
                 if ahead is None:  # opened anew is the one sure way to the start
                     container, stream = _open(track, files)
                     ahead, may_seek = _placed(track, _decoded(container, stream), -1), False
@@ -70,8 +70,9 @@ def read_decord(track: Track, wanted: np.ndarray) -> np.ndarray:
         raise Uncertain(track.not_decord)
     try:
         reader = decord.VideoReader(track.path, num_threads=1)
-        if not _decord_agrees(track, reader, _check_place(track) if _seeks(track, wanted) else 0):
-            raise Uncertain("its times or the first frame it seeks to are others than decoding from the start gives")
+        if not _agrees(track, "decord times", lambda: _same_times(track, reader)):
+            raise Uncertain("decord gives its frames other times")
+        _check_picture(track, "decord", wanted, lambda places: reader.get_batch(places).asnumpy())
         frames = reader.get_batch(wanted).asnumpy()
         reader.seek(0)  # drops decord's decoded queue, which otherwise holds hundreds of megabytes
     except decord.DECORDError as error:
@@ -89,8 +90,7 @@ def read_torchcodec(track: Track, wanted: np.ndarray) -> np.ndarray:
         raise Uncertain("the clock starts again or is missing")
     try:
         decoder = video_decoder(track.path, stream_index=track.stream, dimension_order="NHWC", num_ffmpeg_threads=1)
-        if _seeks(track, wanted) and not _torchcodec_agrees(track, decoder):
-            raise Uncertain("the first frame it seeks to is not the one decoding from the start gives")
+        _check_picture(track, "torchcodec", wanted, lambda places: _by_time(track, decoder, places))
         return _by_time(track, decoder, wanted)
     except Uncertain:
         raise
@@ -166,9 +166,8 @@ def _from_keyframe(track: Track, container, stream: av.VideoStream, place: int) 
     last = bisect_right(track.keyframes, place, key=lambda keyframe: keyframe[0]) - 1
     starts = {track.pts[at] for at, _ in track.keyframes}
     for back in range(min(SEEK_TRIES, last)):  # keyframe 0 is the start
-        at, decode_time = track.keyframes[last - back]
         try:
-            container.seek(track.pts[at] if "matroska" in container.format.name else decode_time, stream=stream)
+            container.seek(track.keyframes[last - back][1], stream=stream)
             frames = _decoded(container, stream)
             # what is shown before the keyframe may lack what it refers to
             first = next((frame for frame in frames if frame.key_frame and frame.pts in starts), None)
@@ -177,10 +176,6 @@ def _from_keyframe(track: Track, container, stream: av.VideoStream, place: int) 
         if first is not None and track.places[first.pts] <= place:
             return _placed(track, chain([first], frames), track.places[first.pts] - 1)
     return None
-
-
-def _seeks(track: Track, wanted: np.ndarray) -> bool:
-    return len(track.keyframes) > 1 and wanted[-1] >= track.keyframes[1][0]
 
 
 def _check_place(track: Track) -> int:
@@ -195,40 +190,43 @@ def _expected(track: Track, place: int) -> np.ndarray:
         return rgb(_forward(track, _placed(track, _decoded(*_open(track, files)), -1), place)[1], track)
 
 
-def _seek_agrees(track: Track) -> bool:
-    """Return whether PyAV, seeking, finds the picture that decoding from the start gives."""
-    known, place = _agreed.setdefault(track, {}), _check_place(track)
-    if "pyav" not in known:
-        with ExitStack() as files:
-            frames = _from_keyframe(track, *_open(track, files), place)
-            try:
-                known["pyav"] = frames is not None and np.array_equal(
-                    rgb(_forward(track, frames, place)[1], track), _expected(track, place)
-                )
-            except VideoError:
-                known["pyav"] = False
-    return known["pyav"]
-
-
-def _decord_agrees(track: Track, reader: decord.VideoReader, place: int) -> bool:
-    """Return whether decord has the list's times, and at `place` the picture that decoding from the start gives."""
-    known, check = _agreed.setdefault(track, {}), f"decord {place}"
+def _agrees(track: Track, check: str, compare: Callable[[], bool]) -> bool:
+    """Return what `compare` says of a file, asked once."""
+    known = _agreed.setdefault(track, {})
     if check not in known:
-        times, begins = np.array(track.ticks) * float(track.time_base), np.zeros(0)
-        if len(reader) == len(times):
-            begins = reader.get_frame_timestamp(range(len(reader)))[:, 0]
-        same = len(begins) == len(times) and np.abs(begins - begins[0] - times).max() < min(np.diff(times), default=1.0) / 2
-        known[check] = bool(same) and np.array_equal(reader.get_batch([place]).asnumpy()[0], _expected(track, place))
+        known[check] = bool(compare())
     return known[check]
 
 
-def _torchcodec_agrees(track: Track, decoder) -> bool:
-    """Return whether torchcodec, seeking, finds nearly the picture that decoding from the start gives."""
-    known, place = _agreed.setdefault(track, {}), _check_place(track)
-    if "torchcodec" not in known:
-        difference = _by_time(track, decoder, np.array([place]))[0].astype(int) - _expected(track, place)
-        known["torchcodec"] = bool(np.abs(difference).mean() < NEAR_LEVELS)
-    return known["torchcodec"]
+def _check_picture(track: Track, reader: str, wanted: np.ndarray, read: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Refuse a reader whose picture is another: behind the second keyframe where `wanted` reaches it, else the first."""
+    seeks = len(track.keyframes) > 1 and wanted[-1] >= track.keyframes[1][0]
+    place = _check_place(track) if seeks else 0
+    if not _agrees(track, f"{reader} {place}", lambda: np.array_equal(read(np.array([place]))[0], _expected(track, place))):
+        raise Uncertain(f"{reader}'s frame {place} is not the one that decoding from the start gives")
+
+
+def _seek_agrees(track: Track) -> bool:
+    """Return whether PyAV, seeking, finds the picture that decoding from the start gives."""
+
+    def compare() -> bool:
+        place = _check_place(track)
+        with ExitStack() as files:
+            frames = _from_keyframe(track, *_open(track, files), place)
+            try:
+                return frames is not None and np.array_equal(rgb(_forward(track, frames, place)[1], track), _expected(track, place))
+            except VideoError:
+                return False
+
+    return _agrees(track, "pyav", compare)
+
+
+def _same_times(track: Track, reader: decord.VideoReader) -> bool:
+    """Return whether decord's list of frames has the times of ours."""
+    if len(reader) != len(track.ticks):
+        return False
+    times, begins = np.array(track.ticks) * float(track.time_base), reader.get_frame_timestamp(range(len(reader)))[:, 0]
+    return np.abs(begins - begins[0] - times).max() < min(np.diff(times), default=1.0) / 2
 
 
 def _plane(plane: av.video.plane.VideoPlane) -> np.ndarray:
