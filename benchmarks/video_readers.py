@@ -1,10 +1,13 @@
 """Frames right of 60 and seconds, by container, codec and reader; every frame spells its own number in eight bars.
 
-python benchmarks/video_readers.py [folder with more such videos]
+python benchmarks/video_readers.py
 "decord alone" is decord without our list of frames, as a caller of decord would use it; torchcodec stands where it loads.
 """
 
+import multiprocessing
 import struct
+import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -17,6 +20,7 @@ import numpy as np
 from vau_lib.data import video
 
 FRAMES, HEIGHT, WIDTH, FPS, GROUP = 60, 96, 128, 30, 15
+PATIENCE_S = 20
 
 
 @dataclass(frozen=True)
@@ -197,3 +201,50 @@ def ask(path: Path, places: list[int], reader: str) -> np.ndarray:
     if reader != "decord alone":
         return video.read_frames(path, places, reader=reader)
     return decord.VideoReader(str(path), num_threads=1).get_batch(places).asnumpy()
+
+
+def right(path: Path, encoding: Encoding, reader: str) -> tuple[int, float, str]:
+    """Return frames that are what their numbers say, asked spread out, then alone from the end; seconds per question; who read."""
+    places, started, count = list(range(0, len(encoding.numbers), 4)), time.perf_counter(), 0
+    alone = [place for place in reversed(range(len(encoding.numbers))) if place % 4]
+    for question in [places, *([place] for place in alone)]:
+        for place, frame in zip(question, ask(path, question, reader), strict=True):
+            count += number_of(upright(frame, encoding)) == encoding.numbers[place]
+    seconds = (time.perf_counter() - started) / (1 + len(alone))
+    return count, seconds, reader if reader == "decord alone" else video.reader_of(path, reader)[0]
+
+
+def row(path: Path, encoding: Encoding, readers: Iterable[str]) -> str:
+    """Return a line of the table; each reader in a process of its own, for decord alone may never come back."""
+    cells = []
+    for reader in readers:
+        with multiprocessing.get_context("fork").Pool(1) as pool:
+            try:
+                count, seconds, by = pool.apply_async(right, (path, encoding, reader)).get(PATIENCE_S)
+                cells.append(f"{count}, {1000 * seconds:.1f} ms" + (f" ({by})" if by != reader else ""))
+            except multiprocessing.TimeoutError:
+                cells.append(f"none in {PATIENCE_S} s")
+            except (ValueError, RuntimeError, IndexError, decord.DECORDError) as error:
+                cells.append(type(error).__name__)
+    return f"| {path.name} | {len(encoding.numbers)} | " + " | ".join(cells) + " |"
+
+
+def main(folder: Path) -> None:
+    """Print the table of all encodings."""
+    readers = ["decord alone", "decord", "pyav"]
+    try:
+        from torchcodec.decoders import VideoDecoder
+
+        VideoDecoder(str(write(folder / "probe.mp4", ENCODINGS["h264.mp4"])))
+        readers.append("torchcodec")
+    except (ImportError, RuntimeError, OSError):
+        print("torchcodec does not load here, its column is left out")
+    print("| file | frames | " + " | ".join(readers) + " |")
+    print("|---" * (len(readers) + 2) + "|")
+    for name, encoding in ENCODINGS.items():
+        print(row(write(folder / name, encoding), encoding, readers), flush=True)
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as place:
+        main(Path(place))

@@ -26,7 +26,8 @@ PLOTS = {
     "plots.timeline",
 }
 DOORS = {  # library -> the only modules that name it
-    "decord": {"data.video"}, "av": {"data.video"}, "kornia": {"features.xfeat"}, "ray": {"workspace.parallel"},
+    "decord": {"data.video_readers"}, "torchcodec": {"data.video_readers"},
+    "av": {"data.video", "data.video_index", "data.video_readers"}, "kornia": {"features.xfeat"}, "ray": {"workspace.parallel"},
     "papermill": {"workspace.notebook_runs", "workspace.presets"}, "typer": {"cli"}, "rich": {"cli"},
     "trl": {"vlm.finetuning"}, "google": {"synthetic.veo"}, "diffusers": {"synthetic.text_to_video"},
     "tokenizers": {"toy.tiny_vlm"}, "pycocoevalcap": {"evaluation.text_metrics"},

@@ -339,7 +339,7 @@ def _accelerator() -> str:
 
 
 def _codecs() -> str:
-    """Write a small video and read it back through both readers."""
+    """Write a small video and read it back through every reader."""
     import numpy as np
 
     from vau_lib.data import video
@@ -348,9 +348,10 @@ def _codecs() -> str:
         path = Path(folder) / "probe.mp4"
         video.write_video(path, np.zeros((8, 64, 64, 3), np.uint8))
         found = {"written by PyAV": "yes"}
-        for reader in ("decord", "pyav"):
+        for reader in video.READERS[1:]:
             try:
-                found[f"read by {reader}"] = f"{len(video.read_frames(path, range(8), reader=reader))} of 8 frames"
+                count, (by, why) = len(video.read_frames(path, range(8), reader=reader)), video.reader_of(path, reader)
+                found[f"read by {reader}"] = f"{count} of 8 frames" + (f" (by {by}: {why})" if why else "")
             except (ValueError, RuntimeError) as error:
                 found[f"read by {reader}"] = f"no: {artifacts.one_line(error)}"
     return ", ".join(f"{what}: {result}" for what, result in found.items())

@@ -2,12 +2,13 @@
 
 - zero-shot: one prompt names what a guard wants to know and asks for a verdict that can be parsed; the released prompt of
   Memories-S0 asks for a caption only, and does not say how a caption becomes a verdict
-- videos in the output file are not asked again; a broken video becomes a line with its error, and the rest goes on
+- videos in the output file are not asked again; a broken video, or one whose name is no text, becomes a line with its error
 - tokens and memory are logged before anything is generated; with one video at a time the text can be streamed
 Source: Memories-S0's repository, inference.py (greedy, bf16, up to 768 new tokens); the wording is ours.
 """
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -52,10 +53,15 @@ def sources(where: str | Path) -> list[tuple[str, Path]]:
         paths = sorted(path for path in where.rglob("*") if path.suffix.lower() in video.VIDEO_SUFFIXES)
         if not paths:
             raise ValueError(f"{where} holds no video ({', '.join(sorted(video.VIDEO_SUFFIXES))})")
-        return [(str(path.relative_to(where)), path) for path in paths]
+        return [(_printable(path.relative_to(where)), path) for path in paths]
     if not where.is_file():
         raise ValueError(f"no video, folder or records.jsonl at {where}")
-    return [(where.name, where)]
+    return [(_printable(where.name), where)]
+
+
+def _printable(name: str | Path) -> str:
+    """Return a file's name as text that can be written; bytes that are not UTF-8 become \\x.. ."""
+    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def guard(
@@ -110,6 +116,8 @@ def _answers(vlm: models.VLM, batch: dict[str, Path], plan: GuardPlan, stream, l
     samples, times, started = {}, {}, time.perf_counter()
     for name, path in batch.items():
         try:
+            if _printable(path) != str(path):
+                raise video.VideoError(f"{name}: its name is not UTF-8, rename it")
             frames, times_s = inference.uniform_frames(path, plan.num_frames)
             times[name] = times_s.tolist()
             samples[name] = chat.encode(vlm, frames, plan.question, times_s=times_s, as_video=plan.as_video)
@@ -132,7 +140,7 @@ def _answers(vlm: models.VLM, batch: dict[str, Path], plan: GuardPlan, stream, l
 
 def _row(name: str, path: Path, vlm: models.VLM, plan: GuardPlan, *, text: str = "", error: str = "", **facts) -> dict:
     answer = {"anomaly": answer_parsing.parse_verdict(text), "text": text, "error": error}
-    return {"id": name, "video": path.name, "model": vlm.label, "keep_ratio": plan.keep_ratio, **answer, **facts}
+    return {"id": name, "video": _printable(path.name), "model": vlm.label, "keep_ratio": plan.keep_ratio, **answer, **facts}
 
 
 def _read_rows(out: str | Path | None) -> list[dict]:

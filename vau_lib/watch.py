@@ -152,7 +152,8 @@ def report_lines(
     trained_on = artifacts.read_json(model / "made_by.json")["facts"]["features"]
     note = "; RANDOM encoder weights, the scores mean nothing" if trained_on.get("weights_sha256") == "random" else ""
     window = trained.model.settings.window
-    yield f"{source}: {trained_on['encoder']} features of {snippet_frames} frames, clips of {window} snippets{note}"
+    name = video.source_name(source)  # a camera's password goes to the camera only
+    yield f"{name}: {trained_on['encoder']} features of {snippet_frames} frames, clips of {window} snippets{note}"
     frames = video.live(source)
     frames = itertools.takewhile(lambda timed: timed[0] < seconds, frames) if seconds else frames
     report, drawn = StreamReport(threshold), 0.0
@@ -161,14 +162,14 @@ def report_lines(
             report.add(clip)
             yield report.line(clip)
             if plot and time.perf_counter() - drawn > REDRAW_S:
-                report.draw(plot, source)
+                report.draw(plot, name)
                 drawn = time.perf_counter()
     except KeyboardInterrupt:
         yield "stopped"
     if not report.ends_s:
-        raise video.VideoError(f"{source}: not one frame came")
+        raise video.VideoError(f"{name}: not one frame came")
     if plot:
-        yield f"figure: {', '.join(map(str, report.draw(plot, source)))}"
+        yield f"figure: {', '.join(map(str, report.draw(plot, name)))}"
     if csv:
         with artifacts.replacing(csv) as temporary:
             pd.DataFrame({"known_at_s": report.known_s, "score": report.scores}).to_csv(temporary, index=False)
