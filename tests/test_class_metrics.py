@@ -142,6 +142,34 @@ def test_class_scores_rank_each_class_by_its_own_column():
         class_metrics.by_class(scores, labels, classes, columns=("F", "G"))
 
 
+def test_a_models_class_scores_go_from_a_file_to_a_report(tmp_path):
+    """Snippets of 16 frames, published class names: one video of each class right, the other wrong by half."""
+    spans = (records.Span(16 / 30, 32 / 30),)
+    found = [
+        records.VideoRecord("r", "r.mp4", "x", "test", 1, ("road accident",), spans, num_frames=60),
+        records.VideoRecord("dir/f", "f.mp4", "x", "test", 1, ("fighting",), spans, num_frames=60),
+        records.VideoRecord("n", "n.mp4", "x", "test", 0, num_frames=60),
+    ]
+    columns = ("Normal", "Fighting", "RoadAccidents")
+    scores = {name: np.full((4, 3), 0.1) for name in ("r", "dir/f", "n")}
+    scores["r"][1, 2], scores["dir/f"][1:3, 1], scores["n"][:, 0] = 0.9, 0.9, 0.8
+    class_metrics.write_class_scores(tmp_path / "class_scores.npz", scores, columns)
+    rows, mean = class_metrics.class_report(tmp_path / "class_scores.npz", found)
+    rows = {row["class"]: row for row in rows}
+    assert rows["road accident"]["frame_auc"] == 1.0 and rows["road accident"]["scores"] == "own class"
+    assert rows["fighting"]["frame_auc_anomalous_only"] == pytest.approx((28 + 16 / 2) / 44)  # 16 of 44 normal frames are tied
+    # flat .1 is a proposal as well, after the right one; fighting's has IoU 16 / 32
+    assert mean["segment_map_0.5"] == 1.0 and mean["segment_map_released"] == 0.0  # Normal is flat: no proposal there
+    with pytest.raises(ValueError, match="class_scores.npz: video n has no scores"):
+        class_metrics.write_class_scores(tmp_path / "class_scores.npz", {k: scores[k] for k in ("r", "dir/f")}, columns)
+        class_metrics.class_report(tmp_path / "class_scores.npz", found)
+    (tmp_path / "bad.npz").write_bytes(b"no")
+    with pytest.raises(artifacts.StoreError, match="bad.npz holds no class scores"):
+        class_metrics.read_class_scores(tmp_path / "bad.npz")
+    with pytest.raises(ValueError, match=r"video n: class scores must be \(n, 2\), got \(4, 3\)"):
+        class_metrics.write_class_scores(tmp_path / "bad.npz", {"n": scores["n"]}, columns[:2])
+
+
 # Official segments, real scores.
 
 

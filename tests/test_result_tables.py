@@ -47,6 +47,18 @@ def test_a_frame_row_holds_each_row_for_its_snippet():
     )
 
 
+def test_a_frame_row_shows_what_holds_inside_anomalous_videos():
+    """A video-level oracle has no localisation: beside normal videos .9, inside the anomalous one a half."""
+    truth = {"a": np.array([0, 1, 1, 0], np.uint8), "b": np.zeros(8, np.uint8)}
+    oracle = result_tables.per_video("oracle", "sanity", {"a": 1.0, "b": 0.0}, {"a": 2, "b": 4})
+    row = result_tables.frame_row(oracle, truth, 2, seed=0, resamples=50)
+    assert (row["frame_auc"], row["frame_auc_anomalous_only"], row["frame_ap_anomalous_only"]) == (0.9, 0.5, 0.5)
+    text = result_tables.as_markdown(pd.DataFrame([row])).splitlines()
+    assert text[0].endswith("| frame AP | Ano-AUC (anomalous videos only) | Ano-AP |") and text[2].endswith(
+        "| 0.500 | 0.500 | 0.500 |"
+    )
+
+
 def test_an_unknown_kind_is_refused():
     with pytest.raises(ValueError, match="m: kind must be one of ours, baseline, released, sanity"):
         result_tables.Method("m", "best", [{}])

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vau_lib.data.records import VideoRecord
+from vau_lib.data import datasets
+from vau_lib.data.records import SNIPPET_FRAMES, VideoRecord, frame_labels
 from vau_lib.evaluation import metrics
 from vau_lib.workspace import artifacts
 
@@ -25,6 +26,7 @@ UCF_CLASSES = (
 )  # fmt: skip
 XD_CLASSES = ("A", "B1", "B2", "B4", "B5", "B6", "G")  # normal, fighting, shooting, riot, abuse, car accident, explosion
 NORMAL = ("Normal", "A")  # two names of one class
+RECORD_NAMES = datasets.UCF_CLASSES | datasets.XD_CLASSES  # RoadAccidents -> road accident
 IOUS = (0.1, 0.2, 0.3, 0.4, 0.5)
 VIDEO_SHARE, BEST_SHARE = 0.7, 16  # a proposal's score takes .7 of its video's, the mean of the highest 1/16 of all frames
 Arrays = Mapping[str, np.ndarray]
@@ -150,6 +152,47 @@ def record_segments(found: Sequence[VideoRecord]) -> dict[str, list[tuple[str, i
                 raise ValueError(f"video {record.id}: the event at {event.start_s:g} s has no class")
             segments[record.id].append((kind, round(event.start_s * record.fps), round(event.end_s * record.fps)))
     return segments
+
+
+def write_class_scores(path: str | Path, class_scores: Arrays, classes: Sequence[str]) -> None:
+    """Write {video: (n, C)} and the names of the C classes as one .npz, whole or not at all."""
+    for name, values in class_scores.items():
+        if np.ndim(values) != 2 or np.shape(values)[1] != len(classes):
+            raise ValueError(f"video {name}: class scores must be (n, {len(classes)}), got {np.shape(values)}")
+    with artifacts.replacing(Path(path)) as temporary, temporary.open("wb") as file:
+        arrays = {f"video {name}": np.asarray(values, np.float32) for name, values in class_scores.items()}
+        np.savez_compressed(file, classes=np.array(classes, str), **arrays)
+
+
+def read_class_scores(path: str | Path) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Return ({video: (n, C)}, names of the classes) of a file of `write_class_scores`; names as the records have them."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            names = [RECORD_NAMES.get(str(name), str(name)) for name in file["classes"]]
+            return {key.removeprefix("video "): file[key] for key in file.files if key.startswith("video ")}, names
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise artifacts.StoreError(f"{Path(path).name} holds no class scores: {artifacts.one_line(error)}") from error
+
+
+def class_report(
+    path: str | Path, found: Sequence[VideoRecord], *, snippet_frames: int = SNIPPET_FRAMES
+) -> tuple[list[dict], dict[str, float]]:
+    """Return (`by_class` rows, `segment_map` as intended and, its names ending in _released, as released) of a model's file.
+
+    `path` holds scores per snippet and class, see `write_class_scores`; `found` are the test records, whose frames they get.
+    """
+    snippets, columns = read_class_scores(path)
+    labels = {record.id: frame_labels(record) for record in found}
+    if odd := sorted(set(snippets) ^ set(labels)):
+        raise ValueError(f"{Path(path).name}: video {odd[0]} {'is no test video' if odd[0] in snippets else 'has no scores'}")
+    scores = {}
+    for name, truth in labels.items():
+        by_column = [metrics.expand(snippets[name][:, k], len(truth), snippet_frames) for k in range(len(columns))]
+        scores[name] = np.stack(by_column, axis=1)
+    segments = record_segments(found)
+    mean = segment_map(scores, segments, classes=columns)
+    mean |= {f"{k}_released": v for k, v in segment_map(scores, segments, classes=columns, released=True).items()}
+    return by_class(scores, labels, {r.id: r.classes for r in found}, columns=columns), mean
 
 
 # Proposals, matching.

@@ -195,7 +195,7 @@ def paired_bootstrap(
 
 def sanity_rows(
     scores: Arrays, labels: Arrays, *, rng: Rng, energy: Arrays | None = None,
-    metrics: Sequence[Metric] = (frame_auc, frame_ap, frame_auc_anomalous_only), shuffles: int = 5,
+    metrics: Sequence[Metric] = (frame_auc, frame_ap, frame_auc_anomalous_only, frame_ap_anomalous_only), shuffles: int = 5,
 ) -> list[dict]:  # fmt: skip
     """Return a row for the scores and one for each thing that needs no model, a column per metric, nan if undefined.
 

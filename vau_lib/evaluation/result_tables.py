@@ -18,6 +18,7 @@ from vau_lib.workspace import artifacts, presets
 
 KINDS = ("ours", "baseline", "released", "sanity")
 RESULTS = ("data/results/RESULTS.template.md", "RESULTS.md")  # template and what `make results` writes of it
+INSIDE = {"frame_auc_anomalous_only": "Ano-AUC (anomalous videos only)", "frame_ap_anomalous_only": "Ano-AP"}
 Run = Mapping[str, tuple[float, np.ndarray]]
 
 
@@ -89,6 +90,7 @@ def frame_row(method: Method, truth: Mapping[str, np.ndarray], snippet_frames: i
         "level": "frame", "method": method.name, "kind": method.kind, "seeds": len(method.runs), "frame_auc": span.value,
         "low": span.low, "high": span.high, "frame_ap": metrics.frame_ap(scores, truth),
         "frame_auc_anomalous_only": metrics.frame_auc_anomalous_only(scores, truth),
+        "frame_ap_anomalous_only": metrics.frame_ap_anomalous_only(scores, truth),
         "frame_auc_minmax_pitfall": metrics.frame_auc(metrics.rescaled_per_video(scores), truth),
     }  # fmt: skip
 
@@ -128,6 +130,8 @@ def as_markdown(table: pd.DataFrame) -> str:
         head = ["method", "kind", f"{level} AUC of the ensemble [95 % over videos]"]
         seeds = level == "video" and bool((rows["seeds"] > 1).any())
         head += [f"{level} AUC, mean ± std over seeds"] * seeds + [f"{level} AP"]
+        inside = [name for name in INSIDE if name in rows]  # frame level only
+        head += [INSIDE[name] for name in inside]
         lines = [head, ["---"] * len(head)]
         for row in rows.to_dict("records"):
             cells = [row["method"], row["kind"], f"{row[column]:.3f}"]
@@ -136,8 +140,8 @@ def as_markdown(table: pd.DataFrame) -> str:
             if seeds:
                 several = f"{row['video_auc']:.3f} ± {row['video_auc_std']:.3f} ({row['seeds']})"
                 cells.append(several if row["seeds"] > 1 else "")
-            ap = row.get(f"{level}_ap")
-            lines.append([*cells, "" if pd.isna(ap) else f"{ap:.3f}"])
+            last = [row.get(name) for name in (f"{level}_ap", *inside)]
+            lines.append([*cells, *("" if pd.isna(value) else f"{value:.3f}" for value in last)])
         parts.append("\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines))
     return "\n\n".join(parts)
 
