@@ -1,12 +1,14 @@
 """The shift, the memory and the heads do what the report says; the published checkpoint still computes what it did."""
 
+import importlib.util
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from vau_lib.detectors import memtsm, trained_detector, training
+from vau_lib.detectors import memtsm, preprocessing, trained_detector, training
 from vau_lib.features import checkpoints
 from vau_lib.workspace import artifacts
 
@@ -189,3 +191,90 @@ def test_weights_of_another_model_are_refused(tmp_path):
     (tmp_path / "noise.pth").write_bytes(b"not weights")
     with pytest.raises(artifacts.StoreError, match="noise.pth is refused"):
         checkpoints.load_weights(tmp_path / "noise.pth")
+
+
+def fitted(window, steps=8, difference=False, width=8):
+    return preprocessing.Preprocessing(steps, difference, (0.0,) * width, (1.0,) * width, window)
+
+
+def test_a_video_no_longer_than_a_window_is_read_as_in_training(model):
+    """On its own steps the network says what it said before; a row takes the value of the step that holds it."""
+    x, prepared = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32), fitted(40)
+    with torch.inference_mode():
+        steps = model(prepared(x, 8)[None]).segment_logit.sigmoid()[0].numpy()
+    assert np.allclose(model.score_video(x, prepared)[1], steps.repeat(5), atol=1e-6)  # 40 rows in 8 steps of 5
+
+
+@pytest.mark.parametrize(("rows", "steps"), [(40, 8), (37, 8), (8, 8), (5, 8), (1, 8), (100, 32)])
+def test_a_row_belongs_to_the_step_it_is_brought_to(rows, steps):
+    for row, step in enumerate(preprocessing.step_of_row(rows, steps)):
+        single = np.zeros((rows, 1), np.float32)
+        single[row] = 1
+        weight = preprocessing.to_steps(single, steps)[:, 0]
+        assert weight[step] == pytest.approx(weight.max(), rel=0.35)  # parts of unequal size overlap by a row
+
+
+def test_values_of_a_network_that_repeats_its_input_are_the_features():
+    """Constant features give the constant; a ramp gives the ramp, up to the width of a step; every row has a value."""
+    prepared = fitted(40, width=1)
+    for x, off in ((np.full((333, 1), 0.7, np.float32), 1e-6), (np.arange(333, dtype=np.float32)[:, None], 2.6)):
+        for causal, late in ((False, off), (True, off + 3)):  # a causal value is late by half a step and the hop
+            values = memtsm.row_values(lambda w: w[:, 0], x, prepared, 3, causal)
+            assert values.shape == (333,) and np.abs(values - x[:, 0]).max() <= late
+
+
+@pytest.mark.parametrize("difference", [False, True])
+@pytest.mark.parametrize("hop", [None, 1, 7])
+def test_causal_scores_never_read_a_later_row(model, difference, hop):
+    rng, prepared = np.random.default_rng(1), fitted(24, difference=difference)
+    x = rng.normal(size=(90, 8)).astype(np.float32)
+    whole = model.score_video(x, prepared, causal=True, hop=hop)[1]
+    error = model.video_error(x, prepared, causal=True, hop=hop)
+    for cut in (1, 2, 23, 24, 25, 60):
+        other = np.concatenate([x[:cut], 9 * rng.normal(size=(90 - cut, 8))]).astype(np.float32)
+        assert np.allclose(model.score_video(other, prepared, causal=True, hop=hop)[1][:cut], whole[:cut], atol=1e-6)
+        assert np.allclose(model.video_error(other, prepared, causal=True, hop=hop)[:cut], error[:cut], rtol=1e-4, atol=1e-5)
+    assert not np.allclose(model.score_video(other, prepared, hop=hop)[1][:60], model.score_video(x, prepared, hop=hop)[1][:60])
+
+
+def test_what_the_network_reads_at_once_does_not_grow_with_the_video(model):
+    sizes = {}
+    handle = model.register_forward_hook(lambda _, inputs, __: sizes.setdefault(rows, []).append(inputs[0].numel()))
+    for rows in (500, 8000):
+        model.score_video(np.zeros((rows, 8), np.float32), fitted(80), hop=2)
+    handle.remove()
+    assert max(sizes[500]) == max(sizes[8000]) and len(sizes[8000]) > 10 * len(sizes[500])
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, 31, 32, 33, 500])
+@pytest.mark.parametrize("causal", [False, True])
+def test_any_length_has_a_score_per_row(model, rows, causal):
+    x = np.random.default_rng(rows).normal(size=(rows, 8)).astype(np.float32)
+    scores = model.score_video(x, fitted(32, difference=True), causal=causal)[1]
+    assert scores.shape == (rows,) and scores.dtype == np.float32 and np.isfinite(scores).all()
+    with pytest.raises(ValueError, match="hop must be 1 row or more, got 0"):
+        model.score_video(x, fitted(32), hop=0)
+
+
+def test_the_window_is_half_a_training_video_and_no_shorter_than_the_steps_it_was_trained_with():
+    def window(rows):
+        videos = {f"v{n}": np.random.default_rng(n).normal(size=(count, 2)) for n, count in enumerate(rows)}
+        return preprocessing.Preprocessing.fit(videos, steps=32, temporal_difference=False).window
+
+    assert window([400, 480, 600]) == 240 and window([40] * 3) == 32 and window([32] * 3) == 32
+    assert window([25, 20, 25]) == 25  # shorter than the steps: training stretched them whole
+
+
+def test_rows_of_long_videos_are_scored_as_they_were_learned():
+    """Weak events in long streams (benchmarks/long_videos.py, small): rows at full length lose what 32 steps of the same hold."""
+    spec = importlib.util.spec_from_file_location("long_videos", Path(__file__).parents[1] / "benchmarks" / "long_videos.py")
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    world, config = "easier, long events", memtsm.MemTSMConfig(in_channels=benchmark.WIDTH, width=32, slots=20)
+    benchmark.WORLDS[world] = (0.8, (96, 160))  # so that few videos and epochs are enough
+    found = benchmark.trained(world, videos=80, epochs=12, config=config)
+    table = benchmark.measure(world, found, lengths=(480, 2000), total_rows=6000)
+    auc = table.pivot(index="scored by", columns="rows", values="frame_auc")
+    before, now = auc.loc["before: rows at full length"], auc.loc["now: windows of half a training video"]
+    assert (now > before + 0.05).all(), auc
+    assert auc.loc["whole video in 32 steps", 2000] < 0.7 < 0.9 < now[2000]  # what squeezing alone would give

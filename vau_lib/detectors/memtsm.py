@@ -22,11 +22,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
-from vau_lib.detectors.preprocessing import Preprocessing
+from vau_lib.detectors.preprocessing import Preprocessing, step_of_row
 from vau_lib.features import checkpoints
 
 RELEASED_STEPS = 32  # time steps the published model is fed; its decoder rebuilds steps 8 to 24
 RELEASED_CENTRE = slice(8, 24)
+BATCH_WINDOWS = 64  # windows of a video scored in one pass
+MIRROR_STEPS = 4  # of a causal window, seen again in reverse order after its last step
 
 
 @dataclass(frozen=True)
@@ -160,18 +162,32 @@ class MemTSM(nn.Module):
         return MemTSMOutput(logit, rebuilt, embedding, attention, segment_logit, self.memory.slots)
 
     @torch.inference_mode()
-    def score_video(self, features: np.ndarray, preprocessing: Preprocessing) -> tuple[float, np.ndarray]:
-        """Return the video's score and every snippet's, (T,), in [0, 1], of features (T, D)."""
-        video = float(self(preprocessing(features, preprocessing.steps)[None]).score)
+    def score_video(
+        self, features: np.ndarray, preprocessing: Preprocessing, *, hop: int | None = None, causal: bool = False
+    ) -> tuple[float, np.ndarray]:
+        """Return the video's score and every snippet's, (T,), in [0, 1], of features (T, D).
+
+        The first reads the whole video as one sequence, as in training; the second reads windows: see `row_values`.
+        """
+        video = float(self(preprocessing(features, preprocessing.steps)[None].to(self.device)).score)
         if self.settings.as_released:  # one score per video is all the released model gives
             return video, np.full(len(features), video, np.float32)
-        return video, self(preprocessing(features)[None]).segment_logit.sigmoid()[0].numpy()
+        return video, row_values(lambda x: self._outputs(x).segment_logit.sigmoid(), features, preprocessing, hop, causal)
 
     @torch.inference_mode()
-    def video_error(self, features: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
-        """Return how badly each snippet of features (T, D) is rebuilt, (T,), mean square in standard units."""
-        x = preprocessing(features)[None]
-        return rebuild_error(self(x), x)[0].numpy()
+    def video_error(
+        self, features: np.ndarray, preprocessing: Preprocessing, *, hop: int | None = None, causal: bool = False
+    ) -> np.ndarray:
+        """Return how badly each snippet of features (T, D) is rebuilt, (T,), mean square in standard units; by windows."""
+        return row_values(lambda x: rebuild_error(self._outputs(x), x.to(self.device)), features, preprocessing, hop, causal)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.stem.weight.device
+
+    def _outputs(self, x: Tensor) -> MemTSMOutput:
+        return self(x.to(self.device))
 
     def for_training(self, labels: Tensor) -> tuple[nn.Module, Callable]:
         """Return the network and the objective that `training.fit` takes; labels (N,) of the training videos balance the loss."""
@@ -185,6 +201,45 @@ class MemTSM(nn.Module):
         if not self.settings.as_released:
             x = F.relu(x)
         return self.second(self.pool(self.first(x)))
+
+
+def row_values(
+    read: Callable[[Tensor], Tensor],
+    features: np.ndarray,
+    preprocessing: Preprocessing,
+    hop: int | None = None,
+    causal: bool = False,
+) -> np.ndarray:
+    """Return one value per row, (T,) float32, of features (T, D), read in windows; memory for the network does not grow with T.
+
+    A row's value is the mean over the windows that hold it. A video no longer than a window is read whole, as in training.
+
+    Args:
+        read: windows (N, D, steps) -> values (N, steps).
+        features: (T, D) of one video.
+        preprocessing: as fitted; says how long a window is.
+        hop: rows from one window to the next, by default a twentieth of a window, 1.6 steps: neighbouring windows cut the
+            video into steps at other places, so that a value is finer than a step. Causal: a sixty-fourth, half a step.
+        causal: a row has the last value of the last window that ends with it or before it; nothing later is read. The
+            window goes on with its last steps mirrored, since the network was never asked about the edge of what it sees.
+    """
+    count, window, steps = len(features), preprocessing.window or preprocessing.steps, preprocessing.steps
+    hop = max(1, window // (64 if causal else 20)) if hop is None else hop
+    if hop < 1:
+        raise ValueError(f"hop must be 1 row or more, got {hop}")
+    ends = np.arange(1, count + 1, hop) if causal else np.unique([*range(min(window, count), count, hop), count])
+    total, windows_of = np.zeros(count), np.zeros(count)
+    for first in range(0, len(ends), BATCH_WINDOWS):
+        batch = ends[first : first + BATCH_WINDOWS]
+        x = preprocessing.windows(features, batch)  # (N, D, steps)
+        if causal:
+            x = torch.cat([x[..., MIRROR_STEPS:], x[..., -1 - MIRROR_STEPS : -1].flip(-1)], dim=-1)
+        for end, values in zip(batch, read(x).cpu().numpy(), strict=True):
+            size = min(window, end)
+            rows = slice(end - 1, end - 1 + hop) if causal else slice(end - size, end)
+            total[rows] += values[-1 - MIRROR_STEPS] if causal else values[step_of_row(size, steps)]
+            windows_of[rows] += 1
+    return (total / windows_of).astype(np.float32)
 
 
 def loss(output: MemTSMOutput, x: Tensor, labels: Tensor, *, alpha: float, rebuild: float = 0.5, bank: float = 0.01) -> Tensor:

@@ -2,6 +2,8 @@
 
 - what is measured (mean and standard deviation of every channel) comes from the training videos only
 - one class does it in training, in scoring whole videos and on streams, and it is saved with the model
+- a long video is scored by windows as long as those the statistics were measured on: steps of another length have another
+  noise, which the fitted standard deviation does not fit
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -31,6 +33,13 @@ def targets_to_steps(targets: np.ndarray, steps: int) -> np.ndarray:
     return F.adaptive_max_pool1d(torch.from_numpy(targets)[None], steps)[0].numpy()
 
 
+def step_of_row(rows: int, steps: int) -> np.ndarray:
+    """Return for each of `rows` rows the step of `to_steps` that holds it, (rows,) ints in [0, steps)."""
+    if rows < steps:
+        return np.rint(np.linspace(0, steps - 1, rows)).astype(int)
+    return (2 * np.arange(rows) + 1) * steps // (2 * rows)
+
+
 def temporal_difference(features: np.ndarray) -> np.ndarray:
     """Return |x[t] - x[t - 1]| of features (T, D), float32, the same shape; the first step repeats the second's."""
     features = np.asarray(features, np.float32)
@@ -46,12 +55,15 @@ class Preprocessing:
 
     `steps` is the length of a training sequence, None leaves videos whole. `temporal_difference` replaces x[t] by
     |x[t] - x[t - 1]|: XFeat describes places, and a fight changes how they move. `mean` and `std` (D,) standardise channels.
+    `window` is how many rows `steps` steps stand for when rows are scored: half the median training video, but no fewer than
+    `steps` where training videos have as many (benchmarks/long_videos.py); None is `steps`.
     """
 
     steps: int | None
     temporal_difference: bool
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    window: int | None = None
 
     @classmethod
     def fit(cls, features: Mapping[str, np.ndarray], *, steps: int | None, temporal_difference: bool) -> "Preprocessing":
@@ -59,12 +71,28 @@ class Preprocessing:
         raw = cls(steps, temporal_difference, (0.0,), (1.0,))
         values = np.concatenate([raw._steps(x, steps) for x in features.values()])
         std = np.maximum(values.std(0), 1e-6)
-        return cls(steps, temporal_difference, tuple(map(float, values.mean(0))), tuple(map(float, std)))
+        typical = int(np.median([len(x) for x in features.values()]))
+        window = max(typical // 2, min(steps, typical)) if steps else None
+        return cls(steps, temporal_difference, tuple(map(float, values.mean(0))), tuple(map(float, std)), window)
 
     def __call__(self, features: np.ndarray, steps: int | None = None) -> Tensor:
         """Return features (T, D) as a model reads them: (D, steps), or (D, T) when `steps` is None."""
-        standard = (self._steps(features, steps) - np.float32(self.mean)) / np.float32(self.std)
-        return torch.from_numpy(np.ascontiguousarray(standard.T))
+        return torch.from_numpy(np.ascontiguousarray(self._standard(self._steps(features, steps)).T))
+
+    def windows(self, features: np.ndarray, ends: Sequence[int]) -> Tensor:
+        """Return windows of features (T, D) as a model reads them, (N, D, steps): the rows before each of N `ends`, no later one.
+
+        A window has `window` rows; one that would begin before the video has those there are, brought to `steps` as well.
+        """
+        parts = []
+        for end in ends:
+            first = max(0, end - (self.window or self.steps))
+            rows = features[max(0, first - 1) : end]  # the temporal difference of row `first` needs the row before it
+            parts.append(to_steps(self._steps(rows, None)[first - max(0, first - 1) :], self.steps))
+        return torch.from_numpy(self._standard(np.stack(parts))).mT.contiguous()
+
+    def _standard(self, features: np.ndarray) -> np.ndarray:
+        return (features - np.float32(self.mean)) / np.float32(self.std)
 
     def parts(self, features: np.ndarray, rows: int) -> Iterator[Tensor]:
         """Yield features (T, D), which may be a memory map, as a stream reads them: (n, D), n at most `rows`, at least 2.

@@ -37,9 +37,12 @@ class TrainedDetector:
     preprocessing: Preprocessing
     curves: pd.DataFrame
 
-    def score_video(self, features: np.ndarray) -> tuple[float, np.ndarray]:
-        """Return the video's score and the scores of its snippets (T,), all in [0, 1], of features (T, D)."""
-        return self.model.score_video(features, self.preprocessing)
+    def score_video(self, features: np.ndarray, **options: object) -> tuple[float, np.ndarray]:
+        """Return the video's score and the scores of its snippets (T,), all in [0, 1], of features (T, D).
+
+        `options` are the model's own: MemTSM-Net has `hop` and `causal`.
+        """
+        return self.model.score_video(features, self.preprocessing, **options)
 
     def score(self, features: np.ndarray) -> np.ndarray:
         """Return the scores of the snippets, (T,) in [0, 1], of features (T, D)."""
