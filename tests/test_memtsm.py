@@ -118,6 +118,30 @@ def test_alpha_weighs_the_classes():
         memtsm.loss(output, x, labels, alpha=1.5)
 
 
+def test_smoothed_targets_and_the_reports_alpha_by_hand():
+    """y = 1 and e = .1 is the target .95 (train.py: .9 y + .05); then Eq. 5 of Lin et al. with soft targets, by numpy."""
+    config = memtsm.MemTSMConfig(in_channels=8, width=16, slots=12, smoothing=0.1, alpha=0.85)
+    model, labels = memtsm.MemTSM(config).eval(), torch.tensor([1.0, 0.0, 0.0])
+    x = torch.zeros(3, 8, 4)
+    network, objective = model.for_training(labels)
+    logit = np.array([0.3, -1.0, 2.0])
+    output = replace(network(x), logit=torch.tensor(logit).float(), reconstruction=x)
+    y, p = np.array([0.95, 0.05, 0.05]), 1 / (1 + np.exp(-logit))
+    entropy = -(y * np.log(p) + (1 - y) * np.log(1 - p))
+    hit = p * y + (1 - p) * (1 - y)
+    focal = ((0.85 * y + 0.15 * (1 - y)) * (1 - hit) ** 2 * entropy).mean()
+    rest = 0.01 * memtsm.memory_gap(output).item()
+    assert float(objective(output, x, labels)) == pytest.approx(focal + rest, rel=1e-5)
+    plain = memtsm.MemTSM(TINY).for_training(labels)[1]
+    assert plain.keywords == {"alpha": pytest.approx(2 / 3), "smoothing": 0.0}  # off: what it was
+
+
+@pytest.mark.parametrize("bad", [dict(smoothing=1.0), dict(alpha=1.2), dict(as_released=True, alpha=0.85)])
+def test_options_of_the_loss_are_checked(bad):
+    with pytest.raises(ValueError, match="smoothing"):
+        memtsm.MemTSMConfig(**bad)
+
+
 def test_released_loss_by_hand():
     """y = 0 and logit 0: target .05, bce = log 2, p_t = 1/2, focal = .85 * .25 * log 2; nothing to rebuild, no embedding."""
     zero = torch.zeros

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import average_precision_score
 
 from vau_lib.detectors import memtsm, preprocessing, training
 from vau_lib.features import checkpoints
@@ -60,6 +61,8 @@ def test_the_model_kept_is_the_best_on_validation(sets):
     labels = sets[1].labels.numpy()
     wins = (logit[labels == 1][:, None] > logit[labels == 0]).mean()
     assert wins == pytest.approx(table["val_video_auc"].max(), abs=1e-6)
+    kept = table["val_video_auc"].idxmax()  # the first of equals, as Trainer keeps it
+    assert table["val_video_ap"][kept] == pytest.approx(average_precision_score(labels, logit), abs=1e-6)
 
 
 def test_a_stopped_run_goes_on(sets, tmp_path):
@@ -145,3 +148,85 @@ def test_a_training_killed_while_a_checkpoint_was_written_goes_on_from_the_one_b
     (tmp_path / "checkpoint-best").mkdir()
     _, table = fit(sets, tmp_path, replace(PLAN, epochs=3))
     assert table["epoch"].tolist() == [1, 2, 3]
+
+
+def watched(sets, plan):
+    """Train by `plan`; return [(rate, clean input, what the network was given, target of the loss) of every step]."""
+    torch.manual_seed(0)
+    model, seen = memtsm.MemTSM(memtsm.MemTSMConfig(in_channels=6, width=16, slots=8)), []
+    clean = {tuple(x.flatten()[:4].tolist()): x for x in sets[0].x}
+    model.register_forward_pre_hook(lambda part, given: seen.append([given[0].clone()]) if part.training else None)
+
+    def objective(output, x, labels):
+        if model.training:
+            seen[-1].append(x.clone())
+        return memtsm.loss(output, x, labels, alpha=0.5)
+
+    step = training._Engine.training_step
+
+    def noted(self, *arguments):
+        rate = self.optimizer.param_groups[0]["lr"]
+        value = step(self, *arguments)
+        seen[-1].append(rate)
+        return value
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training._Engine, "training_step", noted)
+        training.fit(model, objective, *sets, plan=plan, progress=False)
+    return seen, clean
+
+
+def test_the_released_recipe_keeps_its_rate_and_rebuilds_what_the_network_was_given(sets):
+    """train.py and main.py of MemTSM-Net: the loss gets `features`, masked and noised by the data set; the rate stays 1e-5."""
+    seen, clean = watched(sets, training.TrainingPlan.released(epochs=4, batch_size=8))
+    rates = [rate for *_, rate in seen]
+    assert len(rates) == 12 and rates == [1e-5] * 12  # first, middle and last step alike
+    assert all(torch.equal(given, target) for given, target, _ in seen)
+    originals = torch.stack(list(clean.values()))
+    assert any((row != originals).flatten(1).any(1).all() for given, *_ in seen for row in given), "some rows are disturbed"
+
+
+def test_the_intended_recipe_rebuilds_the_clean_input(sets):
+    seen, clean = watched(sets, training.TrainingPlan(epochs=2, batch_size=8))
+    rates = [rate for *_, rate in seen]
+    assert rates[0] < max(rates) and rates[-1] < max(rates)
+    originals = torch.stack(list(clean.values()))
+    for given, target, _ in seen:
+        assert all((row == originals).flatten(1).all(1).any() for row in target)
+        assert not torch.equal(given, target)
+
+
+def test_the_released_plan_is_what_its_code_runs():
+    plan = training.TrainingPlan.released(seed=156)
+    assert (plan.learning_rate, plan.weight_decay, plan.batch_size, plan.epochs, plan.clip) == (1e-5, 0.1, 16, 20, 1.0)
+    assert plan.curriculum_epochs == 0 and plan.seed == 156 and not plan.clean_target
+
+
+def test_the_released_decay_spares_nothing(sets, tmp_path):
+    model = memtsm.MemTSM(memtsm.MemTSMConfig(in_channels=6, width=16, slots=8))
+    plan = training.TrainingPlan.released()
+    engine = training._Engine(
+        model=model, objective=None, plan=plan, videos=sets[0], args=training._arguments(tmp_path, plan, False), eval_dataset=[1]
+    )
+    assert set(engine.get_decay_parameter_names(model)) == {name for name, _ in model.named_parameters()}
+
+
+def test_released_noise_comes_to_seven_of_ten_and_zero_spans_to_half():
+    x = torch.full((4000, 2, 30), 5.0)
+    out = training.released_augment(x, generator=torch.Generator().manual_seed(0))
+    spans, noisy = (
+        (out.abs() < 1).any(2).all(1),
+        (out != 5).all(2).all(1) | ((out - 5).abs() < 1).logical_and(out != 5).any(2).any(1),
+    )
+    assert spans.float().mean() == pytest.approx(0.5, abs=0.03) and noisy.float().mean() == pytest.approx(0.7, abs=0.03)
+    empty = (out.abs() < 1).all(1).sum(1)[spans]
+    assert empty.min() >= 2 and empty.max() <= 10  # one or two spans of 2 to 30 // 6
+    assert float((out[noisy & ~spans] - 5).std()) == pytest.approx(0.02, rel=0.05)
+    assert torch.equal(x, torch.full((4000, 2, 30), 5.0)), "the input is left alone"
+    assert training.released_augment(x[..., :3], generator=torch.Generator()).shape == (4000, 2, 3)
+
+
+def test_channels_are_left_as_they_are_when_asked():
+    rows, _ = toy(6)
+    fitted = preprocessing.Preprocessing.fit(rows, steps=12, temporal_difference=False, standardise=False)
+    assert np.allclose(fitted(rows["v01"], 12).T, preprocessing.to_steps(rows["v01"], 12))

@@ -33,7 +33,11 @@ MIRROR_STEPS = 4  # of a causal window, seen again in reverse order after its la
 
 @dataclass(frozen=True)
 class MemTSMConfig:
-    """Sizes and choices; the sizes are the report's. `in_channels` is the width D of a feature."""
+    """Sizes and choices; the sizes are the report's. `in_channels` is the width D of a feature.
+
+    Of the intended loss: `smoothing` e makes targets y (1 - e) + e / 2 (the report's "smoothened" targets: .1), `alpha` is the
+    anomalous class's weight in the focal loss (the report's: .85); None is the fraction of normal training videos.
+    """
 
     in_channels: int = 128
     width: int = 64
@@ -42,10 +46,16 @@ class MemTSMConfig:
     temperature: float = 0.1
     dropout: float = 0.3
     as_released: bool = False
+    smoothing: float = 0.0
+    alpha: float | None = None
 
     def __post_init__(self):
         if self.temperature <= 0:
             raise ValueError(f"temperature must be positive, got {self.temperature}")
+        if not 0 <= self.smoothing < 1 or (self.alpha is not None and not 0 <= self.alpha <= 1):
+            raise ValueError(f"smoothing must be in [0, 1) and alpha in [0, 1], got {self.smoothing} and {self.alpha}")
+        if self.as_released and (self.smoothing or self.alpha is not None):
+            raise ValueError("smoothing and alpha are of the intended model; the released loss has its own (.05/.95, .85)")
 
     @classmethod
     def released(cls) -> "MemTSMConfig":
@@ -193,7 +203,9 @@ class MemTSM(nn.Module):
         """Return the network and the objective that `training.fit` takes; labels (N,) of the training videos balance the loss."""
         if self.settings.as_released:
             return self, released_loss
-        return self, partial(loss, alpha=float(1 - labels.mean()))  # normal videos' fraction: both classes weigh the same
+        alpha = self.settings.alpha
+        alpha = float(1 - labels.mean()) if alpha is None else alpha  # normal videos' fraction: both classes weigh the same
+        return self, partial(loss, alpha=alpha, smoothing=self.settings.smoothing)
 
     def encode(self, x: Tensor) -> Tensor:
         """Return the embedding of every second step, (B, 128, ceil(T / 2)), of x (B, D, T)."""
@@ -242,15 +254,33 @@ def row_values(
     return (total / windows_of).astype(np.float32)
 
 
-def loss(output: MemTSMOutput, x: Tensor, labels: Tensor, *, alpha: float, rebuild: float = 0.5, bank: float = 0.01) -> Tensor:
-    """Return the training loss, a scalar: focal + `rebuild` * MSE + `bank` * memory term; `x` is the clean input.
+def loss(
+    output: MemTSMOutput,
+    x: Tensor,
+    labels: Tensor,
+    *,
+    alpha: float,
+    smoothing: float = 0.0,
+    rebuild: float = 0.5,
+    bank: float = 0.01,
+) -> Tensor:
+    """Return the training loss, a scalar: focal + `rebuild` * MSE + `bank` * memory term.
 
-    `alpha` weighs the anomalous class in [0, 1] (the fraction of normal videos balances the two). The memory term is the
-    squared distance between an embedding's direction and the read made of slot directions, so it moves the bank.
+    The memory term is the squared distance between an embedding's direction and the read made of slot directions, so it
+    moves the bank.
+
+    Args:
+        output: of the model.
+        x: (B, D, T), the input to rebuild, without noise.
+        labels: (B,) in {0, 1}.
+        alpha: weight of the anomalous class in [0, 1]; the fraction of normal videos balances the two.
+        smoothing: e of the targets y (1 - e) + e / 2; the rebuilding does not see it.
+        rebuild, bank: weights of the other two parts.
     """
     target = x[..., RELEASED_CENTRE] if output.segment_logit is None else x
     rebuilt = F.mse_loss(output.reconstruction, target)
-    focal = sigmoid_focal_loss(output.logit, labels.to(output.logit.dtype), alpha=alpha, gamma=2.0, reduction="mean")
+    soft = labels.to(output.logit.dtype) * (1 - smoothing) + smoothing / 2
+    focal = sigmoid_focal_loss(output.logit, soft, alpha=alpha, gamma=2.0, reduction="mean")
     return focal + rebuild * rebuilt + bank * memory_gap(output)
 
 

@@ -66,14 +66,17 @@ class Preprocessing:
     window: int | None = None
 
     @classmethod
-    def fit(cls, features: Mapping[str, np.ndarray], *, steps: int | None, temporal_difference: bool) -> "Preprocessing":
-        """Measure the channels of the TRAINING videos, {id: (T, D)}."""
+    def fit(
+        cls, features: Mapping[str, np.ndarray], *, steps: int | None, temporal_difference: bool, standardise: bool = True
+    ) -> "Preprocessing":
+        """Measure the channels of the TRAINING videos, {id: (T, D)}; without `standardise`, mean 0 and std 1 are taken."""
         raw = cls(steps, temporal_difference, (0.0,), (1.0,))
         values = np.concatenate([raw._steps(x, steps) for x in features.values()])
         std = np.maximum(values.std(0), 1e-6)
         typical = int(np.median([len(x) for x in features.values()]))
         window = max(typical // 2, min(steps, typical)) if steps else None
-        return cls(steps, temporal_difference, tuple(map(float, values.mean(0))), tuple(map(float, std)), window)
+        mean, std = (values.mean(0), std) if standardise else (np.zeros_like(std), np.ones_like(std))
+        return cls(steps, temporal_difference, tuple(map(float, mean)), tuple(map(float, std)), window)
 
     def __call__(self, features: np.ndarray, steps: int | None = None) -> Tensor:
         """Return features (T, D) as a model reads them: (D, steps), or (D, T) when `steps` is None."""
@@ -155,12 +158,15 @@ def preprocess_splits(
     *,
     steps: int | None,
     temporal_difference: bool,
+    standardise: bool = True,
 ) -> tuple[Preprocessing, Sequences, Sequences]:
     """Return the preprocessing fitted on the training videos, the training set, and the set of the videos in `val`."""
     chosen = set(val)
     sides = [[n for n in features if n not in chosen], [n for n in features if n in chosen]]
     if not all(sides):
         raise ValueError(f"need videos on both sides, got {len(sides[0])} to train on and {len(sides[1])} to choose by")
-    fitted = Preprocessing.fit({name: features[name] for name in sides[0]}, steps=steps, temporal_difference=temporal_difference)
+    fitted = Preprocessing.fit(
+        {name: features[name] for name in sides[0]}, steps=steps, temporal_difference=temporal_difference, standardise=standardise
+    )
     sets = [Sequences({n: features[n] for n in names}, {n: targets[n] for n in names}, fitted) for names in sides]
     return fitted, *sets

@@ -58,6 +58,7 @@ def train(
     plan: training.TrainingPlan,
     steps: int | None = 32,
     temporal_difference: bool = True,
+    standardise: bool = True,
     loss_weights: Mapping[str, float] | None = None,
     folder: Path | None = None,
     progress: bool = False,
@@ -73,12 +74,15 @@ def train(
         plan: epochs, learning rate, seed and the like.
         steps: length every training sequence is brought to; None takes whole videos (LSHMA).
         temporal_difference: read |x[t] - x[t - 1]| in place of the features.
+        standardise: bring every channel to mean 0 and std 1 of the training videos; the released MemTSM code does not.
         loss_weights: weights of the anomaly scorer's loss parts, in place of `anomaly_scorer.LOSS_WEIGHTS`.
         folder: where the checkpoints of an unfinished training stay, so that it can be resumed.
         progress: show a progress bar.
     """
     training.seed_everything(plan.seed)
-    fitted, *sets = preprocess_splits(features, targets, val, steps=steps, temporal_difference=temporal_difference)
+    fitted, *sets = preprocess_splits(
+        features, targets, val, steps=steps, temporal_difference=temporal_difference, standardise=standardise
+    )
     model = next(made for made, sizes in DETECTORS.values() if type(config) is sizes)(config)
     options = {} if loss_weights is None else {"loss_weights": loss_weights}
     network, objective = model.for_training(sets[0].labels, **options)

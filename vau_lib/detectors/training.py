@@ -85,6 +85,25 @@ def augment(x: Tensor, *, generator: torch.Generator, probability: float = 0.7, 
     return x + noise * chosen()[:, None, None] * torch.randn(x.shape, generator=generator)
 
 
+def released_augment(x: Tensor, *, generator: torch.Generator) -> Tensor:
+    """Return x (B, D, T) disturbed as the released MemTSM code does: spans of time set to 0 (p .5), noise of std .02 (p .7).
+
+    One or two spans of 2 to T // 6 steps a video (2 where T // 6 is less).
+    """
+    x, (batch, _, length) = x.clone(), x.shape
+
+    def drawn(low: int, high: int) -> int:
+        return int(torch.randint(low, high + 1, (1,), generator=generator))
+
+    for row in (torch.rand(batch, generator=generator) > 0.5).nonzero()[:, 0].tolist():
+        for _ in range(drawn(1, 2)):
+            span = drawn(2, max(2, length // 6))
+            start = drawn(0, max(0, length - span))
+            x[row, :, start : start + span] = 0
+    noise = torch.randn(x.shape, generator=generator) * (torch.rand(batch, 1, 1, generator=generator) > 0.3)
+    return x + 0.02 * noise.to(x)
+
+
 class CurriculumSampler(Sampler):
     """Draw from the shortest videos first: a fraction of them that grows to all by epoch `full_from`.
 
@@ -124,7 +143,7 @@ class TrainingPlan:
     """How to train; the defaults are the MemTSM report's. `curriculum_epochs` 0 draws from all videos at once.
 
     `milestones`, where given, are the epochs after which the rate falls to a tenth, in place of warm-up and cosine;
-    `balanced` draws as many anomalous videos as normal ones.
+    `balanced` draws as many anomalous videos as normal ones. The last four are what the released MemTSM code does, see `released`.
     """
 
     epochs: int = 20
@@ -138,6 +157,20 @@ class TrainingPlan:
     milestones: tuple[int, ...] = ()
     balanced: bool = False
     seed: int = 0
+    constant_rate: bool = False  # no warm-up, no cosine
+    clean_target: bool = True  # a loss that rebuilds sees the input without noise; False: what the network was given
+    decay_all: bool = False  # weight decay on norms, biases and one-dimensional weights too
+    released_augmentation: bool = False  # `released_augment` in place of `augment`
+
+    @classmethod
+    def released(cls, **changes: object) -> "TrainingPlan":
+        """The recipe the released MemTSM code runs, whatever its report says: 1e-5 for ever, its own noisy input as target.
+
+        Its scheduler counts in epochs and is stepped in steps, so the rate never leaves the start of the warm-up; its files are
+        sorted by size and then shuffled, so there is no curriculum. Its epoch is chosen on test: that alone is not repeated.
+        """
+        quirks = dict(constant_rate=True, clean_target=False, decay_all=True, released_augmentation=True)
+        return cls(**{"learning_rate": 1e-5, "curriculum_epochs": 0, **quirks, **changes})
 
 
 class TimeLast(nn.Module):
@@ -164,7 +197,13 @@ class _Engine(Trainer):
         full_from = self.plan.curriculum_epochs
         return CurriculumSampler(self.videos.lengths, seed=self.plan.seed, full_from=full_from, labels=labels)
 
+    def get_decay_parameter_names(self, model) -> list[str]:
+        return [n for n, _ in model.named_parameters()] if self.plan.decay_all else super().get_decay_parameter_names(model)
+
     def create_scheduler(self, num_training_steps: int, optimizer=None):
+        if self.plan.constant_rate:
+            self.lr_scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer or self.optimizer, factor=1.0)
+            return self.lr_scheduler
         if not self.plan.milestones:
             return super().create_scheduler(num_training_steps, optimizer)
         per_epoch = num_training_steps / self.plan.epochs
@@ -174,10 +213,15 @@ class _Engine(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         x, labels = inputs["x"], inputs["labels"]
-        augmented = augment(x, generator=self.generator, probability=self.plan.augment_probability) if model.training else x
-        output = model(augmented, inputs["lengths"]) if "lengths" in inputs else model(augmented)
-        value = self.objective(output, x, labels)
+        given = self._augmented(x) if model.training else x
+        output = model(given, inputs["lengths"]) if "lengths" in inputs else model(given)
+        value = self.objective(output, x if self.plan.clean_target else given, labels)
         return (value, {"logit": output.logit}) if return_outputs else value
+
+    def _augmented(self, x: Tensor) -> Tensor:
+        if self.plan.released_augmentation:
+            return released_augment(x, generator=self.generator)
+        return augment(x, generator=self.generator, probability=self.plan.augment_probability)
 
 
 def fit(
@@ -195,8 +239,8 @@ def fit(
     Best is the highest video_auc, or the lowest loss where `val` holds one class only (one-class learning).
 
     `objective(output, x, labels)` gives the scalar loss. With `folder`, checkpoints stay there and a stopped run goes on
-    where it was; without, they live in a temporary folder. Columns: epoch, learning_rate, train_loss, val_loss,
-    train_video_auc, val_video_auc, both measured in eval mode without noise.
+    where it was; without, they live in a temporary folder. Columns: epoch, learning_rate, train_loss, val_loss, and
+    video_auc and video_ap (ROC-AUC and PR-AUC) of train_ and val_, measured in eval mode without noise.
     """
     with TemporaryDirectory() as scratch:
         out = Path(folder or scratch)
@@ -208,7 +252,7 @@ def fit(
             args=_arguments(out, plan, progress, by_loss=len(val.labels.unique()) < 2),
             train_dataset=train,
             eval_dataset={"train": train, "val": val},
-            compute_metrics=_video_auc,
+            compute_metrics=_video_metrics,
             data_collator=None if train.preprocessing.steps else pad_collate,
         )
         engine.remove_callback(PrinterCallback)  # a line per epoch and training drowns a notebook; the curves hold it all
@@ -244,14 +288,14 @@ def _arguments(out: Path, plan: TrainingPlan, progress: bool, *, by_loss: bool =
     )
 
 
-def _video_auc(prediction) -> dict[str, float]:
+def _video_metrics(prediction) -> dict[str, float]:
     logit = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
     labels = prediction.label_ids
     if len(np.unique(labels)) < 2:
         return {}
     names = [str(place) for place in range(len(labels))]
-    scores = dict(zip(names, np.asarray(logit).reshape(-1), strict=True))
-    return {"video_auc": metrics.video_auc(scores, dict(zip(names, labels, strict=True)))}
+    scores, truth = (dict(zip(names, np.asarray(v).reshape(-1), strict=True)) for v in (logit, labels))
+    return {"video_auc": metrics.video_auc(scores, truth), "video_ap": metrics.video_ap(scores, truth)}
 
 
 def curves(history: Sequence[Mapping]) -> pd.DataFrame:
@@ -262,6 +306,8 @@ def curves(history: Sequence[Mapping]) -> pd.DataFrame:
         "eval_val_loss": "val_loss",
         "eval_train_video_auc": "train_video_auc",
         "eval_val_video_auc": "val_video_auc",
+        "eval_train_video_ap": "train_video_ap",
+        "eval_val_video_ap": "val_video_ap",
     }
     rows: dict[int, dict] = {}
     for entry in history:

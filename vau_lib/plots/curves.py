@@ -29,9 +29,14 @@ def by_number(table: pd.DataFrame, *, x: str, columns: Sequence[str], hue: str, 
 
 
 def training(table: pd.DataFrame, *, title: str = "", chosen: int | None = None) -> Figure:
-    """Draw loss and video AUC by epoch, train beside validation; `chosen` marks the epoch kept (by validation)."""
-    figure, (left, right) = subplots(1, 2, figsize=(10, 3.4))
-    for axis, kind in ((left, "loss"), (right, "video_auc")):
+    """Draw loss, video AUC and, where it was measured, video AP (PR-AUC) by epoch, train beside validation.
+
+    `chosen` marks the epoch kept (by validation).
+    """
+    names = {"loss": "loss", "video_auc": "video AUC", "video_ap": "video AP (PR-AUC)"}
+    kinds = [kind for kind in names if kind != "video_ap" or f"val_{kind}" in table]
+    figure, axes = subplots(1, len(kinds), figsize=(5 * len(kinds), 3.4))
+    for axis, kind in zip(axes, kinds, strict=True):
         for part, colour in (("train", NORMAL), ("val", ANOMALOUS)):
             column = f"{part}_{kind}"
             if column in table:
@@ -39,10 +44,11 @@ def training(table: pd.DataFrame, *, title: str = "", chosen: int | None = None)
         if chosen is not None:
             axis.axvline(chosen, color=QUIET, ls=":", lw=1.2)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.set(xlabel="epoch", ylabel={"loss": "loss", "video_auc": "video AUC"}[kind])
+        axis.set(xlabel="epoch", ylabel=names[kind])
         axis.legend()
-    right.axhline(0.5, color=QUIET, ls="--", lw=1)
-    right.set_ylim(0.3, 1.02)
+    axes[1].axhline(0.5, color=QUIET, ls="--", lw=1)
+    for axis in axes[1:]:
+        axis.set_ylim(0.3, 1.02)
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=12)
     return figure
 
