@@ -72,7 +72,7 @@ def random_scorer(width: int, *, seed: int = 0) -> Scorer:
 
     @torch.inference_mode()
     def score(features: np.ndarray) -> np.ndarray:
-        return net(torch.from_numpy(features)[None])[0].numpy()
+        return net(torch.from_numpy(features)[None].to(net.embed.weight.device))[0].cpu().numpy()
 
     return Scorer(score, "scorer with RANDOM weights")
 

@@ -106,7 +106,7 @@ class _Source:
         """Return the clip that is over now, and take its snippets off `ends`."""
         now, ends_s = time.perf_counter(), np.array([ends.pop(0) for _ in logits])
         compute_s, self.since, self.waited = now - self.since - self.waited, now, 0.0
-        scores = logits.sigmoid().detach().numpy()
+        scores = logits.sigmoid().detach().cpu().numpy()
         return ScoredClip(ends_s, scores, depth, 1000 * compute_s, now - self.began - self.moment, self.frame)
 
 

@@ -193,7 +193,7 @@ def _checked(features: Array) -> Tensor:
 
 
 def _same_type(result: Tensor, features: Array) -> Array:
-    return result if isinstance(features, Tensor) else result.numpy()
+    return result.to(features.device) if isinstance(features, Tensor) else result.cpu().numpy()
 
 
 # Baselines

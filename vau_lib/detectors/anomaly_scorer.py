@@ -154,8 +154,8 @@ class AnomalyScorer(nn.Module):
     @torch.inference_mode()
     def score_video(self, features: np.ndarray, preprocessing: Preprocessing) -> tuple[float, np.ndarray]:
         """Return the video's score, the mean of its highest snippets (a sixteenth), and every snippet's, (T,)."""
-        scores = self(preprocessing(features).mT[None])[0]
-        return training.top_mean(scores), scores.numpy()
+        scores = self(preprocessing(features).mT[None].to(self.embed.weight.device))[0]
+        return training.top_mean(scores), scores.cpu().numpy()
 
     def for_training(self, labels: Tensor, *, loss_weights: Mapping[str, float] = LOSS_WEIGHTS) -> tuple[nn.Module, Callable]:
         """Return the network and the objective that `training.fit` takes."""

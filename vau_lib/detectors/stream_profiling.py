@@ -29,7 +29,8 @@ def latency(step: Step, shape: tuple[int, int, int], *, calls: int = 60) -> dict
     state, times = None, []
     for _ in range(calls):
         clip, start = torch.randn(shape), time.perf_counter()
-        _, state = step(clip, state)
+        values, state = step(clip, state)
+        values.cpu()  # waits for an accelerator
         times.append(time.perf_counter() - start)
     return {"streams": shape[0], **online_metrics.latency(np.array(times) / shape[0]), "state_bytes": state.num_bytes() // shape[0]}
 
@@ -43,7 +44,8 @@ def endure(step: Step, shape: tuple[int, int, int], *, clips: int, clip_s: float
     state, times, rows = None, [], []
     for number in tqdm(range(1, clips + 1), desc="clips", mininterval=5):
         clip, start = torch.randn(shape), time.perf_counter()
-        _, state = step(clip, state)
+        values, state = step(clip, state)
+        values.cpu()  # waits for an accelerator
         times.append(1000 * (time.perf_counter() - start))
         if number in (10, 100, 1000) or number % max(1, clips // POINTS) == 0:
             rows.append([number, float(np.median(times)), state.num_bytes(), online_metrics.resident_bytes()])
@@ -55,9 +57,10 @@ def endure(step: Step, shape: tuple[int, int, int], *, clips: int, clip_s: float
 
 def with_settings(trained: TrainedDetector, **sizes: object) -> torch.nn.Module:
     """Return a trained LSHMA with the same weights and other settings (memory, exit_threshold, ...), in eval mode."""
-    model = type(trained.model)(replace(trained.model.settings, **sizes)).eval()
-    model.load_state_dict(trained.model.state_dict())
-    return model
+    weights = trained.model.state_dict()
+    model = type(trained.model)(replace(trained.model.settings, **sizes)).to(next(iter(weights.values())).device)
+    model.load_state_dict(weights)
+    return model.eval()
 
 
 @torch.inference_mode()
@@ -66,7 +69,7 @@ def scores(trained: TrainedDetector, streams: Sequence[records.LongStream], **si
     model = with_settings(trained, **sizes)
     logits, state = model.push(torch.stack([trained.preprocessing(s.features).mT for s in streams]))
     logits = torch.cat([logits, model.flush(state)], dim=1)
-    return {s.id: values.sigmoid().numpy() for s, values in zip(streams, logits, strict=True)}
+    return {s.id: values.sigmoid().cpu().numpy() for s, values in zip(streams, logits, strict=True)}
 
 
 def head_effect(

@@ -68,21 +68,24 @@ def augment(x: Tensor, *, generator: torch.Generator, probability: float = 0.7, 
     """Return x (B, D, T) with spans of time dropped, channels masked and noise added, each with probability `probability`.
 
     A span is 2 to T // 6 steps set to the video's mean; a mask hides an eighth of the channels; noise is normal with
-    standard deviation `noise`. The report's temporal dropout, masking and noise (p = .7).
+    standard deviation `noise`. The report's temporal dropout, masking and noise (p = .7). Draws are made on the generator's
+    device and used on that of x.
     """
+    if not probability:
+        return x
     batch, width, length = x.shape
-    x = x.clone()
+    x, drawn = x.clone(), {"generator": generator, "device": generator.device}
 
     def chosen() -> Tensor:
-        return torch.rand(batch, generator=generator) < probability
+        return torch.rand(batch, **drawn) < probability
 
     for row in chosen().nonzero()[:, 0].tolist():
-        span = int(torch.randint(2, max(3, length // 6 + 1), (1,), generator=generator))
-        start = int(torch.randint(0, max(1, length - span + 1), (1,), generator=generator))
+        span = int(torch.randint(2, max(3, length // 6 + 1), (1,), **drawn))
+        start = int(torch.randint(0, max(1, length - span + 1), (1,), **drawn))
         x[row, :, start : start + span] = x[row].mean(-1, keepdim=True)
-    hidden = (torch.rand(batch, width, 1, generator=generator) < 1 / 8) & chosen()[:, None, None]
-    x = x.masked_fill(hidden, 0.0)
-    return x + noise * chosen()[:, None, None] * torch.randn(x.shape, generator=generator)
+    hidden = (torch.rand(batch, width, 1, **drawn) < 1 / 8) & chosen()[:, None, None]
+    x = x.masked_fill(hidden.to(x.device), 0.0)
+    return x + noise * (chosen()[:, None, None] * torch.randn(x.shape, **drawn)).to(x.device)
 
 
 def released_augment(x: Tensor, *, generator: torch.Generator) -> Tensor:
@@ -189,8 +192,8 @@ class _Engine(Trainer):
 
     def __init__(self, *, objective: Callable, plan: TrainingPlan, videos: Sequences, **arguments):
         self.objective, self.plan, self.videos = objective, plan, videos
-        self.generator = torch.Generator().manual_seed(plan.seed)
         super().__init__(**arguments)
+        self.generator = torch.Generator(self.args.device).manual_seed(plan.seed)
 
     def _get_train_sampler(self, dataset=None) -> Sampler:
         labels = self.videos.labels.numpy() if self.plan.balanced else None
@@ -320,6 +323,7 @@ def curves(history: Sequence[Mapping]) -> pd.DataFrame:
 def count_macs(model: nn.Module, x: Tensor) -> int:
     """Return multiply-accumulates of one pass, counted by torch, plus two per batch-norm output (as fvcore counts them)."""
     extra: list[int] = []
+    x = x.to(next(model.parameters()).device)
     hooks = [
         part.register_forward_hook(lambda _, __, out: extra.append(2 * out.numel()))
         for part in model.modules()

@@ -6,6 +6,7 @@
 """
 
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -54,14 +55,14 @@ class XFeatEncoder:
 
         H and W must be multiples of 32; values of any scale (each image is normalised first, in float32).
         """
-        pixels = torch.as_tensor(frames)
+        pixels = torch.as_tensor(frames).to(next(self.net.parameters()).device)
         if pixels.ndim == 4:
             pixels = pixels.float().mean(-1)
         if pixels.ndim != 3 or pixels.shape[1] % XFEAT_GRID or pixels.shape[2] % XFEAT_GRID:
             raise ValueError(f"frames must be (T, H, W[, 3]), H and W multiples of {XFEAT_GRID}, got {tuple(frames.shape)}")
         net = self.net
         gray = net.norm(pixels.float()[:, None] / 255)  # (T, 1, H, W)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16):
+        with torch.autocast(pixels.device.type, torch.bfloat16) if self.bfloat16 else nullcontext():
             quarter = net.block2(net.block1(gray) + net.skip1(gray))  # (T, 24, H/4, W/4)
             eighth = net.block3(quarter)  # (T, 64, H/8, W/8)
             sixteenth = net.block4(eighth)
@@ -88,7 +89,7 @@ class XFeatEncoder:
             mean, peak = torch.cat(means), torch.cat(peaks)  # (frames, 64) each
             for first in range(0, len(batch), snippet_frames):
                 segment = slice(first, first + snippet_frames)
-                yield torch.cat([mean[segment].mean(0), peak[segment].amax(0)]).numpy()
+                yield torch.cat([mean[segment].mean(0), peak[segment].amax(0)]).cpu().numpy()
 
     def encode(self, path: Path, snippet_frames: int) -> Iterator[np.ndarray]:
         """Yield the features of a video file, decoding as it goes."""

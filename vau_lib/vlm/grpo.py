@@ -342,6 +342,7 @@ def _save(folder: Path, plan: GRPOPlan, weights: list, start: list, optimiser, r
         "start": [part.cpu() for part in start],
         "rows": rows,
         "random": torch.get_rng_state(),
+        "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
     with artifacts.replacing(Path(folder) / "policy.pt") as temporary:
         torch.save(state, temporary)
@@ -352,7 +353,7 @@ def _resume(folder: Path | None, plan: GRPOPlan, weights: list, optimiser) -> tu
     path = folder and Path(folder) / "policy.pt"
     if not path or not path.is_file():
         return [], 0, [part.detach().clone() for part in weights] if plan.beta else []
-    state = torch.load(path, weights_only=True)
+    state = torch.load(path, map_location="cpu", weights_only=True)
     known = {name: value for name, value in state["plan"].items() if name not in ("steps", "save_steps")}
     if known != {name: value for name, value in asdict(plan).items() if name in known}:
         raise artifacts.StoreError(f"{path} belongs to another plan: {state['plan']}")
@@ -361,5 +362,7 @@ def _resume(folder: Path | None, plan: GRPOPlan, weights: list, optimiser) -> tu
             part.copy_(value)
     optimiser.load_state_dict(state["optimiser"])
     torch.set_rng_state(state["random"])
+    if len(state.get("random_cuda", ())) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state.get("random_cuda", ()))
     start = [value.to(part.device) for value, part in zip(state["start"], weights, strict=bool(plan.beta))]
     return state["rows"], state["rows"][-1]["step"] + 1, start
