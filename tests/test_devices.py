@@ -44,14 +44,14 @@ def device():
         yield device
 
 
-def videos(whole: bool) -> tuple[dict, dict]:
+def videos() -> tuple[dict, dict]:
     rng = np.random.default_rng(0)
     features = {f"v{n}": rng.normal(size=(40 + 3 * n, WIDTH)).astype(np.float32) for n in range(6)}
     return features, {name: n % 2 for n, name in enumerate(features)}
 
 
 def prepared(name: str) -> tuple[torch.nn.Module, preprocessing.Sequences]:
-    config, (features, labels) = CONFIGS[name], videos(True)
+    config, (features, labels) = CONFIGS[name], videos()
     steps = None if name in STREAMS else 32
     if name == "anomaly scorer":
         labels = {k: np.arange(len(features[k])) < 10 * label for k, label in labels.items()}
@@ -101,7 +101,7 @@ def test_a_detector_trains_on_its_device_as_on_the_cpu(name, device, tmp_path):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_detector_scores_features_of_the_cpu_on_its_device(name, device):
     model, sequences = prepared(name)
-    fitted, features = sequences.preprocessing, videos(True)[0]["v3"]
+    fitted, features = sequences.preprocessing, videos()[0]["v3"]
     detector = trained_detector.TrainedDetector(model.eval(), fitted, None)
     video, scores = detector.score_video(features)
     model.to(device)
@@ -116,7 +116,7 @@ def test_a_detector_scores_features_of_the_cpu_on_its_device(name, device):
 @pytest.mark.parametrize("name", STREAMS)
 def test_a_stream_goes_on_from_a_saved_state_on_another_device(name, device, tmp_path):
     model = prepared(name)[0].eval()
-    features = torch.from_numpy(videos(True)[0]["v5"])
+    features = torch.from_numpy(videos()[0]["v5"])
     with torch.inference_mode():
         expected, left = model.push(features[None])
         expected = torch.cat([expected, model.flush(left)], dim=1)
@@ -135,7 +135,7 @@ def test_a_stream_goes_on_from_a_saved_state_on_another_device(name, device, tmp
 def test_a_stream_is_profiled_and_watched_on_its_device(device):
     model, sequences = prepared("lshma xd")
     detector = trained_detector.TrainedDetector(model.eval().to(device), sequences.preprocessing, None)
-    features = videos(True)[0]["v5"]
+    features = videos()[0]["v5"]
     stream = records.LongStream("a", features, np.zeros(len(features), np.uint8), ())
     assert stream_profiling.scores(detector, [stream], memory=3)["a"].shape == (len(features),)
     assert len(stream_profiling.exit_depths(detector, [stream], [0.5, 1.0])) == 2
@@ -195,7 +195,7 @@ def test_the_second_device_refuses_what_cuda_refuses(device):
 def test_a_detector_trains_and_scores_on_a_gpu(name, tmp_path):
     if not torch.cuda.is_available():
         pytest.skip("needs a GPU")
-    features, labels = videos(True)
+    features, labels = videos()
     if name == "anomaly scorer":
         labels = {k: np.arange(len(features[k])) < 10 * label for k, label in labels.items()}
     plan = training.TrainingPlan(epochs=2, batch_size=3, learning_rate=1e-3)
