@@ -82,13 +82,14 @@ class Track:
 
 @dataclass(frozen=True)
 class _Packet:
-    """What the list needs of a packet."""
+    """What the list needs of a packet; `anew` is whether it brings parameter sets, and so perhaps a size, of its own."""
 
     pts: int | None
     dts: int | None
     key: bool
     hidden: bool
     corrupt: bool
+    anew: bool = False
 
 
 def track(path: str | Path) -> Track:
@@ -120,7 +121,7 @@ def _track(path: str, changed_ns: int, size: int) -> Track:
     why = ""
     if pts is None or first.pts != pts[0]:
         pts, why = _decoded_pts(path, first), "its packets do not tell its frames"
-    ticks = _rising(pts, facts)
+    ticks = _rising(pts, facts, restarts=_restarts(packets))
     info = _info(ticks, first, facts)
     return Track(
         path, info, facts.stream, pts, ticks, facts.time_base, _keyframes(packets, pts, facts.container), facts.turn,
@@ -198,6 +199,7 @@ class _Facts:
     rate: float
     time_base: Fraction
     interlaced: bool
+    reorders: bool
     pixel_format: str
     turn: tuple[bool, bool, bool]
 
@@ -211,9 +213,10 @@ class _Facts:
         # 1 is FFmpeg's AV_FIELD_PROGRESSIVE, 0 unknown
         interlaced = stream.codec_context.field_order not in (0, 1) or (first is not None and first.interlaced_frame)
         turn = turn_of(first) if first else (False, False, False)
+        context, turn = stream.codec_context, turn_of(first) if first else (False, False, False)
         return cls(
-            container.format.name, stream.codec_context.codec.canonical_name, stream.index, len(container.streams.video),
-            stream.frames, rate, stream.time_base, interlaced, first.format.name if first else "", turn,
+            container.format.name, context.codec.canonical_name, stream.index, len(container.streams.video), stream.frames, rate,
+            stream.time_base, interlaced, bool(context.has_b_frames), first.format.name if first else "", turn,
         )  # fmt: skip
 
 
@@ -222,7 +225,8 @@ def _packets(container, stream: av.VideoStream) -> tuple[list[_Packet], av.Video
     packets, first = [], None
     for packet in container.demux(stream):
         if packet.size:
-            packets.append(_Packet(packet.pts, packet.dts, packet.is_keyframe, packet.is_discard, packet.is_corrupt))
+            anew = packet.is_keyframe and _brings_parameters(packet, stream)
+            packets.append(_Packet(packet.pts, packet.dts, packet.is_keyframe, packet.is_discard, packet.is_corrupt, anew))
         if first is None:
             try:
                 first = next(iter(packet.decode()), None)
@@ -231,19 +235,41 @@ def _packets(container, stream: av.VideoStream) -> tuple[list[_Packet], av.Video
     return packets, first
 
 
+def _brings_parameters(packet: av.Packet, stream: av.VideoStream) -> bool:
+    """Return whether a keyframe of H.264 or HEVC holds a sequence parameter set that the header has not."""
+    if packet.has_sidedata("new_extradata"):
+        return True
+    header, data, at = stream.codec_context.extradata or b"", memoryview(packet), 0
+    wanted, slices = {"h264": (7, range(1, 6)), "hevc": (33, range(32))}.get(stream.codec_context.codec.canonical_name, (None, ()))
+    while wanted and header[:1] == b"\x01" and at + 5 <= len(data):  # 1: units are preceded by their length, as in mp4 and Matroska
+        size, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4] & 31 if wanted == 7 else data[at + 4] >> 1 & 63
+        if kind in slices:
+            break
+        if kind == wanted and bytes(data[at + 4 : at + 4 + size]) not in header:
+            return True
+        at += 4 + size
+    return False
+
+
 def _certain(packets: list[_Packet], facts: _Facts) -> bool:
     """Return whether every packet is exactly one frame shown at its own time."""
     if facts.codec not in CERTAIN or facts.container not in (INDEXED | {"avi"} if facts.codec in STILLS else INDEXED):
         return False
     if facts.container == "mpegts" and (facts.interlaced or facts.codec not in ("h264", "hevc")):
         return False  # a field may have a packet of its own
-    pts, dts = [packet.pts for packet in packets], [packet.dts for packet in packets if packet.dts is not None]
-    if None in pts or len(set(pts)) < len(pts) or any(packet.corrupt for packet in packets):
+    pts = [packet.pts for packet in packets]
+    if None in pts or len(set(pts)) < len(pts) or any(packet.corrupt for packet in packets) or _restarts(packets):
         return False
-    if any(now < before for before, now in zip(dts, dts[1:], strict=False)):
-        return False  # a clock that starts again
+    if facts.reorders and pts == sorted(pts):
+        return False  # the decoder waits for B-frames, the times know of none: they are those of decoding
     first = packets[0]
     return first.key and (first.hidden or min(packet.pts for packet in packets if not packet.hidden) == first.pts)
+
+
+def _restarts(packets: list[_Packet]) -> bool:
+    """Return whether the decoding clock ever falls, as where two recordings are joined."""
+    dts = [packet.dts for packet in packets if packet.dts is not None]
+    return any(now < before for before, now in zip(dts, dts[1:], strict=False))
 
 
 def _decoded_pts(path: str, first: av.VideoFrame) -> tuple[int | None, ...]:
@@ -261,9 +287,9 @@ def size_change(path: str, place: int, frame: av.VideoFrame, width: int, height:
     return f"{short_name(path)}: pictures change from {width}x{height} to {frame.width}x{frame.height} at frame {place}"
 
 
-def _rising(pts: tuple[int | None, ...], facts: _Facts) -> tuple[int, ...]:
+def _rising(pts: tuple[int | None, ...], facts: _Facts, *, restarts: bool) -> tuple[int, ...]:
     """Return the clock made to rise from 0: where it falls, stands or is missing, the usual distance follows."""
-    if facts.container == "avi" and None not in pts and len(set(pts)) == len(pts):
+    if not restarts and None not in pts and len(set(pts)) == len(pts):
         pts = sorted(pts)  # AVI numbers its chunks, not its pictures: the moments are right, their order is that of decoding
     steps = [b - a for a, b in zip(pts, pts[1:], strict=False) if a is not None and b is not None and b > a]
     usual = 1 / (facts.rate or FOLDER_FPS) / facts.time_base if facts.time_base else 1
@@ -314,6 +340,7 @@ def _not_decord(path: str, packets: list[_Packet], facts: _Facts) -> str:
         "several video streams": facts.streams > 1,
         "a header with another count": facts.claimed not in (0, len(packets)),
         "a name that is not UTF-8": not _is_text(path),
+        "a keyframe with another size, perhaps": any(packet.anew for packet in packets),
         "an open group of pictures": not _closed(packets),
     }
     return next((reason for reason, holds in checks.items() if holds), "")
