@@ -170,6 +170,48 @@ def import_features(
 
 
 @app.command()
+def evaluate(
+    weights: Annotated[Path, typer.Argument(help="a published LSHMA checkpoint, like 8744_ucf.pth or 8168_xd.pth")],
+    features: Annotated[Path, typer.Argument(help="folder with the released .npy features, at any depth")],
+    test_list: Annotated[Path, typer.Argument(metavar="LIST", help="official csv (path,label) of the test set")],
+    annotation: Annotated[Path | None, typer.Option(help="temporal annotation of the data set")] = None,
+    gt: Annotated[
+        Path | None, typer.Option(help="a .npy of all frame labels in the list's order, in place of --annotation")
+    ] = None,
+    frames: Annotated[Path | None, typer.Option(help="json {video: frames}, where they are not 16 per feature")] = None,
+    crops: Annotated[str, typer.Option(help="all that every video has, or list: the one that the list names")] = "all",
+    threshold: Annotated[
+        float | None, typer.Option(help="of the early exit; .6 if not given, 1 (none) for the long-term list")
+    ] = None,
+    smoothing: Annotated[int, typer.Option(help="scores the released smoothing averages; StreamVAD's XD takes 15")] = 8,
+    partial: Annotated[bool, typer.Option("--partial", help="go on without the videos whose features are missing")] = False,
+    resamples: Annotated[int, typer.Option(help="of the bootstrap over videos")] = 500,
+    seed: Annotated[int, typer.Option(help="random seed of the bootstrap and of shuffled labels")] = 0,
+    device: Annotated[str, typer.Option(help="where the model runs: cpu or cuda")] = "cpu",
+    out: Annotated[Path | None, typer.Option(help="write the whole table to this csv")] = None,
+) -> None:
+    """Measure a published LSHMA checkpoint on released features: frame AUC and AP beside the published number."""
+    from vau_lib.detectors import released_evaluation  # torch, only here
+
+    table, notes = released_evaluation.evaluate(
+        weights, features, test_list, annotation=annotation, gt=gt, num_frames=frames, crops=crops, exit_threshold=threshold,
+        smoothing=smoothing, partial=partial, resamples=resamples, seed=seed, device=device,
+    )  # fmt: skip
+    same = [column for column in ("dataset", "weights", "input", "videos", "expected", "frames") if column in table]
+    title = ", ".join(f"{column} {table[column].iloc[0]}" for column in same)
+    shown = _table(*table.columns.drop([*same, "kind"]), title=title)
+    for row in table.drop(columns=[*same, "kind"]).astype(object).where(table.notna(), "").itertuples(index=False):
+        shown.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in row))
+    _console().print(shown)
+    for note in notes:
+        typer.echo(f"note: {note}")
+    if out:
+        with artifacts.replacing(out) as temporary:
+            table.to_csv(temporary, index=False)
+        typer.echo(f"{out}: {len(table)} rows")
+
+
+@app.command()
 def generate(
     folder: Annotated[Path, typer.Argument(help="folder for videos, job ledger and records.jsonl, like data/generated")],
     number: Annotated[int, typer.Option(help="videos, an anomaly and its everyday counterpart in turn")] = 200,

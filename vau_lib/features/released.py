@@ -52,31 +52,34 @@ def read_features(paths: Sequence[Path], *, width: int = RELEASED_WIDTH) -> np.n
     return np.mean(loaded, axis=0, dtype=np.float32)
 
 
-def released_list(csv: str | Path, folder: str | Path) -> list[tuple[str, str, list[Path]]]:
+def list_videos(csv: str | Path) -> dict[str, str]:
+    """Return {video: label} of a list `path,label` in its order, named as in `released_list`; no file is looked for."""
+    return {key: label for key, label, _ in _list_places(Path(csv))}
+
+
+def released_list(csv: str | Path, folder: str | Path, *, partial: bool = False) -> list[tuple[str, str, list[Path]]]:
     """Return (video, label, its files below `folder` by crop) for each video of a list `path,label`, in its order.
 
     A video is called as its files without `__<crop>.npy`; without a crop, with its folder, for the long-term list has
-    39.npy twice. StoreError names a line that does not read so, or says how many files are missing and the first.
+    39.npy twice. StoreError names a line that does not read so, or says how many files are missing and the first;
+    `partial` leaves out videos that lack a file.
     """
     _below.cache_clear()
-    labels, files, listed, taken, missing = {}, {}, set(), {}, []
-    for where, path, label in _list_lines(Path(csv)):
-        place = PurePosixPath(*PurePosixPath(path).parts[-2:])  # the rest is somebody's machine
-        parts = re.fullmatch(r"(.+?)(__\d)?\.npy", place.name)
-        key = (parts[1] if parts[2] else str(place.with_suffix(""))) if parts else ""
-        if not key or not label or labels.setdefault(key, label) != label or place in listed:
-            raise artifacts.StoreError(f"{where}: expected a new file of a video and its one label, got {path},{label}")
-        listed.add(place)
+    labels, files, taken, missing, listed = {}, {}, {}, {}, 0
+    for key, label, place in _list_places(Path(csv)):
+        labels[key], listed = label, listed + 1
         try:
             file = _find(folder, place)
             if taken.setdefault(file, place) != place:  # longterm_normal/39.npy is no longterm_abnormal/39.npy
                 raise artifacts.StoreError(f"{place} is not below {folder}, {file.name} there is {taken[file]}")
             files.setdefault(key, []).append(file)
         except artifacts.StoreError as error:
-            missing.append(str(error))
-    if missing:
-        raise artifacts.StoreError(f"{Path(csv).name}: {len(missing):,} of {len(listed):,} files missing, first: {missing[0]}")
-    return [(key, label, sorted(files[key], key=lambda path: path.name)) for key, label in labels.items()]
+            missing.setdefault(key, []).append(str(error))
+    if missing and not partial:
+        count, first = sum(map(len, missing.values())), next(iter(missing.values()))[0]
+        raise artifacts.StoreError(f"{Path(csv).name}: {count:,} of {listed:,} files missing, first: {first}")
+    kept = (key for key in labels if key not in missing)
+    return [(key, labels[key], sorted(files[key], key=lambda path: path.name)) for key in kept]
 
 
 def import_features(
@@ -112,6 +115,19 @@ def import_features(
         counts[name] = len(artifacts.load_array(target))
     artifacts.write_json(Path(folder) / "frames.json", {name: SNIPPET_FRAMES * count for name, count in counts.items()})
     return counts
+
+
+def _list_places(csv: Path) -> Iterator[tuple[str, str, PurePosixPath]]:
+    """Yield (video, label, its file with the folder it lies in) per line; StoreError names a line that does not read so."""
+    labels, listed = {}, set()
+    for where, path, label in _list_lines(csv):
+        place = PurePosixPath(*PurePosixPath(path).parts[-2:])  # the rest is somebody's machine
+        parts = re.fullmatch(r"(.+?)(__\d)?\.npy", place.name)
+        key = (parts[1] if parts[2] else str(place.with_suffix(""))) if parts else ""
+        if not key or not label or labels.setdefault(key, label) != label or place in listed:
+            raise artifacts.StoreError(f"{where}: expected a new file of a video and its one label, got {path},{label}")
+        listed.add(place)
+        yield key, label, place
 
 
 def _list_lines(csv: Path) -> Iterator[tuple[str, str, str]]:
