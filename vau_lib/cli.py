@@ -291,6 +291,33 @@ def tune(
     typer.echo(f"{out}: {len(rows):,} rows of {len(files)} files, loss {first:.2f} to {last:.2f}; by {vlm.label}")
 
 
+@app.command()
+def fetch(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="ped2, fights, xfeat, clip, ...; see --list")] = None,
+    list_: Annotated[bool, typer.Option("--list", help="show what there is: address, size, licence, checksum")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="do not ask before a large download")] = False,
+    given: Annotated[str | None, typer.Option("--from", help="a file downloaded by hand, or another address")] = None,
+    labels: Annotated[Path | None, typer.Option(help="fights: a csv (clip, label, source_group, fold) to use instead")] = None,
+) -> None:
+    """Bring a data set or weights from their official page into data/raw; a stopped download is resumed."""
+    from vau_lib.data import fetch
+
+    if list_ or name is None:
+        typer.echo("\n".join(line for name in fetch.SOURCES for line in fetch.facts(name)))
+        return
+
+    def tower(model: str) -> Path:
+        from vau_lib.features import image_encoders  # torch, only here
+
+        return image_encoders.find_tower(model)
+
+    place = fetch.fetch(
+        name, presets.project_path("data/raw"), agree=lambda question: yes or typer.confirm(question), given=given,
+        labels=labels, hub=tower, log=typer.echo,
+    )  # fmt: skip
+    typer.echo(f"{name} is at {presets.display_path(place)}")
+
+
 @app.command("list")
 def list_() -> None:
     """Show the notebooks, and for each preset which of them it runs and which are done."""

