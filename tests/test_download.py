@@ -99,6 +99,15 @@ def test_a_file_that_changed_between_attempts_comes_whole(server, tmp_path, care
     assert fetched(server, tmp_path, sha256=hashlib.sha256(other).hexdigest()) == hashlib.sha256(other).hexdigest()
 
 
+def test_a_file_of_another_size_under_the_same_etag_comes_whole(server, tmp_path):
+    server.cuts = [1_000_000, 0]
+    with pytest.raises(DownloadError):
+        fetched(server, tmp_path, tries=1)
+    server.content, server.cuts = bytes(reversed(CONTENT))[:2_000_000], []
+    wanted = hashlib.sha256(server.content).hexdigest()
+    assert fetched(server, tmp_path, sha256=wanted) == wanted and [s for *_, s in server.requests[-2:]] == [206, 200]
+
+
 @pytest.mark.parametrize(("etag", "modified", "resumed"), [
     ("", "Thu, 26 Nov 2026 10:00:00 GMT", True), ('W/"weak"', "", False), ("", "", False),
 ])  # fmt: skip
