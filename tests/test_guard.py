@@ -1,6 +1,7 @@
 """One call watches a video, a folder or records; what is done stays done; bad input is one clear line."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -107,6 +108,14 @@ def test_a_broken_video_is_a_line_and_the_rest_goes_on(toy_vlm, folder):
     (folder / "a.mp4").write_bytes(b"no film")
     first, second, _ = watch(toy_vlm, folder)
     assert first["error"] and first["anomaly"] is None and not second["error"]
+
+
+def test_a_name_that_is_no_text_is_a_line_and_the_rest_goes_on(toy_vlm, folder, tmp_path):
+    (folder / "a.mp4").rename(folder / os.fsdecode(b"b_caf\xe9.mp4"))
+    rows = watch(toy_vlm, folder, tmp_path / "rows.jsonl")
+    assert [row["id"] for row in rows] == ["b.mp4", r"b_caf\xe9.mp4", "inside/c.mp4"]
+    assert [bool(row["error"]) for row in rows] == [False, True, False] and "not UTF-8" in rows[1]["error"]
+    assert watch(toy_vlm, folder, tmp_path / "rows.jsonl") == rows  # what was written reads back
 
 
 def test_a_verdict_is_read_from_the_answer(toy_vlm, clip, monkeypatch):

@@ -104,6 +104,16 @@ def test_a_source_that_gives_nothing_is_one_line(model, source, said):
     assert said in done.stderr and "secret" not in done.stderr
 
 
+def test_a_password_is_in_nothing_that_watch_writes(model, clip, tmp_path, monkeypatch):
+    frames = list(video.live(clip))
+    monkeypatch.setattr(video, "live", lambda source: iter(frames))
+    words = ["--plot", str(tmp_path / "w.svg"), "--csv", str(tmp_path / "w.csv")]
+    done = CliRunner().invoke(cli.app, ["watch", "rtsp://admin:se/cr@et@10.0.0.1/ch1?pwd=secret", "--model", str(model), *words])
+    assert done.exit_code == 0 and done.output.startswith("rtsp://10.0.0.1/ch1: ")
+    written = [done.output.encode(), *(path.read_bytes() for path in tmp_path.iterdir() if path.is_file())]
+    assert len(written) >= 3 and not any(word in text for text in written for word in (b"se/cr", b"cr@et", b"secret", b"admin"))
+
+
 def test_no_model_says_how_to_train_one(tmp_path):
     done = CliRunner().invoke(cli.app, ["watch", "x.mp4", "--model", str(tmp_path)])
     assert done.exit_code == 1 and "vau run demo 06" in done.stderr
