@@ -256,3 +256,24 @@ def test_classes_of_ucf_crime_on_real_scores_agree_with_sklearn(ucf):
             joined = [np.concatenate([kind[name] for name in names]) for kind in (labels, scores)]
             assert row[auc] == pytest.approx(roc_auc_score(*joined), abs=1e-12)
             assert row[ap] == pytest.approx(average_precision_score(*joined), abs=1e-12)
+
+
+@pytest.mark.real
+def test_classes_of_xd_violence_on_real_scores_agree_with_sklearn(real_data):
+    """A video of several classes ("B1-B2-G") counts for each of them."""
+    with np.load(real_data / "gt" / "xd_violence" / "xd_violence_test_gt_per_video.npz") as file:
+        labels = {name: file[name] for name in file.files}
+    stored = np.load(real_data / "predictions" / "c2fpl_xd_pred_raw_seg.npy")[:, 0]
+    parts = np.split(stored, np.cumsum([len(truth) // 16 for truth in labels.values()])[:-1])
+    scores = {name: np.repeat(part, 16) for (name, part) in zip(labels, parts, strict=True)}
+    classes = {name: [code for code in name.rsplit("label_", 1)[1].split("-") if code != "0"] for name in labels}
+    truth, values = np.concatenate(list(labels.values())), np.concatenate(list(scores.values()))
+    assert roc_auc_score(truth, values) == pytest.approx(0.6656061807880673, abs=1e-9)
+    abnormal = np.repeat([bool(video.any()) for video in labels.values()], [len(video) for video in labels.values()])
+    assert metrics.frame_auc_anomalous_only(scores, labels) == pytest.approx(roc_auc_score(truth[abnormal], values[abnormal]))
+    rows = {row["class"]: row for row in class_metrics.by_class(scores, labels, classes)}
+    assert set(rows) == set(class_metrics.XD_CLASSES[1:]) and rows["G"]["videos"] == sum("G" in found for found in classes.values())
+    names = [name for name in labels if "B4" in classes[name]]
+    joined = [np.concatenate([kind[name] for name in names]) for kind in (labels, scores)]
+    assert rows["B4"]["frame_auc_anomalous_only"] == pytest.approx(roc_auc_score(*joined), abs=1e-12)
+    assert rows["B4"]["frame_ap_anomalous_only"] == pytest.approx(average_precision_score(*joined), abs=1e-12)
