@@ -65,12 +65,7 @@ def train(model, videos, device, tmp_path, steps: int = 3) -> tuple[list[float],
     network, objective = model.for_training(videos.labels)
     plan = training.TrainingPlan(batch_size=6, learning_rate=1e-2)
     engine = training._Engine(
-        model=network,
-        objective=objective,
-        plan=plan,
-        videos=videos,
-        args=training._arguments(tmp_path, plan, False),
-        eval_dataset=[1],
+        model=network, objective=objective, plan=plan, videos=videos, args=training._arguments(tmp_path, plan), eval_dataset=[1]
     )
     network.to(device).train()
     items = [videos[k] for k in range(len(videos))]

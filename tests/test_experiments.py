@@ -1,9 +1,12 @@
 """Trials see the labels they may see, and leave scores another notebook can check."""
 
+from dataclasses import replace
+
 import numpy as np
+import pytest
 
 from vau_lib.data import records
-from vau_lib.detectors import experiments
+from vau_lib.detectors import experiments, memtsm, preprocessing, trained_detector
 from vau_lib.features import checkpoints
 from vau_lib.features.checkpoints import given_weights
 from vau_lib.workspace import artifacts
@@ -40,6 +43,68 @@ def test_a_trial_is_done_only_with_its_own_facts(tmp_path):
     artifacts.write_json(tmp_path / "scores.json", {})
     artifacts.write_made_by(tmp_path, facts={"seed": 0})
     assert experiments.is_done(tmp_path, {"seed": 0}) and not experiments.is_done(tmp_path, {"seed": 1})
+
+
+def facts_of(found=FOUND, made_by=None, features=None, **choices):
+    features = features or {r.id: np.full((20, 3), n, float) for n, r in enumerate(FOUND)}
+    return experiments.training_facts(made_by or {"encoder": "xfeat", "weights_sha256": "a"}, found, features, **choices)
+
+
+def kept(place, facts):
+    artifacts.write_json(place / "scores.json", {})
+    artifacts.write_made_by(place, facts=facts)
+
+
+def changed(what):
+    """FOUND with its first three videos changed."""
+    return [replace(r, **what) if n < 3 else r for n, r in enumerate(FOUND)]
+
+
+OTHER = {r.id: np.full((20, 3), n + 9.0 * (n == 4)) for n, r in enumerate(FOUND)}
+STALE = {  # what changed: the facts now, the line
+    "labels": (facts_of(changed({"label": 7})), "label of 3 videos changed: v00, v01, v02"),
+    "split": (facts_of(changed({"split": "test"})), "split of 3 videos changed: v00, v01, v02"),
+    "events": (facts_of(changed({"events": (records.Span(0, 1),)})), "events of 3 videos changed: v00, v01, v02"),
+    "fewer": (facts_of(FOUND[:-2]), "2 videos removed"),
+    "features": (facts_of(features=OTHER), "features of 1 videos changed: v04"),
+    "weights": (facts_of(made_by={"encoder": "xfeat", "weights_sha256": "b"}), "features made by other weights"),
+    "plan": (facts_of(plan=[2]), "plan changed"),
+}
+
+
+@pytest.mark.parametrize("what", STALE)
+def test_a_finished_training_is_stale_when_what_it_used_changed_and_the_line_says_what(what, tmp_path, capsys):
+    now, line = STALE[what]
+    kept(tmp_path / "fold0_seed0", facts_of())
+    assert experiments.is_done(tmp_path / "fold0_seed0", facts_of()) and not capsys.readouterr().out
+    assert not experiments.is_done(tmp_path / "fold0_seed0", now)
+    printed = capsys.readouterr().out
+    assert printed.count("\n") == 1 and f"fold0_seed0 is trained again: {line}" in printed
+
+
+def test_added_videos_are_counted_and_old_facts_are_not_trusted(tmp_path, capsys):
+    kept(tmp_path, facts_of(FOUND[:20]))
+    assert not experiments.is_done(tmp_path, facts_of()) and "12 videos added" in capsys.readouterr().out
+    kept(tmp_path, {"features": {"encoder": "xfeat", "weights_sha256": "a"}})  # as written before
+    assert not experiments.is_done(tmp_path, facts_of()) and "does not say which videos" in capsys.readouterr().out
+
+
+def test_scores_of_the_model_before_go_before_a_new_model_is_written(tmp_path, monkeypatch):
+    """A kill between the model and its scores left the old scores under the new facts."""
+    kept(tmp_path, facts_of())
+    fitted = preprocessing.Preprocessing(4, False, (0.0,), (1.0,))
+    model = memtsm.MemTSM(memtsm.MemTSMConfig(in_channels=1, width=16, slots=4))
+    now = facts_of(plan=[2])
+    trained_detector.save(tmp_path, trained_detector.TrainedDetector(model, fitted, None), facts=now)
+    assert not experiments.is_done(tmp_path, now) and experiments.is_done(tmp_path, now, file="model.safetensors")
+
+
+def test_checkpoints_of_other_facts_are_not_gone_on_from(tmp_path, capsys):
+    folder = experiments.unfinished(tmp_path, facts_of())
+    (folder / "checkpoint-3").mkdir()
+    assert (experiments.unfinished(tmp_path, facts_of()) / "checkpoint-3").exists() and not capsys.readouterr().out
+    assert not (experiments.unfinished(tmp_path, STALE["labels"][0]) / "checkpoint-3").exists()
+    assert "begins anew: label of 3 videos" in capsys.readouterr().out
 
 
 def test_weights_are_what_the_parameter_says(tmp_path, monkeypatch):

@@ -6,8 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from vau_lib.detectors import lshma, trained_detector, training
+from vau_lib.detectors import lshma, preprocessing, trained_detector, training
 from vau_lib.detectors.lshma import LSHMA
 from vau_lib.detectors.lshma_state import LSHMAConfig, StreamState
 from vau_lib.evaluation import metrics
@@ -316,3 +317,62 @@ def test_a_step_takes_whole_clips():
 def test_mil_loss_refuses_lengths_beyond_the_rows():
     with pytest.raises(ValueError, match="1 to 4, got 2 to 5"):
         training.mil_loss(torch.zeros(2, 4), torch.tensor([5, 2]), torch.tensor([1.0, 0.0]))
+
+
+# Long videos
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_parts_with_recomputed_activations_give_the_same_scores_and_gradients(name, monkeypatch):
+    rows, lengths, labels = rows_of(96, streams=3), torch.tensor([96, 41, 7]), torch.tensor([1.0, 0.0, 1.0])
+
+    def run():
+        model = made(CONFIGS[name]).train()
+        output = model(rows, lengths)
+        lshma.loss(output, labels).backward()
+        return output.levels.detach(), [p.grad for p in model.parameters()]
+
+    whole, gradients = run()
+    monkeypatch.setattr(lshma, "ROWS_AT_ONCE", 3 * 16)  # two to four clips of each video at once
+    parts, again = run()
+    torch.testing.assert_close(parts, whole, atol=1e-5, rtol=0)
+    for one, other in zip(gradients, again, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+class Largest(TorchDispatchMode):
+    """The largest tensor that any operation made."""
+
+    def __init__(self):
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        result = operation(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.numel = max(self.numel, result.numel())
+        return result
+
+
+def test_scoring_needs_no_more_memory_for_a_longer_video(monkeypatch):
+    monkeypatch.setattr(lshma, "PART_ROWS", 64)
+    model, sizes = made(LSHMAConfig.xd(width=64, exit_threshold=1.0)), []
+    for count in (640, 6400):
+        rows = np.random.default_rng(0).normal(size=(count, 64)).astype(np.float32)
+        fitted = preprocessing.Preprocessing(None, True, (0.0,), (1.0,))
+        with Largest() as largest:
+            scores = model.score_video(rows, fitted)[1]
+        sizes.append(largest.numel)
+        np.testing.assert_allclose(scores, model.score(fitted(rows).mT.numpy()), atol=1e-5)
+    assert sizes[0] == sizes[1]  # of activations; the scores themselves are one number a row
+
+
+def test_parts_of_features_are_the_whole():
+    rows = np.random.default_rng(0).normal(size=(23, 4)).astype(np.float32)
+    for difference in (True, False):
+        fitted = preprocessing.Preprocessing.fit({"a": rows}, steps=None, temporal_difference=difference)
+        for size in (2, 5, 22, 23, 100):
+            assert torch.equal(torch.cat(list(fitted.parts(rows, size))), fitted(rows).mT)
+        assert len(list(fitted.parts(rows[:1], 2))) == 1

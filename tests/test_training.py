@@ -1,14 +1,17 @@
 """The engine learns, stops, goes on, and chooses by validation."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import average_precision_score
+from transformers import TrainerState
 
 from vau_lib.detectors import memtsm, preprocessing, training
 from vau_lib.features import checkpoints
+from vau_lib.workspace import artifacts
 
 PLAN = training.TrainingPlan(epochs=4, learning_rate=3e-3, batch_size=8, curriculum_epochs=2)
 
@@ -91,7 +94,7 @@ def test_the_same_seed_gives_the_same_model(sets):
 def test_weight_decay_spares_norms_and_biases(sets, tmp_path):
     model = memtsm.MemTSM(memtsm.MemTSMConfig(in_channels=6, width=16, slots=8))
     engine = training._Engine(
-        model=model, objective=None, plan=PLAN, videos=sets[0], args=training._arguments(tmp_path, PLAN, False), eval_dataset=[1]
+        model=model, objective=None, plan=PLAN, videos=sets[0], args=training._arguments(tmp_path, PLAN), eval_dataset=[1]
     )
     decayed = set(engine.get_decay_parameter_names(model))
     assert decayed == {name for name, p in model.named_parameters() if p.ndim > 1}
@@ -206,7 +209,7 @@ def test_the_released_decay_spares_nothing(sets, tmp_path):
     model = memtsm.MemTSM(memtsm.MemTSMConfig(in_channels=6, width=16, slots=8))
     plan = training.TrainingPlan.released()
     engine = training._Engine(
-        model=model, objective=None, plan=plan, videos=sets[0], args=training._arguments(tmp_path, plan, False), eval_dataset=[1]
+        model=model, objective=None, plan=plan, videos=sets[0], args=training._arguments(tmp_path, plan), eval_dataset=[1]
     )
     assert set(engine.get_decay_parameter_names(model)) == {name for name, _ in model.named_parameters()}
 
@@ -230,3 +233,37 @@ def test_channels_are_left_as_they_are_when_asked():
     rows, _ = toy(6)
     fitted = preprocessing.Preprocessing.fit(rows, steps=12, temporal_difference=False, standardise=False)
     assert np.allclose(fitted(rows["v01"], 12).T, preprocessing.to_steps(rows["v01"], 12))
+
+
+def test_one_line_says_how_long_a_training_takes(sets, monkeypatch):
+    clock, lines = [0.0], []
+
+    def tick():
+        clock[0] += 2.0
+        return clock[0]
+
+    monkeypatch.setattr(training.time, "perf_counter", tick)
+    estimate = training.Estimate(echo=lines.append)
+    state, arguments = TrainerState(max_steps=8000), training._arguments(Path("x"), replace(PLAN, epochs=5))
+    estimate.on_train_begin(arguments, state, None)
+    for step in range(1, 12):
+        state.global_step = step
+        estimate.on_step_end(arguments, state, None)
+    estimate.on_train_end(arguments, state, None)
+    assert lines == ["training: 8,000 updates in 5 epochs, 2 s each: about 4.4 h, evaluation not counted"]  # 16,000 s
+    assert estimate.bar.n == 11
+
+
+def test_a_short_training_is_estimated_too(sets, monkeypatch):
+    lines = []
+    monkeypatch.setattr(training.tqdm, "write", lines.append)
+    monkeypatch.setitem(training.Estimate.__init__.__kwdefaults__, "echo", lines.append)
+    fit(sets, plan=replace(PLAN, epochs=1))
+    assert len(lines) == 1 and lines[0].startswith("training: 3 updates in 1 epochs, ")
+
+
+def test_large_arrays_are_mapped_and_small_ones_read(tmp_path, monkeypatch):
+    artifacts.save_array(tmp_path / "a.npy", np.ones((50, 4), np.float32))
+    assert not isinstance(artifacts.load_array(tmp_path / "a.npy"), np.memmap)
+    monkeypatch.setattr(artifacts, "MAPPED_BYTES", 100)
+    assert isinstance(artifacts.load_array(tmp_path / "a.npy"), np.memmap)

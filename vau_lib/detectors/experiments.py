@@ -4,7 +4,11 @@
 - shuffled labels are permuted among training and validation videos only: a detector trained on them must score at chance
 """
 
+import hashlib
+import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -36,9 +40,79 @@ def shuffled_labels(labels: Mapping[str, int], seed: int) -> dict[str, int]:
     return dict(zip(names, permuted.tolist(), strict=True))
 
 
+def training_facts(
+    made_by: Mapping, fold_records: Sequence[records.VideoRecord], features: Mapping[str, np.ndarray], **choices: object
+) -> dict:
+    """Return all that a training depends on, for its made_by.json: how features were made, every video used, the choices.
+
+    A video is its split, its label, a digest of its events, rate and length, and one of its features (of 16 rows of them).
+    """
+    videos = {}
+    for r in fold_records:
+        events = _digest([asdict(event) for event in r.events], r.classes, r.fps, r.num_frames)
+        videos[r.id] = [r.split, r.label, events, _features_digest(features[r.id])]
+    return {"features": dict(made_by), "videos": videos, **choices}
+
+
+def _digest(*values: object) -> str:
+    return hashlib.sha256(json.dumps(values, default=str).encode()).hexdigest()[:12]
+
+
+def _features_digest(features: np.ndarray) -> str:
+    some = np.ascontiguousarray(features[np.linspace(0, len(features) - 1, 16).astype(int)])
+    return hashlib.sha256(f"{features.shape} {features.dtype}".encode() + some.tobytes()).hexdigest()[:12]
+
+
+def changes(before: Mapping, now: Mapping) -> list[str]:
+    """Return what differs between two `training_facts`, a phrase each."""
+    old, new = before.get("videos", {}), now.get("videos", {})
+    lost, added = old.keys() - new.keys(), new.keys() - old.keys()
+    phrases = [f"{len(ids)} videos {what}" for ids, what in ((added, "added"), (lost, "removed")) if ids] if old else []
+    if new and not old:
+        phrases.append("it does not say which videos it used")
+    for part, what in enumerate(("split", "label", "events", "features")):
+        if ids := sorted(name for name in old.keys() & new.keys() if old[name][part] != new[name][part]):
+            phrases.append(f"{what} of {len(ids)} videos changed: {', '.join(ids[:3])}{' ...' if len(ids) > 3 else ''}")
+    if before.get("features") != now.get("features"):
+        phrases.append(_features_change(before.get("features") or {}, now.get("features") or {}))
+    others = (before.keys() | now.keys()) - {"videos", "features"}
+    return phrases + [f"{name} changed" for name in sorted(others) if before.get(name) != now.get(name)]
+
+
+def _features_change(before: Mapping, now: Mapping) -> str:
+    odd = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    if "weights_sha256" in odd:
+        return "features made by other weights"
+    after, earlier = (artifacts.one_line(facts.get(odd[0]), 60) for facts in (now, before))
+    return f"features made with {odd[0]} {after}, before {earlier}"
+
+
 def is_done(place: Path, facts: Mapping, *, file: str = "scores.json") -> bool:
-    """Say whether `place` holds the last `file` of a training that was made with exactly these facts."""
-    return (place / file).exists() and artifacts.read_json(place / "made_by.json").get("facts") == facts
+    """Say whether `place` holds the last `file` of a training that was made with exactly these facts.
+
+    Where it was made with others, one line is printed that says what changed, and the caller trains again.
+    """
+    if not (place / file).exists() or not (place / "made_by.json").exists():
+        return False
+    before, now = artifacts.read_json(place / "made_by.json").get("facts"), json.loads(json.dumps(facts))
+    if before == now:
+        return True
+    print(f"{place.parent.name}/{place.name} is trained again: {'; '.join(changes(before or {}, now))}")
+    return False
+
+
+def unfinished(place: Path, facts: Mapping) -> Path:
+    """Return the folder of an unfinished training's checkpoints; those of other facts are removed, in one printed line."""
+    folder, now = place / "unfinished", json.loads(json.dumps(facts))
+    if folder.exists():
+        made_by = folder / "made_by.json"
+        before = artifacts.read_json(made_by).get("facts") if made_by.exists() else {}
+        if before == now:
+            return folder
+        print(f"{place.parent.name}/{place.name} begins anew: {'; '.join(changes(before or {}, now))}")
+        shutil.rmtree(folder)
+    artifacts.write_made_by(folder, facts=now)
+    return folder
 
 
 def write_scores(

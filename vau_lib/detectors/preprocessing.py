@@ -127,7 +127,9 @@ class Sequences(torch.utils.data.Dataset):
         self.names = sorted(features)
         self.lengths = [len(features[name]) for name in self.names]
         self.preprocessing = preprocessing
-        self.x = [preprocessing(features[name], preprocessing.steps) for name in self.names]  # (D, steps or T) each
+        self.features = [features[name] for name in self.names]
+        whole = preprocessing.steps is None  # whole videos are many times as large: preprocessed when their turn comes
+        self.x = None if whole else [preprocessing(x, preprocessing.steps) for x in self.features]  # (D, steps) each
         self.labels = torch.tensor([float(np.max(targets[name])) for name in self.names])
         self.targets = self.labels
         if any(np.ndim(targets[name]) for name in self.names):
@@ -141,7 +143,8 @@ class Sequences(torch.utils.data.Dataset):
         return len(self.names)
 
     def __getitem__(self, place: int) -> dict[str, Tensor]:
-        item = {"x": self.x[place], "labels": self.targets[place]}
+        x = self.preprocessing(self.features[place]) if self.x is None else self.x[place]
+        item = {"x": x, "labels": self.targets[place]}
         return item if self.preprocessing.steps else item | {"lengths": torch.tensor(self.lengths[place])}
 
 

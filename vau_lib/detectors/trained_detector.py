@@ -4,6 +4,7 @@
 - validation videos choose the epoch that is kept; test videos are never passed in
 """
 
+import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -93,10 +94,13 @@ def train(
 def save(folder: str | Path, trained: TrainedDetector, **made_by: object) -> None:
     """Write what `load` reads: config.json, model.safetensors, made_by.json, and curves.json where there are curves."""
     name = next(name for name, (made, _) in DETECTORS.items() if type(trained.model) is made)
+    for left in ("scores.json", "made_by.json"):  # of the model that was here: a kill from here on leaves no stale result
+        (Path(folder) / left).unlink(missing_ok=True)
     config = {"detector": name, "sizes": asdict(trained.model.settings), "preprocessing": asdict(trained.preprocessing)}
     if trained.curves is not None:
         artifacts.write_json(Path(folder) / "curves.json", trained.curves.to_dict("list"))
     checkpoints.save_model(Path(folder), trained.model, config, **made_by)
+    shutil.rmtree(Path(folder) / "unfinished", ignore_errors=True)
 
 
 def load(folder: str | Path, kind: type[Model] | None = None) -> TrainedDetector:

@@ -7,6 +7,7 @@
 - short videos first, as a schedule over epochs; sorting once and shuffling afterwards (as released) does nothing
 """
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +20,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
+from tqdm.auto import tqdm
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from vau_lib.detectors.preprocessing import Sequences, pad_collate
 from vau_lib.evaluation import metrics
 from vau_lib.workspace import artifacts
 
+LONG_S = 30  # a training estimated longer than this shows a bar
 SNIPPETS_PER_CHOICE = 16  # multiple instances: one more snippet enters a bag's mean for every 16 of a video
 
 
@@ -227,6 +230,47 @@ class _Engine(Trainer):
         return augment(x, generator=self.generator, probability=self.plan.augment_probability)
 
 
+class Estimate(TrainerCallback):
+    """Print how long a training will take, one line, once its first updates are measured; then a bar where that is long.
+
+    The first update is left out of the measure (it also sets things up). Evaluation after every epoch comes on top.
+    """
+
+    def __init__(self, *, progress: bool = False, measured: int = 5, echo: Callable[[str], object] = tqdm.write):
+        self.progress, self.measured, self.echo, self.bar, self.times = progress, measured, echo, None, []
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Begin to measure."""
+        self.first, self.times = state.global_step, []
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Measure an update; after the first ones, say what the rest will take."""
+        self.times.append(time.perf_counter())
+        done, left = len(self.times), state.max_steps - state.global_step
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.bar.n)
+        elif done == self.measured + 1 or (not left and 1 < done <= self.measured):
+            each_s = (self.times[-1] - self.times[0]) / (done - 1)
+            self.echo(
+                f"training: {state.max_steps - self.first:,} updates in {args.num_train_epochs:g} epochs, {each_s:.3g} s each: "
+                f"about {duration((state.max_steps - self.first) * each_s)}, evaluation not counted"
+            )
+            if self.progress or left * each_s > LONG_S:
+                self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="updates", mininterval=2)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        """Close the bar."""
+        if self.bar is not None:
+            self.bar.close()
+
+
+def duration(seconds: float) -> str:
+    """Return a time as one reads it: `8 s`, `12 min`, `3.5 h`."""
+    if seconds < 100:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:,.1f} h"
+
+
 def fit(
     model: nn.Module,
     objective: Callable,
@@ -242,7 +286,8 @@ def fit(
     Best is the highest video_auc, or the lowest loss where `val` holds one class only (one-class learning).
 
     `objective(output, x, labels)` gives the scalar loss. With `folder`, checkpoints stay there and a stopped run goes on
-    where it was; without, they live in a temporary folder. Columns: epoch, learning_rate, train_loss, val_loss, and
+    where it was; without, they live in a temporary folder. One line says how long it will take (`Estimate`).
+    Columns: epoch, learning_rate, train_loss, val_loss, and
     video_auc and video_ap (ROC-AUC and PR-AUC) of train_ and val_, measured in eval mode without noise.
     """
     with TemporaryDirectory() as scratch:
@@ -252,26 +297,27 @@ def fit(
             objective=objective,
             plan=plan,
             videos=train,
-            args=_arguments(out, plan, progress, by_loss=len(val.labels.unique()) < 2),
+            args=_arguments(out, plan, whole=not train.preprocessing.steps, by_loss=len(val.labels.unique()) < 2),
             train_dataset=train,
             eval_dataset={"train": train, "val": val},
             compute_metrics=_video_metrics,
             data_collator=None if train.preprocessing.steps else pad_collate,
         )
+        engine.add_callback(Estimate(progress=progress))
         engine.remove_callback(PrinterCallback)  # a line per epoch and training drowns a notebook; the curves hold it all
         last = artifacts.last_checkpoint(out)
         engine.train(resume_from_checkpoint=last)
         return curves(engine.state.log_history)
 
 
-def _arguments(out: Path, plan: TrainingPlan, progress: bool, *, by_loss: bool = False) -> TrainingArguments:
+def _arguments(out: Path, plan: TrainingPlan, *, whole: bool = False, by_loss: bool = False) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(out),
         num_train_epochs=plan.epochs,
         learning_rate=plan.learning_rate,
         weight_decay=plan.weight_decay,
         per_device_train_batch_size=plan.batch_size,
-        per_device_eval_batch_size=256,
+        per_device_eval_batch_size=plan.batch_size if whole else 256,  # whole videos are padded to the longest
         lr_scheduler_type="cosine",
         warmup_steps=plan.warmup_fraction,
         max_grad_norm=plan.clip,
@@ -283,7 +329,7 @@ def _arguments(out: Path, plan: TrainingPlan, progress: bool, *, by_loss: bool =
         metric_for_best_model="eval_val_loss" if by_loss else "eval_val_video_auc",
         greater_is_better=not by_loss,
         seed=plan.seed,
-        disable_tqdm=not progress,
+        disable_tqdm=True,
         report_to="none",
         label_names=["labels"],
         dataloader_pin_memory=False,

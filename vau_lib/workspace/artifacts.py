@@ -18,6 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
+MAPPED_BYTES = 2**26  # files above are mapped, not read: 64 MiB, an hour and a half of 512 features in float32
+
 
 class StoreError(ValueError):
     """A file that is missing, broken, or made by something else than asked for."""
@@ -86,9 +88,10 @@ def save_array(path: str | Path, array: np.ndarray) -> None:
 
 
 def load_array(path: str | Path) -> np.ndarray:
-    """Read one .npy array; StoreError where it is missing, broken, or holds Python objects."""
+    """Read one .npy array, a large one as a memory map; StoreError where it is missing, broken, or holds Python objects."""
     try:
-        return np.load(path, allow_pickle=False)
+        large = Path(path).stat().st_size > MAPPED_BYTES  # small ones are read: a map keeps a file open, and there are thousands
+        return np.load(path, allow_pickle=False, mmap_mode="r" if large else None)
     except FileNotFoundError as error:
         raise StoreError(f"no array at {path}") from error
     except (ValueError, OSError, EOFError) as error:
