@@ -292,10 +292,21 @@ def test_further_phrasings_of_the_same_kinds(text, verdict):
 
 @pytest.mark.parametrize(
     "text",
-    ["Order: 1 2", "**Order:** 1 2", "Order: 1, 2", "Order: 1 -> 2", "order = 1 2", "The order is: 1, then 2.", "1 2", "[1, 2]", "1. 2.",
-     "<answer>1 2</answer>", "<think>2 1?</think> Order: 1 2", r"\boxed{1 2}", "Final order: 1 2", "Answer: 1 2", "1 and 2", "(1)(2)",
-     "Order: 2 1\nOrder: 1 2", "1\n2\n", "1 → 2", "The chronological order is 1, 2"],
-)  # fmt: skip
+    [
+        *(
+            "Order: 1 2",
+            "**Order:** 1 2",
+            "Order: 1, 2",
+            "Order: 1 -> 2",
+            "order = 1 2",
+            "The order is: 1, then 2.",
+            "1 2",
+            "[1, 2]",
+        ),
+        *("<answer>1 2</answer>", "<think>2 1?</think> Order: 1 2", r"\boxed{1 2}", "Final order: 1 2", "Answer: 1 2", "1 and 2"),
+        *("Order: 2 1\nOrder: 1 2", "1\n2\n", "1 → 2", "The chronological order is 1, 2", "(1)(2)", "1. 2."),
+    ],
+)
 def test_an_order_is_read_in_every_form(text):
     assert parse_order(text, 2) == [1, 2]
 

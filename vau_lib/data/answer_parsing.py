@@ -10,36 +10,108 @@ import json
 import re
 
 FINAL = ("updated_anomaly", "final_anomaly")  # a corrected label outranks the one it corrects
-PLAIN = ("anomaly", "result", "is_anomaly", "anomalous", "abnormal", "label", "prediction", "answer")
+PLAIN = (
+    *("anomaly", "result", "is_anomaly", "is_anomalous", "is_abnormal", "has_anomaly", "anomaly_detected", "anomaly_present"),
+    *(
+        "anomalous",
+        "abnormal",
+        "label",
+        "prediction",
+        "answer",
+        "final_answer",
+        "verdict",
+        "decision",
+        "conclusion",
+        "classification",
+    ),
+)
 INVERTED = ("normal", "is_normal")  # 1 means no anomaly
 KEYS = {key: (rank, inverted) for rank, keys, inverted in ((0, FINAL, 0), (1, PLAIN, 0), (1, INVERTED, 1)) for key in keys}
 WORDS = {
-    **dict.fromkeys(("1", "1.0", "true", "yes", "abnormal", "anomalous", "anomaly", "vague abnormal"), 1),
-    **dict.fromkeys(("0", "0.0", "false", "no", "normal", "none", "no anomaly"), 0),
+    **dict.fromkeys(("1", "1.0", "true", "yes", "abnormal", "anomalous", "anomaly", "vague abnormal", "not normal"), 1),
+    **dict.fromkeys(("0", "0.0", "false", "no", "normal", "none", "no anomaly", "not anomalous", "not abnormal"), 0),
 }
-WORD = "|".join(sorted(map(re.escape, WORDS), key=len, reverse=True))
+WORD = "|".join(sorted((re.escape(word).replace(r"\ ", r"\s+") for word in WORDS), key=len, reverse=True))
+ANNOUNCED = "answer|verdict|decision|conclusion|classification|prediction|label|result"
 KEYED = re.compile(  # key: value anywhere, for what is nearly JSON; "0 or 1" and "0 for none" are a form, not an answer
-    rf"""["']?\b({"|".join(KEYS)})["']*\s*[:=]\s*["']*({WORD})(?![\w.]*\w)["']*(?!\s*(?:or\b|for\b|if\b|[|/]))""", re.I
-)
-THOUGHT = re.compile(r"^.*</think>|<think>.*$", re.S | re.I)  # chat templates may open the tag, a limit may cut its end
-MARKED = re.compile(r"<answer>(.*?)(?:</answer>|$)|\\boxed\{(?:\\text\{)?([^{}]*)\}", re.S | re.I)
-HEDGE = re.compile(r"\b(?:if|whether|unclear|might|may|could|would|cannot|can't|hard to|possibly|perhaps)\b[^.!?;\n]*", re.I)
-ODD, BE = r"(?:anomal\w+|abnormal\w*)", r"(?:is|are|was|were|seems?|appears?|looks?)(?:\s+to\s+be)?"
-NEGATED = rf"(?:not|n't|never)\s+(?:\w+\s+){{0,2}}?(?:an?\s+|any\s+)?{ODD}"
-NOT_NORMAL = r"\b(?:not|isn't|n't)\s+normal\b"
-DENIAL = re.compile(
-    rf"^\W*(?:no|normal)\s*[,.;:!]|\b(?:no(?!\s+(?:doubt|question)\b)|without(?:\s+any)?|free of)\s+(?:\w+\s+){{0,3}}?{ODD}"
-    rf"|\w{NEGATED}|\b{NEGATED}|\bnothing\s+{ODD}|\bthere\s+(?:is|are)\s+(?:none|not\s+any)\s*(?=[.!]|$)"
-    rf"|\b{BE}\s+(?:(?:all|completely|entirely|quite|perfectly)\s+)?normal\b",
+    rf"""(final\s+)?["']?\b(?:({"|".join(KEYS)})["']*\s*[:=]|({ANNOUNCED})\s+is:?)\s*["'(\[]*({WORD})(?![\w.]*\w)["']*"""
+    r"""(?!\s*(?:or\b|for\b|if\b|[|/])|\s+(?:one|body|idea|way|doubt|question)\b)""",
     re.I,
+)
+THINK = r"think(?:ing)?|thought|reasoning"
+THOUGHT = re.compile(rf"^.*</(?:{THINK})>|<(?:{THINK})>.*$", re.S | re.I)  # templates may open the tag, a limit may cut its end
+MARKED = re.compile(
+    r"<(?:answer|verdict|final_answer)>(.*?)(?:</|$)|\\boxed\s*\{([^{}]*)\}|<\|begin_of_box\|>(.*?)<\|", re.S | re.I
+)
+LATEX = re.compile(r"\\(?:text|math)\w*\s*\{([^{}]*)\}")
+MARKUP = re.compile(r"[*`#]|(?<!\w)_+|_+(?!\w)|[“”]")  # bold, code, headings, quotation marks
+COUNTED = re.compile(r"\b(?:anomal(?:y|ies)|abnormalit(?:y|ies))(?:\s+(?:detected|present|found|exists?))?(?=\s*[:=])", re.I)
+HEADING = re.compile(rf"^[^\w\n]*_*((?:final\s+)?(?:{ANNOUNCED}))[^\w\n]*_*$", re.I | re.M)
+
+# Sentences. ODD is what they are about; a negation reaches it over a few words, never over punctuation or another clause.
+ODD = r"(?:anomal\w+|abnormal\w*)"
+ODDS = rf"{ODD}(?:\s+(?:or|nor|and)\s+(?:\w+\s+)?{ODD})?"
+INSERTED = r"(?:\s+\([^)]*\)|,[^,.;\n]{0,80},)?"
+KIND = r"(?:events?|behaviou?rs?|activit\w+|incidents?|actions?|situations?|scene|video|clip|day|here|in\s+(?:the|this)\s+\w+)"
+BE = r"(?:is|are|was|were|be|been|seems?|appears?|looks?|'s)(?:\s+to\s+be)?"
+NOT = r"(?:not|never|cannot|none|nothing|nobody|neither|nor|no\s+one|hardly|\w+n't|(?:is|are|was|were|do|does|did|has|have)nt)"
+NO = r"(?:no|without|free\s+(?:of|from)|devoid\s+of|lack(?:s|ed|ing)?|absence\s+of|zero)"
+CAUSES = "shows|causes|contains|displays|exhibits|indicates|suggests"
+CLAUSE = rf"(?!(?:but|because|while|and|which|who|although|until|yet|{CAUSES})\b)[\w'()/-]+\s+"
+NOUN = rf"(?!(?:is|are|was|were|has|have)\b){CLAUSE}"
+PRESENT = (
+    r"(?:exist\w*|occur\w*|happen\w*|tak(?:es?|ing)\s+place|took\s+place|present|detected|found|seen|observed|noticed|noted|identified"
+    r"|spotted|visible|evident|apparent|named|called|recorded|captured|shown|confirmed|recognized|recogni[sz]able)\b"
+)
+TOLD = r"(?:consider|deem|classif|label|judg|regard|describ|categori|identif|rat|call)\w+"
+MODIFIERS = rf"(?:(?:an?|the|one|very|quite|rather|indeed|also|all|as|to\s+be|\w+ly|{TOLD})\s+)"
+EVIDENCE = r"(?:signs?|indications?|evidence|hints?|traces?|reasons?|proof|suggestions?|instances?)"
+CERTAIN = re.compile(r"\b(?:no|without(?:\s+an?y?)?)\s+(?:doubt|question)\b(?:\s+that\b)?|\bnot\s+only\b", re.I)
+HEDGE = re.compile(
+    r"\b(?:if|whether|unclear|hard\s+to|(?:cannot|can't|could\s+not|couldn't)\s+(?:tell|say|determine|decide|know|judge|conclude|confirm|be\s|rule|help))\b"
+    r"(?:(?!,\s*but\b)[^.!?;\n])*"
+    r"|\b(?:might|may|could(?!\s+not\b)|possibly|perhaps|maybe|would(?!\s+(?:classify|label|say|call|consider|judge|rate|describe)))\b[^,.!?;\n]*",
+    re.I,
+)
+CONSIDERED = re.compile(rf"\b(?:cannot|can't)\s+be\s+(?={TOLD}|{PRESENT})", re.I)  # says something, unlike "cannot be sure"
+AT_FIRST = re.compile(r"\b(?:at\s+first|initially)\b", re.I)
+LONGEST = 4000  # characters of an answer whose sentences are read from each end; more is a model that repeats itself
+LEAD = r"^\W*{}\b(?=\s*[,.;:!—–]|\s+[-—–]|\s*$)"
+SENTENCE = re.compile(r"[^.!?;:\n]+[.!?;:\n]*|[.!?;:\n]+")
+CLAUSES = re.compile(r"([.;,\n]+)")
+DENIAL = re.compile(
+    rf"\b{NO}\s+(?:{NOUN}){{0,4}}?{ODDS}|\b{NO}\s+(?:\w+\s+){{0,2}}?{EVIDENCE}\s+(?:of|that|for|to)\s+(?:{CLAUSE}){{0,6}}?{ODDS}"
+    rf"|\b{NOT}\s+(?:{CLAUSE}){{0,8}}?{ODDS}|\b{ODD}{INSERTED}\s+(?:{NOUN}){{0,3}}?"
+    rf"(?:(?:\w+\s+not|\w+n't|cannot|\w+\s+never)\s+(?:\w+\s+){{0,2}}?{PRESENT}|(?:{BE}\s+)?(?:\w+ly\s+)?(?:absent|lacking)\b)"
+    rf"|\bthere\s+{BE}\s+(?:none|not\s+any)\s*(?=[.!,]|$)|\b{ODD}(?:\s+\w+)?\s*[:=]\s*(?:none|zero)\b",
+    re.I,
+)
+SHORT = rf"^\W*(?:\w+ly\s+)?(?:an?\s+)?{{}}(?:\s+{KIND})?[.!]*\s*$"  # "Abnormal behaviour."
+IS_NORMAL = re.compile(
+    rf"(?:\b|(?=')){BE}\s+{MODIFIERS}{{0,3}}?normal\b|\b{TOLD}\s+(?:{CLAUSE}){{0,4}}?as\s+(?:\w+ly\s+)?normal\b"
+    rf"|\b(?:shows?|depicts?|contains?)\s+(?:(?:only|just|an?|\w+ly)\s+){{0,2}}normal\b|{LEAD.format('normal')}|{SHORT.format('normal')}",
+    re.I | re.M,
+)
+NOT_NORMAL = re.compile(rf"\b(?:{NOT}\s+(?:{CLAUSE}){{0,3}}?|far\s+from\s+(?:\w+\s+)?|anything\s+but\s+)normal\b", re.I)
+SHOW = (
+    r"(?:contain|show|depict|include|see|observe|detect|notice|exhibit|display|feature|capture|identify|find|ha|constitute|represent|involve"
+    r"|cause|qualify\s+as|qualifies\s+as)(?:s|ve|d|ed)?"
 )
 AFFIRMATION = re.compile(
-    rf"^\W*(?:yes|abnormal|anomalous)\s*[,.;:!]|\b{BE}\s+(?:an?\s+|clearly\s+|highly\s+)?{ODD}"
-    rf"|\b(?:contains?|shows?|has|have|depicts?|includes?)\s+(?:an?\s+|\w+\s+)?{ODD}|\bthere\s+(?:is|are)\s+(?:\w+\s+){{0,3}}?{ODD}"
-    rf"|\b{ODD}\s+{BE}\s+(?:present|detected|found|seen|named|called)|\b{ODD}(?:\s+events?)?\s+(?:exist|occur|happen)\w*",
+    rf"{LEAD.format('(?:abnormal|anomalous)')}|{SHORT.format(ODD)}|(?:\b|(?=')){BE}\s+{MODIFIERS}{{0,4}}?{ODD}"
+    rf"|(?<!\bto )\b{SHOW}\s+(?:(?!(?:to|for|about)\b){CLAUSE}){{0,3}}?{ODD}|(?<!for )\bsomething\s+{ODD}"
+    rf"|\bthere(?:\s+|(?='s))(?:{BE}|exist\w*|occur\w*|happen\w*)\s+(?:{CLAUSE}){{0,4}}?{ODD}"
+    rf"|\b{ODD}{INSERTED}\s+(?:(?!(?:that|to|such)\b){CLAUSE}){{0,4}}?{PRESENT}|\b{TOLD}\s+(?:{CLAUSE}){{0,4}}?as\s+(?:\w+\s+)?{ODD}"
+    rf"|\bthe\s+(?:\w+\s+)?{ODD}(?:\s+{KIND}){{0,2}}\s+(?:is|are|was|were|involves?|consists?)\b(?!\s+(?:something|an?y?\s+\w+\s+that)\b)",
+    re.I | re.M,
+)
+YES = re.compile(r"^\W*yes\b(?!\s*(?:or|and|/))|\bsay\W+yes\b", re.I)
+LEADING_NO = re.compile(LEAD.format("(?:no|none)") + r"|\bsay\W+no(?=\W*$)", re.I | re.M)
+ORDER = re.compile(
+    r"^\W*(?:(?:the\s+|my\s+)?(?:(?:correct|right|chronological|temporal|final|true)\s+)?(?:order|answer|sequence)\b(?:\s+is)?)?\W*"
+    r"(\d+(?:(?:\W|\b(?:and|then)\b)+\d+)*)\W*$",
     re.I,
 )
-ORDER = re.compile(r"^\W*(?:(?:the\s+)?(?:correct\s+)?order\b(?:\s+is)?)?\W*(\d+(?:[\s,>-]+\d+)*)\W*$", re.I)
 BETWEEN = re.compile(r"(\d+(?:\.\d+)?)\s*s?(?:econds)?\s*(?:to|-|–|and|until)\s*(\d+(?:\.\d+)?)")
 
 
@@ -54,24 +126,25 @@ def parse_verdict(text: str | None) -> int | None:
         return None
     if not isinstance(text, str):
         raise ValueError(f"an answer is a text, got {text!r}")
-    text = THOUGHT.sub(" ", text).replace("*", "")  # Markdown's bold
-    if marked := [found[1] or found[2] or "" for found in MARKED.finditer(text)]:
-        text = marked[-1]
-    objects = _objects(text)
-    labels = objects or [[(found[1].lower(), found[2]) for found in KEYED.finditer(text)]]
+    text = _final_part(text)
+    labels = _objects(text) or [_keyed(text)]
     if any(labels):
         best = min(KEYS[key][0] for pairs in labels for key, _ in pairs)
         values = [[_value(key, value) for key, value in pairs if KEYS[key][0] == best] for pairs in labels]
         verdicts = {value for value in [v for v in values if v][-1] if value is not None}
         return verdicts.pop() if len(verdicts) == 1 else None
     outside = re.sub(r"\{.*(?:\}|$)", " ", text, flags=re.S)
-    word = re.sub(r"[\s\"'`.!]+", " ", outside).strip().lower()
+    word = _word(outside)
     return WORDS[word] if word in WORDS else _stated(outside)
 
 
 def parse_order(answer: str, count: int) -> list[int]:
-    """Return the order an answer gives, like "2 1 3"; ValueError in one line where it is none of `count` pieces."""
-    matched = ORDER.match(answer.strip())
+    """Return the order an answer gives, like "2 1 3"; ValueError in one line where it is none of `count` pieces.
+
+    Of several lines that give an order the last counts.
+    """
+    text = _final_part(answer).strip()
+    matched = next(filter(None, map(ORDER.match, [text, *reversed(text.split("\n"))])), None)
     order = [int(part) for part in re.findall(r"\d+", matched[1])] if matched else []
     if sorted(order) != list(range(1, count + 1)):
         raise ValueError(f"an order of {count} pieces was asked, the answer is {answer[:60]!r}")
@@ -82,10 +155,30 @@ def parse_span(answer: str) -> tuple[float, float] | None:
     """Return the seconds an answer names, like "From 1.5 s to 3 s."; None where it denies. ValueError where it does neither."""
     if parse_verdict(answer) == 0:
         return None
-    matched = BETWEEN.search(answer)
+    matched = BETWEEN.search(_final_part(answer))
     if matched and float(matched[2]) > float(matched[1]):
         return float(matched[1]), float(matched[2])
     raise ValueError(f"an answer must name seconds that rise or deny an anomaly, it is {answer[:60]!r}")
+
+
+def _final_part(text: str) -> str:
+    """Return the last <answer> or \\boxed of an answer, else all after its reasoning; without markup."""
+    text = LATEX.sub(r"\1", THOUGHT.sub(" ", text).replace("’", "'"))
+    if marked := ["".join(part or "" for part in found.groups()) for found in MARKED.finditer(text)]:
+        text = marked[-1]
+    return MARKUP.sub("", COUNTED.sub("anomaly", HEADING.sub(r"\1:", text)))
+
+
+def _word(text: str) -> str:
+    """Return a text in lower case without what stands around words."""
+    return " ".join(re.split(r"[\s\"'.,!:;()\[\]$]+", text)).strip().lower()
+
+
+def _keyed(text: str) -> list[tuple[str, object]]:
+    """Return the last label of each key of `key: value` lines; one that is called final outranks the others."""
+    found = [(rank, (key or announced).lower(), value) for rank, key, announced, value in KEYED.findall(text)]
+    best = [(key, value) for final, key, value in found if final] or [(key, value) for _, key, value in found]
+    return list(dict(best).items())
 
 
 def _objects(text: str) -> list[list[tuple[str, object]]]:
@@ -119,14 +212,27 @@ def _python_dict(text: str, place: int, pairs: list) -> int:
 
 
 def _value(key: str, value: object) -> int | None:
-    label = None if value is None else WORDS.get(str(value).strip().lower())
+    label = None if value is None else WORDS.get(_word(str(value)) if isinstance(value, str) else str(value).lower())
+    if label is None and isinstance(value, str):
+        label = _stated(value)
     return label if label is None else abs(label - KEYS[key][1])
 
 
 def _stated(text: str) -> int | None:
-    """Return what the sentences agree on; guesses and conditions say nothing."""
-    text = HEDGE.sub(" ", text)
-    without_denials = DENIAL.sub(" ", text)
-    affirmed = bool(AFFIRMATION.search(without_denials) or re.search(NOT_NORMAL, text, re.I))
-    denied = bool(DENIAL.search(text))
+    """Return what the sentences agree on; questions, guesses and conditions say nothing."""
+    text = text if len(text) <= 2 * LONGEST else f"{text[:LONGEST]}\n{text[-LONGEST:]}"
+    sentences = SENTENCE.findall(text)
+    asked = " ".join(part for part in sentences if "?" in part)
+    text = "".join(" " if "?" in part else part for part in sentences)
+    word = _word(text.strip().rpartition("\n")[2])
+    if word in WORDS and not re.search(r"\bnormal\b", asked, re.I):  # "Is this normal? Yes." is no anomaly
+        return WORDS[word]
+    text = HEDGE.sub(" ", CONSIDERED.sub("not ", CERTAIN.sub(" ", text)))
+    clauses = CLAUSES.split(text)
+    text = "".join(" " if AT_FIRST.search(part) and IS_NORMAL.search(part) else part for part in clauses).strip()
+    rest = NOT_NORMAL.sub(" ", text)
+    without_denials = DENIAL.sub(" ", rest)
+    yes, no = bool(YES.search(text)), bool(LEADING_NO.search(text))
+    affirmed = yes or rest != text or bool(AFFIRMATION.search(without_denials))
+    denied = no or without_denials != rest or bool(not yes and IS_NORMAL.search(without_denials))
     return None if affirmed == denied else int(affirmed)
