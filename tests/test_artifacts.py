@@ -62,3 +62,62 @@ def test_weights_are_looked_for_in_order(tmp_path, monkeypatch):
     assert artifacts.find_weights("a/w.pt") == own
     with pytest.raises(artifacts.StoreError, match="no weights at"):
         artifacts.find_weights("a/w.pt", tmp_path / "nothing.pt")
+
+
+ODD_TEXT = "a\u2028b\u2029c\u0085d\x1ce\x0bf\x0cg caf\udce9.mp4"  # separators str.splitlines cuts at, and a name that is not UTF-8
+
+
+def test_json_lines_read_back_whatever_a_text_holds(tmp_path):
+    rows = [{"id": "a", "text": ODD_TEXT}, {"id": "b", "text": "x\r\ny"}]
+    artifacts.write_json_lines(tmp_path / "a.jsonl", rows)
+    assert [row for _, row in artifacts.json_lines(tmp_path / "a.jsonl")] == rows
+    foreign = "\ufeff" + "\r\n\r\n".join(f'{{"id": {n}, "text": "u\u2028v"}}' for n in range(2)) + "\r\n\n"
+    (tmp_path / "b.jsonl").write_bytes(foreign.encode())
+    assert list(artifacts.json_lines(tmp_path / "b.jsonl")) == [(n, {"id": m, "text": "u\u2028v"}) for n, m in ((1, 0), (3, 1))]
+    artifacts.write_json(tmp_path / "c.json", ODD_TEXT)
+    assert artifacts.read_json(tmp_path / "c.json") == ODD_TEXT
+
+
+def test_a_line_that_a_kill_cut_short_neither_stops_a_reader_nor_spoils_the_next_line(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes('{"id": 1}\n{"id": "é'.encode()[:-1])  # cut inside a letter
+    assert [row for _, row in artifacts.json_lines(path, cut_off=True)] == [{"id": 1}]
+    with pytest.raises(artifacts.StoreError, match="^a.jsonl line 2 is not JSON: "):
+        list(artifacts.json_lines(path))
+    path.write_bytes(b'{"id": 1}\n{"id": 2}')  # whole, only its newline is missing
+    artifacts.append_json_line(path, {"id": 3})
+    assert [row["id"] for _, row in artifacts.json_lines(path)] == [1, 2, 3]
+    path.write_bytes(b'{"id": 1}\n{"id\n{"id": 2}\n')
+    with pytest.raises(artifacts.StoreError, match="line 2 is not JSON"):
+        list(artifacts.json_lines(path, cut_off=True))
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\u0085", "\x0c"])
+def test_every_reader_of_json_lines_takes_a_separator_a_mark_and_blank_lines(tmp_path, separator):
+    from vau_lib.data import hivau, records, smarthome
+    from vau_lib.vlm import clients
+
+    text, path = f"one{separator}two", tmp_path / "a.jsonl"
+
+    def spoiled() -> None:
+        path.write_bytes(b"\xef\xbb\xbf\r\n" + path.read_bytes().replace(b"\n", b"\r\n\r\n"))
+
+    kept = [records.VideoRecord(name + separator, "a.mp4", "own", "test", 0, (text,)) for name in "ab"]
+    records.write_records(path, kept)
+    spoiled()
+    assert records.read_records(path) == kept
+    smarthome.write_responses(path, {"a": text, "b": None})
+    spoiled()
+    assert smarthome.read_responses(path).answers == {"a": text, "b": None}
+    artifacts.write_json_lines(path, [{"id": "a", "answer": text}])
+    spoiled()
+    assert clients.replay(path, source="me").texts == {"a": text}
+    row = {"id": 1, "type": "clip", "task": "caption", "video": "ucf-crime/clips/train/Abuse001_x264_E0C0.mp4"}
+    row |= {"conversations": [{"from": "human", "value": "<video>\nWhat?"}, {"from": "gpt", "value": text}]}
+    artifacts.write_json_lines(path, [row])
+    spoiled()
+    read = hivau.hivau_instructions(path)
+    assert [r.answer for r in read] == [text], read.problems
+    hivau.write_samples(path, read)
+    spoiled()
+    assert [r.answer for r in hivau.read_samples(path)] == [text]

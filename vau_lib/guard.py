@@ -7,7 +7,6 @@
 Source: Memories-S0's repository, inference.py (greedy, bf16, up to 768 new tokens); the wording is ours.
 """
 
-import json
 import os
 import time
 from collections.abc import Iterator
@@ -106,7 +105,7 @@ def guard(
             for row in _answers(vlm, batch, plan, stream, log, alone=len(videos) == 1):
                 done[row["id"]] = row
                 if out is not None:
-                    _append(Path(out), row)
+                    artifacts.append_json_line(out, row)
             bar.update(len(batch))
     return [done[name] for name, _ in videos]
 
@@ -147,20 +146,7 @@ def _read_rows(out: str | Path | None) -> list[dict]:
     """Return the rows of an output file; a last line that was cut off is dropped, another broken line is an error."""
     if out is None or not Path(out).is_file():
         return []
-    lines, rows = Path(out).read_text().splitlines(), []
-    for number, line in enumerate(lines, 1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            if number < len(lines):
-                raise artifacts.StoreError(f"{out}, line {number}, is no JSON: {error}") from error
-    if len(rows) < len(lines):
-        with artifacts.replacing(Path(out)) as temporary:
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = [row for _, row in artifacts.json_lines(out, cut_off=True)]
+    if Path(out).read_bytes()[-1:] not in (b"", b"\n"):
+        artifacts.write_json_lines(out, rows)
     return rows
-
-
-def _append(out: Path, row: dict) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("a") as file:
-        file.write(json.dumps(row, ensure_ascii=False) + "\n")

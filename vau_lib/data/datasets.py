@@ -340,12 +340,12 @@ def _lines(path: str | Path, blank: bool = False) -> Iterator[tuple[str, str]]:
     """Yield (`file line n`, text) of a text file; blank lines only on request."""
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        lines = artifacts.text_lines(path)
     except (OSError, UnicodeDecodeError) as error:
         raise RecordError(f"{path}: not a readable list ({error})") from error
-    if not text.strip():
+    if not any(map(str.strip, lines)):
         raise RecordError(f"{path.name} is empty")
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
         if blank or line.strip():
             yield f"{path.name} line {number}", line.strip()
 

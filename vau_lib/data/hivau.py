@@ -123,7 +123,7 @@ def hivau_instructions(path: str | Path, *, strict: bool = False) -> RecordList:
     Spans are not in this file: `with_spans` takes them from the raw annotation.
     """
     path, rows, problems, seen = Path(path), [], [], set()
-    for number, line in enumerate(_text(path).splitlines(), start=1):
+    for number, line in enumerate(_lines(path), start=1):
         if not line.strip():
             continue
         try:
@@ -248,7 +248,9 @@ def write_samples(path: str | Path, instructions: Iterable[Instruction]) -> None
 def read_samples(path: str | Path, *, strict: bool = False) -> RecordList:
     """Read what `write_samples` wrote; problems as in `hivau_instructions`."""
     path, rows, problems = Path(path), [], []
-    for number, line in enumerate(_text(path).splitlines(), start=1):
+    for number, line in enumerate(_lines(path), start=1):
+        if not line.strip():
+            continue
         try:
             row = _object(line)
             span = row.pop("span_s")
@@ -258,14 +260,14 @@ def read_samples(path: str | Path, *, strict: bool = False) -> RecordList:
     return RecordList(rows, problems)
 
 
-def _text(path: Path) -> str:
+def _lines(path: Path) -> list[str]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        lines = artifacts.text_lines(path)
     except (OSError, UnicodeDecodeError) as error:
         raise RecordError(f"{path}: not a readable instruction file ({error})") from error
-    if not text.strip():
+    if not any(map(str.strip, lines)):
         raise RecordError(f"{path.name} is empty")
-    return text
+    return lines
 
 
 def _note(problem: str, problems: list[str], strict: bool) -> None:

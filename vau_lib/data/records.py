@@ -117,7 +117,9 @@ def read_records(path: str | Path) -> list[VideoRecord]:
     if not path.is_file():
         raise RecordError(f"no records at {path}; the data preparation notebook (01) writes them")
     found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(artifacts.text_lines(path), start=1):
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
             row["events"] = tuple(Span(**event) for event in row.get("events", ()))

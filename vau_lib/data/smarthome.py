@@ -8,6 +8,7 @@ Source: the repository of SmartHome-Bench (arXiv 2506.12992); its files are not 
 """
 
 import csv
+import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -123,7 +124,7 @@ def _text(path: Path) -> str:
 
 
 def _rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict]]:
-    reader = csv.DictReader(_text(path).splitlines(keepends=True))
+    reader = csv.DictReader(io.StringIO(_text(path), newline=""))
     if lacking := [column for column in columns if column not in (reader.fieldnames or ())]:
         raise SmartHomeError(f"{path.name} has no column {lacking[0]}, it has {', '.join(reader.fieldnames or ['none'])}")
     for row in reader:
@@ -159,7 +160,7 @@ def _answers(path: Path) -> Iterator[tuple[str, dict]]:
         rows = [{"id": name, "pred": answer} for name, answer in content.items()] if isinstance(content, dict) else content
         placed = [(f"{path.name} row {number}", row) for number, row in enumerate(rows, start=1)]
     except (ValueError, TypeError):  # or one per line
-        placed = [(f"{path.name} line {n}", line) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
+        placed = [(f"{path.name} line {n}", line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not placed:
         raise SmartHomeError(f"{path.name} holds no responses")
     for where, row in placed:

@@ -133,7 +133,7 @@ def _list_places(csv: Path) -> Iterator[tuple[str, str, PurePosixPath]]:
 def _list_lines(csv: Path) -> Iterator[tuple[str, str, str]]:
     """Yield (`file line n`, path, label) of a csv `path,label`."""
     try:
-        lines = csv.read_text(encoding="utf-8-sig").splitlines()
+        lines = artifacts.text_lines(csv)
     except (OSError, UnicodeDecodeError) as error:
         raise artifacts.StoreError(f"{csv}: not a readable list ({error})") from error
     if not lines or lines[0].strip() != "path,label":

@@ -144,7 +144,9 @@ def read_mot(text: str, num_frames: int, tracks: Sequence[int]) -> np.ndarray:
     """
     boxes = np.full((num_frames, len(tracks), 4), np.nan)
     place = {track: n for n, track in enumerate(tracks)}
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), 1):
+        if not line.strip():
+            continue
         try:
             frame, track, left, top, wide, tall = (int(float(part)) for part in line.split(",")[:6])
         except ValueError:

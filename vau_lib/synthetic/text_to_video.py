@@ -223,7 +223,7 @@ class _Ledger:
 
     def __init__(self, path: Path):
         self.path, self.rows = path, {}
-        for line in path.read_text().splitlines() if path.is_file() else ():
+        for line in artifacts.text_lines(path) if path.is_file() else ():
             try:
                 row = json.loads(line)
             except ValueError:
@@ -236,9 +236,7 @@ class _Ledger:
 
     def write(self, name: str, facts: dict) -> None:
         self.rows[name] = {"id": name, **facts}
-        with self.path.open("a") as file:
-            file.write(json.dumps(self.rows[name]) + "\n")
-            file.flush()
+        artifacts.append_json_line(self.path, self.rows[name])
 
 
 def report(folder: str | Path, jobs: dict[str, Scenario]) -> pd.DataFrame:
@@ -272,8 +270,7 @@ def _write_records(folder: Path, generator: Generator, jobs: dict[str, Scenario]
     if not rows:
         (folder / "instructions.jsonl").unlink(missing_ok=True)  # of an earlier run
     else:
-        with artifacts.replacing(folder / "instructions.jsonl") as temporary:
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        artifacts.write_json_lines(folder / "instructions.jsonl", rows)
     artifacts.write_made_by(
         folder, backend=generator.name, provides=sorted(generator.provides), jobs=len(jobs), verified=len(written)
     )

@@ -123,8 +123,7 @@ def replay(path: str | Path, *, source: str, id_key: str = "id", text_key: str =
     """Read answers: a JSON object {id: text}, or a list (.json, or one object per line) with `id_key` and `text_key`."""
     path = Path(path)
     try:
-        lines = [line for line in path.read_text().splitlines() if line.strip()] if path.suffix == ".jsonl" else None
-        rows = artifacts.read_json(path) if lines is None else [json.loads(line) for line in lines]
+        rows = [row for _, row in artifacts.json_lines(path)] if path.suffix == ".jsonl" else artifacts.read_json(path)
     except (OSError, ValueError) as error:
         raise AnswerError(f"{path.name}: not a file of answers ({error})") from error
     try:

@@ -18,6 +18,7 @@ from transformers import TrainerCallback
 from vau_lib.data import records, video
 from vau_lib.vlm.chat import encode
 from vau_lib.vlm.models import VLM
+from vau_lib.workspace import artifacts
 
 CLIP_FRAMES = range(6, 13)  # number of frames of a clip, drawn every time; events and whole videos show the last
 CACHE_BYTES = 2**30  # of decoded frames a data set keeps; what does not fit is decoded again
@@ -163,8 +164,10 @@ def read_rows(files: Mapping[Path, Path], *, split: str = "train") -> list[dict]
     """
     rows = []
     for file, root in files.items():
-        chosen, lines = [], Path(file).read_text(encoding="utf-8").splitlines()
+        chosen, lines = [], artifacts.text_lines(file)
         for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
             try:
                 row = json.loads(line)
                 if row["split"] == split:

@@ -31,7 +31,7 @@ class MissingWeights(StoreError):
 
 def one_line(text: object, limit: int = 300) -> str:
     """Return any text or error as one line of at most `limit` characters; an error without words gives its type."""
-    line = " ".join(str(text).split())
+    line = " ".join(str(text).split()).encode(errors="backslashreplace").decode()  # a name that is not UTF-8 prints as \\udce9
     if not line and isinstance(text, BaseException):
         line = type(text).__name__
     return line if len(line) <= limit else line[: limit - 1] + "…"
@@ -60,21 +60,79 @@ def replacing(path: str | Path) -> Iterator[Path]:
 def write_json(path: str | Path, content: object) -> None:
     """Write `content` as indented JSON, whole or not at all."""
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(content, indent=1, ensure_ascii=False)
+        temporary.write_bytes((text if _encodes(text) else json.dumps(content, indent=1)).encode() + b"\n")
+
+
+def json_line(row: dict) -> str:
+    """Return one row as a line of JSON. Names that are not UTF-8 (surrogates of a file name) become escapes, which read back."""
+    line = json.dumps(row, ensure_ascii=False)
+    return (line if _encodes(line) else json.dumps(row)) + "\n"
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def write_json_lines(path: str | Path, rows: Iterable[dict]) -> None:
     """Write one JSON object per line, whole or not at all."""
     with replacing(path) as temporary:
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-        temporary.write_text("".join(lines), encoding="utf-8")
+        temporary.write_bytes("".join(map(json_line, rows)).encode())
+
+
+def append_json_line(path: str | Path, row: dict) -> None:
+    """Add one row to a file of JSON lines; it begins a new line where a kill cut the last one short."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write(json_line(row).encode())
+        file.flush()
+
+
+def text_lines(path: str | Path) -> list[str]:
+    """Return the lines of a text file, cut at newlines only (str.splitlines cuts at U+2028, U+2029 and U+0085 too).
+
+    A byte order mark and the \\r of \\r\\n are left out; the text after the last newline counts where there is any.
+    """
+    lines = [line.removesuffix("\r") for line in Path(path).read_bytes().decode("utf-8-sig").split("\n")]
+    return lines if lines[-1] else lines[:-1]
+
+
+def json_lines(path: str | Path, *, cut_off: bool = False) -> Iterator[tuple[int, object]]:
+    """Yield (line number, value) of a file of JSON lines; blank lines say nothing.
+
+    With `cut_off` a last line without its newline that is no JSON is left out: a kill cut it. StoreError names any other
+    line that is no JSON.
+    """
+    try:
+        raw = Path(path).read_bytes()
+    except FileNotFoundError as error:
+        raise StoreError(f"no file at {path}") from error
+    pieces = raw.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    for number, piece in enumerate(pieces, start=1):
+        if not piece.strip():
+            continue
+        try:
+            yield number, json.loads(piece.decode())
+        except ValueError as error:  # UnicodeDecodeError is one
+            if cut_off and number == len(pieces):
+                return
+            raise StoreError(f"{Path(path).name} line {number} is not JSON: {one_line(error, 120)}") from error
 
 
 def read_json(path: str | Path) -> object:
     """Read a JSON file; StoreError in one line where it is missing or broken."""
     path = Path(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise StoreError(f"no file at {path}") from error
     except ValueError as error:

@@ -133,7 +133,7 @@ def full_name(notebook: str | int) -> str:
 def read_notebook(path: Path) -> dict:
     """Return a notebook as the JSON it is; RunError where it is missing, cut short, or something else."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise RunError(f"{display_path(path)} cannot be read: {one_line(error)}") from error
     if not isinstance(content, dict) or not isinstance(content.get("cells"), list):
