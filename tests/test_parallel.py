@@ -1,6 +1,10 @@
 """One broken item is a line, not the end; every engine gives the same answers."""
 
+import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -59,3 +63,77 @@ def test_ray_gives_the_same_answers():
     found = {item: (result, error) for item, result, error in parallel.map_videos(int, ["4", "x"], engine="ray")}
     ray.shutdown()
     assert found["4"] == (4, None) and "invalid literal" in found["x"][1]
+
+
+def die_at_two(number: int) -> int:
+    if number == 2:
+        os._exit(7)
+    return 10 * number
+
+
+def test_a_worker_that_dies_is_one_error_line_and_the_rest_goes_on():
+    found = {item: (result, error) for item, result, error in parallel.map_videos(die_at_two, range(8), engine="processes")}
+    assert found.pop(2) == (None, "its worker process died (exit code 7); the others go on")
+    assert found == {n: (10 * n, None) for n in (0, 1, 3, 4, 5, 6, 7)}
+
+
+def test_a_dead_worker_is_an_error_line_of_ordered_work_too():
+    needs = {"a": set(), "b": {"a"}, "c": set()}
+    found = dict(parallel.in_order(die_at_two, {"a": 1, "b": 2, "c": 3}, needs, workers=2))
+    assert found == {"a": None, "b": "its worker process died (exit code 7); the others go on", "c": None}
+
+
+def test_a_defect_in_a_worker_is_raised_here():
+    with pytest.raises(ZeroDivisionError):
+        list(parallel.map_videos((1).__truediv__, [0], engine="processes"))
+
+
+PARENT = """
+import os, sys, time
+from pathlib import Path
+from vau_lib.workspace import parallel
+
+def sleep(item):
+    Path(item).write_text(str(os.getpid()))
+    time.sleep(120)
+
+if __name__ == "__main__":
+    list(parallel.map_videos(sleep, sys.argv[1:], engine="processes", workers=2))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc")
+def test_no_worker_outlives_a_killed_parent(tmp_path):
+    (tmp_path / "parent.py").write_text(PARENT)
+    marks = [tmp_path / "a", tmp_path / "b"]
+    parent = subprocess.Popen([sys.executable, str(tmp_path / "parent.py"), *map(str, marks)], cwd=tmp_path)
+
+    def wait_for(condition) -> None:
+        until = time.monotonic() + 60
+        while not condition() and time.monotonic() < until:
+            time.sleep(0.1)
+        assert condition()
+
+    def ended(mark: Path) -> bool:
+        try:
+            status = Path(f"/proc/{mark.read_text()}/stat").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        return status.rpartition(")")[2].split()[0] == "Z"  # nobody is there to bury it
+
+    wait_for(lambda: all(mark.exists() and mark.read_text() for mark in marks))
+    assert not any(map(ended, marks))
+    parent.kill()
+    parent.wait()
+    wait_for(lambda: all(map(ended, marks)))
+
+
+@pytest.mark.slow
+def test_a_ray_worker_that_dies_is_one_error_line():
+    pytest.importorskip("ray", reason='needs the extra: pip install -e ".[cluster]"')
+    import ray
+
+    found = {item: (result, error) for item, result, error in parallel.map_videos(die_at_two, range(8), engine="ray")}
+    ray.shutdown()
+    assert "worker process died" in found.pop(2)[1]
+    assert found == {n: (10 * n, None) for n in (0, 1, 3, 4, 5, 6, 7)}

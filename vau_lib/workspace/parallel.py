@@ -2,14 +2,16 @@
 
 - results land as they come; one broken video is a line in the summary, never the end of the batch
 - processes start fresh ("spawn"): torch and codecs do not survive a fork
+- a worker that dies (a codec's abort, memory that ran out) is the error line of its own item; the others go on in new workers
+- a worker ends with its parent, a killed one too
 - no scheduler of our own: past one machine, Ray does it
 """
 
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, as_completed, wait
 from graphlib import CycleError, TopologicalSorter
-from multiprocessing import get_context
+from multiprocessing import connection, get_context, parent_process
 
 from tqdm.auto import tqdm
 
@@ -50,13 +52,96 @@ def _serial(fn, items, workers):
 
 
 def _processes(fn, items, workers):
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        futures = {pool.submit(_attempt, fn, item): position for position, item in enumerate(items)}
+    with _Workers(fn, workers) as pool:
+        waiting = list(enumerate(items))[::-1]
+        while waiting or pool.running:
+            while waiting and pool.free:
+                pool.begin(*waiting.pop())
+            yield from pool.finished()
+
+
+def _end_with_parent() -> None:
+    """Wait in a thread until the parent is gone, then end this process at once: nobody wants its results."""
+    parent = parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+
+def _work(fn: Callable, pipe: connection.Connection) -> None:
+    """Run items as they arrive until the pipe is closed."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    while True:
         try:
-            for future in as_completed(futures):
-                yield futures[future], *future.result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            item = pipe.recv()
+        except (EOFError, KeyboardInterrupt):
+            return
+        try:
+            answer = _attempt(fn, item)
+        except Exception as error:  # a defect of ours: the parent raises it
+            answer = error
+        try:
+            pipe.send(answer)
+        except (BrokenPipeError, ConnectionError):
+            return
+        except Exception as error:  # what does not pickle
+            pipe.send((None, artifacts.one_line(f"its result cannot be sent: {error}")))
+
+
+class _Workers:
+    """Worker processes, each with a pipe of its own, so that one that dies takes nothing but its item with it."""
+
+    def __init__(self, fn: Callable, number: int):
+        if number < 1:
+            raise ValueError(f"workers must be 1 or more, got {number}")
+        self.fn, self.number, self.context = fn, number, get_context("spawn")
+        self.idle: list[tuple] = []  # (process, pipe)
+        self.running: dict[connection.Connection, tuple] = {}  # pipe: (process, key)
+
+    def __enter__(self) -> "_Workers":
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        for process, pipe in [*self.idle, *((process, pipe) for pipe, (process, _) in self.running.items())]:
+            pipe.close()  # a worker reads its end and returns; one in the middle of an item is waited for
+            process.join()
+
+    @property
+    def free(self) -> bool:
+        return len(self.running) < self.number
+
+    def begin(self, key: object, item: object) -> None:
+        if self.idle:
+            process, pipe = self.idle.pop()
+        else:
+            pipe, theirs = self.context.Pipe()
+            process = self.context.Process(target=_work, args=(self.fn, theirs), daemon=False)
+            process.start()
+            theirs.close()  # the only open end is the worker's: its death is the pipe's end
+        pipe.send(item)
+        self.running[pipe] = process, key
+
+    def finished(self) -> Iterator[tuple[object, object, str | None]]:
+        """Wait until something ends; yield (key, result, error line or None) of all that did."""
+        for pipe in connection.wait(list(self.running)):
+            process, key = self.running.pop(pipe)
+            try:
+                answer = pipe.recv()
+            except (EOFError, ConnectionError):
+                process.join()
+                pipe.close()
+                yield key, None, _death(process.exitcode)
+                continue
+            self.idle.append((process, pipe))
+            if isinstance(answer, Exception):
+                raise answer
+            yield key, *answer
+
+
+def _death(code: int | None) -> str:
+    """Say how a worker process ended."""
+    how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+    return f"its worker process died ({how}{', out of memory?' if code == -9 else ''}); the others go on"
 
 
 def _ray(fn, items, workers):
@@ -66,11 +151,17 @@ def _ray(fn, items, workers):
         raise ValueError('engine="ray" needs the extra: pip install -e ".[cluster]"') from error
     if not ray.is_initialized():
         ray.init(num_cpus=None if "RAY_ADDRESS" in os.environ else workers, log_to_driver=False)
-    task = ray.remote(_attempt)
+    task = ray.remote(max_retries=0)(_attempt)  # an item that kills its worker would kill the next one too
     waiting = {task.remote(fn, item): position for position, item in enumerate(items)}
     while waiting:
         (done,), _ = ray.wait(list(waiting))
-        yield waiting.pop(done), *ray.get(done)
+        position = waiting.pop(done)
+        try:
+            yield position, *ray.get(done)
+        except ray.exceptions.RayTaskError as error:  # a defect of ours
+            raise error.as_instanceof_cause() from None
+        except ray.exceptions.RayError as error:
+            yield position, None, f"its worker process died ({type(error).__name__}); the others go on"
 
 
 def in_order(fn: Callable, items: Mapping, needs: Mapping, *, workers: int = 2) -> Iterator[tuple[object, str | None]]:
@@ -85,14 +176,13 @@ def in_order(fn: Callable, items: Mapping, needs: Mapping, *, workers: int = 2) 
     except CycleError as error:
         names = ", ".join(sorted({str(key) for key in error.args[1]}))
         raise ValueError(f"these wait for each other: {names}") from error
-    ready, running, failed = list(order.get_ready()), {}, False
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        while running or (ready and not failed):
-            while ready and not failed and len(running) < workers:
+    ready, failed = list(order.get_ready()), False
+    with _Workers(fn, workers) as pool:
+        while pool.running or (ready and not failed):
+            while ready and not failed and pool.free:
                 key = ready.pop(0)
-                running[pool.submit(_attempt, fn, items[key])] = key
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                key, error = running.pop(future), future.result()[1]
+                pool.begin(key, items[key])
+            for key, _, error in pool.finished():
                 failed = failed or error is not None
                 order.done(key)
                 yield key, error
