@@ -108,13 +108,66 @@ def test_numbers_choose_notebooks_however_yaml_reads_them(project):
     assert presets.members("tiny", [2, "03_third"]) == ["02_second", "03_third"]
 
 
-def test_overrides_are_yaml_and_an_exponent_is_a_number():
-    given = presets.parse_values(["count=3", "rate=1e-3", "seeds=[0, 1]", "note=a,b=c", "root=", "flag=true"])
-    assert given == {"count": 3, "rate": 0.001, "seeds": [0, 1], "note": "a,b=c", "root": "", "flag": True}
-    swept = presets.parse_values(["seed=0,1", "rate=1e-3,0.5", "seeds=[0],[1, 2]"], split=True)
-    assert swept == {"seed": [0, 1], "rate": [0.001, 0.5], "seeds": [[0], [1, 2]]}
+@pytest.mark.parametrize(
+    ("given", "kind", "value"),
+    [
+        ("/videos/Cam #2/clip.mp4", "str", "/videos/Cam #2/clip.mp4"),
+        ("a # b", "str", "a # b"),
+        ("rtsp://cam/a?b=c&d=e", "str", "rtsp://cam/a?b=c&d=e"),
+        ("", "str", ""),
+        ("010", "str", "010"),
+        ("2026-01-01", "str", "2026-01-01"),
+        ("12:30:45", "str", "12:30:45"),
+        ("yes", "str", "yes"),
+        ("null", "str", "null"),
+        ("[a]", "str", "[a]"),
+        ("key: value", "str", "key: value"),
+        ('"quoted # text"', "str", "quoted # text"),
+        ("010", "int", 10),
+        ("-07", "int", -7),
+        ("1_000", "int", 1000),
+        ("0o10", "int", "0o10"),
+        ("1e-4", "float", 0.0001),
+        (".5", "float", 0.5),
+        ("010.5", "float", 10.5),
+        ("3", "float", 3),
+        ("no", "bool", False),
+        ("On", "bool", True),
+        ("TRUE", "bool", True),
+        ("maybe", "bool", "maybe"),
+        ("[00, 010]", "list[int]", [0, 10]),
+        ("[1e-3, 1]", "list[float]", [0.001, 1]),
+        ("[yes, 2026-01-01, Cam #2]", "list[str]", ["yes", "2026-01-01", "Cam #2"]),
+        ("['a, b', c]", "list[str]", ["a, b", "c"]),
+        ("[[0], [1, 2]]", "list[list[int]]", [[0], [1, 2]]),
+        ("[]", "list[int]", []),
+        ("none", "Optional[int]", None),
+        ("08", "Optional[int]", 8),
+        ("{k: 1}", "dict", {"k": 1}),
+        ("010", "", 10),
+        ("it's", "", "it's"),
+    ],
+)
+def test_a_value_of_the_command_line_is_what_its_parameter_declares(given, kind, value):
+    found = presets.typed(presets.parse_values([f"name={given}"])["name"], kind)
+    assert found == value and type(found) is type(value)
+
+
+def test_values_of_a_sweep_are_cut_at_commas_outside_brackets_and_quotes():
+    swept = presets.parse_values(["seed=00,010", "rate=1e-3,0.5", "seeds=[0],[1, 2]", "note='a, b',c # d", "none="], split=True)
+    assert swept == {
+        "seed": ["00", "010"], "rate": ["1e-3", "0.5"], "seeds": ["[0]", "[1, 2]"], "note": ["'a, b'", "c # d"], "none": [],
+    }  # fmt: skip
     with pytest.raises(RunError, match="give a parameter as name=value, got 'count'"):
         presets.parse_values(["count"])
+
+
+def test_a_value_that_is_not_of_the_declared_type_is_refused(project):
+    known = presets.declared("01")
+    assert presets.checked(presets.parse_values(["count=010", "note=a # b"]), known, "-p") == {"count": 10, "note": "a # b"}
+    for text, message in (("count=1.5", "count must be int, got float|Given|str '1.5'"), ("count=yes", "count must be int")):
+        with pytest.raises(RunError, match=f"-p: {message}"):
+            presets.checked(presets.parse_values([text]), known, "-p")
 
 
 def test_a_path_does_not_depend_on_the_working_directory(project, monkeypatch, tmp_path_factory):

@@ -159,7 +159,7 @@ def import_features(
     from vau_lib.features import feature_lists, released
 
     if all(path.suffix == ".csv" for path in lists):
-        chosen = presets.parse_values([f"crops={crops}"], split=True)["crops"] if crops else []
+        chosen = [presets.typed(part, "int") for part in presets.parse_values([f"crops={crops}"], split=True)["crops"]]
         counts = released.import_features(lists, source, presets.project_path(target), crops=chosen, width=width)
     else:
         options = {"crop_axis": crop_axis, "anomalous_first": anomalous_first}
@@ -225,7 +225,7 @@ def generate(
     """Make videos of scenarios in which every pair of factors occurs; a stopped run is resumed."""
     from vau_lib.synthetic import scenarios, text_to_video, veo
 
-    fixed = presets.parse_values(factors or [])
+    fixed = {key: presets.typed(value, "") for key, value in presets.parse_values(factors or []).items()}
     if wrong := sorted(fixed.keys() - scenarios.FACTORS.keys()):
         raise ValueError(f"no factor {wrong[0]!r}; there are {', '.join(scenarios.FACTORS)}")
     if backend == "veo" and not price:

@@ -61,8 +61,7 @@ def plan(preset: str, selection: Iterable[str | int] = (), overrides: Mapping | 
     reason = "asked for" if selection else "fresh" if fresh else ""
     steps, ended = [], {}
     for name in names:
-        own = {key: value for key, value in overrides.items() if key in declared(name)}
-        presets.check(own, declared(name), "-p")
+        own = presets.checked({key: value for key, value in overrides.items() if key in declared(name)}, declared(name), "-p")
         parameters = load_preset(preset, name) | own
         output, needed = copies(preset) / f"{name}.ipynb", presets.needs(name)
         before = next((step.notebook for step in steps if step.why and step.notebook in needed), None)
@@ -137,7 +136,7 @@ def sweep(
         raise RunError(f"sweep: no values for {empty[0]}, give {empty[0]}=V1,V2")
     for values in itertools.product(*grid.values()):
         point = dict(zip(grid, values, strict=True))
-        presets.check(point, declared(name), "sweep")
+        point = presets.checked(point, declared(name), "sweep")
         label = ",".join(key + "=" + re.sub(r"[^\w.+-]", "_", str(value)) for key, value in point.items())
         output = copies(preset) / f"{name}@{label}.ipynb"
         if output in steps:

@@ -241,9 +241,16 @@ def check(values: Mapping, known: Mapping[str, Parameter], source: str) -> None:
     """Refuse a name that is not declared and a value of another type; RunError names the source, key and value."""
     check_names(values, known, source)
     for key, value in values.items():
+        value = typed(value, known[key].type)
         if not _fits(value, kind := known[key].type):
             hint = "; YAML wants a point, like 1.0e-4" if EXPONENT.fullmatch(str(value)) else ""
             raise RunError(f"{source}: {key} must be {kind}, got {type(value).__name__} {value!r}{hint}")
+
+
+def checked(values: Mapping, known: Mapping[str, Parameter], source: str) -> dict:
+    """Return values of the command line as their declared types; RunError as in `check`."""
+    check(values, known, source)
+    return {key: typed(value, known[key].type) for key, value in values.items()}
 
 
 def load_preset(preset: str, notebook: str | int) -> dict:
@@ -268,20 +275,85 @@ def load_preset(preset: str, notebook: str | int) -> dict:
     return shared | own
 
 
-def parse_values(texts: Iterable[str], *, split: bool = False) -> dict:
-    """Read ["epochs=3", "seeds=[0, 1]", "annotation="] as {key: YAML value}; 1e-3 is a number, nothing is "".
+class Given(str):
+    """A value as it was typed on the command line: what it is, the declared type of its parameter says (`typed`)."""
 
-    With `split` each key gets the list of its values, for sweeps: ["seed=0,1,2", "variants=[intended],[a, b]"].
+
+def parse_values(texts: Iterable[str], *, split: bool = False) -> dict:
+    """Read ["epochs=3", "note=a # b"] as {key: Given}; all after the first = is the value, `typed` makes it a number or a list.
+
+    With `split` each key gets the list of its values, for sweeps: ["seed=0,1,2", "variants=[intended],[a, b]"]. Commas inside
+    brackets and quotes do not split.
     """
     found = {}
     for text in texts:
         key, equals, value = text.partition("=")
+        key = key.strip()
         if not equals or not key:
             raise RunError(f"-p: give a parameter as name=value, got {text!r}")
+        found[key] = [Given(part) for part in _split(value)] if split else Given(value)
+    return found
+
+
+def _split(text: str) -> list[str]:
+    """Cut at commas outside brackets and quotes; nothing is no value."""
+    parts, depth, quote, begun = [], 0, "", 0
+    for place, letter in enumerate(text):
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "\"'" and not text[begun:place].strip(" [{("):
+            quote = letter
+        elif letter in "[{(":
+            depth += 1
+        elif letter in "]})":
+            depth -= 1
+        elif letter == "," and depth <= 0:
+            parts.append(text[begun:place].strip())
+            begun = place + 1
+    return [*parts, text[begun:].strip()] if text.strip() else []
+
+
+def typed(value: object, kind: str) -> object:
+    """Return a `Given` value as the declared type; what will not do stays a text, which `check` refuses. Others stay as they are.
+
+    A str is the text itself (quotes around all of it are left out): `#`, `=`, dates, `yes` and leading zeros have no other
+    meaning. An int is decimal (010 is 10). A list's items have its inner type.
+    """
+    if not isinstance(value, Given):
+        return value
+    base, _, inner = kind.replace(" ", "").partition("[")
+    inner, text = inner[:-1], value.strip()
+    if base == "Optional":
+        return None if text.lower() in ("none", "null", "~") else typed(value, inner)
+    if base == "str":
+        return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else str(value)
+    if base in ("int", "float", "bool"):
+        return _number(text, base)
+    if base in ("list", "tuple") and text[:1] == "[" and text[-1:] == "]":
+        return [typed(Given(part), inner) if inner else _guessed(part) for part in _split(text[1:-1])]
+    return _guessed(text) if base != "list" or text[:1] == "[" else text
+
+
+def _number(text: str, base: str) -> object:
+    if base == "bool":
+        return {"true": True, "false": False, "yes": True, "no": False, "on": True, "off": False, "1": True, "0": False}.get(
+            text.lower(), text
+        )
+    try:
+        return int(text) if re.fullmatch(r"[-+]?[\d_]+", text) else float(text) if base == "float" else text
+    except ValueError:
+        return text
+
+
+def _guessed(text: str) -> object:
+    """Return the value of a parameter of unknown type: a number, true, false, null, a list or an object, else the text."""
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if text.lower() in ("none", "null", "~"):
+        return None
+    if text[:1] in ("[", "{", '"', "'"):
         try:
-            values = yaml.safe_load(f"[{value}]") if split else [yaml.safe_load(value) if value else ""]
+            return yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise RunError(f"-p: {text!r} is not YAML") from error
-        values = [float(v) if isinstance(v, str) and EXPONENT.fullmatch(v) else v for v in values]
-        found[key] = values if split else values[0]
-    return found
+    return _number(text, "float")
