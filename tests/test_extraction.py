@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from conftest import moving_square
 from kornia.feature import XFeat
 
 from vau_lib.data import records, video
-from vau_lib.features import checkpoints, extraction, optical_flow, released, xfeat
+from vau_lib.features import augmentation, checkpoints, extraction, optical_flow, released, xfeat
 from vau_lib.workspace import artifacts
 
 
@@ -310,3 +311,93 @@ def test_fast_rows_equal_stock_rows(real_data, xfeat_weights):
     expected = torch.stack([torch.cat([part.mean((0, 2, 3)), part.amax((0, 2, 3))]) for part in unit.split(16)]).numpy()
     ours = [row for row, _ in zip(xfeat.XFeatEncoder(xfeat_weights).encode(path, 16), range(4), strict=False)]
     assert np.linalg.norm(ours - expected) / np.linalg.norm(expected) <= 1e-2
+
+
+def colours(count=3, side=32):
+    """Frames of one red, a little noise on it, so that a crop shows."""
+    frames = np.zeros((count, side, side, 3), np.uint8)
+    frames[..., 0] = np.random.default_rng(0).integers(180, 220, (side, side))
+    return frames
+
+
+def test_hue_turns_red_into_green_and_blue():
+    """A third of the colour circle is 120 degrees (HSV); a fixed range leaves nothing to the draw."""
+    frames = np.zeros((2, 8, 8, 3), np.uint8)
+    frames[..., 0] = 200
+    for turn, colour in ((1 / 3, [0, 200, 0]), (-1 / 3, [0, 0, 200])):
+        assert augmentation.Augmentation(hue=(turn, turn))(frames, "a")[1, 3, 3].tolist() == colour
+
+
+def test_brightness_contrast_and_saturation_do_what_their_names_say():
+    frames = colours()
+    dark = augmentation.Augmentation(brightness=(0.5, 0.5))(frames, "a")
+    assert np.abs(dark[..., 0] - frames[..., 0] / 2).max() <= 1
+    flat = augmentation.Augmentation(contrast=(0, 0))(frames, "a")
+    assert flat.std(axis=(1, 2)).max() == 0
+    gray = augmentation.Augmentation(saturation=(0, 0))(frames, "a")
+    assert np.ptp(gray.astype(int), axis=-1).max() == 0 and gray.max() > 0
+
+
+def test_one_draw_for_a_video_the_same_with_the_same_seed():
+    frames, strong = colours(4), augmentation.Augmentation(0.4, 0.4, 0.4, 0.4, crop=0.5)
+    assert np.array_equal(strong(frames, "a"), strong(frames, "a"))
+    assert np.array_equal(strong(frames[:1], "a")[0], strong(frames, "a")[3]), "every frame of a video alike, however read"
+    others = [strong(frames, "b"), augmentation.Augmentation(0.4, 0.4, 0.4, 0.4, crop=0.5, seed=1)(frames, "a")]
+    assert all(o.shape != strong(frames, "a").shape or not np.array_equal(o, strong(frames, "a")) for o in others)
+    state = torch.random.get_rng_state()
+    strong(frames, "c")
+    assert torch.equal(state, torch.random.get_rng_state()), "nobody else's draws move"
+
+
+def test_a_crop_is_a_part_of_the_picture():
+    ramp = np.arange(64 * 64, dtype=np.int64).reshape(64, 64)
+    frames = np.stack([ramp // 64, ramp % 64, np.zeros_like(ramp)], -1).astype(np.uint8)[None]  # a pixel says where it is
+    areas = []
+    for n in range(40):
+        (crop,) = augmentation.Augmentation(crop=0.3)(frames, f"v{n}")
+        assert np.array_equal(np.diff(crop[:, 0, 0].astype(int)), np.ones(len(crop) - 1))
+        assert np.array_equal(np.diff(crop[0, :, 1].astype(int)), np.ones(crop.shape[1] - 1))
+        areas.append(crop[..., 0].size / 64**2)
+    assert 0.27 < min(areas) < 0.5 and 0.7 < max(areas) <= 1
+    assert np.array_equal(augmentation.Augmentation()(frames, "a"), frames), "off: bit-equal"
+
+
+@pytest.mark.parametrize("bad", [dict(crop=0.0), dict(crop=1.5), dict(hue=0.7), dict(brightness=-1.0)])
+def test_amounts_out_of_range_are_refused(bad):
+    with pytest.raises(ValueError):
+        augmentation.Augmentation(**bad)
+
+
+def test_augmentation_changes_training_videos_only_and_stands_in_made_by(batch, tmp_path):
+    root, good, _ = batch
+    two = [good[0], replace(good[1], split="test")]
+    names = [r.id for r in two]
+    jitter = augmentation.Augmentation(brightness=(0.3, 0.3), contrast=(0.4, 0.4), crop=0.4)
+    plain, nothing, strong = (replace(RECIPE, augmentation=a) for a in (None, augmentation.Augmentation(), jitter))
+    for name, recipe in (("plain", plain), ("nothing", nothing), ("strong", strong)):
+        extraction.extract(two, root, tmp_path / name, recipe)
+    train, test = ([np.load(tmp_path / kind / f"{name}.npy") for kind in ("plain", "nothing", "strong")] for name in names)
+    assert np.array_equal(train[0], train[1]) and np.abs(train[0] - train[2]).max() > 5e-4
+    assert np.array_equal(test[0], test[2]) and np.array_equal(test[0], test[1])
+    assert artifacts.check_made_by(tmp_path / "strong")["augmentation"]["brightness"] == [0.3, 0.3]
+    extraction.extract(two, root, tmp_path / "strong", strong)
+    for folder, recipe in (("strong", plain), ("plain", strong)):
+        with pytest.raises(artifacts.StoreError, match="augmentation"):
+            extraction.extract(two, root, tmp_path / folder, recipe)
+    with pytest.raises(ValueError, match="augmentation is for xfeat, got encoder 'flow'"):
+        extraction.Recipe("flow", 16, (), jitter)
+
+
+def test_frames_are_spread_evenly_over_a_segment(batch, tmp_path):
+    """Four of 16 frames: each row is what those four frames alone give; all 16 is bit-equal to not sampling."""
+    root, good, _ = batch
+    encoder = xfeat.XFeatEncoder("random", side=64, sampled_frames=4)
+    whole, every = (xfeat.XFeatEncoder("random", side=64, sampled_frames=n) for n in (None, 16))
+    path = root / good[0].path
+    rows, frames = list(encoder.encode(path, 16)), list(video.gray_frames(path))
+    assert len(rows) == len(list(whole.encode(path, 16))) == 3
+    chosen = [frames[16 + n] for n in (2, 6, 10, 14)]  # the middle of each quarter, the later of two
+    (alone,) = whole.snippet_features(chosen, 4)
+    assert np.allclose(rows[1], alone, atol=1e-5)
+    assert all(np.array_equal(a, b) for a, b in zip(every.encode(path, 16), whole.encode(path, 16), strict=True))
+    assert encoder.made_by()["sampled_frames"] == 4 and whole.made_by()["sampled_frames"] is None

@@ -367,7 +367,10 @@ def curves(history: Sequence[Mapping]) -> pd.DataFrame:
 
 
 def count_macs(model: nn.Module, x: Tensor) -> int:
-    """Return multiply-accumulates of one pass, counted by torch, plus two per batch-norm output (as fvcore counts them)."""
+    """Return multiply-accumulates of one pass, counted by torch, plus two per batch-norm output (as fvcore counts them).
+
+    Gradients are on meanwhile: in inference mode torch fuses a transformer's attention into one call that is not counted.
+    """
     extra: list[int] = []
     x = x.to(next(model.parameters()).device)
     hooks = [
@@ -376,7 +379,7 @@ def count_macs(model: nn.Module, x: Tensor) -> int:
         if isinstance(part, nn.modules.batchnorm._BatchNorm)
     ]
     try:
-        with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        with torch.enable_grad(), FlopCounterMode(display=False) as counter:
             model(x)
     finally:
         for hook in hooks:

@@ -17,6 +17,7 @@ import torch
 
 from vau_lib.data import records, video
 from vau_lib.data.records import SNIPPET_FRAMES
+from vau_lib.features.augmentation import Augmentation
 from vau_lib.features.image_encoders import CLIPEncoder, EfficientNetLiteEncoder, SqueezeNetEncoder
 from vau_lib.features.optical_flow import FlowEncoder
 from vau_lib.features.xfeat import XFeatEncoder
@@ -25,15 +26,24 @@ from vau_lib.workspace import artifacts, parallel
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to build an encoder in any process: `encoder` is a key of ENCODERS, `options` its arguments."""
+    """How to build an encoder in any process: `encoder` is a key of ENCODERS, `options` its arguments.
+
+    `augmentation` changes the pixels of training videos (records of split "train") before XFeat sees them.
+    """
 
     encoder: str = "xfeat"
     snippet_frames: int = SNIPPET_FRAMES
     options: tuple[tuple[str, object], ...] = ()
+    augmentation: Augmentation | None = None
+
+    def __post_init__(self):
+        if self.augmentation and self.encoder != "xfeat":
+            raise ValueError(f"augmentation is for xfeat, got encoder {self.encoder!r}")
 
     def made_by(self) -> dict:
         """Return what the features are made with; two folders with the same answer hold the same features."""
-        return {**_built(self).made_by(), "snippet_frames": self.snippet_frames}
+        changed = self.augmentation.made_by() if self.augmentation else None
+        return {**_built(self).made_by(), "snippet_frames": self.snippet_frames, "augmentation": changed}
 
 
 ENCODERS = {
@@ -132,7 +142,12 @@ def _extract_one(task: _Task) -> tuple[int, int]:
     num_frames = video.probe(path).num_frames
     if num_frames < 2:
         raise video.VideoError(f"{task.record.id}: {num_frames} frame, nothing can move in it")
-    features = np.stack(list(_built(task.recipe).encode(path, task.recipe.snippet_frames)))
+    encoder, recipe = _built(task.recipe), task.recipe
+    if recipe.augmentation and task.record.split == "train":
+        changed = recipe.augmentation.gray_frames(path, task.record.id)
+        features = np.stack(list(encoder.snippet_features(changed, recipe.snippet_frames)))
+    else:
+        features = np.stack(list(encoder.encode(path, recipe.snippet_frames)))
     artifacts.save_array(task.target, features.astype(np.float32))
     return len(features), num_frames
 

@@ -29,15 +29,20 @@ class XFeatEncoder:
     """Describe frames by XFeat's dense descriptors.
 
     `weights` is None (search), a path, or "random" (seeded; every result must then say so). `bfloat16` None means where
-    the processor has it. Rows are (128,): mean | max of L2-normalised descriptors over a segment's frames and places.
+    the processor has it. Rows are (128,): mean | max of L2-normalised descriptors over a segment's frames and places;
+    with `sampled_frames`, over that many frames spread evenly over the segment (the report's uniform temporal sampling).
     """
 
     name, width = "xfeat", 128
 
-    def __init__(self, weights: str | Path | None = None, *, side: int = 224, bfloat16: bool | None = None):
+    def __init__(
+        self, weights: str | Path | None = None, *, side: int = 224, bfloat16: bool | None = None, sampled_frames: int | None = None
+    ):
         if side % XFEAT_GRID or side < XFEAT_GRID:
             raise ValueError(f"side must be a multiple of {XFEAT_GRID} pixels, got {side}")
-        self.side = side
+        if sampled_frames is not None and sampled_frames < 1:
+            raise ValueError(f"sampled_frames must be 1 or more, or None for all, got {sampled_frames}")
+        self.side, self.sampled_frames = side, sampled_frames
         self.bfloat16 = torch.ops.mkldnn._is_mkldnn_bf16_supported() if bfloat16 is None else bfloat16
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -83,6 +88,8 @@ class XFeatEncoder:
 
     def snippet_features(self, gray: Iterable[np.ndarray], snippet_frames: int) -> Iterator[np.ndarray]:
         """Yield (128,) per snippet of a stream of gray frames (H, W); the last may be short."""
+        if self.sampled_frames is not None and self.sampled_frames < snippet_frames:
+            gray, snippet_frames = _spread(gray, snippet_frames, self.sampled_frames), self.sampled_frames
         for batch in chunks(gray, max(snippet_frames, BATCH_FRAMES // snippet_frames * snippet_frames)):
             small = resized(np.stack(batch), self.side)
             means, peaks = zip(*(_pool(self.dense(part)) for part in small.split(BATCH_FRAMES)), strict=True)
@@ -97,7 +104,7 @@ class XFeatEncoder:
 
     def made_by(self) -> dict:
         """Return what a reader must agree on."""
-        return {"encoder": self.name, "weights_sha256": self.weights, "side": self.side}
+        return {"encoder": self.name, "weights_sha256": self.weights, "side": self.side, "sampled_frames": self.sampled_frames}
 
 
 def find_xfeat(weights: str | Path | None = None) -> Path:
@@ -119,6 +126,12 @@ def resized(gray: np.ndarray, side: int) -> Tensor:
     """Shrink gray (T, H, W) to (T, side, side), averaging what it drops (antialiased)."""
     size = (side, side)
     return F.interpolate(torch.from_numpy(gray)[:, None], size, mode="bilinear", antialias=True)[:, 0]
+
+
+def _spread(frames: Iterable[np.ndarray], snippet_frames: int, count: int) -> Iterator[np.ndarray]:
+    """Yield `count` frames of each snippet, spread evenly; of a last snippet with fewer frames, all."""
+    for part in chunks(frames, snippet_frames):
+        yield from (part[place] for place in video.sample_index(len(part), min(count, len(part))))
 
 
 def _pool(dense: Tensor) -> tuple[Tensor, Tensor]:
