@@ -117,3 +117,24 @@ def test_weights_are_what_the_parameter_says(tmp_path, monkeypatch):
     (tmp_path / "xfeat" / "xfeat_bnfolded.pt").touch()
     assert given_weights("xfeat", "random unless found") == str(tmp_path / "xfeat" / "xfeat_bnfolded.pt")
     assert given_weights("xfeat", str(tmp_path / "own.pt")) == str(tmp_path / "own.pt")
+
+
+def test_a_variant_says_what_is_trained_on_which_input():
+    assert experiments.parse_variant("intended") == ("intended", None, "")
+    assert experiments.parse_variant("intended_raw@clip") == ("intended", False, "clip")
+    assert experiments.parse_variant("released_difference@released") == ("released", True, "released")
+    for wrong in ("intended_both", "published", "raw"):
+        with pytest.raises(ValueError, match=f"got '{wrong}'"):
+            experiments.parse_variant(wrong)
+
+
+def test_the_input_is_what_the_trainings_saved(tmp_path):
+    """Not what the variant is called: a published recipe reads raw features as `intended` too."""
+    for seed, difference in ((0, False), (1, False)):
+        saved = {"preprocessing": {"temporal_difference": difference}}
+        artifacts.write_json(tmp_path / "intended" / f"fold0_seed{seed}" / "config.json", saved)
+    assert experiments.input_of(tmp_path / "intended") == "raw features"
+    artifacts.write_json(tmp_path / "other" / "fold0_seed0" / "config.json", {"preprocessing": {"temporal_difference": True}})
+    assert experiments.input_of(tmp_path / "other") == "on temporal differences"
+    with pytest.raises(artifacts.StoreError, match="nothing: no trained detector"):
+        experiments.input_of(tmp_path / "nothing")

@@ -10,12 +10,40 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from vau_lib.data import records
 from vau_lib.features import extraction
 from vau_lib.workspace import artifacts, presets
+
+INPUTS = {"raw": False, "difference": True}  # ending of a variant: whether it reads temporal differences
+
+
+class Variant(NamedTuple):
+    """What is trained, read from a folder's name `kind[_raw|_difference][@encoder]`, like released_difference@clip."""
+
+    kind: str  # intended, released or shuffled
+    difference: bool | None  # reads temporal differences; None leaves it to the kind's default
+    encoder: str  # whose features it reads; "" for the default
+
+
+def parse_variant(name: str) -> Variant:
+    """Return what a variant's name says; ValueError for any other name."""
+    base, _, encoder = name.partition("@")
+    kind, _, reads = base.partition("_")
+    if kind not in ("intended", "released", "shuffled") or (reads and reads not in INPUTS):
+        raise ValueError(f"a variant is intended, released or shuffled, with _raw or _difference and @encoder, got {name!r}")
+    return Variant(kind, INPUTS.get(reads), encoder)
+
+
+def input_of(place: Path) -> str:
+    """Return what a variant's trainings below `place` read, as they saved it: "on temporal differences" or "raw features"."""
+    found = {bool(artifacts.read_json(p)["preprocessing"]["temporal_difference"]) for p in place.glob("fold*_seed*/config.json")}
+    if len(found) != 1:
+        raise artifacts.StoreError(f"{place.name}: {'trainings read different inputs' if found else 'no trained detector'}")
+    return "on temporal differences" if found.pop() else "raw features"
 
 
 def read_fold(records_file: str, fold: int, folder: Path) -> tuple[list[records.VideoRecord], dict[str, np.ndarray]]:
