@@ -6,7 +6,19 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-FAULTS = ("refuse", "slow answer", "never done", "truncated", "rate limit", "broken line", "server error", "forbidden")
+FAULTS = (
+    "refuse",
+    "slow answer",
+    "never done",
+    "truncated",
+    "rate limit",
+    "broken line",
+    "server error",
+    "forbidden",
+    "forgotten",
+    "proxy page",
+    "cut answer",
+)
 
 
 class FakeVideoService:
@@ -61,6 +73,11 @@ class FakeVideoService:
                 self.operations[name] = {"number": number, "asked": 0}
             return self._send(request, 200, {"name": name})
         operation = self.operations[body["operationName"]]
+        fault = self.faults.get(operation["number"])
+        if fault == "forgotten":
+            return self._send(request, 404, {"error": {"code": 404, "message": "no such operation", "status": "NOT_FOUND"}})
+        if fault in ("proxy page", "cut answer"):
+            return self._send_text(request, "<html>Sign in</html>" if fault == "proxy page" else '{"name": "x", "done": tr')
         operation["asked"] += 1
         fault = self.faults.get(operation["number"])
         if operation["asked"] <= self.polls or (fault == "never done" and not self.patience):
@@ -74,7 +91,10 @@ class FakeVideoService:
         return self._send(request, 200, {"name": body["operationName"], "done": True, "response": answer})
 
     def _send(self, request, code, content):
-        data = json.dumps(content).encode()
+        self._send_text(request, json.dumps(content), code)
+
+    def _send_text(self, request, text, code=200):
+        data = text.encode()
         request.send_response(code)
         request.send_header("content-type", "application/json")
         request.send_header("content-length", str(len(data)))

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from vau_lib.compression import token_pruning, token_selection
 from vau_lib.data import video
@@ -412,6 +412,48 @@ def test_a_missing_or_foreign_adapter_is_refused(toy_vlm, tmp_path):
     other = tiny_vlm.tiny(toy_vlm.family, sizes=tiny_vlm.TinySizes(width=64, vision_layers=1))
     with pytest.raises(artifacts.StoreError, match="does not fit"):
         finetuning.load_adapter(other.model, tmp_path)
+
+
+@pytest.mark.parametrize("fault", ["other names", "12 fewer", "one more", "half the bytes", "no bytes", "other shape"])
+def test_an_adapter_that_does_not_fit_is_one_error_line(toy_vlm, tmp_path, fault):
+    perturbed(toy_vlm).save_pretrained(tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    stored, whole = load_file(path), path.read_bytes()
+    names = sorted(stored)
+    changed = {
+        "other names": {name.replace(".layers.", ".blocks."): part for name, part in stored.items()},
+        "12 fewer": {name: stored[name] for name in names[12:]},
+        "one more": stored | {names[0].replace("layers.0", "layers.99"): stored[names[0]].clone()},
+        "other shape": stored | {names[0]: torch.zeros(3, 3)},
+    }
+    if fault in changed:
+        save_file(changed[fault], path, metadata={"format": "pt"})
+    else:
+        path.write_bytes(whole[: len(whole) // 2] if fault == "half the bytes" else b"")
+    with pytest.raises(artifacts.StoreError, match="^the adapter at .* does not fit: ") as caught:
+        finetuning.merge(tiny_vlm.tiny(toy_vlm.family, sizes=SMALL).model, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("fault", ["12 fewer", "one more", "half the bytes", "no bytes", "other shape"])
+def test_weights_that_do_not_fit_are_one_error_line(toy_vlm, tmp_path, fault):
+    models.save(toy_vlm, tmp_path / "model")
+    path = tmp_path / "model" / "model.safetensors"
+    assert models.load(tmp_path / "model").family == toy_vlm.family
+    stored, whole = load_file(path), path.read_bytes()
+    names = sorted(stored)
+    changed = {
+        "12 fewer": {name: stored[name] for name in names[12:]},
+        "one more": stored | {"language_model.unknown": torch.zeros(2)},
+        "other shape": stored | {names[0]: torch.zeros(3, 3)},
+    }
+    if fault in changed:
+        save_file(changed[fault], path, metadata={"format": "pt"})
+    else:
+        path.write_bytes(whole[: len(whole) // 2] if fault == "half the bytes" else b"")
+    with pytest.raises(artifacts.StoreError) as caught:
+        models.load(tmp_path / "model")
+    assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
 
 
 @pytest.mark.slow

@@ -166,3 +166,13 @@ def test_a_file_that_is_no_answers_is_refused(tmp_path):
     (tmp_path / "b.json").write_text(json.dumps([{"id": 1, "answer": "x"}] * 2))
     with pytest.raises(clients.AnswerError, match="twice"):
         clients.replay(tmp_path / "b.json", source="x")
+
+
+def test_an_empty_reference_is_named_and_an_empty_answer_scores_nothing():
+    with pytest.raises(ValueError, match=r"^reference 'a' holds no word \(1 of 1\)"):
+        text_metrics.text_scores({"a": ""}, {"a": ""}, protocol="corpus", java=False)
+    with pytest.raises(ValueError, match="reference 'b' holds no word"):
+        text_metrics.text_scores({"a": "x", "b": "y"}, {"a": "x", "b": " ?! "}, protocol="corpus", java=False)
+    for protocol in text_metrics.PROTOCOLS:
+        (row,) = text_metrics.text_scores({"a": ""}, {"a": "a man falls"}, protocol=protocol, java=False)
+        assert all(row[name] < 1e-6 for name in text_metrics.SCORES), row

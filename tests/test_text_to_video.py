@@ -114,6 +114,32 @@ def test_what_does_not_pass_is_one_line_without_the_key(service, tmp_path):
     assert "403" in detail and "***" in detail and KEY not in detail and "\n" not in detail
 
 
+def test_a_forgotten_operation_is_a_failed_job_that_is_paid_again_only_when_confirmed(service, tmp_path):
+    fake, chosen = service({1: "forgotten"}), scenarios.covering_scenarios(4, 3, **FEW)
+    backend = client(fake)
+    table = text_to_video.run(backend, chosen, tmp_path, confirm=total(backend, chosen), progress=False)
+    assert table["status"].tolist() == ["done", "failed", "done", "done"]
+    assert "404" in table["detail"][1] and "is lost" in table["detail"][1] and "\n" not in table["detail"][1]
+    fake.faults.clear()
+    with pytest.raises(ValueError, match="^1 videos by Veo .* pass confirm="):
+        text_to_video.run(client(fake), chosen, tmp_path, progress=False)
+    assert fake.submitted == {0: 1, 1: 1, 2: 1, 3: 1}
+    again = text_to_video.run(client(fake), chosen, tmp_path, confirm=backend.price(chosen[1]), progress=False)
+    assert set(again["status"]) == {"done"} and fake.submitted == {0: 1, 1: 2, 2: 1, 3: 1}
+
+
+@pytest.mark.parametrize("fault", ["proxy page", "cut answer"])
+def test_a_poll_that_cannot_be_read_fails_that_job_only_and_is_not_paid_again(service, tmp_path, fault):
+    fake, chosen = service({1: fault}), scenarios.covering_scenarios(3, 3, **FEW)
+    backend = client(fake)
+    table = text_to_video.run(backend, chosen, tmp_path, confirm=total(backend, chosen), progress=False)
+    assert table["status"].tolist() == ["done", "failed", "done"]
+    assert "\n" not in table["detail"][1] and KEY not in table["detail"][1]
+    fake.faults.clear()
+    again = text_to_video.run(client(fake), chosen, tmp_path, progress=False)  # what was paid is fetched
+    assert set(again["status"]) == {"done"} and set(fake.submitted.values()) == {1}
+
+
 def test_no_network_is_one_line(tmp_path):
     backend = veo.Veo(price_per_second=0.0, base_url="http://127.0.0.1:9", sleep=lambda _: None, timeout_s=0.3)
     table = text_to_video.run(backend, scenarios.covering_scenarios(2, 3, **FEW), tmp_path, progress=False)

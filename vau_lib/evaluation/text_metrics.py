@@ -53,6 +53,8 @@ def text_scores(
     if missing := sorted(wanted - set(predictions)):
         raise ValueError(f"no answer for {missing[0]!r}; {len(missing)} of {len(wanted)} references have none")
     said, truth = _tokenized({key: predictions[key] for key in wanted}, groups, java)
+    if empty := sorted(key for key, text in truth.items() if not text.strip()):
+        raise ValueError(f"reference {empty[0]!r} holds no word ({len(empty)} of {len(wanted)}): nothing can be compared with it")
     facts = {"protocol": protocol, "counted": counted, **_tools(java)}
     tasks = {level: sum(of == level for of, _ in groups) - 1 for level, _ in groups}
     groups = {group: keys for group, keys in groups.items() if group[1] != "all" or tasks[group[0]] != 1}

@@ -13,6 +13,7 @@ import os
 import random
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,13 @@ DURATIONS_S = (4, 6, 8)
 MAX_PROMPT = 2000  # characters
 API_KEYS = ("GOOGLE_API_KEY", "GEMINI_API_KEY")
 RETRY_STATUS = (408, 429, 500, 502, 503, 504)  # answers worth another try
+GONE_STATUS = (404, 410)  # of an operation: the service has forgotten it
 MAX_TRIES = 6  # of one request
 MAX_RETRIES = 2  # with another seed after a refusal, and of a download that was cut off
+
+
+class _Forgotten(GenerationError):
+    """What was asked for is not there."""
 
 
 class Veo:
@@ -82,7 +88,13 @@ class Veo:
             if not name:
                 name = self._start(text, scenario, seed + len(reasons))
                 job.note(operation=name, seed=seed + len(reasons))
-            done = self._wait(name)
+            try:
+                done = self._wait(name)
+            except _Forgotten as error:  # it is made anew only after a new confirmation: the next run counts it as unpaid
+                job.note(operation=None)
+                raise GenerationError(
+                    f"{name.rpartition('/')[2]} is lost: {error}; the next run asks for its price again"
+                ) from None
             if done.error:
                 job.note(operation=None)
                 raise GenerationError(self._clean(f"the service failed: {done.error.get('message', done.error)}"))
@@ -103,7 +115,10 @@ class Veo:
             number_of_videos=1, duration_seconds=self.seconds(scenario), seed=seed, generate_audio=False, **self.options
         )
         source = types.GenerateVideosSource(prompt=text)
-        return self._with_retries(lambda: self.client.models.generate_videos(model=self.model, source=source, config=config)).name
+        request = partial(self.client.models.generate_videos, model=self.model, source=source, config=config)
+        if not (name := getattr(self._with_retries(request, unreadable=False), "name", None)):
+            raise GenerationError("the service's answer to a new job names no operation")
+        return name
 
     def _wait(self, name: str) -> Any:
         from google.genai import types
@@ -139,23 +154,30 @@ class Veo:
             self.sleep(self.poll_s)
             generated = self._wait(name).response.generated_videos[0]
 
-    def _with_retries(self, request: Callable[[], Any]) -> Any:
-        """Send a request until it is answered, pauses doubling from one second; GenerationError when that is no use."""
+    def _with_retries(self, request: Callable[[], Any], *, unreadable: bool = True) -> Any:
+        """Send a request until it is answered, pauses doubling from one second; GenerationError when that is no use.
+
+        `unreadable` sends it again after an answer that cannot be read (a proxy's page, JSON cut short): not where it may be paid.
+        """
         from google.genai import errors
 
         broken = (OSError, *(importlib.import_module(name).HTTPError for name in ("httpx", "httpx2") if find_spec(name)))
 
         for number in range(MAX_TRIES):
+            kind = GenerationError
             try:
                 return request()
             except errors.APIError as error:
                 problem, retry = f"the service says {error.code}: {error.message}", error.code in RETRY_STATUS
+                kind = _Forgotten if error.code in GONE_STATUS else GenerationError
             except broken as error:
                 problem, retry = f"the service cannot be reached ({type(error).__name__}: {error})", True
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                problem, retry = f"the service's answer cannot be read ({type(error).__name__}: {error})", unreadable
             if not retry:
                 break
             self.sleep(2**number * (1 + random.random() / 4))  # noqa: S311 (only keeps clients from asking in step)
-        raise GenerationError(self._clean(problem)) from None
+        raise kind(self._clean(problem)) from None
 
     def _clean(self, text: str) -> str:
         """Return a message as one line without the key, which a service may repeat."""

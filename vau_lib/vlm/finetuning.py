@@ -24,7 +24,15 @@ from tempfile import TemporaryDirectory
 import pandas as pd
 import torch
 from datasets import Dataset
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import (
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    load_peft_weights,
+    set_peft_model_state_dict,
+)
 from torch import nn
 from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
@@ -134,10 +142,29 @@ def load_adapter(model: nn.Module, folder: str | Path) -> PeftModel:
     if not (Path(folder) / "adapter_config.json").is_file():
         raise artifacts.StoreError(f"no adapter at {folder}")
     try:
-        with _no_rename_warning():
-            return PeftModel.from_pretrained(model, str(folder)).eval()
-    except (RuntimeError, ValueError, OSError) as error:
+        config = PeftConfig.from_pretrained(str(folder))
+        with _no_rename_warning(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Found missing adapter keys")  # an error below
+            adapted = get_peft_model(model, config)
+            stored = load_peft_weights(str(folder), device="cpu")
+            _check_names(adapted, stored)
+            set_peft_model_state_dict(adapted, stored)
+    except artifacts.StoreError as error:
+        raise artifacts.StoreError(f"the adapter at {folder} does not fit: {error}") from None
+    except Exception as error:  # a file cut short, layers that are not there, other shapes: each fails in its own way
         raise artifacts.StoreError(f"the adapter at {folder} does not fit: {artifacts.one_line(error, 200)}") from error
+    return adapted.requires_grad_(False).eval()
+
+
+def _check_names(adapted: PeftModel, stored: Mapping) -> None:
+    """Refuse an adapter's tensors whose names or shapes are not exactly the model's: peft would only warn and leave zeros."""
+    wanted = {name: tuple(part.shape) for name, part in get_peft_model_state_dict(adapted).items()}
+    found = {name: tuple(part.shape) for name, part in stored.items()}
+    for word, names in (("lacks", wanted.keys() - found.keys()), ("has unknown", found.keys() - wanted.keys())):
+        if names:
+            raise artifacts.StoreError(f"it {word} {len(names)} of {len(wanted)} tensors, the first is {min(names)}")
+    if odd := sorted(name for name in wanted if wanted[name] != found[name]):
+        raise artifacts.StoreError(f"{odd[0]} is {found[odd[0]]}, the model needs {wanted[odd[0]]}")
 
 
 class _Trainer(SFTTrainer):

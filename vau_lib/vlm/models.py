@@ -7,6 +7,7 @@
 
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import mkdtemp
@@ -106,13 +107,34 @@ def load(
     model_class = AutoModel if family in REMOTE else AutoModelForImageTextToText
     processor_class = AutoTokenizer if family in REMOTE else AutoProcessor  # their code prepares images itself
     try:
-        model = model_class.from_pretrained(name_or_path, **options, **source).eval()
+        model, report = model_class.from_pretrained(name_or_path, output_loading_info=True, **options, **source)
         processor = processor_class.from_pretrained(name_or_path, **source)
     except (OSError, ValueError, RuntimeError) as error:
         raise artifacts.StoreError(f"{name_or_path} cannot be loaded: {artifacts.one_line(error)}") from error
+    except Exception as error:  # safetensors' own error of a file cut short, a pickle that is refused
+        raise artifacts.StoreError(f"{name_or_path} cannot be loaded: {artifacts.one_line(error)}") from error
+    model = model.eval()
+    if misfit := loading_problem(report):
+        raise artifacts.StoreError(f"{name_or_path} does not fit its config.json: {misfit}")
     made_by = Path(name_or_path) / "made_by.json"
     facts = artifacts.read_json(made_by) if made_by.is_file() else {}
     return VLM(model, processor, family, facts.get("name", Path(name_or_path).name), facts.get("kind", ""))
+
+
+def loading_problem(report: Mapping) -> str:
+    """Return in one line what transformers' loading report says does not fit, "" where every tensor does."""
+    kinds = {
+        "missing_keys": "lacks",
+        "mismatched_keys": "has other shapes of",
+        "unexpected_keys": "has unknown",
+        "error_msgs": "fails:",
+    }
+    problems = []
+    for kind, word in kinds.items():
+        names = sorted(str(name[0] if isinstance(name, tuple) else name) for name in report.get(kind) or ())
+        if names:
+            problems.append(f"it {word} {len(names)} tensors, the first is {artifacts.one_line(names[0], 120)}")
+    return "; ".join(problems)
 
 
 def _config(name_or_path, source: dict):
