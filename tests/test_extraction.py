@@ -401,3 +401,14 @@ def test_frames_are_spread_evenly_over_a_segment(batch, tmp_path):
     assert np.allclose(rows[1], alone, atol=1e-5)
     assert all(np.array_equal(a, b) for a, b in zip(every.encode(path, 16), whole.encode(path, 16), strict=True))
     assert encoder.made_by()["sampled_frames"] == 4 and whole.made_by()["sampled_frames"] is None
+
+
+def test_an_id_too_long_for_a_file_is_one_skipped_row(tmp_path):
+    video.write_video(tmp_path / "a.mp4", moving_square(20, 64, 64))
+    rows = [records.VideoRecord(name, "a.mp4", "own", "test", 0) for name in ("x" * 260, "good", "odd..", "a/b")]
+    recipe = extraction.Recipe("xfeat", options=(("weights", "random"), ("side", 64)))
+    for _ in range(2):  # a second run goes on
+        done = extraction.extract(rows, tmp_path, tmp_path / "out", recipe)
+        (line,) = done.skipped
+        assert "name too long" in line and "x" * 200 in line and "\n" not in line
+    assert done.already_done == 3 and set(extraction.load(tmp_path / "out", rows)) == {"good", "odd..", "a/b"}
