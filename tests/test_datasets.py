@@ -12,10 +12,10 @@ from conftest import moving_square
 from PIL import Image
 
 from vau_lib.data import datasets, records, video
-from vau_lib.data.records import RecordError, VideoRecord
+from vau_lib.data.records import RecordError, Span, VideoRecord
 
 COUNTED = """Arson/Arson022_x264.mp4 8640 Arson 3500 4000 -1 -1
-Vandalism/Vandalism017_x264.mp4 900 Vandalism 270 330 780 940
+Vandalism/Vandalism017_x264.mp4 930 Vandalism 270 330 780 940
 Testing_Normal_Videos_Anomaly/Normal_Videos_872_x264.mp4 530 Normal -1 -1 -1 -1
 """
 PLAIN = """Arson022_x264  Arson  3500  4000  -1  -1
@@ -41,12 +41,12 @@ def positives(record, num_frames=None):
 def test_both_forms_of_ucf_crime_say_the_same(tmp_path):
     counted = datasets.ucf_crime(text(tmp_path, COUNTED, "counted.txt"))
     plain = datasets.ucf_crime(text(tmp_path, PLAIN, "plain.txt"), num_frames={"Arson022_x264": 8640,
-        "Vandalism017_x264.mp4": 900, "Normal_Videos_872_x264": 530})  # fmt: skip
+        "Vandalism017_x264.mp4": 930, "Normal_Videos_872_x264": 530})  # fmt: skip
     assert counted == plain
     arson, vandalism, normal = counted
     assert arson.path == "Arson/Arson022_x264.mp4" and arson.classes == ("arson",) and arson.split == "test"
     assert positives(arson) == set(range(3500, 4000))  # half-open, counted from 0
-    assert positives(vandalism) == {*range(270, 330), *range(780, 900)}  # cut to its 900 frames
+    assert positives(vandalism) == {*range(270, 330), *range(780, 930)}  # cut to its 930 frames
     assert (normal.label, normal.classes, normal.events) == (0, (), ())
     assert normal.path == "Testing_Normal_Videos_Anomaly/Normal_Videos_872_x264.mp4"
 
@@ -90,8 +90,8 @@ def test_lists_that_do_not_fit_are_refused(tmp_path):
     annotation = text(tmp_path, PLAIN)
     with pytest.raises(RecordError, match="test.txt line 1: Robbery001 has no line in list.txt"):
         datasets.ucf_crime(annotation, test_list=text(tmp_path, "Robbery/Robbery001.mp4", "test.txt"))
-    with pytest.raises(RecordError, match="Vandalism017_x264: num_frames does not name it"):
-        datasets.ucf_crime(annotation, num_frames={"Arson022_x264": 10})
+    with pytest.raises(RecordError, match="Arson022_x264: num_frames does not name it, nor any other of 3 test videos"):
+        datasets.ucf_crime(annotation, num_frames={"Arson023_x264": 10})
     with pytest.raises(RecordError, match="positive whole number, got 'ten'"):
         datasets.ucf_crime(annotation, num_frames={"Arson022_x264": "ten"})
     with pytest.raises(RecordError, match="train.txt line 1: path .* leaves its root"):
@@ -111,7 +111,7 @@ def test_xd_names_lose_mp4_and_keep_their_signs(tmp_path):
     assert riot.classes == ("riot",) and {e.label for e in riot.events} == {"riot"} and riot.group == "v=S-7r"
     assert both.id.endswith("B2-G-0") and both.path == both.id + ".mp4" and both.classes == ("shooting", "explosion")
     assert {e.label for e in both.events} == {""}  # which of the two, the file does not say
-    assert positives(both, 900) == {*range(310, 515), *range(790, 900)}
+    assert positives(both, 1030) == {*range(310, 515), *range(790, 1030)}
 
 
 def test_normal_xd_videos_come_from_the_list_or_the_counts(tmp_path):
@@ -126,8 +126,10 @@ def test_normal_xd_videos_come_from_the_list_or_the_counts(tmp_path):
     assert [(r.label, r.num_frames) for r in counted] == [(1, 32), (0, 16), (1, 48)]
     with pytest.raises(RecordError, match="v=x__#1_label_G-0-0 is anomalous and has no line in list.txt"):
         datasets.xd_violence(annotation, test_list=text(tmp_path, "v=x__#1_label_G-0-0.mp4", "more.txt"))
-    with pytest.raises(RecordError, match="num_frames does not name it"):
-        datasets.xd_violence(annotation, num_frames={names[0]: 32})
+    partial = datasets.xd_violence(annotation, num_frames={names[0]: 1520})  # features of the second are not there
+    report = datasets.check(partial, tmp_path, counts={names[0]: 1520})
+    assert report.missing == {names[1]: f"{names[1]}: no features"} and not report.readable
+    assert report.broken == {names[0]: f"{names[0]}: an event of frames 1970 to 3038 in a video of 1520 frames"}
 
 
 def test_the_multi_class_form_names_each_event(tmp_path):
@@ -284,6 +286,38 @@ def test_a_split_that_would_leak_or_starve_is_refused():
         datasets.split_by_group(leaking, val_fraction=1.5, rng=rng)
 
 
+def test_an_official_split_is_used_as_given_and_validation_takes_none_of_its_test_sources():
+    rng = np.random.default_rng(0)
+    found = toy({**{f"a{k}": (1, 3) for k in range(8)}, **{f"n{k}": (0, 3) for k in range(8)}})
+    found = [r.moved("test") if r.id.endswith("_0") and r.source[1] in "012" else r for r in found]  # six sources on both sides
+    split = datasets.split_by_group(found, val_fraction=0.3, rng=rng, official=True)
+    assert [r.id for r in split if r.split == "test"] == [r.id for r in found if r.split == "test"]
+    chosen = {r.source for r in split if r.split == "val"}
+    assert chosen and {s[0] for s in chosen} == {"a", "n"} and not chosen & set(records.leaks(found))
+    assert records.leaks(split) == records.leaks(found)  # nothing new is shared
+
+
+def test_an_event_past_the_end_of_its_video_is_an_error():
+    """Up to one snippet late is the rounding of published lists; more is another video or a cut file."""
+    late = VideoRecord("v", "v.mp4", "toy", "test", 1, events=(Span(1.0, 4.0),), fps=10.0, num_frames=30)
+    assert records.frame_labels(late).sum() == 20  # frames 10 to 40 of 30: cut
+    with pytest.raises(RecordError, match="v: an event of frames 10 to 40 in a video of 20 frames"):
+        records.frame_labels(late, 20)
+    with pytest.raises(RecordError, match="v: an event of frames 10 to 12 in a video of 8 frames"):
+        records.frame_labels(replace(late, events=(Span(1.0, 1.2),)), 8)
+    report = datasets.check([replace(late, num_frames=20)], ".", counts={"v": 20})
+    assert list(report.broken) == ["v"] and not report.readable
+
+
+def test_how_much_of_a_data_set_is_there_stands_beside_its_records(tmp_path):
+    listed = [VideoRecord(f"t{k}", "x", "toy", "test", k % 2) for k in range(5)] + [VideoRecord("a", "x", "toy", "train", 0)]
+    path = tmp_path / "records.jsonl"
+    records.write_records(path, listed[:2])
+    assert records.expected_videos(path) == 2  # no note: as many as there are
+    records.write_coverage(path, listed, listed[:2])
+    assert [records.expected_videos(path, split) for split in ("test", "train", "val")] == [5, 1, 0]
+
+
 def test_runs_are_half_open():
     assert datasets.runs(np.array([1, 1, 0, 1])) == [(0, 2), (3, 4)] and datasets.runs(np.zeros(3)) == []
 
@@ -379,6 +413,7 @@ def test_xd_runs_at_24_frames_a_second(real_data):
 
 @pytest.mark.real
 def test_the_official_xd_lists_share_sources(real_data):
+    """3,954 training videos as in VadCLIP's list (the glance file names 1,905, the anomalous ones)."""
     gt = real_data / "gt"
     lines = (gt / "xd_glance_annotations.csv").read_text().splitlines()[1:]
     train = [VideoRecord(name, "x", "xd_violence", "train", 1, group=name.split("__#")[0])
@@ -386,8 +421,33 @@ def test_the_official_xd_lists_share_sources(real_data):
     found = datasets.xd_violence(gt / "xd_violence" / "XD_Annotation.txt", num_frames=gt / XD_TRUTH)
     shared = records.leaks([*train, *found])
     assert len(shared) == 139 and "Bad.Boys.1995" in shared
+    rng = np.random.default_rng(0)
     with pytest.raises(ValueError, match="139 such sources"):
-        datasets.split_by_group([*train, *found], val_fraction=0.1, rng=np.random.default_rng(0))
+        datasets.split_by_group([*train, *found], val_fraction=0.1, rng=rng)
+    split = datasets.split_by_group([*train, *found], val_fraction=0.1, rng=rng, official=True)
+    assert records.leaks(split) == shared and sum(r.split == "test" for r in split) == 800
+    held_out = [r for r in split if r.split == "val"]
+    assert 150 < len(held_out) < 230 and not {r.source for r in held_out} & {r.source for r in found}
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(
+    "name, annotation, truth",
+    [("ucf_crime", "Temporal_Anomaly_Annotation.txt", UCF_TRUTH), ("xd_violence", "annotations.txt", XD_TRUTH)],
+)
+def test_totals_of_the_test_sets_are_those_of_the_published_arrays(name, annotation, truth, real_data):
+    gt = real_data / "gt"
+    arrays = np.load(gt / truth)
+    labels = np.concatenate([arrays[video] for video in arrays.files])
+    assert datasets.TEST_SETS[name] == (len(arrays.files), len(labels), labels.sum())
+    found = getattr(datasets, name)(gt / "vadclip_list" / annotation, num_frames=gt / truth)
+    assert not datasets.truth_differences(found, gt / truth)
+    videos, frames, positive = datasets.TEST_SETS[name]
+    assert datasets.test_set_notes(found, name) == [f"{videos} of {videos} test videos", f"{frames:,} of {frames:,} test frames",
+                                                    f"{positive:,} of {positive:,} anomalous test frames"]  # fmt: skip
+    shorter = [replace(found[0], num_frames=found[0].num_frames - 16), *found[1:8]]
+    assert datasets.truth_differences(shorter, gt / truth) == {found[0].id: (found[0].num_frames - 16, found[0].num_frames, 0)}
+    assert datasets.test_set_notes(shorter, name)[0] == f"8 of {videos} test videos"
 
 
 @pytest.mark.real

@@ -154,13 +154,14 @@ def import_features(
     crop_axis: Annotated[int | None, typer.Option(help="axis of the crops, 0 or 1, where arrays do not tell")] = None,
     num_frames: Annotated[Path | None, typer.Option(help="json {video: frames}, for features of 32 equal parts")] = None,
     anomalous_first: Annotated[int | None, typer.Option(help="number of anomalous videos that begin each list")] = None,
+    partial: Annotated[bool, typer.Option("--partial", help="csv: go on without the videos whose files are missing")] = False,
 ) -> None:
     """Convert features that others released to this project's layout (CLIP csv, or I3D, C3D and X3D feature lists)."""
     from vau_lib.features import feature_lists, released
 
     if all(path.suffix == ".csv" for path in lists):
         chosen = [presets.typed(part, "int") for part in presets.parse_values([f"crops={crops}"], split=True)["crops"]]
-        counts = released.import_features(lists, source, presets.project_path(target), crops=chosen, width=width)
+        counts = released.import_features(lists, source, presets.project_path(target), crops=chosen, width=width, partial=partial)
     else:
         options = {"crop_axis": crop_axis, "anomalous_first": anomalous_first}
         options["num_frames"] = artifacts.read_json(num_frames) if num_frames else None

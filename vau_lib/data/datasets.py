@@ -4,7 +4,8 @@
   published for UCF-Crime and XD-Violence come out equal on every frame
 - a list is all or nothing: a line that does not read as its format is one error naming file and line, never a guess
 - a video that is missing or broken is no error here: `check` names it, says why, and goes on with the rest
-- clips cut from one film carry its name as `group`; XD-Violence's official lists have 139 sources on both sides
+- clips cut from one film carry its name as `group`; XD-Violence's official lists have sources on both sides, and an official
+  split is used as it is, its overlap counted
 """
 
 import re
@@ -18,7 +19,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from vau_lib.data import video
-from vau_lib.data.records import RecordError, Span, VideoRecord, leaks, locate
+from vau_lib.data.records import RecordError, Span, VideoRecord, frame_labels, leaks, locate, overrun
 from vau_lib.workspace import artifacts, parallel
 
 UCF_FPS = 30.0
@@ -29,6 +30,10 @@ UCF_CLASSES = {
     "Shooting": "shooting", "Shoplifting": "shoplifting", "Stealing": "stealing", "Vandalism": "vandalism",
 }  # fmt: skip
 XD_CLASSES = dict(B1="fighting", B2="shooting", B4="riot", B5="abuse", B6="car accident", G="explosion")
+TEST_SETS = {  # test videos, frames and anomalous frames of the published per-frame ground truth (I3D's lengths)
+    "ucf_crime": (290, 1_109_680, 84_128),  # UR-DMU's gt-ucf.npy
+    "xd_violence": (800, 2_330_384, 537_805),  # XDVioDet's gt.npy
+}
 UCF_NORMAL = {"Normal", "Testing_Normal_Videos_Anomaly", "Training_Normal_Videos_Anomaly"}
 
 
@@ -120,10 +125,12 @@ def ucsd_ped2(root: str | Path) -> list[VideoRecord]:
         folders = sorted(path for path in (root / part / "frames").glob("*") if path.is_dir())
         if not folders:
             raise RecordError(f"no folders of frames under {root.name}/{part}/frames")
-        for folder in folders:
-            num_frames = sum(path.suffix.lower() in video.IMAGE_SUFFIXES for path in folder.iterdir())
+        named = {root / part / "frames" / name for name in truth} if split == "test" else set()
+        for folder in sorted({*folders, *named}):  # a folder that labels name and nobody has stays listed: `check` misses it
+            present = folder.is_dir()
+            num_frames = sum(path.suffix.lower() in video.IMAGE_SUFFIXES for path in folder.iterdir()) if present else 0
             labels = truth.get(folder.name, ()) if split == "test" else np.zeros(num_frames)
-            if num_frames != len(labels):
+            if present and num_frames != len(labels):
                 raise RecordError(f"{part}/frames/{folder.name}: {num_frames} frames for {len(labels)} labels")
             events = tuple(Span(start / video.FOLDER_FPS, stop / video.FOLDER_FPS) for start, stop in runs(labels))
             found.append(VideoRecord(
@@ -193,15 +200,29 @@ def measured(records: Iterable[VideoRecord], root: str | Path) -> list[VideoReco
     return found
 
 
-def check(records: Sequence[VideoRecord], root: str | Path, *, engine: str = "serial", workers: int = 2) -> Report:
-    """Open every video and decode its last frame; return what is missing, broken, leaking, repeated or unlabelled."""
+def check(
+    records: Sequence[VideoRecord], root: str | Path, *, counts: Mapping[str, int] | None = None, engine: str = "serial",
+    workers: int = 2,
+) -> Report:  # fmt: skip
+    """Open every video and decode its last frame; return what is missing, broken, leaking, repeated or unlabelled.
+
+    With `counts` (frames of released features, see `frame_counts`) no video is opened: one that they do not name is missing.
+    A video that ends before one of its events is broken.
+    """
     missing, broken = {}, {}
-    items = [(record, Path(root)) for record in records]
-    for (record, _), found, error in parallel.map_videos(_opens, items, engine=engine, workers=workers, desc="check"):
-        if error:
-            broken[record.id] = f"{record.id}: {error.removeprefix(f'{record.id}: ')}"
-        elif not found:
-            missing[record.id] = f"{record.id}: no file {record.path}"
+    if counts is None:
+        items = [(record, Path(root)) for record in records]
+        for (record, _), found, error in parallel.map_videos(_opens, items, engine=engine, workers=workers, desc="check"):
+            if error:
+                broken[record.id] = f"{record.id}: {error.removeprefix(f'{record.id}: ')}"
+            elif not found:
+                missing[record.id] = f"{record.id}: no file {record.path}"
+    else:
+        missing = {record.id: f"{record.id}: no features" for record in records if record.id not in counts}
+    for record in records:
+        late = overrun(record, record.num_frames) if record.num_frames and record.id not in missing else ""
+        if late:
+            broken.setdefault(record.id, late)
     readable = tuple(record for record in records if record.id not in missing and record.id not in broken)
     repeated = tuple(name for name, count in Counter(record.id for record in records).items() if count > 1)
     unlabelled = tuple(record.id for record in records if record.label and not record.events)
@@ -209,26 +230,65 @@ def check(records: Sequence[VideoRecord], root: str | Path, *, engine: str = "se
     return Report(len(records), events, readable, missing, broken, repeated, tuple(leaks(records)), unlabelled)
 
 
-def split_by_group(records: Sequence[VideoRecord], *, val_fraction: float, rng: np.random.Generator) -> list[VideoRecord]:
+def test_set_notes(records: Sequence[VideoRecord], dataset: str) -> list[str]:
+    """Return how the test videos stand beside the published ground truth: videos, frames, anomalous frames; a line each.
+
+    Lengths have two conventions: I3D's lists drop a video's last whole snippet in places, decoders count every frame.
+    """
+    if dataset not in TEST_SETS:
+        return []
+    test = [record for record in records if record.split == "test" and record.num_frames]
+    have = (len(test), sum(r.num_frames for r in test), sum(int(frame_labels(r).sum()) for r in test))
+    names = ("test videos", "test frames", "anomalous test frames")
+    lines = [f"{number:,} of {published:,} {name}" for number, published, name in zip(have, TEST_SETS[dataset], names, strict=True)]
+    if have[0] == TEST_SETS[dataset][0] and have[1] != TEST_SETS[dataset][1]:
+        lines.append(f"{have[1] - TEST_SETS[dataset][1]:+,} frames: these lengths are not the published ground truth's")
+    return lines
+
+
+def truth_differences(records: Iterable[VideoRecord], truth: str | Path) -> dict[str, tuple[int, int, int]]:
+    """Return {video: (frames here, frames there, labels that differ)} for test videos that differ from per-video labels (.npz).
+
+    Labels are compared over the frames both have. A video that the file does not name counts as 0 frames there.
+    """
+    published, different = _arrays(Path(truth)), {}
+    for record in records:
+        if record.split != "test" or not record.num_frames:
+            continue
+        ours, theirs = frame_labels(record), published.get(record.id, np.zeros(0))
+        both = min(len(ours), len(theirs))
+        wrong = int((ours[:both] != (theirs[:both] > 0)).sum())
+        if wrong or len(ours) != len(theirs):
+            different[record.id] = (len(ours), len(theirs), wrong)
+    return different
+
+
+def split_by_group(
+    records: Sequence[VideoRecord], *, val_fraction: float, rng: np.random.Generator, official: bool = False
+) -> list[VideoRecord]:
     """Move about `val_fraction` of the train videos to val, whole sources at a time, each label in proportion.
 
     Order and every other split stay. A source with both labels counts under its more frequent one. ValueError when a
-    source is in two splits already, or when a label has too few sources to stand on both sides.
+    source is in two splits already, or when a label has too few sources to stand on both sides. An `official` split is used
+    as published although it shares sources (see `leaks`); a source that is in its test set too then stays in train, so that
+    what validation chooses was not chosen on the test set's films.
     """
     if not 0 < val_fraction < 1:
         raise ValueError(f"val_fraction must lie between 0 and 1, got {val_fraction}")
-    if found := leaks(records):
-        raise ValueError(f"source {found[0]} is in more than one split already; {len(found)} such sources")
-    sources = defaultdict(list)
-    for record in records:
-        if record.split == "train":
+    shared = leaks(records)
+    if shared and not official:
+        raise ValueError(f"source {shared[0]} is in more than one split already; {len(shared)} such sources")
+    train = [record for record in records if record.split == "train"]
+    sources, listed = defaultdict(list), Counter(record.label for record in train)
+    for record in train:
+        if record.source not in shared:
             sources[record.source].append(record.label)
     chosen: set[str] = set()
     for label in (0, 1):
         names = sorted(name for name, of in sources.items() if (2 * sum(of) > len(of)) == label)
-        if len(names) == 1:
+        if len(names) == 1 and len(sources[names[0]]) == listed[label]:
             raise ValueError(f"label {label} has one source, {names[0]}; it cannot be in train and val both")
-        wanted, filled = val_fraction * sum(len(sources[name]) for name in names), 0
+        wanted, filled = val_fraction * (listed[label] if shared else sum(len(sources[name]) for name in names)), 0
         for name in rng.permutation(names)[:-1].tolist():  # one source of each label stays in train
             if not filled or abs(filled + len(sources[name]) - wanted) < abs(filled - wanted):
                 chosen.add(name)
@@ -384,10 +444,10 @@ def _unique(found: Iterable[tuple[str, VideoRecord]]) -> dict[str, VideoRecord]:
 
 
 def _placed(records: list[VideoRecord], root: str | Path | None, counts: Mapping[str, int]) -> list[VideoRecord]:
-    """Measure the files below `root`, then let explicit counts win; counts that miss a test video are refused."""
-    for record in records:
-        if counts and record.split == "test" and record.id not in counts:
-            raise RecordError(f"{record.id}: num_frames does not name it")
+    """Measure the files below `root`, then let explicit counts win; counts that name no test video are refused."""
+    test = [record.id for record in records if record.split == "test"]
+    if counts and test and not counts.keys() & set(test):
+        raise RecordError(f"{test[0]}: num_frames does not name it, nor any other of {len(test)} test videos")
     records = records if root is None else measured(records, root)
     return [replace(record, num_frames=counts.get(record.id, record.num_frames)) for record in records]
 

@@ -89,8 +89,11 @@ def import_features(
     *,
     crops: Sequence[int] = (),
     width: int = RELEASED_WIDTH,
+    partial: bool = False,
 ) -> dict[str, int]:
     """Write `<folder>/<video>.npy` (T, width) float32 for every video of the lists; return {video: number of features}.
+
+    With `partial` videos that lack a file are left out, in place of an error; notebook 01 says how many of a list are there.
 
     `crops` are averaged, those a video has; none takes every file its list names. Finished videos are kept; a folder made
     from other lists or crops is refused (StoreError), and so is a video that none of the crops has. frames.json says how
@@ -105,7 +108,9 @@ def import_features(
     else:
         artifacts.write_made_by(folder, **made_by)
     counts = {}
-    for name, _, files in tqdm([row for csv in lists for row in released_list(csv, source_dir)], desc="released features"):
+    for name, _, files in tqdm(
+        [row for csv in lists for row in released_list(csv, source_dir, partial=partial)], desc="released features"
+    ):
         target, ending = Path(folder) / f"{name}.npy", tuple(f"__{which}.npy" for which in crops)
         chosen = [path for path in files if not crops or path.name.endswith(ending)]
         if not chosen:
