@@ -149,6 +149,9 @@ def test_a_training_killed_while_a_checkpoint_was_written_goes_on_from_the_one_b
     cut.mkdir()
     (cut / "model.safetensors").write_bytes(b"cut")
     (tmp_path / "checkpoint-best").mkdir()
+    later = tmp_path / "checkpoint-9998"  # or one whose state was cut short
+    later.mkdir()
+    (later / "trainer_state.json").write_text('{"epoch": 2, "glob')
     _, table = fit(sets, tmp_path, replace(PLAN, epochs=3))
     assert table["epoch"].tolist() == [1, 2, 3]
 

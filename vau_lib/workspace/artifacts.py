@@ -176,13 +176,22 @@ def check_made_by(folder: str | Path, **wanted: object) -> dict:
     return made_by
 
 
+def _is_json(path: Path) -> bool:
+    try:
+        read_json(path)
+    except StoreError:
+        return False
+    return True
+
+
 def last_checkpoint(folder: Path | None) -> str | None:
     """Return the newest whole `checkpoint-NUMBER` of a folder, None without one.
 
-    One that a kill cut short has no trainer_state.json yet, which Trainer writes last; other names (checkpoint-best) do not count.
+    One that a kill cut short has no trainer_state.json yet, which Trainer writes last, or half of it; other names
+    (checkpoint-best) do not count.
     """
     states = Path(folder).glob("checkpoint-*/trainer_state.json") if folder else ()
-    whole = {int(path.parent.name[11:]): path.parent for path in states if path.parent.name[11:].isdecimal()}
+    whole = {int(path.parent.name[11:]): path.parent for path in states if path.parent.name[11:].isdecimal() and _is_json(path)}
     return str(whole[max(whole)]) if whole else None
 
 
