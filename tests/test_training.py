@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -270,3 +271,9 @@ def test_large_arrays_are_mapped_and_small_ones_read(tmp_path, monkeypatch):
     assert not isinstance(artifacts.load_array(tmp_path / "a.npy"), np.memmap)
     monkeypatch.setattr(artifacts, "MAPPED_BYTES", 100)
     assert isinstance(artifacts.load_array(tmp_path / "a.npy"), np.memmap)
+
+
+def test_a_video_with_a_target_per_part_is_anomalous_where_any_is():
+    labels = np.array([[0, 0, 0], [0, 1, 0], [1, 1, 1], [0, 0, 0]])
+    found = training._video_metrics(SimpleNamespace(predictions=np.array([0.1, 0.9, 0.8, 0.2]), label_ids=labels))
+    assert found["video_auc"] == found["video_ap"] == 1.0

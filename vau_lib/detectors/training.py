@@ -339,7 +339,8 @@ def _arguments(out: Path, plan: TrainingPlan, *, whole: bool = False, by_loss: b
 
 def _video_metrics(prediction) -> dict[str, float]:
     logit = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-    labels = prediction.label_ids
+    labels = np.asarray(prediction.label_ids)
+    labels = labels.reshape(len(labels), -1).max(1)  # a target per part of a video: anomalous where any is
     if len(np.unique(labels)) < 2:
         return {}
     names = [str(place) for place in range(len(labels))]
