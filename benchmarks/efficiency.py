@@ -23,7 +23,7 @@ from vau_lib.evaluation import result_tables
 from vau_lib.features.xfeat import XFeatEncoder
 from vau_lib.workspace import presets
 
-ROUNDS = 30  # timed passes of every network, taken in turn
+ROUNDS = 20  # timed passes of every network, taken in turn
 FRAMES = 16  # of a video, the report's
 
 
@@ -118,6 +118,7 @@ def latencies_ms(tried: dict[str, tuple], rounds: int = ROUNDS) -> dict[str, np.
     with torch.inference_mode():
         for turn in range(rounds + 3):
             for name, (network, x, *_) in tried.items():
+                network(x)  # the one before has filled the caches
                 start = time.perf_counter()
                 network(x)
                 if turn >= 3:  # the first are warm-up

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import sklearn.metrics
 
 from vau_lib.evaluation import metrics, result_tables
 
@@ -97,3 +98,19 @@ def test_one_presets_table_does_not_replace_another_ones(tmp_path):
         result_tables.write_curve(tmp_path / folder / "streams.csv", pd.DataFrame({"x": [value]}))
     tables = result_tables.read_tables(tmp_path)
     assert {name: table["x"].item() for name, table in tables.items()} == {"streams": 1, "ucf_crime/streams": 2}
+
+
+def test_decisions_of_a_seed_are_taken_at_the_threshold_of_its_own_validation():
+    """Two folds whose scores have different scales; sklearn counts, the thresholds are read off by eye (.5 and 50)."""
+    labels = {"a": 1, "b": 0, "c": 1, "d": 0, "e": 1, "f": 0}
+    fold_of = {"a": 0, "b": 0, "c": 0, "d": 1, "e": 1, "f": 1}
+    scores = {"a": 0.6, "b": 0.2, "c": 0.4, "d": 60.0, "e": 70.0, "f": 10.0}
+    tests = {3: {name: (score, np.zeros(2)) for name, score in scores.items()}}
+    vals = {(3, 0): {"x": (0.5, 1), "y": (0.3, 0)}, (3, 1): {"x": (50.0, 1), "y": (40.0, 0)}}
+    (row,) = result_tables.seed_table({"m": (tests, vals)}, labels, fold_of).to_dict("records")
+    truth, answers = [labels[n] for n in sorted(labels)], [1, 0, 0, 1, 1, 0]
+    expected = sklearn.metrics.precision_recall_fscore_support(truth, answers, average="binary")
+    assert (row["video_precision"], row["video_recall"], row["video_f1"]) == pytest.approx(expected[:3])
+    assert row["video_accuracy"] == pytest.approx(4 / 6) and row["seed"] == 3 and row["video_auc"] == 1.0
+    one_class = {key: {"y": (0.3, 0)} for key in vals}
+    assert "video_f1" not in result_tables.seed_table({"m": (tests, one_class)}, labels, fold_of)

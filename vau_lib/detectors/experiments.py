@@ -33,8 +33,10 @@ def parse_variant(name: str) -> Variant:
     """Return what a variant's name says; ValueError for any other name."""
     base, _, encoder = name.partition("@")
     kind, _, reads = base.partition("_")
-    if kind not in ("intended", "released", "shuffled") or (reads and reads not in INPUTS):
-        raise ValueError(f"a variant is intended, released or shuffled, with _raw or _difference and @encoder, got {name!r}")
+    if kind not in ("intended", "released", "recipe", "shuffled") or (reads and reads not in INPUTS):
+        raise ValueError(
+            f"a variant is intended, released, recipe or shuffled, with _raw or _difference and @encoder, got {name!r}"
+        )
     return Variant(kind, INPUTS.get(reads), encoder)
 
 

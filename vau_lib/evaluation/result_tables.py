@@ -95,6 +95,37 @@ def frame_row(method: Method, truth: Mapping[str, np.ndarray], snippet_frames: i
     }  # fmt: skip
 
 
+def seed_table(
+    trainings: Mapping[str, tuple[Mapping, Mapping]], labels: Mapping[str, int], fold_of: Mapping[str, int]
+) -> pd.DataFrame:
+    """Return a row per method and seed: video AUC and AP, and video accuracy, precision, recall and F1 at validation's threshold.
+
+    A fold's threshold is Youden's on the validation videos of that fold and seed; decisions of all folds are counted together.
+
+    Args:
+        trainings: {method: (tests, vals)} as `detectors.experiments.read_trainings` gives them.
+        labels: {test video: 0 or 1}.
+        fold_of: {test video: fold}.
+    """
+    rows, auc, ap = [], fold_mean(metrics.video_auc, fold_of), fold_mean(metrics.video_ap, fold_of)
+    for method, (tests, vals) in trainings.items():
+        for seed, run in sorted(tests.items()):
+            scores = {name: score for name, (score, _) in run.items()}
+            truth = {name: labels[name] for name in scores}
+            limits = {}
+            for fold in {fold_of[name] for name in scores}:
+                val = vals.get((seed, fold), {})
+                if len({label for _, label in val.values()}) == 2:
+                    chosen = ({n: s for n, (s, _) in val.items()}, {n: y for n, (_, y) in val.items()})
+                    limits[fold] = metrics.youden_threshold(*chosen)
+            row = {"method": method, "seed": seed, "video_auc": auc(scores, truth), "video_ap": ap(scores, truth)}
+            if len(limits) == len({fold_of[name] for name in scores}):  # else validation holds one class: nothing to choose by
+                report = metrics.binary_report(truth, {n: int(s >= limits[fold_of[n]]) for n, s in scores.items()})
+                row |= {f"video_{key}": report[key] for key in ("accuracy", "precision", "recall", "f1")}
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
 def write_curve(path: Path, table: pd.DataFrame) -> None:
     """Write the points behind a figure as csv, whole or not at all; notebook 13 draws from it."""
     with artifacts.replacing(Path(path)) as temporary:
