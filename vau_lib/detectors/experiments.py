@@ -24,7 +24,7 @@ INPUTS = {"raw": False, "difference": True}  # ending of a variant: whether it r
 class Variant(NamedTuple):
     """What is trained, read from a folder's name `kind[_raw|_difference][@encoder]`, like released_difference@clip."""
 
-    kind: str  # intended, released or shuffled
+    kind: str  # intended, released, recipe (released, trained as its code runs) or shuffled
     difference: bool | None  # reads temporal differences; None leaves it to the kind's default
     encoder: str  # whose features it reads; "" for the default
 
