@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from conftest import moving_square
 from kornia.feature import XFeat
+from PIL import Image
 
 from vau_lib.data import records, video
 from vau_lib.features import augmentation, checkpoints, extraction, optical_flow, released, xfeat
@@ -412,3 +413,14 @@ def test_an_id_too_long_for_a_file_is_one_skipped_row(tmp_path):
         (line,) = done.skipped
         assert "name too long" in line and "x" * 200 in line and "\n" not in line
     assert done.already_done == 3 and set(extraction.load(tmp_path / "out", rows)) == {"good", "odd..", "a/b"}
+
+
+def test_frame_difference_is_the_largest_of_each_snippet(tmp_path):
+    """Images of gray 0, 10, 30, 30, 90: neighbours differ by 10, 20, 0, 60; the first frame takes the second's."""
+    for number, level in enumerate((0, 10, 30, 30, 90)):
+        Image.new("RGB", (32, 32), (level,) * 3).save(tmp_path / f"{number}.png")
+    assert optical_flow.frame_difference(tmp_path, 2).tolist() == [10.0, 20.0, 60.0]
+    assert optical_flow.frame_difference(tmp_path, 1).tolist() == [10.0, 10.0, 20.0, 0.0, 60.0]
+    for number in range(1, 5):
+        (tmp_path / f"{number}.png").unlink()
+    assert optical_flow.frame_difference(tmp_path, 2).tolist() == [0.0]

@@ -49,3 +49,17 @@ class FlowEncoder:
     def made_by(self) -> dict:
         """Return what a reader must agree on."""
         return {"encoder": self.name, "boxes": list(self.boxes), "size": [self.height, self.width]}
+
+
+def frame_difference(path: str | Path, snippet_frames: int) -> np.ndarray:
+    """Return the largest mean absolute gray difference between neighbouring frames in each snippet, (T,), a baseline.
+
+    Every second pixel each way is compared. The first frame of a video takes the second's difference; one frame alone has 0.
+    """
+    differences, before = [], None
+    for frame in video.gray_frames(path):
+        now = frame[::2, ::2]
+        if before is not None:
+            differences += [float(np.abs(now - before).mean())] * (1 if differences else 2)
+        before = now
+    return np.array([max(part) for part in chunks(differences or [0.0], snippet_frames)])
