@@ -141,10 +141,11 @@ def _list_lines(csv: Path) -> Iterator[tuple[str, str, str]]:
         lines = artifacts.text_lines(csv)
     except (OSError, UnicodeDecodeError) as error:
         raise artifacts.StoreError(f"{csv}: not a readable list ({error})") from error
-    if not lines or lines[0].strip() != "path,label":
-        raise artifacts.StoreError(f"{csv.name}: a list starts with path,label, got {lines[:1]}")
-    for number, line in enumerate(lines[1:], start=2):
-        path, _, label = line.strip().rpartition(",")
+    numbered = [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
+    if not numbered or numbered[0][1] != "path,label":
+        raise artifacts.StoreError(f"{csv.name}: a list starts with path,label, got {[line for _, line in numbered[:1]]}")
+    for number, line in numbered[1:]:
+        path, _, label = line.rpartition(",")
         yield f"{csv.name} line {number}", path, label
 
 
