@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -218,3 +219,41 @@ def test_a_copy_made_by_papermill_itself_has_a_row_too(project):
     row = notebook_runs.table().iloc[0]
     assert (row["count"], row["doubled"], row["failed"]) == (4, 8, "") and "notebooks" not in notebook_runs.table()
     assert reasons("tiny")[0] == "was not finished"
+
+
+def _ended(pid: int) -> bool:
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return status.rpartition(")")[2].split()[0] == "Z"  # nobody is there to bury it
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_no_kernel_and_no_worker_outlives_a_killed_run(project, workers):
+    """The kernel is busy in a cell, and in C code that answers nobody, when the run is killed."""
+    for name in ("01_first", "02_second"):
+note = f"Path({str(project)!r}, '{name}').write_text(f'{{os.getpid()}} {{os.getppid()}}')"
+        mark = f"import os, time\nfrom pathlib import Path\n{note}"
+        write_notebook(project, name, "", mark, "time.sleep(300)")
+    write_params(project, "tiny", "_shared", "notebooks: [01, 02]")
+    (project / "params" / "needs.yaml").write_text("01: []\n02: []\n")
+    command = [sys.executable, "-c", "from vau_lib.cli import app; app()", "run", "tiny", "--workers", str(workers)]
+    job = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    marks = [project / name for name in ("01_first", "02_second")[:workers]]
+    try:
+        limit = time.monotonic() + 300
+        while not all(mark.is_file() and len(mark.read_text().split()) == 2 for mark in marks):
+            assert job.poll() is None and time.monotonic() < limit
+            time.sleep(0.1)
+        alive = [int(pid) for mark in marks for pid in mark.read_text().split()]
+        assert len(set(alive)) == 2 * workers and not any(map(_ended, alive))
+    finally:
+        job.kill()
+        job.wait()
+    limit = time.monotonic() + 60
+    while not all(map(_ended, alive)) and time.monotonic() < limit:
+        time.sleep(0.1)
+    assert [pid for pid in alive if not _ended(pid)] == []

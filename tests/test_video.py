@@ -161,3 +161,18 @@ def test_real_containers_read_alike_by_both_readers(real_data):
 def test_robbery102_is_what_its_annotation_says(real_data):
     info = video.probe(real_data / "videos" / "ucf_crime" / "Robbery102_x264.mp4")
     assert (info.num_frames, info.height, info.width) == (1827, 240, 320)
+
+
+@pytest.mark.parametrize(("width", "height"), [(856, 480), (854, 480), (360, 202), (131, 96), (128, 101), (96, 64)])
+@pytest.mark.parametrize("pixels", ["yuv420p", "yuv444p"])
+def test_gray_has_the_bits_of_the_colours_at_every_size(width, height, pixels, tmp_path):
+    """FFmpeg's planes have other bits than its packed colours at widths that leave its vector code a rest, and at odd heights."""
+    noise = np.random.default_rng(0).integers(0, 256, (2, height, width, 3), dtype=np.uint8)
+    with av.open(str(tmp_path / "noise.mkv"), "w") as container:
+        stream = container.add_stream("ffv1", rate=10)
+        stream.width, stream.height, stream.pix_fmt = width, height, pixels
+        for frame in noise:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    colours = video.read_frames(tmp_path / "noise.mkv", [0, 1])
+    assert np.array_equal(np.stack(list(video.gray_frames(tmp_path / "noise.mkv"))), colours.mean(-1, dtype=np.float32))

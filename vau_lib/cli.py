@@ -72,7 +72,7 @@ def run_(
     for step in steps:
         typer.echo(f"{step.notebook}: {step.why or 'done'}")
         for key, value in step.parameters.items() if dry_run else ():
-            typer.echo(f"    {key} = {value!r}")
+            typer.echo(f"    {key} = {artifacts.without_secrets(value)!r}")
     if not dry_run:
         notebook_runs.run(preset, notebooks or (), overrides, fresh=fresh, workers=workers)
         typer.echo(f"{presets.display_path(notebook_runs.copies(preset))}: {sum(bool(step.why) for step in steps)} executed")

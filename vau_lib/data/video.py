@@ -159,12 +159,9 @@ def source_name(source: str | Path) -> str:
     source = os.fspath(source)
     if source.isdigit():
         return f"camera {source}"
-    scheme, slashes, rest = source.partition("://")
-    if not slashes:
+    if "://" not in source:
         return os.fsencode(source).decode(errors="backslashreplace")
-    rest = re.split(r"[?#]", rest.rpartition("@")[2])[0]  # the last @: a password may hold one, and a slash
-    host, *parts = rest.split("/")
-    return f"{scheme}://" + "/".join([host, *("…" if re.search("[=&;]", part) else part for part in parts)])
+    return re.split(r"[?#]", artifacts.address_shown(source))[0]
 
 
 def _open_address(source: str, timeout_s: float) -> av.container.InputContainer:

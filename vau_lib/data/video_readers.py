@@ -57,11 +57,27 @@ def rgb(frame: av.VideoFrame, track: Track) -> np.ndarray:
 def gray(frame: av.VideoFrame, track: Track) -> np.ndarray:
     """Return the mean of R, G and B, float32 (H, W): from planes, where their bits are those of `rgb`."""
     parts = frame.format.components
-    if len(parts) < 3 or parts[0].bits > 8 or frame.interlaced_frame:
+    by_planes = len(parts) >= 3 and parts[0].bits <= 8 and not frame.interlaced_frame
+    if not (by_planes and _planes_agree(frame.format.name, frame.width, frame.height)):
         return rgb(frame, track).mean(-1, dtype=np.float32)
     channels = [_plane(plane) for plane in frame.reformat(format="gbrp").planes]
     total = np.add(channels[0], channels[1], dtype=np.uint16)
     return video_index.turned(np.add(total, channels[2], out=total).astype(np.float32) / 3, track.turn)
+
+
+@lru_cache(maxsize=64)
+def _planes_agree(pixels: str, width: int, height: int) -> bool:
+    """Return whether FFmpeg makes planes and packed colours of the same bits, tried on noise.
+
+    It does not at widths that leave its vector code a rest (854, 856, 360) and at odd heights, where it changes code.
+    """
+    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    try:
+        frame = av.VideoFrame.from_ndarray(noise, format="rgb24").reformat(format=pixels)
+        planes = [_plane(plane) for plane in frame.reformat(format="gbrp").planes]
+    except (av.error.FFmpegError, OSError, ValueError):
+        return False
+    return np.array_equal(frame.to_ndarray(format="rgb24"), np.stack([planes[2], planes[0], planes[1]], -1))
 
 
 def read_decord(track: Track, wanted: np.ndarray) -> np.ndarray:

@@ -8,9 +8,10 @@
 import hashlib
 import json
 import os
+import re
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -18,6 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
+ADDRESS = re.compile(r"""(?<![a-z0-9+.-])[a-z][a-z0-9+.-]*://(?:[^\s"'<>`]|'(?=\w))+""", re.I)
+SECRET = re.compile(r"pass|pwd|token|secret|key|auth|user|login|account|credential|sig|session|jwt", re.I)
 MAPPED_BYTES = 2**26  # files above are mapped, not read: 64 MiB, an hour and a half of 512 features in float32
 
 
@@ -30,11 +33,40 @@ class MissingWeights(StoreError):
 
 
 def one_line(text: object, limit: int = 300) -> str:
-    """Return any text or error as one line of at most `limit` characters; an error without words gives its type."""
-    line = " ".join(str(text).split()).encode(errors="backslashreplace").decode()  # a name that is not UTF-8 prints as \\udce9
+    """Return any text or error as one line of at most `limit` characters, no passwords; a wordless error gives its type."""
+    line = (
+        " ".join(without_secrets(str(text)).split()).encode(errors="backslashreplace").decode()
+    )  # a name that is not UTF-8 prints as \\udce9
     if not line and isinstance(text, BaseException):
         line = type(text).__name__
     return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def without_secrets(content: object) -> object:
+    """Return a text, or lists and dicts of texts, where no address holds a user, a password or a token; other values are kept.
+
+    A query, and a part of a path, go where they hold a secret by their name, and always where the address is no web page's.
+    """
+    if isinstance(content, str):
+        return ADDRESS.sub(lambda found: address_shown(found[0]), content) if "://" in content else content
+    if isinstance(content, Mapping):
+        return {without_secrets(key): without_secrets(value) for key, value in content.items()}
+    return [without_secrets(value) for value in content] if isinstance(content, list | tuple) else content
+
+
+def address_shown(address: str) -> str:
+    """Return an address (scheme://...) without what may be a secret in it."""
+    scheme, _, rest = address.partition("://")
+    first = re.split(r"[/?#]", rest)[0]
+    if "@" in first or (":" in first and not re.fullmatch(r"[^:]*:\d*|\[.*\](:\d*)?", first)):  # else @ is part of a page's path
+        rest = rest.rpartition("@")[2]  # the last one: a password may hold one, and a slash
+    where, mark, query = re.fullmatch(r"([^?#]*)([?#]?)(.*)", rest, re.S).groups()
+    page = scheme.lower() in ("http", "https")
+    host, *parts = where.split("/")
+    hidden = [bool(re.search("[=&;]", part)) and not (page and not SECRET.search(part)) for part in parts]
+    where = "/".join([host, *("…" if hide else part for part, hide in zip(parts, hidden, strict=True))])
+    opaque = mark == "?" and any("=" not in part for part in query.split("&"))
+    return f"{scheme}://{where}" + (mark + query if page and not opaque and not SECRET.search(query) else "")
 
 
 @contextmanager
@@ -164,13 +196,13 @@ def sha256(path: str | Path) -> str:
 
 def write_made_by(folder: str | Path, **facts: object) -> None:
     """Write what made `folder`: the caller's facts, the commit and the versions of the libraries that matter."""
-    write_json(Path(folder) / "made_by.json", {**facts, "commit": commit(), "versions": versions()})
+    write_json(Path(folder) / "made_by.json", {**without_secrets(facts), "commit": commit(), "versions": versions()})
 
 
 def check_made_by(folder: str | Path, **wanted: object) -> dict:
     """Return what made `folder`; StoreError when it does not say, or says otherwise than `wanted`."""
     made_by = read_json(Path(folder) / "made_by.json")
-    for key, value in wanted.items():
+    for key, value in without_secrets(wanted).items():
         if made_by.get(key) != value:
             raise StoreError(f"{folder} was made with {key}={made_by.get(key)!r}, asked for {value!r}")
     return made_by

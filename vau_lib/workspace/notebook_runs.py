@@ -29,6 +29,7 @@ from vau_lib.workspace.presets import KERNEL, RunError, declared, load_preset, n
 if TYPE_CHECKING:
     import pandas as pd
 
+COPIES = "vau-copy://"  # papermill writes executed copies through `_CopyWriter`
 RECORD = "application/vnd.vau.record+json"  # how recorded metrics lie among a cell's outputs
 OWN_COLUMNS = ("preset", "notebook", "seconds", "failed", "commit")
 
@@ -137,7 +138,9 @@ def sweep(
     for values in itertools.product(*grid.values()):
         point = dict(zip(grid, values, strict=True))
         point = presets.checked(point, declared(name), "sweep")
-        label = ",".join(key + "=" + re.sub(r"[^\w.+-]", "_", str(value)) for key, value in point.items())
+        label = ",".join(
+            key + "=" + re.sub(r"[^\w.+-]", "_", str(artifacts.without_secrets(value))) for key, value in point.items()
+        )
         output = copies(preset) / f"{name}@{label}.ipynb"
         if output in steps:
             raise RunError(f"sweep: two points would both be {output.name}")
@@ -160,7 +163,9 @@ def execute(step: Step, *, progress: bool = True) -> None:
     code = _code(presets.read_notebook(source))  # before it runs: an edit meanwhile must show as one
     step.output.parent.mkdir(parents=True, exist_ok=True)
     step.output.unlink(missing_ok=True)  # a copy of an earlier run must not pass for this one's
-    paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (source, step.output)]  # papermill formats
+    papermill.iorw.papermill_io.register(COPIES, _CopyWriter())
+    places = (str(source), COPIES + str(step.output))
+    paths = [place.replace("{", "{{").replace("}", "}}") for place in places]  # papermill formats
     bar = {"desc": step.notebook} if progress else False
     secrecy = "auto" if zmq.has("curve") else "disabled"  # on a shared machine others can listen to a kernel's ports
     config = Config(KernelManager={"transport_encryption": secrecy})
@@ -195,6 +200,20 @@ def _inline_figures() -> Iterator[None]:
 # Executed copies
 
 
+class _CopyWriter:
+    """How papermill writes an executed copy: whole, and without the user, password or token of a camera's address."""
+
+    def write(self, text: str, path: str) -> None:
+        """Write a notebook's JSON to `path`, which begins with COPIES."""
+        path, copy = Path(path.removeprefix(COPIES)), artifacts.without_secrets(json.loads(text))
+        copy["metadata"].setdefault("papermill", {})["output_path"] = str(path)
+        artifacts.write_json(path, copy)
+
+    def pretty_path(self, path: str) -> str:
+        """Return what papermill shows of a path."""
+        return path.removeprefix(COPIES)
+
+
 def _copy(path: Path) -> dict:
     """Return an executed copy, {} where there is none or its writing was cut short."""
     try:
@@ -217,7 +236,12 @@ def _code(notebook: dict) -> str:
 def _stamp(step: Step, code: str, failed: str | None) -> None:
     if copy := _copy(step.output):
         failed = f"interrupted at {_stop(copy)}" if failed is None else failed
-        facts = {"preset": step.preset, "parameters": step.parameters, "code": code, "commit": artifacts.commit()}
+        facts = {
+            "preset": step.preset,
+            "parameters": artifacts.without_secrets(step.parameters),
+            "code": code,
+            "commit": artifacts.commit(),
+        }
         copy["metadata"]["vau"] = {**facts, "failed": failed, "ended": _timing(copy).get("end_time")}
         artifacts.write_json(step.output, copy)
 
@@ -238,7 +262,7 @@ def _why(output: Path, name: str, parameters: dict, latest: datetime | None) -> 
         return f"stopped last time: {stamp['failed']}", None
     if stamp["code"] != _code(presets.read_notebook(notebooks()[name])):
         return "its code changed", None
-    if stamp["parameters"] != parameters:
+    if stamp["parameters"] != artifacts.without_secrets(parameters):
         return "its parameters changed", None
     started, ended = (datetime.fromisoformat(_timing(copy)[key]) for key in ("start_time", "end_time"))
     return ("an earlier notebook ran after it", None) if latest and started < latest else ("", ended)

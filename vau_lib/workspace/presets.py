@@ -18,7 +18,7 @@ from pathlib import Path
 
 import yaml
 
-from vau_lib.workspace.artifacts import one_line
+from vau_lib.workspace.artifacts import one_line, without_secrets
 
 KERNEL = "python3"
 NUMBERS = (int, float)  # an int is allowed where a float is asked for; YAML has no tuples
@@ -244,7 +244,7 @@ def check(values: Mapping, known: Mapping[str, Parameter], source: str) -> None:
         value = typed(value, known[key].type)
         if not _fits(value, kind := known[key].type):
             hint = "; YAML wants a point, like 1.0e-4" if EXPONENT.fullmatch(str(value)) else ""
-            raise RunError(f"{source}: {key} must be {kind}, got {type(value).__name__} {value!r}{hint}")
+            raise RunError(f"{source}: {key} must be {kind}, got {type(value).__name__} {without_secrets(value)!r}{hint}")
 
 
 def checked(values: Mapping, known: Mapping[str, Parameter], source: str) -> dict:
@@ -290,7 +290,7 @@ def parse_values(texts: Iterable[str], *, split: bool = False) -> dict:
         key, equals, value = text.partition("=")
         key = key.strip()
         if not equals or not key:
-            raise RunError(f"-p: give a parameter as name=value, got {text!r}")
+            raise RunError(f"-p: give a parameter as name=value, got {without_secrets(text)!r}")
         found[key] = [Given(part) for part in _split(value)] if split else Given(value)
     return found
 
