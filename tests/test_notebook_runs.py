@@ -235,7 +235,7 @@ def _ended(pid: int) -> bool:
 def test_no_kernel_and_no_worker_outlives_a_killed_run(project, workers):
     """The kernel is busy in a cell, and in C code that answers nobody, when the run is killed."""
     for name in ("01_first", "02_second"):
-note = f"Path({str(project)!r}, '{name}').write_text(f'{{os.getpid()}} {{os.getppid()}}')"
+        note = f"Path({str(project)!r}, '{name}').write_text(f'{{os.getpid()}} {{os.getppid()}}')"
         mark = f"import os, time\nfrom pathlib import Path\n{note}"
         write_notebook(project, name, "", mark, "time.sleep(300)")
     write_params(project, "tiny", "_shared", "notebooks: [01, 02]")
