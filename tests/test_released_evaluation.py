@@ -16,8 +16,8 @@ from vau_lib.workspace import artifacts
 
 UCF = {  # official names: video, label, features, annotated frames
     "Abuse/Abuse028_x264": ("Abuse", 21, (165, 240)),
-    "Arson/Arson011_x264": ("Arson", 40, (150, 420, 500, 700)),
-    "Shooting/Shooting008_x264": ("Shooting", 9, (16, 99999)),  # runs to the end
+    "Arson/Arson011_x264": ("Arson", 40, (150, 420, 500, 650)),
+    "Shooting/Shooting008_x264": ("Shooting", 9, (16, 150)),  # its last frames are in no snippet
     "Testing_Normal_Videos_Anomaly/Normal_Videos_003_x264": ("Normal", 30, ()),
     "Testing_Normal_Videos_Anomaly/Normal_Videos_943_x264": ("Normal", 13, ()),
     "Testing_Normal_Videos_Anomaly/Normal_Videos_015_x264": ("Normal", 17, ()),
@@ -156,6 +156,66 @@ def test_what_does_not_fit_is_one_line(tmp_path):
     torch.save({"model_state_dict": {"a": torch.zeros(1)}}, tmp_path / "xd.pth")
     with pytest.raises(artifacts.StoreError, match="xd.pth is no published LSHMA"):
         run(tmp_path, "xd")
+
+
+ARSON = "npy/Arson/Arson011_x264__{}.npy"
+WRONG = {  # what a stranger's folder holds, and the one line it gets
+    "truncated": ("Arson011_x264: an event of frames 500 to 650 in a video of 480 frames", {}),
+    "list normal": ("list.csv: 'Normal' is no label of Abuse028_x264", {}),
+    "list typo": ("list.csv: 'normal' is no label of Normal_Videos_003_x264", {}),
+    "annotated normal": ("Normal_Videos_003_x264 is normal and has an event", {}),
+    "no file": ("list.csv lists no file", {}),
+    "gt order": ("gt.npy: 3 of 6 videos have frame labels against their label, first Abuse028_x264", {}),
+    "gt npz": ("gt.npz holds several arrays", {}),
+    "huge": ("Abuse028_x264__5.npy: numbers too large for single precision", {}),
+    "large": ("Abuse028_x264: a logit is not finite, its features reach", {}),
+    "counts": ("Abuse028_x264: 168 frames, its 21 features stand for 336", {"num_frames": {"Abuse028_x264": 168}}),
+    "threshold": ("exit_threshold must lie between 0 and 1", {"exit_threshold": 2.0}),
+    "threshold nan": ("exit_threshold must lie between 0 and 1", {"exit_threshold": float("nan")}),
+    "smoothing": ("smoothing must be 1 or more scores, got 0", {"smoothing": 0}),
+    "device": ("device 'tpv' cannot be used", {"device": "tpv"}),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_strangers_bring_is_one_line(what, tmp_path):
+    _, features = released_set(tmp_path, "ucf")
+    why, options = WRONG[what]
+    csv, annotation, abuse = tmp_path / "list.csv", tmp_path / "annotation.txt", tmp_path / "npy/Abuse/Abuse028_x264__5.npy"
+    text = csv.read_text()
+    if what == "truncated":
+        for crop in (0, 5):
+            artifacts.save_array(tmp_path / ARSON.format(crop), features["Arson/Arson011_x264", crop][:30])
+    elif what.startswith("list"):
+        csv.write_text(text.replace(",Abuse", ",Normal") if what == "list normal" else text.replace(",Normal", ",normal"))
+    elif what == "annotated normal":
+        annotation.write_text(annotation.read_text().replace("003_x264  Normal  -1  -1", "003_x264  Normal  10  90"))
+    elif what == "no file":
+        csv.write_text("path,label\n")
+    elif what == "gt order":
+        np.save(tmp_path / "gt.npy", truth_of("ucf")[::-1])
+        options = {"annotation": None, "gt": tmp_path / "gt.npy"}
+    elif what == "gt npz":
+        np.savez(tmp_path / "gt.npz", a=truth_of("ucf"))
+        options = {"annotation": None, "gt": tmp_path / "gt.npz"}
+    elif what in ("huge", "large"):
+        size = {"huge": 1e300, "large": 1e30}[what]
+        artifacts.save_array(abuse, features["Abuse/Abuse028_x264", 5].astype(np.float64) * size)
+    elif what == "counts":
+        options = {"num_frames": {n.split("/")[1]: 16 * t for n, (_, t, _) in UCF.items()} | options["num_frames"]}
+    with pytest.raises(ValueError, match=why) as error:
+        run(tmp_path, "ucf", **options)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_list_of_windows_and_single_precision_give_the_same_table(tmp_path):
+    released_set(tmp_path, "ucf")
+    first, _ = run(tmp_path, "ucf")
+    text = (tmp_path / "list.csv").read_text().replace("/root/Features/", "C:/x/").replace("/", "\\").replace(",", ", ")
+    (tmp_path / "list.csv").write_bytes(text.replace("path, label", "path,label").replace("\n", "\r\n").encode("utf-8-sig"))
+    for path in (tmp_path / "npy").rglob("*.npy"):
+        np.save(path, np.load(path).astype(np.float32))
+    pd.testing.assert_frame_equal(first, run(tmp_path, "ucf")[0])
 
 
 def long_term(folder, csv, counts):

@@ -418,7 +418,7 @@ def _listed(path: str | Path) -> Iterator[tuple[str, PurePosixPath, str]]:
     for where, line in lines[features:]:
         place = PurePosixPath(line)
         if features:  # absolute on someone's machine: the class folder and the name are what we read
-            place = PurePosixPath(*PurePosixPath(line.rpartition(",")[0]).parts[-2:])
+            place = PurePosixPath(*PurePosixPath(line.rpartition(",")[0].replace("\\", "/")).parts[-2:])
         name = re.sub(r"__\d+\.npy$", "", place.name) if features else place.name.removesuffix(".mp4")
         if not name or (features and name == place.name):
             raise RecordError(f"{where}: expected a video{' as <video>__<crop>.npy' if features else ''}, got {line!r}")

@@ -61,18 +61,24 @@ def evaluate(
     """
     if crops not in ("all", "list"):
         raise ValueError(f"crops must be all or list, got {crops!r}")
+    if exit_threshold is not None and not 0 <= exit_threshold <= 1:
+        raise ValueError(f"exit_threshold must lie between 0 and 1 (no exit), got {exit_threshold}")
+    if smoothing < 1:
+        raise ValueError(f"smoothing must be 1 or more scores, got {smoothing}")
+    place = _device(device)
     state = checkpoints.load_weights(weights)
     config = lshma.published_config(state, weights)
     labels, listed = released.list_videos(test_list), released.released_list(test_list, folder, partial=partial)
     if not listed:
         raise artifacts.StoreError(f"none of the {len(labels)} videos of {Path(test_list).name} is below {folder}")
     dataset = dataset_of(labels, test_list)
+    _check_labels(dataset, labels, Path(test_list))
     threshold = exit_threshold if exit_threshold is not None else 1.0 if dataset == "long_term" else config.exit_threshold
     notes = [f"{len(listed)} of {len(labels)} videos"] if len(listed) < len(labels) else []
     choices = _choices(listed, config.width, crops, notes)
     exits = dict.fromkeys([threshold, 1.0])
     models = {
-        exit: lshma.load_released(state, replace(config, exit_threshold=exit, smoothing=smoothing)).to(device) for exit in exits
+        exit: lshma.load_released(state, replace(config, exit_threshold=exit, smoothing=smoothing)).to(place) for exit in exits
     }
     raw: dict[tuple[float, str], Scores] = {(exit, choice): {} for exit in models for choice in choices.names}
     size, baseline = {}, {"norm of features": {}, "temporal difference of features": {}}
@@ -80,7 +86,9 @@ def evaluate(
         every = choices.read(name, files)  # (choices, T, D)
         size[name] = every.shape[1]
         for exit, model in models.items():
-            logits = model.raw_logits(torch.from_numpy(every).to(device)).double().cpu().numpy()
+            logits = model.raw_logits(torch.from_numpy(every).to(place)).double().cpu().numpy()
+            if not np.isfinite(logits).all():
+                raise artifacts.StoreError(f"{name}: a logit is not finite, its features reach {np.abs(every).max():g}")
             for choice, values in choices.scores(logits).items():
                 raw[exit, choice][name] = values
         own = every[choices.listed].mean(0)
@@ -90,6 +98,9 @@ def evaluate(
     counts = datasets.frame_counts(num_frames) or {name: records.SNIPPET_FRAMES * count for name, count in size.items()}
     if unknown := [name for name in size if name not in counts]:
         raise artifacts.StoreError(f"no number of frames for {unknown[0]} ({len(unknown)} of {len(size)} videos)")
+    for name, count in size.items():
+        if abs(counts[name] - (whole := records.SNIPPET_FRAMES * count)) > records.SNIPPET_FRAMES:
+            raise artifacts.StoreError(f"{name}: {counts[name]:,} frames, its {count:,} features stand for {whole:,}")
     anomalous = {name: int(labels[name] != NORMAL[dataset]) for name in size}
     truth = _truth(dataset, {name: counts[name] for name in size}, anomalous, labels, annotation, gt, notes)
     facts = {"dataset": dataset, "weights": Path(weights).name, "input": "raw features"}
@@ -122,6 +133,24 @@ def dataset_of(labels: Mapping[str, str], test_list: str | Path) -> str:
     if all("_x264" in name for name in labels):
         return "ucf_crime"
     raise artifacts.StoreError(f"{Path(test_list).name} is none of the lists of UCF-Crime, XD-Violence and the long-term set")
+
+
+def _check_labels(dataset: str, labels: Mapping[str, str], test_list: Path) -> None:
+    """Refuse a label that its data set does not have, or that the video's own name contradicts."""
+    for name, label in labels.items():
+        if dataset == "xd_violence":
+            fits = name.rpartition("_label_")[2] == label
+        else:  # the long-term list has classes of its own
+            fits = dataset == "long_term" or label in (datasets.UCF_CLASSES if "Normal" not in name else ("Normal",))
+        if not fits:
+            raise artifacts.StoreError(f"{test_list.name}: {label!r} is no label of {name}")
+
+
+def _device(name: str) -> torch.device:
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # no such device, or none here
+        raise ValueError(f"device {name!r} cannot be used: {artifacts.one_line(error)}") from error
 
 
 class _Choices(NamedTuple):
@@ -181,7 +210,14 @@ def _truth(
     if annotation is not None and gt is not None:
         raise ValueError("frame labels come from the annotation or from the array of all frames: give one of them")
     if gt is not None:
-        return _cut(dataset, counts, labels, Path(gt), notes)
+        truth = _cut(dataset, counts, labels, Path(gt), notes)
+        odd = [name for name, own in (truth or {}).items() if bool(own.any()) != bool(anomalous[name])]
+        if odd:  # another order or another list
+            why = f"{Path(gt).name}: {len(odd)} of {len(counts)} videos have frame labels against their label, first {odd[0]}"
+            if dataset != "long_term":
+                raise artifacts.StoreError(why)
+            notes.append(why)
+        return truth
     if annotation is None:
         notes.append("no annotation and no array of frame labels: video level only")
         return None
@@ -191,10 +227,13 @@ def _truth(
     if lacking := [name for name in counts if anomalous[name] and (name not in known or not known[name].events)]:
         raise artifacts.StoreError(f"{Path(annotation).name}: no event of {lacking[0]} ({len(lacking)} videos), which is anomalous")
     truth = {name: np.zeros(count, np.uint8) for name, count in counts.items()}
-    for name in counts.keys() & known.keys():
-        for event in known[name].events:  # frame numbers, half-open, cut at the last whole snippet
-            truth[name][round(event.start_s * known[name].fps) : round(event.end_s * known[name].fps)] = 1
-    return truth
+    return truth | {n: _event_labels(known[n], counts[n], anomalous[n]) for n in counts if n in known}
+
+
+def _event_labels(record: records.VideoRecord, count: int, anomalous: int) -> np.ndarray:
+    if record.events and not anomalous:
+        raise artifacts.StoreError(f"{record.id} is normal in the list and has an event in the annotation")
+    return records.frame_labels(record, count)  # RecordError: an event past the end of the features
 
 
 def _cut(dataset: str, counts: Mapping[str, int], labels: Mapping[str, str], gt: Path, notes: list[str]) -> Scores | None:
@@ -202,6 +241,8 @@ def _cut(dataset: str, counts: Mapping[str, int], labels: Mapping[str, str], gt:
     every, total = artifacts.load_array(gt), sum(counts.values())
     if len(counts) < len(labels):
         raise artifacts.StoreError(f"{gt.name} needs all {len(labels)} videos of the list to be cut by, got {len(counts)}")
+    if not isinstance(every, np.ndarray):
+        raise artifacts.StoreError(f"{gt.name} holds several arrays, the labels of all frames in one .npy are needed")
     if every.ndim != 1 or not np.isin(every, (0, 1)).all():
         raise artifacts.StoreError(f"{gt.name}: expected one 0 or 1 per frame, got {every.shape} of {every.dtype}")
     if len(every) == total:

@@ -49,7 +49,11 @@ def read_features(paths: Sequence[Path], *, width: int = RELEASED_WIDTH) -> np.n
             raise artifacts.StoreError(f"{path.name}: {len(features)} features where {paths[0].name} has {len(loaded[0])}")
         if not np.isfinite(features).all():
             raise artifacts.StoreError(f"{path.name}: NaN or infinity, first in snippet {np.isfinite(features).all(1).argmin()}")
-    return np.mean(loaded, axis=0, dtype=np.float32)
+    with np.errstate(over="ignore"):
+        mean = np.mean(loaded, axis=0, dtype=np.float32)
+    if not np.isfinite(mean).all():
+        raise artifacts.StoreError(f"{paths[0].name}: numbers too large for single precision, up to {np.abs(loaded).max():g}")
+    return mean
 
 
 def list_videos(csv: str | Path) -> dict[str, str]:
@@ -144,9 +148,11 @@ def _list_lines(csv: Path) -> Iterator[tuple[str, str, str]]:
     numbered = [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
     if not numbered or numbered[0][1] != "path,label":
         raise artifacts.StoreError(f"{csv.name}: a list starts with path,label, got {[line for _, line in numbered[:1]]}")
+    if not numbered[1:]:
+        raise artifacts.StoreError(f"{csv.name} lists no file")
     for number, line in numbered[1:]:
         path, _, label = line.rpartition(",")
-        yield f"{csv.name} line {number}", path, label
+        yield f"{csv.name} line {number}", path.replace("\\", "/").strip(), label.strip()  # a list of Windows too
 
 
 def _find(folder: str | Path, wanted: PurePosixPath, *, anywhere: bool = True) -> Path:
