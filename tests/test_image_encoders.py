@@ -1,6 +1,7 @@
 """Towers: the values transformers gives for the same pixels, rows by the released rules, weights never random by accident."""
 
 import pickle
+import re
 
 import cv2
 import huggingface_hub
@@ -221,6 +222,56 @@ def test_a_missing_tensor_is_named(folders, tmp_path):
         del weights[name]
         save_file(weights, tmp_path / kind / "model.safetensors", metadata={"format": "pt"})
         assert refusal(tmp_path / kind).startswith(f"{kind} lacks {name}; 1 such tensor")
+
+
+def published(kind: str, folder):
+    """Write a tiny whole model in the layout of the hub: both towers, numbers of places, projection_dim at the top only."""
+    torch.manual_seed(2)
+    seen, read = TINY | SEEN, TINY | {"vocab_size": 50, "max_position_embeddings": 8, "bos_token_id": 1, "eos_token_id": 2}
+    if kind == "clip":
+        model = transformers.CLIPModel(transformers.CLIPConfig(vision_config=seen, text_config=read, projection_dim=24))
+    else:
+        model = transformers.SiglipModel(transformers.SiglipConfig(vision_config=seen, text_config=read))
+    model.save_pretrained(folder)
+    places = {f"{half}_model.embeddings.position_ids": torch.arange(5)[None] for half in ("text", "vision")}
+    changed(folder, lambda weights: weights | places)
+    return model
+
+
+def changed(folder, change) -> None:
+    save_file(change(load_file(folder / "model.safetensors")), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+LAYER = "vision_model.encoder.layers.1."
+
+
+@pytest.mark.parametrize("kind", PIXELS)
+def test_a_published_folder_fits_to_the_last_tensor_or_is_one_line(kind, tmp_path):
+    model = published(kind, tmp_path / kind)
+    net = image_encoders.CLIPEncoder(tmp_path / kind).net  # whole, it loads, and holds the numbers of the whole model
+    for name, value in net.state_dict().items():
+        given = model.state_dict().get(name, model.state_dict().get(f"vision_model.{name}"))
+        assert torch.equal(value, given), name
+    faults = {
+        "lacks .*; 16 such tensors": lambda w: {k: v for k, v in w.items() if not k.startswith(LAYER)},
+        r"lacks .*layers\.1\..*; 16 such": lambda w: {k.replace("layers.1.", "layers.7."): v for k, v in w.items()},
+        r"has .*fc1.weight of shape \(65, 32\), not \(64, 32\); 1 such": lambda w: (
+            w | {LAYER + "mlp.fc1.weight": torch.zeros(65, 32)}
+        ),
+        r"has .*layers\.2\..*, which no .* has; 16 such": lambda w: (
+            w | {k.replace("layers.1.", "layers.2."): v.clone() for k, v in w.items() if k.startswith(LAYER)}
+        ),
+        r"has adapter\.weight, which no": lambda w: w | {"adapter.weight": torch.zeros(2)},
+    }
+    for line, change in faults.items():
+        published(kind, tmp_path / kind)
+        changed(tmp_path / kind, change)
+        assert re.search(line, refusal(tmp_path / kind)), refusal(tmp_path / kind)
+    published(kind, tmp_path / kind)
+    raw = (tmp_path / kind / "model.safetensors").read_bytes()
+    for kept in (len(raw) // 2, len(raw) - 8, 8, 0):
+        (tmp_path / kind / "model.safetensors").write_bytes(raw[:kept])
+        assert "does not load as" in refusal(tmp_path / kind)
 
 
 def test_another_kind_of_model_is_refused(tmp_path):

@@ -1,11 +1,14 @@
 """Compression changes nothing at ratio 0 and full rank, loses what theory says below, and reloads with its smaller shapes."""
 
 import copy
+import itertools
 import subprocess
 import sys
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from vau_lib.compression import distillation, low_rank, pruning
@@ -320,6 +323,35 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path, data):
     artifacts.write_json(tmp_path / "config.json", {"architectures": ["os"]})
     with pytest.raises(artifacts.StoreError, match="names no class of transformers: 'os'"):
         pruning.load(tmp_path)
+
+
+def test_a_compressed_model_with_other_tensors_or_half_a_file_is_one_line(tmp_path, batch):
+    def refused() -> str:
+        with pytest.raises(artifacts.StoreError) as caught:
+            pruning.load(tmp_path)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    pruning.save(pruning.prune(tiny_qwen(), 0.5, [batch]), tmp_path)
+    files = {name: (tmp_path / name).read_bytes() for name in ("model.safetensors", "config.json", "compression.json")}
+    for name, raw in files.items():
+        for kept in (len(raw) // 2, 0):
+            (tmp_path / name).write_bytes(raw[:kept])
+            refused()
+        (tmp_path / name).write_bytes(raw)
+    for name, content in itertools.product(("config.json", "compression.json"), ("[]", "{}")):
+        (tmp_path / name).write_text(content)
+        refused()
+        (tmp_path / name).write_bytes(files[name])
+    weights = load_file(tmp_path / "model.safetensors")
+    with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
+        tied = file.metadata()
+    (name,) = [name for name in weights if name.endswith("language_model.layers.0.mlp.up_proj.weight")]
+    lacking = {key: value for key, value in weights.items() if key != name}
+    wrong = [lacking, weights | {"adapter.weight": torch.zeros(2)}, weights | {name: weights[name][:-1].clone()}]
+    for said, state in zip((name, "adapter.weight", f"size mismatch for {name}"), wrong, strict=True):
+        save_file(state, tmp_path / "model.safetensors", metadata=tied)
+        assert said in refused()
 
 
 def test_a_frozen_model_is_distilled_whole_and_frozen_again():

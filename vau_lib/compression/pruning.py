@@ -359,8 +359,8 @@ def load(folder: str | Path, original: nn.Module | None = None) -> nn.Module:
         devices = {name: part.device for name, part in model.state_dict().items() if part.device.type != "meta"}
         state = {name: part.to(devices.get(name, part.device)) for name, part in state.items()}
         model.load_state_dict(state, strict=True, assign=True)
-    except (OSError, RuntimeError, AttributeError, SafetensorError) as error:
-        raise artifacts.StoreError(f"{folder} does not fit this model: {str(error).splitlines()[0]}") from error
+    except (OSError, RuntimeError, AttributeError, LookupError, TypeError, ValueError, SafetensorError) as error:
+        raise artifacts.StoreError(f"{folder} does not fit this model: {artifacts.one_line(error)}") from error
     if isinstance(model, transformers.PreTrainedModel):
         model.tie_weights()
     return model.eval()
@@ -388,7 +388,8 @@ def _weights(path: Path) -> dict[str, Tensor]:
 
 
 def _from_config(folder: Path) -> nn.Module:
-    names = artifacts.read_json(folder / "config.json").get("architectures") or [None]
+    config = artifacts.read_json(folder / "config.json")
+    names = (config.get("architectures") if isinstance(config, dict) else None) or [None]
     model_class = getattr(transformers, str(names[0]), None)
     if not (isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)):
         raise artifacts.StoreError(f"{folder / 'config.json'} names no class of transformers: {names[0]!r}; pass the model itself")

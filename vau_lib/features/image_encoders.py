@@ -36,6 +36,15 @@ BATCH_FRAMES = 16  # frames per pass through a network
 CROP_PIXELS, FULL_HEIGHT, FULL_WIDTH = 224, 256, 340  # pixels: a crop, and the resized frame it is cut from
 CLIP_MODEL = "openai/clip-vit-base-patch16"
 CLIP_PIXELS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))  # RGB mean and standard deviation
+# the other half of a whole CLIP or SigLIP, and the numbers of places that older checkpoints hold
+BESIDE_TOWER = (
+    "text_model.",
+    "text_projection.",
+    "logit_scale",
+    "logit_bias",
+    "vision_model.embeddings.position_ids",
+    "embeddings.position_ids",
+)
 TOWERS = {  # kind of vision config: class in transformers, its output that is the feature, the width's name, pixel values
     "clip_vision_model": ("CLIPVisionModelWithProjection", "image_embeds", "projection_dim", CLIP_PIXELS),
     "siglip_vision_model": ("SiglipVisionModel", "pooler_output", "hidden_size", ((0.5,) * 3, (0.5,) * 3)),
@@ -300,18 +309,20 @@ def _fingerprint(folder: Path) -> str:
 
 
 def _load_tower(folder: Path) -> nn.Module:
-    """Return the vision tower of a folder, float32, in evaluation mode; StoreError where a tensor is missing."""
+    """Return the vision tower of a folder, float32, in evaluation mode; StoreError where a tensor is missing, of another shape or
+    none of the tower's (those of the text tower beside it are left)."""
     import transformers
 
     files = _weight_files(folder)
     if not files:
         raise artifacts.StoreError(f"{folder.name}: no weights, neither model.safetensors nor pytorch_model.bin")
-    kind, before = _tower_class(_vision_config(folder)), transformers.logging.get_verbosity()
+    config, before = _vision_config(folder), transformers.logging.get_verbosity()
+    kind = _tower_class(config)
     transformers.logging.set_verbosity_error()  # its report lists every tensor of the text tower
     try:
         net, report = kind.from_pretrained(
-            folder, local_files_only=True, output_loading_info=True, dtype=torch.float32,
-            use_safetensors=files[0].suffix == ".safetensors",
+            folder, config=config, local_files_only=True, output_loading_info=True, dtype=torch.float32,
+            use_safetensors=files[0].suffix == ".safetensors", ignore_mismatched_sizes=True,  # reported below, by name
         )  # fmt: skip
     except Exception as error:  # a broken or hostile file can fail in any way; whichever, it is refused by name
         reason = artifacts.one_line(error, 200)
@@ -320,6 +331,14 @@ def _load_tower(folder: Path) -> nn.Module:
         transformers.logging.set_verbosity(before)
     if absent := sorted(report["missing_keys"]):  # transformers leaves them random
         raise artifacts.StoreError(f"{folder.name} lacks {absent[0]}; {len(absent)} such tensors of {kind.__name__}")
+    if other := sorted(report["mismatched_keys"]):
+        name, given, ours = other[0]
+        shapes = f"{tuple(given)}, not {tuple(ours)}"
+        raise artifacts.StoreError(f"{folder.name} has {name} of shape {shapes}; {len(other)} such tensors of {kind.__name__}")
+    if extra := sorted(name for name in report["unexpected_keys"] if not name.startswith(BESIDE_TOWER)):
+        raise artifacts.StoreError(
+            f"{folder.name} has {extra[0]}, which no {kind.__name__} of its config.json has; {len(extra)} such"
+        )
     return net.eval().requires_grad_(False)
 
 
@@ -341,7 +360,10 @@ def _vision_config(folder: Path) -> object:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise artifacts.StoreError(f"{folder.name}: {artifacts.one_line(error, 200)}") from error
-    return getattr(config, "vision_config", config)
+    tower = getattr(config, "vision_config", config)
+    if tower is not config and hasattr(config, "projection_dim"):
+        tower.projection_dim = config.projection_dim  # the whole model's counts, its tower's own may be left at the default
+    return tower
 
 
 def _tower_class(config: object) -> type[nn.Module]:
