@@ -315,3 +315,41 @@ def test_an_order_is_read_in_every_form(text):
 def test_what_is_no_order_is_refused(text):
     with pytest.raises(ValueError, match="an order of 2 pieces was asked"):
         parse_order(text, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict"),
+    [
+        ("**Anomaly detected:** ✅ Yes", 1),
+        ("**Anomaly:** ❌ No", 0),
+        ("Anomaly detected: Fighting.", 1),
+        ("I found one anomaly: shoplifting.", 1),
+        ("There is no anomaly: fighting is not seen.", 0),
+        ("The video should be labeled 1.", 1),
+        ("I would label this video as 0.", 0),
+        ("It should not be labeled 1.", None),
+        ("Label it 1 if there is an anomaly.", None),
+        ("Label 1 means that something is wrong.", None),
+        ("On a scale of violence this is rated 1 out of 10.", None),
+        ("Anomaly status: present", 1),
+        ("Anomaly status: absent", 0),
+        ('{"anomaly": "present"}', 1),
+        ("Output: 1", 1),
+        ("The output is 0", 0),
+        ("Anomaly: N/A", None),
+        ("Anomaly not detected.", 0),
+        ("Anomalies not found.", 0),
+        ("The video has 0 anomalies.", 0),
+        ("The video has 10 anomalies.", 1),
+        ("The clip is anomaly-free.", 0),
+        ("Non-anomalous.", 0),
+        ("The behaviour is non-anomalous.", 0),
+        ("The video fails to show any anomaly.", 0),
+        ('{"Anomaly Detected": true}', 1),
+        ("Class: normal", 0),
+        ("[ANSWER] yes", 1),
+        ("Anomaly score: 0.9", None),
+    ],
+)
+def test_verdicts_in_the_words_of_a_stranger(text, verdict):
+    assert parse_verdict(text) == verdict

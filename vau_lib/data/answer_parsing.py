@@ -18,6 +18,7 @@ PLAIN = (
         "label",
         "prediction",
         "answer",
+        "output",
         "final_answer",
         "verdict",
         "decision",
@@ -28,11 +29,13 @@ PLAIN = (
 INVERTED = ("normal", "is_normal")  # 1 means no anomaly
 KEYS = {key: (rank, inverted) for rank, keys, inverted in ((0, FINAL, 0), (1, PLAIN, 0), (1, INVERTED, 1)) for key in keys}
 WORDS = {
-    **dict.fromkeys(("1", "1.0", "true", "yes", "abnormal", "anomalous", "anomaly", "vague abnormal", "not normal"), 1),
-    **dict.fromkeys(("0", "0.0", "false", "no", "normal", "none", "no anomaly", "not anomalous", "not abnormal"), 0),
+    **dict.fromkeys(("1", "1.0", "true", "yes", "abnormal", "anomalous", "anomaly", "vague abnormal", "not normal", "present"), 1),
+    **dict.fromkeys(
+        ("0", "0.0", "false", "no", "normal", "none", "no anomaly", "not anomalous", "not abnormal", "absent", "not present"), 0
+    ),
 }
 WORD = "|".join(sorted((re.escape(word).replace(r"\ ", r"\s+") for word in WORDS), key=len, reverse=True))
-ANNOUNCED = "answer|verdict|decision|conclusion|classification|prediction|label|result"
+ANNOUNCED = "answer|output|verdict|decision|conclusion|classification|prediction|label|result"
 KEYED = re.compile(  # key: value anywhere, for what is nearly JSON; "0 or 1" and "0 for none" are a form, not an answer
     rf"""(final\s+)?["']?\b(?:({"|".join(KEYS)})["']*\s*[:=]|({ANNOUNCED})\s+is:?)\s*["'(\[]*({WORD})(?![\w.]*\w)["']*"""
     r"""(?!\s*(?:or\b|for\b|if\b|[|/])|\s+(?:one|body|idea|way|doubt|question)\b)""",
@@ -44,8 +47,10 @@ MARKED = re.compile(
     r"<(?:answer|verdict|final_answer)>(.*?)(?:</|$)|\\boxed\s*\{([^{}]*)\}|<\|begin_of_box\|>(.*?)<\|", re.S | re.I
 )
 LATEX = re.compile(r"\\(?:text|math)\w*\s*\{([^{}]*)\}")
-MARKUP = re.compile(r"[*`#]|(?<!\w)_+|_+(?!\w)|[“”]")  # bold, code, headings, quotation marks
-COUNTED = re.compile(r"\b(?:anomal(?:y|ies)|abnormalit(?:y|ies))(?:\s+(?:detected|present|found|exists?))?(?=\s*[:=])", re.I)
+MARKUP = re.compile(
+    r"[*`#]|(?<!\w)_+|_+(?!\w)|[“”]|[\u2600-\u27bf\ufe0f\U0001f300-\U0001faff]"
+)  # bold, code, headings, quotation marks, pictures
+COUNTED = re.compile(r"\b(?:anomal(?:y|ies)|abnormalit(?:y|ies))(?:\s+(?:detected|present|found|exists?|status))?(?=\s*[:=])", re.I)
 HEADING = re.compile(rf"^[^\w\n]*_*((?:final\s+)?(?:{ANNOUNCED}))[^\w\n]*_*$", re.I | re.M)
 
 # Sentences. ODD is what they are about; a negation reaches it over a few words, never over punctuation or another clause.
@@ -54,7 +59,10 @@ ODDS = rf"{ODD}(?:\s+(?:or|nor|and)\s+(?:\w+\s+)?{ODD})?"
 INSERTED = r"(?:\s+\([^)]*\)|,[^,.;\n]{0,80},)?"
 KIND = r"(?:events?|behaviou?rs?|activit\w+|incidents?|actions?|situations?|scene|video|clip|day|here|in\s+(?:the|this)\s+\w+)"
 BE = r"(?:is|are|was|were|be|been|seems?|appears?|looks?|'s)(?:\s+to\s+be)?"
-NOT = r"(?:not|never|cannot|none|nothing|nobody|neither|nor|no\s+one|hardly|\w+n't|(?:is|are|was|were|do|does|did|has|have)nt)"
+NOT = (
+    r"(?:not|fail(?:s|ed)?\s+to|never|cannot|none|nothing|nobody|neither|nor|no\s+one"
+    r"|hardly|\w+n't|(?:is|are|was|were|do|does|did|has|have)nt)"
+)
 NO = r"(?:no|without|free\s+(?:of|from)|devoid\s+of|lack(?:s|ed|ing)?|absence\s+of|zero)"
 CAUSES = "shows|causes|contains|displays|exhibits|indicates|suggests"
 CLAUSE = rf"(?!(?:but|because|while|and|which|who|although|until|yet|{CAUSES})\b)[\w'()/-]+\s+"
@@ -62,6 +70,25 @@ NOUN = rf"(?!(?:is|are|was|were|has|have)\b){CLAUSE}"
 PRESENT = (
     r"(?:exist\w*|occur\w*|happen\w*|tak(?:es?|ing)\s+place|took\s+place|present|detected|found|seen|observed|noticed|noted|identified"
     r"|spotted|visible|evident|apparent|named|called|recorded|captured|shown|confirmed|recognized|recogni[sz]able)\b"
+)
+SPELLINGS = tuple(  # one way to say what is said in several
+    (re.compile(pattern, re.I | re.M), plain)
+    for pattern, plain in (
+        (r"\bnon[\s-]?(?=(?:anomalous|abnormal)\b)", "not "),
+        (r"\banomaly[\s-]free\b", "free of anomalies"),
+        (r"\b0\s+(?=anomal)", "no "),
+        (r"^\W*(?:class|category)\s*:\s*(?=(?:ab)?normal\b|anomal)", "label: "),
+        (r"\[(?:final\s+)?answer\]\s*:?", "answer: "),
+    )
+)
+CLASSES = (
+    r"(?:abuse|arrest|arson|assault|burglary|explosion|fight(?:ing)?|(?:road|car|traffic)\s+accident|robbery|shooting|shoplifting|stealing"
+    r"|theft|vandalism|riot|fall(?:ing)?|fire|crash|collision|intrusion|trespassing)"
+)
+LABELLED = re.compile(  # "should be labeled 1", "I would rate this video as 0"; not "not labeled 1"
+    rf"(\b{NOT}\b[^.!?;\n]*)?\b(?:label|classif|categori[sz]|rat)(?:l?ed|ies|ied|y|es?)?\s+"
+    r"(?:(?:it|this|that|the|video|clip|scene|footage|answer)\s+)*(?:as\s+)?(?=[\"'(]*[01](?![\w%]|\.\d|\s*(?:or|if|for|to|and|out|of|means?|is)\b|\s*[:=]))",
+    re.I,
 )
 TOLD = r"(?:consider|deem|classif|label|judg|regard|describ|categori|identif|rat|call)\w+"
 MODIFIERS = rf"(?:(?:an?|the|one|very|quite|rather|indeed|also|all|as|to\s+be|\w+ly|{TOLD})\s+)"
@@ -82,7 +109,7 @@ CLAUSES = re.compile(r"([.;,\n]+)")
 DENIAL = re.compile(
     rf"\b{NO}\s+(?:{NOUN}){{0,4}}?{ODDS}|\b{NO}\s+(?:\w+\s+){{0,2}}?{EVIDENCE}\s+(?:of|that|for|to)\s+(?:{CLAUSE}){{0,6}}?{ODDS}"
     rf"|\b{NOT}\s+(?:{CLAUSE}){{0,8}}?{ODDS}|\b{ODD}{INSERTED}\s+(?:{NOUN}){{0,3}}?"
-    rf"(?:(?:\w+\s+not|\w+n't|cannot|\w+\s+never)\s+(?:\w+\s+){{0,2}}?{PRESENT}|(?:{BE}\s+)?(?:\w+ly\s+)?(?:absent|lacking)\b)"
+    rf"(?:(?:(?:\w+\s+)?not|\w+n't|cannot|\w+\s+never)\s+(?:\w+\s+){{0,2}}?{PRESENT}|(?:{BE}\s+)?(?:\w+ly\s+)?(?:absent|lacking)\b)"
     rf"|\bthere\s+{BE}\s+(?:none|not\s+any)\s*(?=[.!,]|$)|\b{ODD}(?:\s+\w+)?\s*[:=]\s*(?:none|zero)\b",
     re.I,
 )
@@ -98,7 +125,7 @@ SHOW = (
     r"|cause|qualify\s+as|qualifies\s+as)(?:s|ve|d|ed)?"
 )
 AFFIRMATION = re.compile(
-    rf"{LEAD.format('(?:abnormal|anomalous)')}|{SHORT.format(ODD)}|(?:\b|(?=')){BE}\s+{MODIFIERS}{{0,4}}?{ODD}"
+    rf"\b{ODD}\s*[:=]\s*(?:an?\s+)?{CLASSES}\b|{LEAD.format('(?:abnormal|anomalous)')}|{SHORT.format(ODD)}|(?:\b|(?=')){BE}\s+{MODIFIERS}{{0,4}}?{ODD}"
     rf"|(?<!\bto )\b{SHOW}\s+(?:(?!(?:to|for|about)\b){CLAUSE}){{0,3}}?{ODD}|(?<!for )\bsomething\s+{ODD}"
     rf"|\bthere(?:\s+|(?='s))(?:{BE}|exist\w*|occur\w*|happen\w*)\s+(?:{CLAUSE}){{0,4}}?{ODD}"
     rf"|\b{ODD}{INSERTED}\s+(?:(?!(?:that|to|such)\b){CLAUSE}){{0,4}}?{PRESENT}|\b{TOLD}\s+(?:{CLAUSE}){{0,4}}?as\s+(?:\w+\s+)?{ODD}"
@@ -166,6 +193,9 @@ def _final_part(text: str) -> str:
     text = LATEX.sub(r"\1", THOUGHT.sub(" ", text).replace("’", "'"))
     if marked := ["".join(part or "" for part in found.groups()) for found in MARKED.finditer(text)]:
         text = marked[-1]
+    for pattern, plain in SPELLINGS:
+        text = pattern.sub(plain, text)
+    text = LABELLED.sub(lambda found: found[0] if found[1] else "label: ", text)
     return MARKUP.sub("", COUNTED.sub("anomaly", HEADING.sub(r"\1:", text)))
 
 
@@ -193,10 +223,14 @@ def _objects(text: str) -> list[list[tuple[str, object]]]:
             _, end = decoder.raw_decode(text, place)
         except (ValueError, RecursionError):
             end = _python_dict(text, place, pairs)
-        labels = [(key.lower(), value) for key, value in pairs if isinstance(key, str) and key.lower() in KEYS]
+        labels = [(key, value) for key, value in ((_key(key), value) for key, value in pairs) if key in KEYS]
         objects += [labels] if labels else []
         place, tries = text.find("{", max(end, place + 1)), tries + 1
     return objects
+
+
+def _key(key: object) -> str:
+    return str(key).strip().lower().replace(" ", "_")
 
 
 def _python_dict(text: str, place: int, pairs: list) -> int:
