@@ -121,3 +121,9 @@ def test_every_reader_of_json_lines_takes_a_separator_a_mark_and_blank_lines(tmp
     hivau.write_samples(path, read)
     spoiled()
     assert [r.answer for r in hivau.read_samples(path)] == [text]
+
+
+def test_files_of_json_lines_joined_with_their_marks_are_read(tmp_path):
+    mark = "\ufeff".encode()
+    (tmp_path / "joined.jsonl").write_bytes(mark + b'{"a": "x\xc2\x85y"}\r\n \r\n' + mark + b'{"a": 2}\n' + mark + b"\n")
+    assert list(artifacts.json_lines(tmp_path / "joined.jsonl")) == [(1, {"a": "x\x85y"}), (3, {"a": 2})]

@@ -86,7 +86,7 @@ CLASSES = (
     r"|theft|vandalism|riot|fall(?:ing)?|fire|crash|collision|intrusion|trespassing)"
 )
 LABELLED = re.compile(  # "should be labeled 1", "I would rate this video as 0"; not "not labeled 1"
-    rf"(\b{NOT}\b[^.!?;\n]*)?\b(?:label|classif|categori[sz]|rat)(?:l?ed|ies|ied|y|es?)?\s+"
+    rf"(\b{NOT}\b[^.!?;\n]{{0,120}})?\b(?:label|classif|categori[sz]|rat)(?:l?ed|ies|ied|y|es?)?\s+"
     r"(?:(?:it|this|that|the|video|clip|scene|footage|answer)\s+)*(?:as\s+)?(?=[\"'(]*[01](?![\w%]|\.\d|\s*(?:or|if|for|to|and|out|of|means?|is)\b|\s*[:=]))",
     re.I,
 )

@@ -148,7 +148,7 @@ def json_lines(path: str | Path, *, cut_off: bool = False) -> Iterator[tuple[int
         raw = Path(path).read_bytes()
     except FileNotFoundError as error:
         raise StoreError(f"no file at {path}") from error
-    pieces = raw.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    pieces = [piece.removeprefix(b"\xef\xbb\xbf") for piece in raw.split(b"\n")]  # joined files hold a mark in the middle
     for number, piece in enumerate(pieces, start=1):
         if not piece.strip():
             continue
