@@ -187,7 +187,9 @@ def test_ctrl_c_leaves_a_copy_to_resume_from(project):
     write_notebook(project, "01_first", "", imports, wait, "done = True")
     write_params(project, "tiny", "_shared", "notebooks: [01]")
     command = [sys.executable, "-c", "from vau_lib.cli import app; app()", "run", "tiny"]
-    job = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # a suite started in the background of a shell has Ctrl-C ignored, and its children with it
+    heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)} if os.name == "posix" else {}
+    job = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **heard)
     limit = time.monotonic() + 600
     try:
         while not (project / "running").exists():  # the cell itself says that it runs, however long that takes
