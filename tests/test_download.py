@@ -179,7 +179,8 @@ def test_a_full_disk_is_one_line_and_the_part_goes_on_later(server, tmp_path):
 
 def test_ctrl_c_leaves_a_part_that_goes_on(server, tmp_path):
     server.pause_s = 0.1
-    running = child(server, tmp_path)
+    # a suite started in the background of a shell has Ctrl-C ignored, and its children with it
+    running = child(server, tmp_path, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     part = tmp_path / "file.bin.part"
     deadline = time.monotonic() + 60
     while not (part.exists() and part.stat().st_size) and time.monotonic() < deadline:

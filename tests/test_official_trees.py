@@ -40,11 +40,11 @@ def lists(real_data):
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory) -> Path:
-    """A project of its own: this checkout's notebooks and presets, no data."""
+    """A project of its own: notebooks, presets and published tables of this checkout, no data."""
     folder = tmp_path_factory.mktemp("project")
     for name in ("notebooks", "params"):
         shutil.copytree(ROOT / name, folder / name)
-    (folder / "data" / "results").mkdir(parents=True)
+    shutil.copytree(ROOT / "data" / "results", folder / "data" / "results")  # notebooks show published tables beside their own
     return folder
 
 

@@ -148,8 +148,10 @@ def clip_folder(root: str | Path, csv: str | Path, *, test_fold: int | str | Non
     Rates and counts come from the files that open. The data set is named after `root`. RecordError names csv and line.
     """
     root, csv = Path(root), Path(csv)
-    reader = DictReader(line for _, line in _lines(csv, blank=True))
-    rows = [(f"{csv.name} line {reader.line_num}", row) for row in reader]
+    lines = [line for _, line in _lines(csv, blank=True)]
+    above = next(number for number, line in enumerate(lines) if line)  # blank lines before the header
+    reader = DictReader(lines[above:])
+    rows = [(f"{csv.name} line {above + reader.line_num}", row) for row in reader]
     wanted = {"clip", "label"} | ({"fold"} if test_fold is not None else set())
     if absent := wanted - set(reader.fieldnames or ()):
         raise RecordError(f"{csv.name} has no column {', '.join(sorted(absent))}")
