@@ -19,6 +19,9 @@ demo: $(READY)  ## the whole course on a synthetic world: notebooks executed int
 test: $(READY)  ## all tests; with VAU_REAL_DATA set, on real videos too
 	$(BIN)/pytest
 
+testlong: $(READY)  ## presets of UCF-Crime on official trees (needs VAU_REAL_DATA; three minutes each)
+	VAU_LONG=1 $(BIN)/pytest tests/test_official_trees.py
+
 lab: $(READY)  ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks
 
@@ -41,4 +44,4 @@ results: $(READY)  ## RESULTS.md from the tables below data/results
 clean:  ## remove executed notebooks, synthetic data, features and models; results and raw data stay
 	rm -rf data/runs data/instructions data/synthetic data/features data/models .pytest_cache .ruff_cache
 
-.PHONY: help env demo test lab lint bench toy figures results clean
+.PHONY: testlong help env demo test lab lint bench toy figures results clean

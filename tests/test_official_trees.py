@@ -31,6 +31,7 @@ UCF_TEST = {  # official test videos whose events come early; frames of the stan
     "Normal_Videos_345_x264": 209, "Normal_Videos_881_x264": 224, "Normal_Videos_003_x264": 96,
 }  # fmt: skip
 ANNOTATED = {"Explosion039_x264": (60, 150), "RoadAccidents021_x264": (30, 90), "Explosion027_x264": (105, 180)}
+LONG = pytest.mark.skipif("VAU_LONG" not in os.environ, reason="takes three minutes: `make testlong` runs it")
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +146,7 @@ def tiny_clip(folder: Path) -> Path:
     return folder
 
 
+@LONG
 @pytest.mark.slow
 def test_ucf_crime_from_videos(project, ucf, ucf_videos, monkeypatch, tmp_path):
     numbers = ["01", "03", "04", "05", "06", "12", "13"]
@@ -175,6 +177,7 @@ def published_row(table: pd.DataFrame, videos: int, expected: int) -> pd.Series:
     return table[table["method"].str.endswith("the published way")].iloc[0]
 
 
+@LONG
 @pytest.mark.slow
 def test_ucf_crime_from_released_rows(project, ucf, real_data, monkeypatch, tmp_path):
     train = [n.removesuffix(".mp4") for n in (ucf / "Anomaly_Train.txt").read_text().split()]

@@ -164,7 +164,7 @@ class LSHMA(nn.Module):
         if features.ndim != 2:
             raise ValueError(f"features must be (T, {self.settings.width}), got {tuple(features.shape)}")
         parts = (features[start : start + PART_ROWS] for start in range(0, max(1, len(features)), PART_ROWS))
-        scores = self._score_parts(torch.as_tensor(part) for part in parts)
+        scores = self._score_parts(torch.as_tensor(part if isinstance(part, Tensor) else np.array(part)) for part in parts)
         return scores.to(features.device) if isinstance(features, Tensor) else scores.cpu().numpy()
 
     def _score_parts(self, parts: Iterable[Tensor]) -> Tensor:
