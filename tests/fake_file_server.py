@@ -1,4 +1,4 @@
-"""A file server on this machine that fails as it is told to."""
+"""A file server on this machine that fails on request."""
 
 import hashlib
 import threading

@@ -93,6 +93,25 @@ def test_a_detector_trains_on_its_device_as_on_the_cpu(name, device, tmp_path):
     assert losses[-1] != losses[0]
 
 
+class _Draws(torch.overrides.TorchFunctionMode):
+    """Counts what is drawn with a generator, and refuses it without the generator's device, as torch does on a GPU."""
+
+    count = 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if (generator := (kwargs or {}).get("generator")) is not None and function in (torch.rand, torch.randn, torch.randint):
+            assert kwargs.get("device") == generator.device, f"{function.__name__} draws where its generator may not be"
+            self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("augment", [training.augment, training.released_augment])
+def test_noise_is_drawn_on_the_generators_device(augment):
+    with _Draws() as draws:
+        augment(torch.ones(8, WIDTH, 32), generator=torch.Generator().manual_seed(0))
+    assert draws.count > 8
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_detector_scores_features_of_the_cpu_on_its_device(name, device):
     model, sequences = prepared(name)

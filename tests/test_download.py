@@ -1,4 +1,4 @@
-"""Downloads against a server on this machine that fails as it is told to, and hostile archives."""
+"""Downloads against a server on this machine that fails on request, and hostile archives."""
 
 import hashlib
 import io

@@ -138,3 +138,23 @@ def test_the_input_is_what_the_trainings_saved(tmp_path):
     assert experiments.input_of(tmp_path / "other") == "on temporal differences"
     with pytest.raises(artifacts.StoreError, match="nothing: no trained detector"):
         experiments.input_of(tmp_path / "nothing")
+
+
+def test_scores_made_from_other_records_or_features_are_named(tmp_path):
+    features = {"xfeat": {r.id: np.full((20, 3), n, float) for n, r in enumerate(FOUND)}}
+    made_by = {"xfeat": {"encoder": "xfeat", "weights_sha256": "a"}}
+    kept(tmp_path / "intended" / "fold0_seed0", facts_of(plan=[1]))  # what else was chosen does not matter here
+    assert experiments.outdated(tmp_path / "intended", [FOUND], features, made_by) == []
+    relabelled = experiments.outdated(tmp_path / "intended", [changed({"label": 7})], features, made_by)
+    assert relabelled == ["intended/fold0_seed0: label of 3 videos changed: v00, v01, v02"]
+    (other,) = experiments.outdated(tmp_path / "intended", [FOUND], {"xfeat": OTHER}, made_by)
+    assert other.endswith("features of 1 videos changed: v04")
+    assert experiments.outdated(tmp_path / "intended", [FOUND], {}, {})[0].endswith("there are no xfeat features of fold 0")
+    kept(tmp_path / "old" / "fold0_seed0", {})
+    assert "there are no None features" in experiments.outdated(tmp_path / "old", [FOUND], features, made_by)[0]
+
+
+def test_an_empty_file_of_features_is_named(tmp_path):
+    features = {r.id: np.ones((4, 3)) for r in FOUND} | {"v03": np.ones((0, 3))}
+    with pytest.raises(artifacts.StoreError, match="v03: its file of features holds no row"):
+        facts_of(features=features)

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from vau_lib import cli
 from vau_lib.detectors import released_evaluation
+from vau_lib.features import released
 from vau_lib.workspace import artifacts
 
 UCF = {  # official names: video, label, features, annotated frames
@@ -41,7 +42,7 @@ def released_set(folder, kind, crops=(0, 5), width=16):
             rng = np.random.default_rng([number, crop])
             features[name, crop] = rng.normal(size=(count, width)).astype(np.float16)
             artifacts.save_array(folder / "npy" / f"{name}__{crop}.npy", features[name, crop])
-    lines = [f"/root/Features/{name}__{own}.npy,{label}" for name, (label, _, _) in videos.items()]
+    lines = [f"/home/someone/Features/{name}__{own}.npy,{label}" for name, (label, _, _) in videos.items()]
     (folder / "list.csv").write_text("\n".join(["path,label", *lines, ""]))
     if kind == "ucf":
         spans = {n.split("/")[1]: (label, [*s, -1, -1, -1, -1][:4]) for n, (label, _, s) in videos.items()}
@@ -112,6 +113,17 @@ def test_the_table_is_what_the_test_scripts_measure(kind, tmp_path):
     assert row["frame_auc"] == pytest.approx(roc_auc_score(truth, np.repeat(energy, 16)), abs=1e-6)
     rows = table.set_index("method")["frame_auc"]
     assert rows["constant"] == 0.5 and 0.2 < rows["shuffled labels"] < 0.8 and rows["video-label oracle"] > 0.5
+
+
+def test_a_video_in_parts_gives_the_same_table(tmp_path, monkeypatch):
+    """Seven features of a crop at a time: no whole number of clips, so that a part ends in the middle of one."""
+    released_set(tmp_path, "xd")
+    whole, _ = run(tmp_path, "xd")
+    largest, parts = [], released.feature_parts
+    monkeypatch.setattr(released_evaluation, "PART_ROWS", 7)
+    monkeypatch.setattr(released, "feature_parts", lambda *a, **k: (largest.append(p.shape[1]) or p for p in parts(*a, **k)))
+    pd.testing.assert_frame_equal(run(tmp_path, "xd")[0], whole, rtol=1e-4)
+    assert max(largest) == 7 and len(largest) > 50
 
 
 def test_a_published_shape_checkpoint_runs_from_the_command_line(tmp_path):
@@ -211,7 +223,7 @@ def test_what_strangers_bring_is_one_line(what, tmp_path):
 def test_a_list_of_windows_and_single_precision_give_the_same_table(tmp_path):
     released_set(tmp_path, "ucf")
     first, _ = run(tmp_path, "ucf")
-    text = (tmp_path / "list.csv").read_text().replace("/root/Features/", "C:/x/").replace("/", "\\").replace(",", ", ")
+    text = (tmp_path / "list.csv").read_text().replace("/home/someone/Features/", "C:/x/").replace("/", "\\").replace(",", ", ")
     (tmp_path / "list.csv").write_bytes(text.replace("path, label", "path,label").replace("\n", "\r\n").encode("utf-8-sig"))
     for path in (tmp_path / "npy").rglob("*.npy"):
         np.save(path, np.load(path).astype(np.float32))
@@ -219,7 +231,7 @@ def test_a_list_of_windows_and_single_precision_give_the_same_table(tmp_path):
 
 
 def long_term(folder, csv, counts):
-    """Features of the long-term list's names: no crop, told apart by their folder."""
+    """Features of the long-term list's names: no crop, named by their folder."""
     torch.save(published_tree("ucf", 16, seed=3).state_dict(), folder / "ucf.pth")
     lines = csv.splitlines()[1:]
     for number, (line, count) in enumerate(zip(lines, counts, strict=True)):
@@ -231,7 +243,7 @@ def long_term(folder, csv, counts):
 
 def test_the_long_term_list_runs_without_exit_and_says_what_its_labels_lack(tmp_path):
     names = ["longterm_abnormal/39.npy,Stealing", "longterm_abnormal/24.npy,Drowning", "longterm_normal/39.npy,Normal"]
-    long_term(tmp_path, "\n".join(["path,label", *(f"/root/x/{n}" for n in names)]), [20, 31, 25])
+    long_term(tmp_path, "\n".join(["path,label", *(f"/home/someone/{n}" for n in names)]), [20, 31, 25])
     frames = [20 * 16 + 5, 31 * 16 + 1, 25 * 16]
     labels = np.zeros(sum(frames), np.float32)
     labels[100:200], labels[400:600] = 1, 1

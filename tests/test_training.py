@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.metrics import average_precision_score
@@ -70,7 +71,7 @@ def test_the_model_kept_is_the_best_on_validation(sets):
 
 
 def test_a_stopped_run_goes_on(sets, tmp_path):
-    whole, _ = fit(sets, tmp_path / "whole")
+    whole, expected = fit(sets, tmp_path / "whole")
     stopper = training._Engine.training_step
     steps = []
 
@@ -83,8 +84,11 @@ def test_a_stopped_run_goes_on(sets, tmp_path):
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(training._Engine, "training_step", stop)
         fit(sets, tmp_path / "cut")
-    _, table = fit(sets, tmp_path / "cut")
+    resumed, table = fit(sets, tmp_path / "cut")
     assert table["epoch"].tolist() == [1, 2, 3, 4]
+    pd.testing.assert_frame_equal(table, expected)  # the same noise, too
+    left, right = whole.state_dict(), resumed.state_dict()
+    assert all(torch.equal(left[name], right[name]) for name in left)
 
 
 def test_the_same_seed_gives_the_same_model(sets):
@@ -277,3 +281,24 @@ def test_a_video_with_a_target_per_part_is_anomalous_where_any_is():
     labels = np.array([[0, 0, 0], [0, 1, 0], [1, 1, 1], [0, 0, 0]])
     found = training._video_metrics(SimpleNamespace(predictions=np.array([0.1, 0.9, 0.8, 0.2]), label_ids=labels))
     assert found["video_auc"] == found["video_ap"] == 1.0
+
+
+def test_mean_and_std_of_parts_are_those_of_all_rows():
+    """Against numpy in double precision over the joined rows, which a float32 sum misses far from zero."""
+    rng = np.random.default_rng(0)
+    features = {f"v{n}": (1000 + rng.normal(size=(n, 5))).astype(np.float32) for n in (3, 40, 800, 1)}
+    fitted = preprocessing.Preprocessing.fit(features, steps=None, temporal_difference=False)
+    rows = np.concatenate(list(features.values())).astype(np.float64)
+    np.testing.assert_allclose(fitted.mean, rows.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(fitted.std, rows.std(0), rtol=1e-9)
+
+
+def test_features_that_are_not_finite_are_named_before_anything_is_trained_or_scored(sets):
+    features = {"good": np.ones((40, 6), np.float32), "bad": np.ones((40, 6), np.float32)}
+    features["bad"][7, 2] = np.nan
+    for steps in (None, 32):
+        with pytest.raises(ValueError, match="bad: its features hold NaN or infinity, first in row 7"):
+            preprocessing.Preprocessing.fit(features, steps=steps, temporal_difference=False)
+    fitted = preprocessing.Preprocessing.fit({"good": features["good"]}, steps=32, temporal_difference=False)
+    with pytest.raises(ValueError, match="features hold NaN or infinity, first in row 7"):
+        memtsm.MemTSM(memtsm.MemTSMConfig(in_channels=6, width=16, slots=8)).eval().score_video(features["bad"], fitted)

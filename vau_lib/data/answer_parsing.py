@@ -90,8 +90,8 @@ LABELLED = re.compile(  # "should be labeled 1", "I would rate this video as 0";
     r"(?:(?:it|this|that|the|video|clip|scene|footage|answer)\s+)*(?:as\s+)?(?=[\"'(]*[01](?![\w%]|\.\d|\s*(?:or|if|for|to|and|out|of|means?|is)\b|\s*[:=]))",
     re.I,
 )
-TOLD = r"(?:consider|deem|classif|label|judg|regard|describ|categori|identif|rat|call)\w+"
-MODIFIERS = rf"(?:(?:an?|the|one|very|quite|rather|indeed|also|all|as|to\s+be|\w+ly|{TOLD})\s+)"
+JUDGING = r"(?:consider|deem|classif|label|judg|regard|describ|categori|identif|rat|call)\w+"
+MODIFIERS = rf"(?:(?:an?|the|one|very|quite|rather|indeed|also|all|as|to\s+be|\w+ly|{JUDGING})\s+)"
 EVIDENCE = r"(?:signs?|indications?|evidence|hints?|traces?|reasons?|proof|suggestions?|instances?)"
 CERTAIN = re.compile(r"\b(?:no|without(?:\s+an?y?)?)\s+(?:doubt|question)\b(?:\s+that\b)?|\bnot\s+only\b", re.I)
 HEDGE = re.compile(
@@ -100,7 +100,7 @@ HEDGE = re.compile(
     r"|\b(?:might|may|could(?!\s+not\b)|possibly|perhaps|maybe|would(?!\s+(?:classify|label|say|call|consider|judge|rate|describe)))\b[^,.!?;\n]*",
     re.I,
 )
-CONSIDERED = re.compile(rf"\b(?:cannot|can't)\s+be\s+(?={TOLD}|{PRESENT})", re.I)  # says something, unlike "cannot be sure"
+CONSIDERED = re.compile(rf"\b(?:cannot|can't)\s+be\s+(?={JUDGING}|{PRESENT})", re.I)  # says something, unlike "cannot be sure"
 AT_FIRST = re.compile(r"\b(?:at\s+first|initially)\b", re.I)
 LONGEST = 4000  # characters of an answer whose sentences are read from each end; more is a model that repeats itself
 LEAD = r"^\W*{}\b(?=\s*[,.;:!—–]|\s+[-—–]|\s*$)"
@@ -115,7 +115,7 @@ DENIAL = re.compile(
 )
 SHORT = rf"^\W*(?:\w+ly\s+)?(?:an?\s+)?{{}}(?:\s+{KIND})?[.!]*\s*$"  # "Abnormal behaviour."
 IS_NORMAL = re.compile(
-    rf"(?:\b|(?=')){BE}\s+{MODIFIERS}{{0,3}}?normal\b|\b{TOLD}\s+(?:{CLAUSE}){{0,4}}?as\s+(?:\w+ly\s+)?normal\b"
+    rf"(?:\b|(?=')){BE}\s+{MODIFIERS}{{0,3}}?normal\b|\b{JUDGING}\s+(?:{CLAUSE}){{0,4}}?as\s+(?:\w+ly\s+)?normal\b"
     rf"|\b(?:shows?|depicts?|contains?)\s+(?:(?:only|just|an?|\w+ly)\s+){{0,2}}normal\b|{LEAD.format('normal')}|{SHORT.format('normal')}",
     re.I | re.M,
 )
@@ -128,7 +128,7 @@ AFFIRMATION = re.compile(
     rf"\b{ODD}\s*[:=]\s*(?:an?\s+)?{CLASSES}\b|{LEAD.format('(?:abnormal|anomalous)')}|{SHORT.format(ODD)}|(?:\b|(?=')){BE}\s+{MODIFIERS}{{0,4}}?{ODD}"
     rf"|(?<!\bto )\b{SHOW}\s+(?:(?!(?:to|for|about)\b){CLAUSE}){{0,3}}?{ODD}|(?<!for )\bsomething\s+{ODD}"
     rf"|\bthere(?:\s+|(?='s))(?:{BE}|exist\w*|occur\w*|happen\w*)\s+(?:{CLAUSE}){{0,4}}?{ODD}"
-    rf"|\b{ODD}{INSERTED}\s+(?:(?!(?:that|to|such)\b){CLAUSE}){{0,4}}?{PRESENT}|\b{TOLD}\s+(?:{CLAUSE}){{0,4}}?as\s+(?:\w+\s+)?{ODD}"
+    rf"|\b{ODD}{INSERTED}\s+(?:(?!(?:that|to|such)\b){CLAUSE}){{0,4}}?{PRESENT}|\b{JUDGING}\s+(?:{CLAUSE}){{0,4}}?as\s+(?:\w+\s+)?{ODD}"
     rf"|\bthe\s+(?:\w+\s+)?{ODD}(?:\s+{KIND}){{0,2}}\s+(?:is|are|was|were|involves?|consists?)\b(?!\s+(?:something|an?y?\s+\w+\s+that)\b)",
     re.I | re.M,
 )

@@ -79,6 +79,8 @@ def training_facts(
     """
     videos = {}
     for r in fold_records:
+        if not len(features[r.id]):
+            raise artifacts.StoreError(f"{r.id}: its file of features holds no row")
         events = _digest([asdict(event) for event in r.events], r.classes, r.fps, r.num_frames)
         videos[r.id] = [r.split, r.label, events, _features_digest(features[r.id])]
     return {"features": dict(made_by), "videos": videos, **choices}
@@ -168,6 +170,31 @@ def test_scores(place: Path, *, by_highest: bool = False) -> tuple[dict[str, flo
     test = {name: row for name, row in artifacts.read_json(place / "scores.json").items() if row["split"] == "test"}
     scores = {name: max(row["scores"]) if by_highest else row["video"] for name, row in test.items()}
     return scores, {name: row["label"] for name, row in test.items()}
+
+
+def outdated(
+    place: Path, parts: Sequence[Sequence[records.VideoRecord]], rows: Mapping[str, Mapping[str, np.ndarray]], made_by: Mapping
+) -> list[str]:
+    """Return a line for each training below `place` (fold*_seed*) that used other videos, labels or features than there are now.
+
+    Args:
+        place: a variant's folder.
+        parts: the records of every fold.
+        rows: {encoder: {video id: (T, D)}}, the features there are.
+        made_by: {encoder: what made its features}.
+    """
+    lines = []
+    for path in sorted(place.glob("fold*_seed*/made_by.json")):
+        facts, fold = artifacts.read_json(path).get("facts") or {}, int(path.parent.name[4:].partition("_")[0])
+        encoder = (facts.get("features") or {}).get("encoder")
+        if encoder not in rows or fold >= len(parts):
+            lines.append(f"{place.name}/{path.parent.name}: there are no {encoder} features of fold {fold}")
+            continue
+        known = [record for record in parts[fold] if record.id in rows[encoder]]
+        now = json.loads(json.dumps(training_facts(made_by[encoder], known, rows[encoder])))
+        if phrases := changes({key: facts.get(key) for key in now if facts.get(key)}, now):
+            lines.append(f"{place.name}/{path.parent.name}: {'; '.join(phrases)}")
+    return lines
 
 
 def read_trainings(place: Path, fold_of: Mapping[str, int]) -> tuple[dict, dict]:

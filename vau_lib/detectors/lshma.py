@@ -169,11 +169,7 @@ class LSHMA(nn.Module):
 
     def _score_parts(self, parts: Iterable[Tensor]) -> Tensor:
         """Return the probabilities (T,) of one video given in parts (n, D); memory does not grow with their number."""
-        scored, state = [], None
-        for part in parts:
-            logits, state = self.push(part[None], state)
-            scored.append(logits[0])
-        logits = torch.cat([*scored, self.flush(state)[0]])
+        logits = self.raw_logits(part[None] for part in parts)[0]
         return (released_smoothing(logits, self.settings) if self.settings.looks_ahead else logits).sigmoid()
 
     @torch.inference_mode()
@@ -187,10 +183,16 @@ class LSHMA(nn.Module):
         return training.TimeLast(self, self.forward), lambda output, _, y: loss(output, y)
 
     @torch.inference_mode()
-    def raw_logits(self, features: Tensor) -> Tensor:
-        """Return raw logits (B, T) of whole videos (B, T, D): the first of a model's two results; nothing is smoothed."""
-        logits, state = self.push(features)
-        return torch.cat([logits, self.flush(state)], dim=1)
+    def raw_logits(self, features: Tensor | Iterable[Tensor]) -> Tensor:
+        """Return raw logits (B, T) of whole videos (B, T, D): the first of a model's two results; nothing is smoothed.
+
+        Given their parts (B, n, D) in order, memory does not grow with T.
+        """
+        scored, state = [], None
+        for part in [features] if isinstance(features, Tensor) else features:
+            logits, state = self.push(part, state)
+            scored.append(logits)
+        return torch.cat([*scored, self.flush(state)], dim=1)
 
     def smoothed_logits(self, features: Tensor) -> Tensor:
         """Return logits (B, T) smoothed as the test scripts do before they measure: the second of a model's two results.

@@ -6,7 +6,7 @@
   noise, which the fitted standard deviation does not fit
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,6 +49,20 @@ def temporal_difference(features: np.ndarray) -> np.ndarray:
     return np.concatenate([steps[:1], steps])
 
 
+def _mean_and_std(parts: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and standard deviation (D,) over all rows of parts (T, D), float64; one part is in memory at a time.
+
+    Chan, Golub and LeVeque's update of the sum of squared deviations, which loses no digits.
+    """
+    count, mean, squares = 0, 0.0, 0.0
+    for part in parts:
+        own = part.mean(0, dtype=np.float64)
+        gap, total = own - mean, count + len(part)
+        squares = squares + np.square(part - own).sum(0) + np.square(gap) * count * len(part) / total
+        count, mean = total, mean + gap * len(part) / total
+    return mean, np.sqrt(squares / count)
+
+
 @dataclass(frozen=True)
 class Preprocessing:
     """What is done to features before a model reads them; fitted on training videos, saved with the model.
@@ -71,16 +85,18 @@ class Preprocessing:
     ) -> "Preprocessing":
         """Measure the channels of the TRAINING videos, {id: (T, D)}; without `standardise`, mean 0 and std 1 are taken."""
         raw = cls(steps, temporal_difference, (0.0,), (1.0,))
-        values = np.concatenate([raw._steps(x, steps) for x in features.values()])
-        std = np.maximum(values.std(0), 1e-6)
+        mean, std = _mean_and_std(raw._finite_steps(name, x) for name, x in features.items())
         typical = int(np.median([len(x) for x in features.values()]))
         window = max(typical // 2, min(steps, typical)) if steps else None
-        mean, std = (values.mean(0), std) if standardise else (np.zeros_like(std), np.ones_like(std))
+        mean, std = (mean, np.maximum(std, 1e-6)) if standardise else (np.zeros_like(std), np.ones_like(std))
         return cls(steps, temporal_difference, tuple(map(float, mean)), tuple(map(float, std)), window)
 
     def __call__(self, features: np.ndarray, steps: int | None = None) -> Tensor:
         """Return features (T, D) as a model reads them: (D, steps), or (D, T) when `steps` is None."""
-        return torch.from_numpy(np.ascontiguousarray(self._standard(self._steps(features, steps)).T))
+        standard = self._standard(self._steps(features, steps))
+        if not np.isfinite(standard).all():
+            raise ValueError(f"features hold NaN or infinity, first in row {np.isfinite(features).all(1).argmin()}")
+        return torch.from_numpy(np.ascontiguousarray(standard.T))
 
     def windows(self, features: np.ndarray, ends: Sequence[int]) -> Tensor:
         """Return windows of features (T, D) as a model reads them, (N, D, steps): the rows before each of N `ends`, no later one.
@@ -107,6 +123,12 @@ class Preprocessing:
         for start in range(0, len(features), rows):
             before = min(start, int(self.temporal_difference))
             yield self(np.asarray(features[start - before : start + rows])).mT[before:]
+
+    def _finite_steps(self, name: str, features: np.ndarray) -> np.ndarray:
+        steps = self._steps(features, self.steps)
+        if not np.isfinite(steps).all():
+            raise ValueError(f"{name}: its features hold NaN or infinity, first in row {np.isfinite(features).all(1).argmin()}")
+        return steps
 
     def _steps(self, features: np.ndarray, steps: int | None) -> np.ndarray:
         features = temporal_difference(features) if self.temporal_difference else np.asarray(features, np.float32)

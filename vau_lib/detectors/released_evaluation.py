@@ -6,7 +6,7 @@
 Source: test scripts and lists of LSHMA and StreamVAD (read for facts); their checkpoints are named 8744_ucf and 8168_xd.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +24,7 @@ from vau_lib.workspace import artifacts
 
 PUBLISHED = {"ucf_crime": {"published_frame_auc": 0.8744}, "xd_violence": {"published_frame_ap": 0.8168}}  # by checkpoint names
 NORMAL = {"ucf_crime": "Normal", "xd_violence": "A", "long_term": "Normal"}  # a normal video's label in each list
+PART_ROWS = 1024  # features of a crop read at once
 CROPS = range(10)  # five places of the picture, then the same mirrored
 SCRIPT_WINDOWS = {"xd_violence": 8, "ucf_crime": 4, "long_term": 4}  # whose checkpoint the test script of a list takes
 Scores = dict[str, np.ndarray]
@@ -83,17 +84,18 @@ def evaluate(
     raw: dict[tuple[float, str], Scores] = {(exit, choice): {} for exit in models for choice in choices.names}
     size, baseline = {}, {"norm of features": {}, "temporal difference of features": {}}
     for name, _, files in tqdm(listed, desc="videos scored"):
-        every = choices.read(name, files)  # (choices, T, D)
-        size[name] = every.shape[1]
         for exit, model in models.items():
-            logits = model.raw_logits(torch.from_numpy(every).to(place)).double().cpu().numpy()
+            parts = (torch.from_numpy(part).to(place) for part in choices.parts(name, files))
+            logits = model.raw_logits(parts).double().cpu().numpy()  # (choices, T)
             if not np.isfinite(logits).all():
-                raise artifacts.StoreError(f"{name}: a logit is not finite, its features reach {np.abs(every).max():g}")
+                largest = max(np.abs(part).max() for part in choices.parts(name, files))
+                raise artifacts.StoreError(f"{name}: a logit is not finite, its features reach {largest:g}")
             for choice, values in choices.scores(logits).items():
                 raw[exit, choice][name] = values
-        own = every[choices.listed].mean(0)
+        size[name] = logits.shape[1]
         for key, function in zip(baseline, (baselines.energy, baselines.difference), strict=True):
-            baseline[key][name] = function(own)
+            own = (part[choices.listed].mean(0) for part in choices.parts(name, files))
+            baseline[key][name] = _by_parts(function, own)
 
     counts = datasets.frame_counts(num_frames) or {name: records.SNIPPET_FRAMES * count for name, count in size.items()}
     if unknown := [name for name in size if name not in counts]:
@@ -128,7 +130,7 @@ def dataset_of(labels: Mapping[str, str], test_list: str | Path) -> str:
     """Return which official list this is: ucf_crime, xd_violence or long_term, by the names of its videos {name: label}."""
     if all("_label_" in name for name in labels):
         return "xd_violence"
-    if all("/" in name for name in labels):  # no crop in the names, told apart by their folder
+    if all("/" in name for name in labels):  # no crop in the names: the folder says which video it is
         return "long_term"
     if all("_x264" in name for name in labels):
         return "ucf_crime"
@@ -161,14 +163,13 @@ class _Choices(NamedTuple):
     listed: list[int]  # places among `crops`
     names: list[str]
 
-    def read(self, name: str, files: Sequence[Path]) -> np.ndarray:
-        """Return features (C, T, D) of every crop and, where there are several, their mean as one more."""
-        if not self.crops:
-            return released.read_features(files, width=self.width)[None]
-        every = [released.read_features([_beside(files, name, crop)], width=self.width) for crop in self.crops]
-        if odd := [crop for crop, x in zip(self.crops, every, strict=True) if len(x) != len(every[0])]:
-            raise artifacts.StoreError(f"{name}: crop {odd[0]} has another number of features than crop {self.crops[0]}")
-        return np.stack([*every, np.mean(every, axis=0)] if len(every) > 1 else every)
+    def parts(self, name: str, files: Sequence[Path]) -> Iterator[np.ndarray]:
+        """Yield features (C, n, D) of every crop and, where there are several, their mean as one more; n at most PART_ROWS."""
+        paths = [_beside(files, name, crop) for crop in self.crops] or files
+        for part in released.feature_parts(paths, PART_ROWS, width=self.width):
+            if not self.crops:
+                part = part.mean(0, keepdims=True)
+            yield np.concatenate([part, part.mean(0, keepdims=True)]) if len(self.crops) > 1 else part
 
     def scores(self, logits: np.ndarray) -> Scores:
         """Return {choice: (T,)} of logits (C, T) or (C + 1, T)."""
@@ -177,6 +178,16 @@ class _Choices(NamedTuple):
             found += [logits[:-1].mean(0), logits[-1]]
             found += [logits[place] for place in range(len(self.crops)) if [place] != self.listed]
         return dict(zip(self.names, found, strict=True))
+
+
+def _by_parts(function: Callable, parts: Iterator[np.ndarray]) -> np.ndarray:
+    """Return function(features), (T,), of features (T, D) in parts, where a value depends on its row and the one before."""
+    values, before = [], None
+    for part in parts:
+        whole = part if before is None else np.concatenate([before, part])
+        values.append(function(whole) if before is None else function(whole)[1:])
+        before = part[-1:]
+    return np.concatenate(values)
 
 
 def _choices(listed: Sequence[tuple[str, str, list[Path]]], width: int, crops: str, notes: list[str]) -> _Choices:
@@ -270,7 +281,7 @@ class _Line(NamedTuple):
         """Return a row: frame level with intervals where there are frame labels, video level by the mean of the highest scores."""
         highest = {name: training.top_mean(torch.from_numpy(np.asarray(values, float))) for name, values in scores.items()}
         row = {**self.facts, "method": method, "kind": kind, **way}
-        row |= {name: _or_nan(metric, highest, self.anomalous) for name, metric in VIDEO.items()}
+        row |= {name: metrics.or_nan(metric, highest, self.anomalous) for name, metric in VIDEO.items()}
         if self.truth is None:
             return row
         frames = self._frames(scores)
@@ -301,10 +312,3 @@ class _Line(NamedTuple):
 
 FRAME: dict[str, Callable] = {"frame_auc": metrics.frame_auc, "frame_ap": metrics.frame_ap}
 VIDEO: dict[str, Callable] = {"video_auc": metrics.video_auc, "video_ap": metrics.video_ap}
-
-
-def _or_nan(metric: Callable, scores: Mapping[str, float], labels: Mapping[str, int]) -> float:
-    try:
-        return float(metric(scores, labels))
-    except metrics.OneClassError:
-        return float("nan")

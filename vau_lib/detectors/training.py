@@ -27,6 +27,7 @@ from vau_lib.detectors.preprocessing import Sequences, pad_collate
 from vau_lib.evaluation import metrics
 from vau_lib.workspace import artifacts
 
+NOISE_STATE = "noise_state.pt"  # of the generator of augmentations, in every checkpoint
 LONG_S = 30  # a training estimated longer than this shows a bar
 SNIPPETS_PER_CHOICE = 16  # multiple instances: one more snippet enters a bag's mean for every 16 of a video
 
@@ -94,19 +95,19 @@ def augment(x: Tensor, *, generator: torch.Generator, probability: float = 0.7, 
 def released_augment(x: Tensor, *, generator: torch.Generator) -> Tensor:
     """Return x (B, D, T) disturbed as the released MemTSM code does: spans of time set to 0 (p .5), noise of std .02 (p .7).
 
-    One or two spans of 2 to T // 6 steps a video (2 where T // 6 is less).
+    One or two spans of 2 to T // 6 steps a video (2 where T // 6 is less). Devices as in `augment`.
     """
-    x, (batch, _, length) = x.clone(), x.shape
+    x, (batch, _, length), drawn = x.clone(), x.shape, {"generator": generator, "device": generator.device}
 
-    def drawn(low: int, high: int) -> int:
-        return int(torch.randint(low, high + 1, (1,), generator=generator))
+    def between(low: int, high: int) -> int:
+        return int(torch.randint(low, high + 1, (1,), **drawn))
 
-    for row in (torch.rand(batch, generator=generator) > 0.5).nonzero()[:, 0].tolist():
-        for _ in range(drawn(1, 2)):
-            span = drawn(2, max(2, length // 6))
-            start = drawn(0, max(0, length - span))
+    for row in (torch.rand(batch, **drawn) > 0.5).nonzero()[:, 0].tolist():
+        for _ in range(between(1, 2)):
+            span = between(2, max(2, length // 6))
+            start = between(0, max(0, length - span))
             x[row, :, start : start + span] = 0
-    noise = torch.randn(x.shape, generator=generator) * (torch.rand(batch, 1, 1, generator=generator) > 0.3)
+    noise = torch.randn(x.shape, **drawn) * (torch.rand(batch, 1, 1, **drawn) > 0.3)
     return x + 0.02 * noise.to(x)
 
 
@@ -216,6 +217,15 @@ class _Engine(Trainer):
         falls = [round(epoch * per_epoch) for epoch in self.plan.milestones]
         self.lr_scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer or self.optimizer, falls, gamma=0.1)
         return self.lr_scheduler
+
+    def _save_rng_state(self, output_dir):
+        super()._save_rng_state(output_dir)
+        torch.save(self.generator.get_state(), Path(output_dir) / NOISE_STATE)
+
+    def _load_rng_state(self, checkpoint):
+        super()._load_rng_state(checkpoint)
+        if checkpoint and (Path(checkpoint) / NOISE_STATE).is_file():  # a resumed training draws what an uninterrupted one would
+            self.generator.set_state(torch.load(Path(checkpoint) / NOISE_STATE, map_location="cpu", weights_only=True))
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         x, labels = inputs["x"], inputs["labels"]
@@ -364,7 +374,8 @@ def curves(history: Sequence[Mapping]) -> pd.DataFrame:
         kept = {wanted[key]: value for key, value in entry.items() if key in wanted}
         if kept:
             rows.setdefault(round(entry["epoch"]), {}).update(kept)
-    return pd.DataFrame([{"epoch": epoch, **row} for epoch, row in sorted(rows.items())])
+    order = [name for name in wanted.values() if any(name in row for row in rows.values())]  # a resumed log has another
+    return pd.DataFrame([{"epoch": epoch, **row} for epoch, row in sorted(rows.items())], columns=["epoch", *order])
 
 
 def count_macs(model: nn.Module, x: Tensor) -> int:

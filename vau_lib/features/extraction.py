@@ -113,10 +113,7 @@ def feature_path(folder: Path, video_id: str) -> Path:
 def _has_features(folder: Path, video_id: str) -> bool:
     try:
         return feature_path(folder, video_id).exists()
-    except (
-        records.RecordError,
-        OSError,
-    ):  # it climbs, or is too long for a file; told when its turn to be encoded comes, so that one bad id does not end the batch
+    except (records.RecordError, OSError):  # it climbs, or is too long for a file: an error when it is encoded, not of the batch
         return False
 
 

@@ -37,6 +37,21 @@ def released_features(folder: str | Path, name: str, crops: Sequence[int] = (0,)
 
 def read_features(paths: Sequence[Path], *, width: int = RELEASED_WIDTH) -> np.ndarray:
     """Return (T, width) float32, the mean over files; StoreError names the file and what is wrong with it."""
+    return np.mean([_single(values, path) for path, values in zip(paths, _opened(paths, width), strict=True)], axis=0)
+
+
+def feature_parts(paths: Sequence[Path], rows: int, *, width: int = RELEASED_WIDTH) -> Iterator[np.ndarray]:
+    """Yield the files' features side by side, (files, n, width) float32 with n at most `rows`; errors as in `read_features`.
+
+    Large files are memory maps, so that no more than a part of a long video is in memory.
+    """
+    opened = _opened(paths, width)
+    for first in range(0, len(opened[0]), rows):
+        yield np.stack([_single(x[first : first + rows], path, first) for path, x in zip(paths, opened, strict=True)])
+
+
+def _opened(paths: Sequence[Path], width: int) -> list[np.ndarray]:
+    """Return the arrays of files of one video, (T, width) floats each."""
     if not len(paths):
         raise ValueError("features are read from at least one file, got none")
     loaded = [artifacts.load_array(path) for path in paths]
@@ -47,13 +62,19 @@ def read_features(paths: Sequence[Path], *, width: int = RELEASED_WIDTH) -> np.n
             )
         if len(features) != len(loaded[0]):
             raise artifacts.StoreError(f"{path.name}: {len(features)} features where {paths[0].name} has {len(loaded[0])}")
-        if not np.isfinite(features).all():
-            raise artifacts.StoreError(f"{path.name}: NaN or infinity, first in snippet {np.isfinite(features).all(1).argmin()}")
+    return loaded
+
+
+def _single(features: np.ndarray, path: Path, first: int = 0) -> np.ndarray:
+    """Return features (n, D) in single precision; StoreError where some are not finite, or then would not be."""
+    finite = np.isfinite(features).all(1)
+    if not finite.all():
+        raise artifacts.StoreError(f"{path.name}: NaN or infinity, first in snippet {first + finite.argmin()}")
     with np.errstate(over="ignore"):
-        mean = np.mean(loaded, axis=0, dtype=np.float32)
-    if not np.isfinite(mean).all():
-        raise artifacts.StoreError(f"{paths[0].name}: numbers too large for single precision, up to {np.abs(loaded).max():g}")
-    return mean
+        single = features.astype(np.float32)
+    if not np.isfinite(single).all():
+        raise artifacts.StoreError(f"{path.name}: numbers too large for single precision, up to {np.abs(features).max():g}")
+    return single
 
 
 def list_videos(csv: str | Path) -> dict[str, str]:

@@ -34,9 +34,8 @@ class MissingWeights(StoreError):
 
 def one_line(text: object, limit: int = 300) -> str:
     """Return any text or error as one line of at most `limit` characters, no passwords; a wordless error gives its type."""
-    line = (
-        " ".join(without_secrets(str(text)).split()).encode(errors="backslashreplace").decode()
-    )  # a name that is not UTF-8 prints as \\udce9
+    line = " ".join(without_secrets(str(text)).split())
+    line = line.encode(errors="backslashreplace").decode()  # a name that is not UTF-8 prints as \\udce9
     if not line and isinstance(text, BaseException):
         line = type(text).__name__
     return line if len(line) <= limit else line[: limit - 1] + "…"
