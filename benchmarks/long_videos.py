@@ -60,12 +60,12 @@ def ways(model: trained_detector.TrainedDetector) -> dict[str, Callable[[np.ndar
             return model.model(fitted(x, steps)[None]).segment_logit.sigmoid()[0].numpy()
 
     return {
-        "before: rows at full length": lambda x: network(x, None),
+        "rows at full length": lambda x: network(x, None),
         "whole video in 32 steps": lambda x: network(x, 32)[preprocessing.step_of_row(len(x), 32)],
         "windows of 32 rows": native.score,
         "windows of a training video": whole_length.score,
-        "now: windows of half a training video": model.score,
-        "now, causal": lambda x: model.score_video(x, causal=True)[1],
+        "windows of half a training video (default)": model.score,
+        "the same, causal": lambda x: model.score_video(x, causal=True)[1],
     }
 
 

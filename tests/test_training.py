@@ -262,11 +262,14 @@ def test_one_line_says_how_long_a_training_takes(sets, monkeypatch):
     assert estimate.bar.n == 11
 
 
-def test_a_short_training_is_estimated_too(sets, monkeypatch):
+def test_a_training_of_seconds_is_estimated_when_asked(sets, monkeypatch):
     lines = []
     monkeypatch.setattr(training.tqdm, "write", lines.append)
     monkeypatch.setitem(training.Estimate.__init__.__kwdefaults__, "echo", lines.append)
     fit(sets, plan=replace(PLAN, epochs=1))
+    assert not lines  # it is over before one has read the line
+    plan, model = replace(PLAN, epochs=1), memtsm.MemTSM(memtsm.MemTSMConfig(in_channels=6, width=16, slots=8))
+    training.fit(model, lambda output, x, y: memtsm.loss(output, x, y, alpha=0.5), *sets, plan=plan, progress=True)
     assert len(lines) == 1 and lines[0].startswith("training: 3 updates in 1 epochs, ")
 
 

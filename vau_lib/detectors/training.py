@@ -28,6 +28,7 @@ from vau_lib.evaluation import metrics
 from vau_lib.workspace import artifacts
 
 NOISE_STATE = "noise_state.pt"  # of the generator of augmentations, in every checkpoint
+SHORT_S = 10  # shorter trainings say nothing: fifteen of them in a notebook would be fifteen lines
 LONG_S = 30  # a training estimated longer than this shows a bar
 SNIPPETS_PER_CHOICE = 16  # multiple instances: one more snippet enters a bag's mean for every 16 of a video
 
@@ -241,7 +242,7 @@ class _Engine(Trainer):
 
 
 class Estimate(TrainerCallback):
-    """Print how long a training will take, one line, once its first updates are measured; then a bar where that is long.
+    """Print how long a training of ten seconds or more will take, one line, once its first updates are measured; then a bar.
 
     The first update is left out of the measure (it also sets things up). Evaluation after every epoch comes on top.
     """
@@ -261,10 +262,12 @@ class Estimate(TrainerCallback):
             self.bar.update(state.global_step - self.bar.n)
         elif done == self.measured + 1 or (not left and 1 < done <= self.measured):
             each_s = (self.times[-1] - self.times[0]) / (done - 1)
-            self.echo(
-                f"training: {state.max_steps - self.first:,} updates in {args.num_train_epochs:g} epochs, {each_s:.3g} s each: "
-                f"about {duration((state.max_steps - self.first) * each_s)}, evaluation not counted"
-            )
+            whole_s = (state.max_steps - self.first) * each_s
+            if self.progress or whole_s >= SHORT_S:
+                self.echo(
+                    f"training: {state.max_steps - self.first:,} updates in {args.num_train_epochs:g} epochs, {each_s:.3g} s each: "
+                    f"about {duration(whole_s)}, evaluation not counted"
+                )
             if self.progress or left * each_s > LONG_S:
                 self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="updates", mininterval=2)
 
