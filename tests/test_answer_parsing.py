@@ -37,6 +37,17 @@ AFFIRMATIONS = (  # what the denials deny
     "There is a potential anomaly, specifically Fighting, which may occur in the video.",
 )
 
+SHORT_FORMS = (  # a key, a choice or a phrase before one word
+    ("I'd say normal.", 0), ("I would say abnormal.", 1), ("I'd go with 1.", 1), ("I vote abnormal", 1), ("I'd call it normal", 0),
+    ("final label - 1", 1), ("Label - 0", 0), ("Answer - Yes", 1), ("Verdict -> abnormal", 1), ("anomaly -> 0", 0),
+    ("Result => 1", 1), ("Yes/No: No", 0), ("Yes or no: yes", 1), ("A: Yes", 1), ("Ans: no", 0),
+    ("Q: Is there an anomaly? A: No", 0),
+    ("(A) Yes", 1), ("A) No", 0), ("Option A: Yes", 1), ("B. No", 0), ("1 - anomaly", 1), ("0 - normal", 0), ("1 (anomaly)", 1),
+    ("class 1", 1), ("Class: 0", 0), ("Class: abnormal", 1),
+    ("Yes/No:", None), ("A: maybe", None), ("0 - anomaly", None), ("1 - normal, 0 - anomaly", None),
+    ("I'd say normal people walk.", None),
+)  # fmt: skip
+
 FORMS = (
     (r"The answer is $\boxed{\text{No}}$.", 0),
     (r"\boxed{1}", 1),
@@ -99,7 +110,13 @@ NO_VERDICT = (
 
 @pytest.mark.parametrize(
     ("text", "verdict"),
-    [*((text, 0) for text in DENIALS), *((text, 1) for text in AFFIRMATIONS), *FORMS, *((t, None) for t in NO_VERDICT)],
+    [
+        *((text, 0) for text in DENIALS),
+        *((text, 1) for text in AFFIRMATIONS),
+        *FORMS,
+        *SHORT_FORMS,
+        *((t, None) for t in NO_VERDICT),
+    ],
 )
 def test_a_verdict_is_read_or_there_is_none(text, verdict):
     assert parse_verdict(text) == verdict

@@ -71,14 +71,31 @@ PRESENT = (
     r"(?:exist\w*|occur\w*|happen\w*|tak(?:es?|ing)\s+place|took\s+place|present|detected|found|seen|observed|noticed|noted|identified"
     r"|spotted|visible|evident|apparent|named|called|recorded|captured|shown|confirmed|recognized|recogni[sz]able)\b"
 )
+
+
+def _words_of(label: int) -> str:
+    return "|".join(word for word in WORDS if WORDS[word] == label and word[0].isalpha())
+
+
 SPELLINGS = tuple(  # one way to say what is said in several
     (re.compile(pattern, re.I | re.M), plain)
     for pattern, plain in (
         (r"\bnon[\s-]?(?=(?:anomalous|abnormal)\b)", "not "),
         (r"\banomaly[\s-]free\b", "free of anomalies"),
         (r"\b0\s+(?=anomal)", "no "),
-        (r"^\W*(?:class|category)\s*:\s*(?=(?:ab)?normal\b|anomal)", "label: "),
+        (r"^\W*(?:class|category)(?:\s*:\s*(?=(?:ab)?normal\b|anomal)|\W+(?=[01]\W*$))", "label: "),
         (r"\[(?:final\s+)?answer\]\s*:?", "answer: "),
+        (rf"^\W*((?:final\s+)?(?:{ANNOUNCED}|{'|'.join(KEYS)}))\s*(?:\s[-–—]\s|[-=]+>|→)\s*(?=(?:{WORD})\W*$)", r"\1: "),
+        (rf"(?:^\W*|\?\s+)(?:a|ans)\s*[:.)]\s*(?=(?:{WORD})\W*$)", " answer: "),  # "Q: ...? A: no"
+        (rf"^\W*(?:option\s+)?[a-d]\s*[:.)]\s*(?=(?:{WORD})\W*$)", "answer: "),  # a choice and its text
+        (r"^\W*yes\s*(?:/|or)\s*no\W+(?=(?:yes|no)\W*$)", "answer: "),
+        (
+            rf"^\W*(?:i|we)(?:'d|\s+would)?\s+(?:say|go\s+(?:with|for)|call\s+(?:it|this|that)|vote(?:\s+for)?|think|answer)\s+"
+            rf"(?=(?:{WORD})\W*$)",
+            "answer: ",
+        ),
+        (rf"^\W*0\W+(?=(?:{_words_of(0)})\W*$)", "answer: "),  # a label and its meaning
+        (rf"^\W*1\W+(?=(?:{_words_of(1)})\W*$)", "answer: "),
     )
 )
 CLASSES = (
