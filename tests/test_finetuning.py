@@ -414,6 +414,22 @@ def test_a_missing_or_foreign_adapter_is_refused(toy_vlm, tmp_path):
         finetuning.load_adapter(other.model, tmp_path)
 
 
+def test_a_tuned_model_carries_the_question_of_its_judgements(toy_vlm, rows, tmp_path):
+    """Through `tune_lora`, an adapter's folder, `fit`'s folder and a saved model; a caption's question is no judgement's."""
+    root, found = rows
+    captions = [{**row, "task": "caption", "question": "What is it?", "answer": "A wall."} for row in found] * 2
+    once = replace(PLAN, max_steps=1)
+    tuned, _ = finetuning.tune_lora(toy_vlm, [*captions, *found], root, plan=once, r=2, num_frames=2, folder=tmp_path / "run")
+    finetuning.save_adapter(tuned, tmp_path / "adapter", rows=len(found))
+    for place in ("adapter", "run"):
+        fresh = tiny_vlm.tiny(toy_vlm.family, sizes=SMALL)
+        merged = finetuning.with_adapter(fresh, tmp_path / place)
+        assert (fresh.question, tuned.question, merged.question) == ("", "Are there any anomalies?", "Are there any anomalies?")
+    models.save(merged, tmp_path / "merged")
+    assert models.load(tmp_path / "merged", local_only=True).question == "Are there any anomalies?"
+    assert instruction_data.judgement_question(captions) == ""
+
+
 @pytest.mark.parametrize("fault", ["other names", "12 fewer", "one more", "half the bytes", "no bytes", "other shape"])
 def test_an_adapter_that_does_not_fit_is_one_error_line(toy_vlm, tmp_path, fault):
     perturbed(toy_vlm).save_pretrained(tmp_path)

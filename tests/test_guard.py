@@ -125,6 +125,21 @@ def test_a_verdict_is_read_from_the_answer(toy_vlm, clip, monkeypatch):
     assert "0 or 1" in guard.QUESTION and '"anomaly"' in guard.QUESTION
 
 
+def asked(vlm, source, monkeypatch, **options) -> str:
+    """Return the prompt that the model gets, as text."""
+    prompts = []
+    monkeypatch.setattr(inference, "generate", lambda _, samples, **__: prompts.extend(samples) or [""] * len(samples))
+    watch(vlm, source, plan=guard.GuardPlan(num_frames=2, **options))
+    return vlm.tokenizer.decode(prompts[0]["input_ids"][0])
+
+
+def test_a_model_is_asked_as_in_its_tuning_and_another_as_a_guard_asks(any_twin, clip, monkeypatch):
+    tuned = any_twin.replace(question="Did somebody fall?")
+    assert "Did somebody fall?" in asked(tuned, clip, monkeypatch) and "JSON" not in asked(tuned, clip, monkeypatch)
+    assert "End with one line of JSON" in asked(any_twin, clip, monkeypatch)
+    assert "Who is there?" in asked(tuned, clip, monkeypatch, question="Who is there?"), "the user's question goes first"
+
+
 def test_bad_input_is_one_clear_line(toy_vlm, folder, tmp_path):
     (tmp_path / "none").mkdir()
     with pytest.raises(ValueError, match="holds no video"):

@@ -133,8 +133,8 @@ def guard(
 
     vlm = models.load(_model_path(model))
     if adapter is not None:
-        merged = finetuning.merge(vlm.model, presets.project_path(str(adapter)))
-        vlm = vlm.replace(model=merged, kind=f"{vlm.kind}, tuned: {adapter}")
+        folder = presets.project_path(str(adapter))
+        vlm = finetuning.with_adapter(vlm, folder, kind=f"{vlm.kind}, tuned: {adapter}".removeprefix(", "))
     plan = guard.GuardPlan(num_frames=frames, keep_ratio=keep_ratio, max_new_tokens=max_new_tokens, batch_size=batch)
     stream = (lambda text: typer.echo(text, nl=False)) if batch == 1 else None
     answers = guard.guard(vlm, source, out, plan=plan, stream=stream, log=lambda line: typer.echo(line, err=True))

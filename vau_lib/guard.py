@@ -1,5 +1,6 @@
 """Watching videos with a security model (Memories-S0): a video, a folder or a records.jsonl in, a line of JSON per video out.
 
+- a model that was tuned is asked as in its tuning, if it carries the question
 - zero-shot: one prompt names what a guard wants to know and asks for a verdict that can be parsed; the released prompt of
   Memories-S0 asks for a caption only, and does not say how a caption becomes a verdict
 - videos in the output file are not asked again; a broken video, or one whose name is no text, becomes a line with its error
@@ -32,6 +33,7 @@ MAX_NEW_TOKENS = 768  # of the released script
 class GuardPlan:
     """How to ask: frames per video, ratio of visual tokens kept, length of an answer, videos per call, the question.
 
+    `question` "" is the one the model carries from its tuning, and QUESTION for a model that carries none.
     `as_video` gives the frames as one video, which takes half the tokens (Qwen2.5-VL only).
     """
 
@@ -39,7 +41,7 @@ class GuardPlan:
     keep_ratio: float = 1.0
     max_new_tokens: int = MAX_NEW_TOKENS
     batch_size: int = 1
-    question: str = QUESTION
+    question: str = ""
     as_video: bool = False
 
 
@@ -113,13 +115,14 @@ def guard(
 def _answers(vlm: models.VLM, batch: dict[str, Path], plan: GuardPlan, stream, log, *, alone: bool) -> Iterator[dict]:
     """Yield a row per video {id: path}; a broken one gets its error, unless it stands alone."""
     samples, times, started = {}, {}, time.perf_counter()
+    question = plan.question or vlm.question or QUESTION
     for name, path in batch.items():
         try:
             if _printable(path) != str(path):
                 raise video.VideoError(f"{name}: its name is not UTF-8, rename it")
             frames, times_s = inference.uniform_frames(path, plan.num_frames)
             times[name] = times_s.tolist()
-            samples[name] = chat.encode(vlm, frames, plan.question, times_s=times_s, as_video=plan.as_video)
+            samples[name] = chat.encode(vlm, frames, question, times_s=times_s, as_video=plan.as_video)
         except video.VideoError as error:
             if alone:
                 raise

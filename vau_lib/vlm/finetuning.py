@@ -38,7 +38,7 @@ from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from vau_lib.vlm.chat import collate
-from vau_lib.vlm.instruction_data import EpochCallback, InstructionSamples
+from vau_lib.vlm.instruction_data import EpochCallback, InstructionSamples, judgement_question
 from vau_lib.vlm.models import VLM
 from vau_lib.workspace import artifacts
 
@@ -135,6 +135,23 @@ def merge(model: PeftModel, adapter: str | Path | None = None) -> nn.Module:
         raise ValueError(f"nothing to merge: {type(model).__name__} has no adapter")
     merged = model.merge_and_unload(safe_merge=True)
     return merged.requires_grad_(False).eval()
+
+
+def save_adapter(vlm: VLM, folder: str | Path, **facts: object) -> None:
+    """Write a tuned model's adapter, and in made_by.json the question it was tuned on, with `facts`."""
+    vlm.model.save_pretrained(folder)
+    artifacts.write_made_by(folder, model=vlm.name, kind=vlm.kind, question=vlm.question, **facts)
+
+
+def with_adapter(vlm: VLM, folder: str | Path, *, kind: str | None = None) -> VLM:
+    """Return a model with a saved adapter merged into its weights; it asks for a judgement as the adapter was tuned.
+
+    `kind` says what its answers are worth; by default the model's, and the folder of the adapter.
+    """
+    merged, made_by = merge(vlm.model, folder), Path(folder) / "made_by.json"
+    facts = artifacts.read_json(made_by) if made_by.is_file() else {}
+    kind = ", ".join(part for part in (vlm.kind, f"tuned: {folder}") if part) if kind is None else kind
+    return vlm.replace(model=merged, kind=kind, question=facts.get("question", vlm.question))
 
 
 def load_adapter(model: nn.Module, folder: str | Path) -> PeftModel:
@@ -266,6 +283,8 @@ def tune_lora(
 ) -> tuple[VLM, pd.DataFrame]:
     """Return the model with a LoRA adapter trained on instruction rows, and the loss curve; its own weights stay.
 
+    It carries the judgement question of the rows.
+
     Args:
         vlm: the model; the adapter is put into it.
         rows: instruction rows.
@@ -277,7 +296,7 @@ def tune_lora(
         options: more for `fit` (folder, wrap_model, facts, progress).
     """
     kind = ", ".join(part for part in (vlm.kind, "LoRA") if part)
-    tuned = vlm.replace(model=lora(vlm.model, r=r, alpha=alpha, seed=plan.seed), kind=kind)
+    tuned = vlm.replace(model=lora(vlm.model, r=r, alpha=alpha, seed=plan.seed), kind=kind, question=judgement_question(rows))
     samples = InstructionSamples(rows, root, tuned, num_frames=num_frames, seed=plan.seed)
     return tuned, fit(tuned, samples, plan=plan, **options)
 
@@ -300,7 +319,7 @@ def _claim(folder: Path, vlm: VLM, samples: InstructionSamples, plan: LoraPlan, 
     if artifacts.last_checkpoint(folder):
         artifacts.check_made_by(folder, **run)
     elif write:
-        artifacts.write_made_by(folder, **run)
+        artifacts.write_made_by(folder, question=judgement_question(samples.rows), **run)
 
 
 def training_arguments(

@@ -164,7 +164,8 @@ def explain(
 ) -> Explanation:
     """Ask for judgement, description and analysis of a video's frames, one prompt each.
 
-    The analysis is not asked where the judgement denies an anomaly: "why is this anomalous" would contradict it.
+    A judgement is asked for as in the model's tuning, if it carries that question. The analysis is not asked where the
+    judgement denies an anomaly: "why is this anomalous" would contradict it.
 
     Args:
         vlm: the model.
@@ -177,7 +178,8 @@ def explain(
     started = time.perf_counter()
     times_s = tuple(float(second) for second in times_s)
     settings = dict(times_s=times_s, max_new_tokens=max_new_tokens)
-    samples = {name: chat.encode(vlm, frames, question, **settings) for name, question in QUESTIONS.items()}
+    questions = QUESTIONS | ({"judgement": vlm.question} if vlm.question else {})
+    samples = {name: chat.encode(vlm, frames, question, **settings) for name, question in questions.items()}
     if tokens is None:
         with torch.inference_mode():
             tokens = chat.visual_tokens(vlm, samples["judgement"])

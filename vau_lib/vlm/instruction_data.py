@@ -8,6 +8,7 @@ a sampler chose; here a row can.
 
 import copy
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from transformers import TrainerCallback
 
-from vau_lib.data import records, video
+from vau_lib.data import answer_parsing, records, video
 from vau_lib.vlm.chat import encode
 from vau_lib.vlm.models import VLM
 from vau_lib.workspace import artifacts
@@ -155,6 +156,12 @@ def shuffle_answers(rows: Sequence[Mapping], *, seed: int) -> list[dict]:
         for place, source in zip(places, rng.permutation(places), strict=True):
             shuffled[place]["answer"] = rows[source]["answer"]
     return shuffled
+
+
+def judgement_question(rows: Sequence[Mapping]) -> str:
+    """Return the question that most rows ask whose answer is a verdict, the first of equals; "" where none is one."""
+    asked = Counter(row["question"] for row in rows if answer_parsing.parse_verdict(row["answer"]) is not None)
+    return max(asked, key=asked.get) if asked else ""
 
 
 def read_rows(files: Mapping[Path, Path], *, split: str = "train") -> list[dict]:

@@ -2,7 +2,7 @@
 
 - only the native transformers classes of InternVL (2.5 and 3, `-hf` checkpoints) and Qwen2.5-VL; code that comes with
   weights runs only when the caller allows it
-- a folder written by `save` holds made_by.json: the model's name, and what its answers are worth
+- a folder written by `save` holds made_by.json: the model's name, what its answers are worth, and the question it was tuned on
 """
 
 import os
@@ -32,13 +32,17 @@ FAMILIES = ("internvl", "qwen2_5_vl")
 
 @dataclass(frozen=True)
 class VLM:
-    """A loaded model with its processor; `kind` says what its answers are worth, "" for real weights."""
+    """A loaded model with its processor; `kind` says what its answers are worth, "" for real weights.
+
+    `question` is how a judgement was asked for in its tuning, "" for a model that was tuned on no judgements.
+    """
 
     model: PreTrainedModel
     processor: ProcessorMixin
     family: str
     name: str
     kind: str = ""
+    question: str = ""
 
     @property
     def tokenizer(self):
@@ -118,7 +122,8 @@ def load(
         raise artifacts.StoreError(f"{name_or_path} does not fit its config.json: {misfit}")
     made_by = Path(name_or_path) / "made_by.json"
     facts = artifacts.read_json(made_by) if made_by.is_file() else {}
-    return VLM(model, processor, family, facts.get("name", Path(name_or_path).name), facts.get("kind", ""))
+    name, kind, question = facts.get("name", Path(name_or_path).name), facts.get("kind", ""), facts.get("question", "")
+    return VLM(model, processor, family, name, kind, question)
 
 
 def loading_problem(report: Mapping) -> str:
@@ -183,7 +188,8 @@ def save(vlm: VLM, folder: str | Path, **facts: object) -> Path:
     scratch = Path(mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     vlm.model.save_pretrained(scratch)
     vlm.processor.save_pretrained(scratch)
-    artifacts.write_made_by(scratch, name=vlm.name, kind=vlm.kind, family=vlm.family, **facts)
+    facts = dict(name=vlm.name, kind=vlm.kind, family=vlm.family, question=vlm.question) | facts
+    artifacts.write_made_by(scratch, **facts)
     _default_modes(scratch)
     if folder.exists():
         old = Path(mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
