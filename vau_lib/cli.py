@@ -10,7 +10,9 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -19,7 +21,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from vau_lib.workspace import artifacts, notebook_runs, presets
+from vau_lib.workspace import artifacts, gallery, notebook_runs, presets
 
 PACKAGES = ("torch", "torchvision", "transformers", "kornia", "decord", "av", "numpy", "scikit-learn", "papermill")
 WEIGHTS = {"XFeat": "xfeat", "SqueezeNet": "squeezenet", "EfficientNet-Lite0": "efficientnet-lite0", "MemTSM-Net": "memtsm"}
@@ -73,9 +75,18 @@ def run_(
         typer.echo(f"{step.notebook}: {step.why or 'done'}")
         for key, value in step.parameters.items() if dry_run else ():
             typer.echo(f"    {key} = {artifacts.without_secrets(value)!r}")
-    if not dry_run:
+    if dry_run:
+        return
+    began = time.monotonic()
+    try:
         notebook_runs.run(preset, notebooks or (), overrides, fresh=fresh, workers=workers)
-        typer.echo(f"{presets.display_path(notebook_runs.copies(preset))}: {sum(bool(step.why) for step in steps)} executed")
+        took = time.monotonic() - began
+        typer.echo(f"{sum(bool(step.why) for step in steps)} notebooks executed in {took // 60:.0f} min {took % 60:.0f} s")
+    except BaseException:  # what stopped, by an error or by Ctrl-C, is on the page too
+        with suppress(OSError, ValueError):
+            typer.echo(f"look at {presets.display_path(gallery.write(preset))}")
+        raise
+    typer.echo(f"look at {presets.display_path(gallery.write(preset))}")
 
 
 @app.command()

@@ -50,9 +50,24 @@ def save(figure: Figure, path: Path) -> list[Path]:
     return written
 
 
+class TitledFigure(Figure):
+    """A figure whose text is its title, so that an executed notebook keeps it beside the picture (see `workspace.gallery`)."""
+
+    def __repr__(self) -> str:
+        titles = [self.get_suptitle(), *(axis.get_title(loc) for axis in self.axes for loc in ("left", "center"))]
+        return " ".join(next(filter(None, titles), "").split()) or super().__repr__()
+
+
+def empty(**options) -> TitledFigure:
+    """Make a figure without axes that pyplot forgets at once, so that a notebook shows what is returned and shows it once."""
+    figure = plt.figure(FigureClass=TitledFigure, **options)
+    plt.close(figure)
+    return figure
+
+
 def subplots(*arguments, **options) -> tuple:
-    """Make a figure that pyplot forgets at once, so that a notebook shows what is returned and shows it once."""
-    figure, axes = plt.subplots(*arguments, **options)
+    """Make a figure and its axes, as pyplot does; pyplot forgets it at once, like one of `empty`."""
+    figure, axes = plt.subplots(*arguments, FigureClass=TitledFigure, **options)
     plt.close(figure)
     return figure, axes
 

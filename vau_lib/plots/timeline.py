@@ -2,14 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from vau_lib.data.records import Span
-from vau_lib.plots.style import ANOMALOUS, INK, NORMAL, QUIET, SERIES, TRUTH, subplots
+from vau_lib.plots.style import ANOMALOUS, INK, NORMAL, QUIET, SERIES, TRUTH, empty, subplots
 
 
 def scores(
@@ -28,8 +27,7 @@ def scores(
     `shown_s` are the seconds the frames were taken at; a tick ties each picture to its moment.
     """
     strip = frames is not None and len(frames) > 0
-    figure = plt.figure(figsize=(11, 4.6 if strip else 3.0))
-    plt.close(figure)
+    figure = empty(figsize=(11, 4.6 if strip else 3.0))
     grid = figure.add_gridspec(2 if strip else 1, len(frames) if strip else 1, height_ratios=[1, 2.1] if strip else [1])
     axis = figure.add_subplot(grid[-1, :])
     for event in events:

@@ -3,5 +3,6 @@
 - `artifacts`: files written whole or not at all, with what made them beside them
 - `presets`: notebook parameters and the YAML files that change them
 - `notebook_runs`: papermill runs that can be resumed, swept and tabulated
+- `gallery`: a page of a run's figures, results and failures
 - `parallel`: the same function over many items, serially, in processes or on Ray
 """

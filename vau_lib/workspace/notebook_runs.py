@@ -14,7 +14,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -80,6 +80,7 @@ def run(
     dry_run: bool = False,
     fresh: bool = False,
     workers: int = 1,
+    log: Callable[[str], None] = tqdm.write,
 ) -> list[Step]:
     """Execute a preset's notebooks in order into data/runs/<preset>/, resuming where the last run stopped.
 
@@ -93,22 +94,34 @@ def run(
         dry_run: only return the plan
         fresh: run finished notebooks again
         workers: notebooks that run at once, where none needs another
+        log: takes one line per notebook that ended: which of how many, its seconds
     """
     steps = plan(preset, selection, overrides, fresh)
     waiting = {} if dry_run else {step.notebook: step for step in steps if step.why}
     if workers < 2:
-        for step in waiting.values():
-            execute(step)
+        for number, step in enumerate(waiting.values(), start=1):
+            try:
+                execute(step)
+            finally:
+                log(_ended(step, number, len(waiting)))
         return steps
     failed = []
     with tqdm(total=len(waiting), unit="notebook", desc=preset) as bar, _fewer_threads(workers):
         for name, error in parallel.in_order(_execute_quietly, waiting, {n: presets.needs(n) for n in waiting}, workers=workers):
             bar.update()
-            tqdm.write(f"{name}: {error or 'done'}")
+            log(_ended(waiting[name], bar.n, len(waiting), error))
             failed += [error] if error else []
     if failed:
         raise RunError(failed[0])
     return steps
+
+
+def _ended(step: Step, number: int, total: int, error: str | None = None) -> str:
+    """Return the line of a notebook that ended: which of how many, its seconds, where it stopped if it did."""
+    copy = _copy(step.output)
+    seconds = _timing(copy).get("duration")
+    took = "" if seconds is None else f" ({seconds:.0f} s)"
+    return f"{number} of {total}: {step.notebook}{took}: {error or _failed(copy) or 'done'}"
 
 
 @contextmanager
@@ -241,6 +254,7 @@ def _stamp(step: Step, code: str, failed: str | None) -> None:
             "parameters": artifacts.without_secrets(step.parameters),
             "code": code,
             "commit": artifacts.commit(),
+            "versions": artifacts.versions(),
         }
         copy["metadata"]["vau"] = {**facts, "failed": failed, "ended": _timing(copy).get("end_time")}
         artifacts.write_json(step.output, copy)
@@ -352,14 +366,16 @@ def table(preset: str | None = None) -> "pd.DataFrame":
     if preset is not None and not copies(preset).is_dir():
         presets.preset_folder(preset)  # an unknown name is refused; a preset that has not run is an empty table
     found = sorted((project() / "data" / "runs").glob(f"{preset or '*'}/[0-9]*_*.ipynb"))
-    rows = [_row(path) for path in found]
+    rows = [facts(path) for path in found]
     middle = {key: None for part in ("parameters", "metrics") for row in rows for key in row[part]}
     columns = [*OWN_COLUMNS[:2], *(key for key in middle if key not in OWN_COLUMNS), *OWN_COLUMNS[2:]]
     merged = [{**row["parameters"], **row["metrics"], **row["own"]} for row in rows]
     return pd.DataFrame(merged, columns=columns, dtype=object).convert_dtypes()  # a gap makes no float of an int
 
 
-def _row(path: Path) -> dict[str, dict]:
+def facts(path: Path) -> dict:
+    """Return what an executed copy says of its run: `parameters` that differ, recorded `metrics`, preset, notebook, seconds,
+    failed and commit under `own`, `versions` of the libraries, and when it `ended` ("" where it does not say)."""
     copy = _copy(path)
     stamp, timing, outputs = _stamp_of(copy), _timing(copy), _outputs(copy)
     name, _, point = path.stem.partition("@")
@@ -371,4 +387,6 @@ def _row(path: Path) -> dict[str, dict]:
         "parameters": {key: value for key, value in parameters.items() if key in swept or value != defaults.get(key, value)},
         "metrics": {key: value for output in outputs for key, value in output.get("data", {}).get(RECORD, {}).items()},
         "own": {**own, "failed": _failed(copy), "commit": stamp.get("commit", "")},
+        "versions": stamp.get("versions", {}),
+        "ended": timing.get("end_time") or "",
     }

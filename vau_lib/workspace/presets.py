@@ -121,6 +121,14 @@ def needs(notebook: str | int) -> set[str]:
     return direct.union(*(needs(other) for other in direct))
 
 
+def best_figures() -> list[str]:
+    """Return the ids of the cells whose figures a gallery shows first, from params/gallery.yaml; [] without it."""
+    best = _read_yaml(project() / "params" / "gallery.yaml").get("best", [])
+    if not isinstance(best, list):
+        raise RunError(f"params/gallery.yaml: best must be a list of cell ids, got {one_line(repr(best))}")
+    return [str(cell) for cell in best]
+
+
 def full_name(notebook: str | int) -> str:
     """Return the full name of a notebook given by number (3, "3", "03") or name; RunError lists what there is."""
     wanted = str(notebook).removesuffix(".ipynb").zfill(2)
