@@ -125,3 +125,19 @@ def test_live_gives_every_frame_of_a_file_and_of_a_folder(clip, tmp_path):
     for place, frame in enumerate(moving_square(3)):
         Image.fromarray(frame).save(tmp_path / f"{place:03}.png")
     assert len(list(video.live(tmp_path))) == 3
+
+
+def test_local_change_is_watched_as_it_was_learned(tmp_path, clip):
+    """A snippet is compared with the frames before it, also across snippets and across the clips a stream is scored in."""
+    options = {"side": 64, "pooling": "local_change", "lags": (1, 6), "top_fraction": 0.1}  # 6 is longer than a snippet
+    recipe = extraction.Recipe("xfeat", ROW_FRAMES, (("weights", "random"), *options.items()))
+    encoder = xfeat.XFeatEncoder("random", **options)
+    rows = np.stack(list(encoder.encode(clip, ROW_FRAMES)))
+    fitted = preprocessing.Preprocessing.fit({"a": rows}, steps=None, temporal_difference=False)
+    made = lshma.LSHMA(lshma_state.LSHMAConfig.xd(width=256, window=2)).eval()
+    trained_detector.save(tmp_path, trained_detector.TrainedDetector(made, fitted, None), facts={"features": recipe.made_by()})
+    trained = trained_detector.load(tmp_path)
+    for _ in range(2):  # the second stream knows nothing of the first
+        encode, size = watch.live_encoder(tmp_path)
+        seen = list(watch.watch(video.live(clip), trained, encode, snippet_frames=size))
+        np.testing.assert_allclose(np.concatenate([s.scores for s in seen]), trained.score(rows), atol=5e-3)  # gray by RGB

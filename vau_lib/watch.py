@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vau_lib.data import video
 from vau_lib.detectors import lshma, preprocessing, trained_detector
-from vau_lib.features import extraction, image_encoders
+from vau_lib.features import extraction, image_encoders, xfeat
 from vau_lib.plots import style, timeline
 from vau_lib.workspace import artifacts
 
@@ -44,12 +44,15 @@ def live_encoder(folder: str | Path, weights: str | Path | None = None) -> tuple
     """Return the encoder of the features the model in `folder` was trained on, and the number of frames in a snippet.
 
     `weights` is where that encoder's weights are, searched for when None; for CLIP a hub name or a folder. StoreError for
-    weights that are not those of the training features, and for encoders that need more than one snippet.
+    weights that are not those of the training features, and for encoders that need more than one snippet. An encoder of local
+    change remembers the frames before: it is for one stream.
     """
     trained_on = artifacts.read_json(Path(folder) / "made_by.json").get("facts", {}).get("features", {})
     kind, random = trained_on.get("encoder"), trained_on.get("weights_sha256") == "random"
     if kind in ("xfeat", "squeezenet", "efficientnet-lite0"):
-        encoder = extraction.ENCODERS[kind]("random" if random else weights, side=trained_on["side"])
+        change = trained_on.get("local_change") or {}
+        options = {"side": trained_on["side"], **({"pooling": "local_change", **change} if change else {})}
+        encoder = extraction.ENCODERS[kind]("random" if random else weights, **options)
     elif kind == "clip" and not random:
         options = {"crops": trained_on["crops"], "drop_last": trained_on["drop_last"]}
         encoder = image_encoders.CLIPEncoder(*([weights] if weights else []), **options)
@@ -60,7 +63,21 @@ def live_encoder(folder: str | Path, weights: str | Path | None = None) -> tuple
             f"{folder}: its features have {odd[0]} {trained_on.get(odd[0])}, here it is {encoder.made_by()[odd[0]]}"
         )
     frames = trained_on["snippet_frames"]
+    if trained_on.get("local_change"):
+        return _with_past(encoder), frames
     return lambda segment: encoder(segment, snippet_frames=frames)[0], frames
+
+
+def _with_past(encoder: xfeat.XFeatEncoder) -> Encode:
+    """Return an encoder of the snippets of one stream, in order: local change looks back past a snippet's first frame."""
+    past = None
+
+    def encode(segment: np.ndarray) -> np.ndarray:
+        nonlocal past
+        row, past = encoder.next_snippet(segment, past)
+        return row
+
+    return encode
 
 
 def watch(

@@ -3,9 +3,11 @@
 - XFeat was trained to match points between views; its descriptors cost 0.39 GFLOP a frame, a fortieth of a ResNet-50's
   video cousins, and need only gray. Only the descriptor map is computed, never the key-point and reliability heads
 - the same features, faster: gray without colour pixels, channels-last convolutions, bfloat16 where the CPU has it
+- two summaries of the map: `pooled`, as in the Mem-TSM report, says what a place looks like; `local_change` (ours) says how much
+  the places change, and the few that change most are kept apart, so that a small person is not averaged away
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -23,21 +25,45 @@ from vau_lib.workspace import artifacts
 
 BATCH_FRAMES = 16  # frames per pass through the network; larger is slower on a CPU (page faults)
 XFEAT_GRID = 32  # pixels; height and width must be multiples of it
+POOLINGS = ("pooled", "local_change")
+LAGS = (1, 2, 4)  # frames: how far back a map is compared
+TOP_FRACTION = 0.02  # of the places; at 224 pixels 16 of 28 x 28, about what a person fills in a distant camera's picture
 
 
 class XFeatEncoder:
     """Describe frames by XFeat's dense descriptors.
 
     `weights` is None (search), a path, or "random" (seeded; every result must then say so). `bfloat16` None means where
-    the processor has it. Rows are (128,): mean | max of L2-normalised descriptors over a segment's frames and places;
-    with `sampled_frames`, over that many frames spread evenly over the segment (the report's uniform temporal sampling).
+    the processor has it.
+
+    - pooling "pooled" (the report's): features (128,), mean | max of L2-normalised descriptors over a snippet's frames and
+      places; with `sampled_frames`, over that many frames spread evenly over it (the report's uniform temporal sampling)
+    - pooling "local_change" (ours): features (128 L,), the mean over a snippet's frames of `local_change` at the L `lags`. They
+      are causal and already say what changes: a detector reads them without a temporal difference
+
+    Args:
+        weights: see above.
+        side: pixels a frame is shrunk to, height and width.
+        bfloat16: see above.
+        sampled_frames: None takes all frames; not for local change, whose lags count frames of the video.
+        pooling: one of `POOLINGS`.
+        lags: frames, for local change.
+        top_fraction: of the places, in (0, 1], for local change.
     """
 
-    name, width = "xfeat", 128
+    name = "xfeat"
 
     def __init__(
-        self, weights: str | Path | None = None, *, side: int = 224, bfloat16: bool | None = None, sampled_frames: int | None = None
-    ):
+        self, weights: str | Path | None = None, *, side: int = 224, bfloat16: bool | None = None,
+        sampled_frames: int | None = None, pooling: str = "pooled", lags: Sequence[int] = LAGS, top_fraction: float = TOP_FRACTION,
+    ):  # fmt: skip
+        if pooling not in POOLINGS:
+            raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, got {pooling!r}")
+        if pooling == "local_change" and sampled_frames is not None:
+            raise ValueError(f"local_change compares frames at lags and needs all of them, got sampled_frames {sampled_frames}")
+        _check_change(lags, top_fraction)
+        self.pooling, self.lags, self.top_fraction = pooling, tuple(lags), top_fraction
+        self.width = 128 if pooling == "pooled" else 128 * len(self.lags)
         if side % XFEAT_GRID or side < XFEAT_GRID:
             raise ValueError(f"side must be a multiple of {XFEAT_GRID} pixels, got {side}")
         if sampled_frames is not None and sampled_frames < 1:
@@ -78,25 +104,50 @@ class XFeatEncoder:
 
     def encode_frames(self, frames: np.ndarray) -> tuple[Tensor, None]:
         """Return one feature per frame, (T, 128) float32, of frames (T, H, W, 3) of any size; no tokens."""
+        if self.pooling != "pooled":
+            raise ValueError(f"single frames have no {self.pooling}: it needs the frames before; use pooling 'pooled'")
         return torch.from_numpy(self(frames, snippet_frames=1)), None
 
     def __call__(self, frames: np.ndarray, *, snippet_frames: int = SNIPPET_FRAMES) -> np.ndarray:
-        """Return one feature per snippet, float32 (ceil(T / snippet_frames), 128), of frames (T, H, W, 3) of any size."""
+        """Return one feature per snippet, float32 (ceil(T / snippet_frames), `width`), of frames (T, H, W, 3) of any size."""
         if np.ndim(frames) != 4 or len(frames) == 0:
             raise ValueError(f"frames must be (T, H, W, 3) with T at least 1, got shape {np.shape(frames)}")
         return np.stack(list(self.snippet_features((frame.mean(-1, dtype=np.float32) for frame in frames), snippet_frames)))
 
     def snippet_features(self, gray: Iterable[np.ndarray], snippet_frames: int) -> Iterator[np.ndarray]:
-        """Yield (128,) per snippet of a stream of gray frames (H, W); the last may be short."""
+        """Yield (`width`,) per snippet of a stream of gray frames (H, W) that begins a video; the last may be short."""
         if self.sampled_frames is not None and self.sampled_frames < snippet_frames:
             gray, snippet_frames = _spread(gray, snippet_frames, self.sampled_frames), self.sampled_frames
+        past = None
         for batch in chunks(gray, max(snippet_frames, BATCH_FRAMES // snippet_frames * snippet_frames)):
-            small = resized(np.stack(batch), self.side)
-            means, peaks = zip(*(_pool(self.dense(part)) for part in small.split(BATCH_FRAMES)), strict=True)
-            mean, peak = torch.cat(means), torch.cat(peaks)  # (frames, 64) each
+            rows, past = self._frame_rows(np.stack(batch), past)
             for first in range(0, len(batch), snippet_frames):
-                segment = slice(first, first + snippet_frames)
-                yield torch.cat([mean[segment].mean(0), peak[segment].amax(0)]).cpu().numpy()
+                yield self._snippet_row(rows[first : first + snippet_frames])
+
+    def next_snippet(self, frames: np.ndarray, past: Tensor | None = None) -> tuple[np.ndarray, Tensor | None]:
+        """Return the feature (`width`,) of a live stream's next snippet, frames (n, H, W, 3), and the `past` of the one after.
+
+        A stream begins with None. For pooled features `past` stays None: a snippet stands alone.
+        """
+        rows, past = self._frame_rows(np.stack([frame.mean(-1, dtype=np.float32) for frame in frames]), past)
+        return self._snippet_row(rows), past
+
+    def _frame_rows(self, gray: np.ndarray, past: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return what is kept of each frame of gray (T, H, W), (T, `width`), and the maps that later frames need."""
+        rows = []
+        for part in resized(gray, self.side).split(BATCH_FRAMES):
+            dense = self.dense(part)
+            if self.pooling == "pooled":
+                rows.append(torch.cat(_pool(dense), dim=1))
+            else:
+                row, past = local_change(dense, past, lags=self.lags, top_fraction=self.top_fraction)
+                rows.append(row)
+        return torch.cat(rows), past
+
+    def _snippet_row(self, rows: Tensor) -> np.ndarray:
+        if self.pooling == "local_change":
+            return rows.mean(0).cpu().numpy()
+        return torch.cat([rows[:, :64].mean(0), rows[:, 64:].amax(0)]).cpu().numpy()
 
     def encode(self, path: Path, snippet_frames: int) -> Iterator[np.ndarray]:
         """Yield the features of a video file, decoding as it goes."""
@@ -104,7 +155,49 @@ class XFeatEncoder:
 
     def made_by(self) -> dict:
         """Return what a reader must agree on."""
-        return {"encoder": self.name, "weights_sha256": self.weights, "side": self.side, "sampled_frames": self.sampled_frames}
+        change = {"lags": list(self.lags), "top_fraction": self.top_fraction}
+        return {
+            "encoder": self.name, "weights_sha256": self.weights, "side": self.side, "sampled_frames": self.sampled_frames,
+            "local_change": change if self.pooling == "local_change" else None,  # None is pooled, as in folders made before
+        }  # fmt: skip
+
+
+def local_change(
+    dense: Tensor, past: Tensor | None = None, *, lags: Sequence[int] = LAGS, top_fraction: float = TOP_FRACTION
+) -> tuple[Tensor, Tensor]:
+    """Return how much the places of descriptor maps change, (T, 128 L), and the maps that the next part of a video needs.
+
+    `dense` (T, 64, h, w) are the maps of T frames in order, all of a video or its next part; `past` is None at a video's start,
+    then what the call before returned, (max(lags), 64, h, w), however the video is cut. With u[t] the map whose descriptors are
+    made unit length, and u[t] = u[0] for t < 0 (a video begins as if it had stood still), the change at a lag is
+    c[t] = |u[t] - u[t - lag]|, (64, h, w). A frame's row holds 128 values for each of the L lags, in their order: the mean of c[t]
+    over all places (64), then its mean over the k places where c[t] is longest, the L2 norm over channels, of places equally
+    long any (64); k = max(1, round(top_fraction h w)). Everything is at least 0; a still picture gives zeros.
+    Device and dtype are those of `dense`. ValueError for another shape, a lag below 1 or a fraction outside (0, 1].
+    """
+    _check_change(lags, top_fraction)
+    longest, unit = max(lags), F.normalize(dense, dim=1)
+    if past is None:
+        past = unit[:1].expand(longest, -1, -1, -1)
+    if dense.ndim != 4 or not len(dense) or past.shape != (longest, *dense.shape[1:]):
+        raise ValueError(
+            f"maps must be (T, 64, h, w) and past ({longest}, 64, h, w), got {tuple(dense.shape)}, {tuple(past.shape)}"
+        )
+    maps = torch.cat([past, unit]).flatten(2)  # (longest + T, 64, N), N places
+    top, parts = max(1, round(top_fraction * maps.shape[2])), []
+    for lag in lags:
+        change = (maps[longest:] - maps[longest - lag : len(maps) - lag]).abs()
+        places = change.square().sum(1, keepdim=True).topk(top, dim=2, sorted=False).indices  # (T, 1, k)
+        parts += [change.mean(2), change.gather(2, places.expand(-1, change.shape[1], -1)).mean(2)]
+    kept = maps[len(maps) - longest :].unflatten(2, dense.shape[2:]).clone()  # a view would hold all maps
+    return torch.cat(parts, dim=1), kept
+
+
+def _check_change(lags: Sequence[int], top_fraction: float) -> None:
+    if not len(lags) or any(int(lag) != lag or lag < 1 for lag in lags):
+        raise ValueError(f"lags must be whole frames, each 1 or more, got {tuple(lags)}")
+    if not 0 < top_fraction <= 1:
+        raise ValueError(f"top_fraction must be in (0, 1], got {top_fraction}")
 
 
 def find_xfeat(weights: str | Path | None = None) -> Path:
