@@ -184,6 +184,19 @@ def test_an_encoder_follows_its_network(name, device):
     np.testing.assert_allclose(encoder.encode_frames(frames)[0].cpu().numpy(), expected.numpy(), atol=1e-5)
 
 
+def test_local_change_keeps_its_past_where_the_network_is(device):
+    encoder = xfeat.XFeatEncoder("random", side=64, bfloat16=False, pooling="local_change")
+    frames = np.random.default_rng(0).integers(0, 255, (9, 64, 85, 3), dtype=np.uint8)
+    expected = encoder(frames, snippet_frames=3)
+    encoder.net.to(device)
+    past, rows = None, []
+    for first in (0, 3, 6):
+        row, past = encoder.next_snippet(frames[first : first + 3], past)
+        rows.append(row)
+    assert past.device == device
+    np.testing.assert_allclose(rows, expected, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "rule", ["keep_all", "random_tokens", "uniform_frames", "down_sampling", "evs", "dtd", "vidcom2", "keep_mask"]
 )
