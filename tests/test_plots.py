@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
-from vau_lib.plots import curves, distributions, filmstrip, style, timeline
+from vau_lib.plots import confusion, curves, distributions, filmstrip, ranking, style, timeline
 
 
 def trace():
@@ -45,3 +45,41 @@ def test_saved_figures_are_whole_and_in_two_formats(tmp_path):
     figure = filmstrip.frames(np.zeros((3, 12, 16, 3), np.uint8), ["a", "b", "c"])
     png, svg = style.save(figure, tmp_path / "deep" / "strip")
     assert Image.open(png).size[0] > 100 and svg.read_text().rstrip().endswith("</svg>")
+
+
+LONG = "a data set of few videos: video AUC of the mean score of the seeds, 95 % over videos (XFeat, and what else it was)"
+
+
+def test_a_long_title_lies_within_its_figure():
+    table = pd.DataFrame({"x": [0.2, 0.4], "y": ["a", "b"], "k": ["a", "b"]})
+    figures = [ranking.bars(table, x="x", y="y", title=LONG), confusion.matrix(1, 2, 3, 4, title=LONG)]
+    figures += [curves.lines(table, x="x", y="x", hue="k", title=LONG), distributions.runs(table, x="x", y="k", title=LONG)]
+    for figure in figures:
+        figure.draw_without_rendering()
+        box = figure._suptitle.get_window_extent()
+        assert 0 <= box.x0 and box.x1 <= figure.bbox.width and box.y1 <= figure.bbox.height
+        assert repr(figure) == LONG
+
+
+def test_names_of_several_lines_do_not_touch():
+    table = pd.DataFrame({"x": [0.2, 0.4, 0.6], "y": [LONG, LONG + " too", "short"]})
+    figure = ranking.bars(table, x="x", y="y")
+    figure.draw_without_rendering()
+    boxes = sorted((label.get_window_extent() for label in figure.axes[0].get_yticklabels()), key=lambda box: box.y0)
+    assert all(lower.y1 <= upper.y0 for lower, upper in zip(boxes, boxes[1:], strict=False))
+    assert [bar.get_width() for bar in sorted(figure.axes[0].patches, key=lambda bar: -bar.get_y())] == [0.2, 0.4, 0.6]
+
+
+def test_an_interval_is_where_it_is_even_where_it_excludes_its_bar():
+    rows = [["a", "which first", 0.9, 0.5, 0.8], ["b", "which first", 0.4, 0.3, 0.5], ["a", "nobody asked", np.nan, np.nan, np.nan]]
+    table = pd.DataFrame(rows, columns=["method", "question", "accuracy", "low", "high"])
+    figure = ranking.before_after(table, order=["a", "b"], guess={"which first": 0.5, "nobody asked": 0.1})
+    (axis,) = figure.axes
+    drawn = [tuple(np.round(part[:, 1], 6)) for container in axis.collections for part in container.get_segments()]
+    assert drawn == [(0.5, 0.8), (0.3, 0.5)] and [label.get_text() for label in axis.get_xticklabels()] == ["which first"]
+
+
+def test_a_panel_of_zeros_is_left_out():
+    table = pd.DataFrame({"n": [8, 16], "recall": [0.1, 0.4], "duplicates": [0, 0], "rule": ["a", "a"]})
+    figure = curves.by_number(table, x="n", columns=["recall", "duplicates"], hue="rule")
+    assert [axis.get_ylabel() for axis in figure.axes] == ["recall"]

@@ -14,7 +14,8 @@ def matrix(tn: int, fp: int, fn: int, tp: int, *, title: str = "") -> Figure:
     names = ["normal", "anomalous"]
     table = pd.DataFrame([[tn, fp], [fn, tp]], index=names, columns=names)
     sns.heatmap(table, annot=True, fmt="d", cmap="Blues", cbar=False, square=True, ax=axis, annot_kws={"size": 16}, lw=2)
-    axis.set(xlabel="decided", ylabel="truth", title=title)
+    axis.set(xlabel="decided", ylabel="truth")
+    figure.suptitle(title)
     return figure
 
 
@@ -26,6 +27,7 @@ def heatmap(rows: np.ndarray, *, seconds_per_row: float, title: str = "", ylabel
         rows.T, aspect="auto", cmap="RdBu_r" if rows.min() < 0 else "magma", interpolation="nearest",
         vmin=-reach if rows.min() < 0 else 0, vmax=reach, extent=(0, len(rows) * seconds_per_row, rows.shape[1], 0),
     )  # fmt: skip
-    axis.set(xlabel="time (s)", ylabel=ylabel, title=title)
+    axis.set(xlabel="time (s)", ylabel=ylabel)
+    figure.suptitle(title)
     figure.colorbar(image, ax=axis, label=unit, pad=0.01)
     return figure

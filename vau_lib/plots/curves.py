@@ -12,7 +12,11 @@ from vau_lib.plots.style import ANOMALOUS, INK, METHOD_COLOURS, NORMAL, QUIET, S
 
 
 def by_number(table: pd.DataFrame, *, x: str, columns: Sequence[str], hue: str, highlight: str = "", title: str = "") -> Figure:
-    """Draw each of `columns` over the number in column `x` in a panel of its own, a line per value of `hue`."""
+    """Draw each of `columns` over the number in column `x` in a panel of its own, a line per value of `hue`.
+
+    Columns of zeros are left out: a panel of them says nothing.
+    """
+    columns = [column for column in columns if table[column].any()] or columns[:1]
     figure, axes = subplots(1, len(columns), figsize=(3.6 * len(columns), 3.4), squeeze=False)
     names = list(table[hue].unique())
     others = iter((QUIET, INK, NORMAL, *SERIES[2:]))
@@ -24,7 +28,7 @@ def by_number(table: pd.DataFrame, *, x: str, columns: Sequence[str], hue: str, 
         axis.set(xlabel=x.replace("_", " "), ylabel=column.replace("_", " "), xticks=sorted(table[x].unique()))
         axis.set_ylim(0, None)
     axes.flat[0].legend(fontsize=9)
-    figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=12)
+    figure.suptitle(title)
     return figure
 
 
@@ -49,7 +53,7 @@ def training(table: pd.DataFrame, *, title: str = "", chosen: int | None = None)
     axes[1].axhline(0.5, color=QUIET, ls="--", lw=1)
     for axis in axes[1:]:
         axis.set_ylim(0.3, 1.02)
-    figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=12)
+    figure.suptitle(title)
     return figure
 
 
@@ -60,7 +64,8 @@ def losses(tables: Mapping[str, pd.DataFrame], *, floor: float | None = None, ti
         axis.plot(table["step"], table["loss"], color=colour, label=name)
     if floor is not None:
         axis.axhline(floor, color=QUIET, ls="--", lw=1, label="guessing which answer")
-    axis.set(xlabel="step", ylabel="loss per answer token (nats)", title=title, ylim=(0, None))
+    axis.set(xlabel="step", ylabel="loss per answer token (nats)", ylim=(0, None))
+    figure.suptitle(title)
     axis.legend(fontsize=9)
     return figure
 
@@ -88,7 +93,8 @@ def roc_or_pr(
     elif base_rate is not None:
         axis.axhline(base_rate, color=QUIET, ls="--", lw=1)
         axis.text(0.01, base_rate, "chance", va="bottom", fontsize=8, color=QUIET)
-    axis.set(xlabel=labels[0], ylabel=labels[1], xlim=(0, 1), ylim=(0, 1.02), title=title)
+    axis.set(xlabel=labels[0], ylabel=labels[1], xlim=(0, 1), ylim=(0, 1.02))
+    figure.suptitle(title)
     axis.legend(fontsize=9, loc="lower right" if kind == "roc" else "upper right")
     return figure
 
@@ -98,7 +104,10 @@ def lines(
     xlabel: str = "", ylabel: str = "", logx: bool = False, logy: bool = False, marks: bool = False,
     spans: Sequence[tuple[float, float]] = (),
 ) -> Figure:  # fmt: skip
-    """Draw y against x, a line per value of `hue`, with a band between `low` and `high`; amber `spans` are the truth."""
+    """Draw y against x, a line per value of `hue`, with a band between `low` and `high`; amber `spans` are the truth.
+
+    With `marks` every point is marked, and so are its places on the axis where they are few.
+    """
     figure, axis = subplots(figsize=(8.5, 3.6))
     for start, end in spans:
         axis.axvspan(start, end, color=TRUTH, alpha=0.35, lw=0)
@@ -106,10 +115,15 @@ def lines(
         axis.plot(part[x], part[y], color=colour, label=name, marker="o" if marks else None, ms=4)
         if low and high:
             axis.fill_between(part[x], part[low], part[high], color=colour, alpha=0.18, lw=0)
-    axis.set(xlabel=xlabel or x.replace("_", " "), ylabel=ylabel or y.replace("_", " "), title=title)
+    axis.set(xlabel=xlabel or x.replace("_", " "), ylabel=ylabel or y.replace("_", " "))
+    figure.suptitle(title)
     axis.set_xscale("log" if logx else "linear")
     axis.set_yscale("log" if logy else "linear")
-    axis.legend(fontsize=9)
+    if marks and (places := sorted(table[x].unique())) and len(places) <= 8:
+        axis.set_xticks(places, [f"{place:g}" for place in places])
+        axis.minorticks_off()
+    many = table[hue].nunique() > 4  # beside the lines, not over them
+    axis.legend(fontsize=9, **({"loc": "upper left", "bbox_to_anchor": (1, 1)} if many else {}))
     return figure
 
 
@@ -145,5 +159,5 @@ def rewards(curves: pd.DataFrame, *, columns: Sequence[str] = SHOWN_COLUMNS, tit
         axis.set(xlabel="step", title=TITLES.get(column, column))
     if len(methods) > 1:
         np.atleast_1d(axes)[0].legend(fontsize=8)
-    figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=12)
+    figure.suptitle(title)
     return figure

@@ -19,7 +19,8 @@ def histogram(
         axis.hist(scores[labels == value], bins=bins, color=colour, alpha=0.6, label=f"{name} ({(labels == value).sum()})")
     if threshold is not None:
         axis.axvline(threshold, color=INK, ls="--", lw=1, label="threshold (validation)")
-    axis.set(xlabel=xlabel, ylabel="videos", title=title)
+    axis.set(xlabel=xlabel, ylabel="videos")
+    figure.suptitle(title)
     axis.legend(fontsize=9)
     return figure
 
@@ -36,7 +37,8 @@ def runs(
         axis.plot([part[x].mean()] * 2, [place - 0.3, place + 0.3], color=INK, lw=2.5)
     if guide is not None:
         axis.axvline(guide, color=QUIET, ls="--", lw=1)
-    axis.set(xlabel=xlabel or x.replace("_", " "), ylabel="", title=title)
+    axis.set(xlabel=xlabel or x.replace("_", " "), ylabel="")
+    figure.suptitle(title)
     return figure
 
 
@@ -57,7 +59,7 @@ def instruction_statistics(table: pd.DataFrame, *, title: str = ""):
     timed = table[table["task"].isin(["caption", "judgement"]) & table["seconds"].notna()]
     _layers(middle, timed, "seconds", "length of the segment (s)", "segments")
     _layers(right, table, "words", "words of the answer", "rows")
-    figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=12)
+    figure.suptitle(title)
     return figure
 
 

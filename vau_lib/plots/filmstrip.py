@@ -24,7 +24,7 @@ def frames(frames: np.ndarray, captions: Sequence[str] | None = None, *, columns
                 below = -0.17 - 0.13 * captions[place].count("\n")
                 axis.set_title(captions[place], fontsize=8, fontweight="normal", loc="center", y=below)
     if title:
-        figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=12)
+        figure.suptitle(title)
     return figure
 
 
@@ -55,7 +55,7 @@ def kept_tokens(
         row[0].set_ylabel(name, fontsize=9)
     for axis, caption in zip(axes[-1], captions or [], strict=False):
         axis.set_xlabel(caption, fontsize=8)
-    figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=12)
+    figure.suptitle(title)
     return figure
 
 
@@ -77,5 +77,5 @@ def tracks(frame: np.ndarray, boxes: np.ndarray, centres: np.ndarray, kinds: Seq
         if not np.isnan(box[0]):
             axis.add_patch(style.plt.Rectangle(box[:2] - 0.5, *(box[2:] - box[:2]), fill=False, ec=colour, lw=1.6))
             axis.annotate(f"{number + 1} {kind}", box[:2], (0, 2), textcoords="offset points", fontsize=7, color=colour)
-    axis.set_title(title)
+    figure.suptitle(title)
     return figure

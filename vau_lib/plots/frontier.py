@@ -24,6 +24,7 @@ def size_and_accuracy(
     if floor is not None:
         axis.axhline(floor, color=style.QUIET, ls="--", lw=1.2)
         axis.annotate("a guess", (axis.get_xlim()[1], floor), (-4, 3), textcoords="offset points", ha="right", color=style.QUIET)
-    axis.set(xlabel=xlabel or x.replace("_", " "), ylabel=ylabel or after, title=title, ylim=(None, 1.02))
-    axis.legend(fontsize=9, title="hollow: pruned, full: distilled", title_fontsize=8)
+    axis.set(xlabel=xlabel or x.replace("_", " "), ylabel=ylabel or after, ylim=(None, 1.02))
+    figure.suptitle(title)
+    axis.legend(fontsize=9, title="hollow: pruned, full: distilled", title_fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return figure

@@ -21,9 +21,12 @@ def bars(
     Rows named in `highlight` are ours and coloured; `chance` draws the level of guessing, named `guess`; `log` makes the
     axis logarithmic.
     """
-    figure, axis = subplots(figsize=(8.5, 0.9 + 0.36 * len(table)))
+    names = [fill(str(name), 46) for name in table[y]]
+    lines = [name.count("\n") + 1 for name in names]
+    figure, axis = subplots(figsize=(8.5, 0.9 + 0.36 * len(table) + 0.16 * sum(n - 1 for n in lines)))
     colours = [ANOMALOUS if name in highlight else "#B8C4CE" for name in table[y]]
-    places = np.arange(len(table))[::-1]
+    heights = np.array(lines) * 0.31 + 0.69  # a name of two lines takes more room
+    places = np.cumsum(heights[::-1])[::-1] - heights / 2
     axis.barh(places, table[x], color=colours, height=0.7)
     if low and high:
         middle, half = (table[low] + table[high]) / 2, (table[high] - table[low]) / 2  # need not hold the value
@@ -34,10 +37,10 @@ def bars(
         axis.annotate(written, (end, place), (5, 0), textcoords="offset points", va="center", fontsize=9)
     if chance is not None:
         axis.axvline(chance, color=QUIET, ls="--", lw=1)
-        axis.text(chance, len(table) - 0.45, f" {guess}", fontsize=8, color=QUIET, va="bottom")
+        axis.text(chance, places[0] + 0.55, f" {guess}", fontsize=8, color=QUIET, va="bottom")
     axis.set(yticks=places, xlabel=unit or x.replace("_", " ").replace("auc", "AUC"))
-    axis.set_yticklabels([fill(str(name), 46) for name in table[y]], linespacing=0.9)
-    figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=12)
+    axis.set_yticklabels(names, linespacing=0.9)
+    figure.suptitle(title)
     ends = (table[x].min() / 3, reach.max() * 4) if log else (0, max(reach.max() * 1.12, chance or 0))
     axis.set(xscale="log" if log else "linear", xlim=ends)
     return figure
@@ -56,7 +59,8 @@ def grouped(table: pd.DataFrame, *, row: str, columns: Sequence[str], highlight:
         for place, value in zip(places, values, strict=True):
             axis.annotate("-" if np.isnan(value) else f"{value:.0f}", (place, np.nan_to_num(value)), (0, 2),
                           textcoords="offset points", ha="center", fontsize=7.5)  # fmt: skip
-    axis.set(xticks=range(len(columns)), xticklabels=[name.replace("_", " ") for name in columns], ylabel=unit, title=title)
+    axis.set(xticks=range(len(columns)), xticklabels=[name.replace("_", " ") for name in columns], ylabel=unit)
+    figure.suptitle(title)
     axis.legend(fontsize=8, ncols=2, loc="upper left", bbox_to_anchor=(0, -0.1))
     return figure
 
@@ -70,20 +74,24 @@ def covered(table: pd.DataFrame, *, columns: Mapping[str, str], title: str = "")
         axis.set(xlim=(0, 1.02), title=f"{label}: {full.mean():.0%} complete")
         axis.tick_params(axis="y", labelsize=8)
         axis.invert_yaxis()
-    figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=12)
+    figure.suptitle(title)
     return figure
 
 
 def before_after(table: pd.DataFrame, *, order: Sequence[str], guess: dict[str, float], title: str = ""):
-    """Draw accuracy (low, high) of each `question`: bars per `method` in `order`; `guess` is marked."""
+    """Draw accuracy (low, high) of each `question`: bars per `method` in `order`; `guess` is marked.
+
+    Questions that nobody answered are left out; an interval need not hold its bar.
+    """
     figure, axis = style.subplots(figsize=(10, 3.8))
-    questions, width = list(table["question"].unique()), 0.8 / len(order)
+    answered = table[table["accuracy"].notna()]
+    questions, width = list(answered["question"].unique()), 0.8 / len(order)
     for number, name in enumerate(order):
-        part = table[table["method"] == name].set_index("question").loc[questions]
+        part = answered[answered["method"] == name].set_index("question").reindex(questions)
         places = np.arange(len(questions)) + (number - (len(order) - 1) / 2) * width
-        edges = np.abs(part[["low", "high"]].to_numpy().T - part["accuracy"].to_numpy())
-        axis.bar(places, part["accuracy"], width * 0.92, yerr=edges, color=METHOD_COLOURS.get(name, style.INK), label=name,
-                 error_kw={"lw": 1, "ecolor": style.INK})  # fmt: skip
+        axis.bar(places, part["accuracy"], width * 0.92, color=METHOD_COLOURS.get(name, style.INK), label=name)
+        middle, half = (part["low"] + part["high"]) / 2, (part["high"] - part["low"]) / 2
+        axis.errorbar(places, middle, yerr=half, fmt="none", elinewidth=1, ecolor=style.INK)
     for place, name in enumerate(questions):
         if name in guess:
             axis.plot([place - 0.42, place + 0.42], [guess[name]] * 2, color=style.INK, ls="--", lw=1)
@@ -91,5 +99,5 @@ def before_after(table: pd.DataFrame, *, order: Sequence[str], guess: dict[str, 
     axis.set_xticklabels([name.replace(", ", ",\n") for name in questions], fontsize=9)
     axis.legend(fontsize=9, ncols=len(order), loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
     axis.text(1, 1.03, "dashed: a guess", transform=axis.transAxes, fontsize=8, ha="right", color=style.QUIET)
-    figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=12)
+    figure.suptitle(title)
     return figure

@@ -5,6 +5,7 @@ told apart by colour-blind readers: blue normal, vermilion anomalous, amber the 
 """
 
 from pathlib import Path
+from textwrap import fill
 
 import matplotlib.pyplot as plt
 import seaborn as sns
@@ -50,8 +51,19 @@ def save(figure: Figure, path: Path) -> list[Path]:
     return written
 
 
+TITLE = {"x": 0.01, "ha": "left", "fontweight": "bold", "fontsize": 12}
+TITLE_LETTERS = 9.5  # per inch of a figure, at that size
+
+
 class TitledFigure(Figure):
-    """A figure whose text is its title, so that an executed notebook keeps it beside the picture (see `workspace.gallery`)."""
+    """A figure whose title is broken into lines that fit, and whose text is its title.
+
+    So an executed notebook keeps the title beside the picture (see `workspace.gallery`).
+    """
+
+    def suptitle(self, t: str, **options):
+        """Set the title in the house style, in lines as long as the figure is wide."""
+        return super().suptitle(fill(t, max(20, int(TITLE_LETTERS * self.get_figwidth()))), **TITLE | options)
 
     def __repr__(self) -> str:
         titles = [self.get_suptitle(), *(axis.get_title(loc) for axis in self.axes for loc in ("left", "center"))]

@@ -55,7 +55,7 @@ def scores(
     axis.set(xlim=(0, longest), xlabel="time (s)", ylabel=ylabel)
     if len(scores) > 1:
         axis.legend(loc="upper left", ncols=len(scores), fontsize=9)
-    figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=12)
+    figure.suptitle(title)
     return figure
 
 
@@ -99,7 +99,7 @@ def sampled_frames(
     axes[0].vlines(first * seconds_per_row, 0, scores[first], color=ANOMALOUS, lw=0.8, alpha=0.6)
     axes[-1].set(ylim=(-len(picks) + 0.4, 0.6), xlim=(0, len(scores) * seconds_per_row), xlabel="time (s)")
     axes[-1].set(yticks=-np.arange(len(picks)), yticklabels=list(picks))
-    figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=12)
+    figure.suptitle(title)
     return figure
 
 
@@ -121,7 +121,7 @@ def key_clips(trace: pd.DataFrame, *, title: str = "") -> Figure:
         axis.title.set_fontsize(10)
     axes.flat[0].set(ylabel="distance / bar", yticks=[0, 1, 2, 4, 6, 8, 10], ylim=(-1.6, 10.2))
     axes.flat[-1].legend(fontsize=8, loc="upper right", title="dots: kept", title_fontsize=8)
-    figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=12)
+    figure.suptitle(title)
     return figure
 
 
