@@ -33,7 +33,9 @@ def synthetic_scenes() -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield degraded frames and masks of a fixed camera, 64 frames each, with one event and few people."""
     for number, seed in enumerate(SEEDS):
         event = tuple(scenarios.EVENTS)[number % len(scenarios.EVENTS)]
-        scenario = synthetic_dataset.scenario_for(seed, event=event, duration_s=8.0, fps=8.0, num_people=3, num_vehicles=1)
+        scenario = synthetic_dataset.scenario_for(
+            seed, event=event, duration_s=8.0, fps=8.0, num_people=3, num_vehicles=1, difficulty="hard"
+        )
         rendered = synthetic_dataset.render(scenario)
         yield token_selection.degrade_frames(rendered.frames, np.random.default_rng(seed)), rendered.masks
 

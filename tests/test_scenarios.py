@@ -56,7 +56,7 @@ def test_a_seed_is_a_data_set():
 
 def test_hard_negatives_are_normal_and_have_no_event():
     for anomaly, everyday in scenarios.HARD_NEGATIVES.items():
-        scenario = synthetic_dataset.scenario_for(5, event=everyday, scene="street", **SMALL)
+        scenario = synthetic_dataset.scenario_for(5, event=everyday, scene="street", difficulty="hard", **SMALL)
         assert scenario.label == 0 and scenarios.LABELS[anomaly] == 1
         assert synthetic_dataset.render(scenario).events == ()
 
@@ -65,7 +65,7 @@ def test_hard_negatives_are_normal_and_have_no_event():
     ("wrong", "message"),
     [
         (dict(scene="shop", weather="rain"), "^a shop has a roof: weather rain and scene shop contradict$"),
-        (dict(scene="plaza", event="stop_close"), "^a stop close needs a street or car_park, got plaza$"),
+        (dict(scene="plaza", event="stop_close"), "^a stop close needs a street or car_park or car_park_barrier, got plaza$"),
         (dict(scene="shop", distractor="swaying_tree"), "^no tree sways indoors"),
         (dict(mood="sad"), "^mood='sad' is unknown; there is of the factors event, scene"),
         (dict(weather="hail"), "^weather='hail' is unknown; there is clear, rain, snow, fog$"),
@@ -97,14 +97,14 @@ def test_a_prompt_tells_every_factor():
 @pytest.mark.parametrize("factor", ["rain", "snow", "fog", "insects", "lamp_flicker", "swaying_tree", "old_lens"])
 def test_weather_changes_the_picture_and_not_the_truth(factor):
     name = next(n for n in ("weather", "distractor", "camera") if factor in scenarios.FACTORS[n])
-    base = synthetic_dataset.scenario_for(3, event="walk", scene="plaza", **SMALL)
+    base = synthetic_dataset.scenario_for(3, event="walk", scene="plaza", difficulty="hard", **SMALL)
     plain, changed = (synthetic_dataset.render(replace(base, **changes)) for changes in ({}, {name: factor}))
     assert np.array_equal(plain.masks, changed.masks)
     assert np.abs(plain.frames.astype(int) - changed.frames).mean() > 0.2
 
 
 def test_a_mast_moves_picture_and_masks_together():
-    base = synthetic_dataset.scenario_for(3, event="walk", scene="plaza", **SMALL)
+    base = synthetic_dataset.scenario_for(3, event="walk", scene="plaza", difficulty="hard", **SMALL)
     swaying = synthetic_dataset.render(replace(base, camera="mast"))
     still = synthetic_dataset.render(base)
     moved = [n for n in range(len(still.masks)) if not np.array_equal(still.masks[n], swaying.masks[n])]
@@ -126,7 +126,16 @@ def test_masks_boxes_and_tracks_are_where_the_picture_differs_from_the_empty_sce
     monkeypatch.setattr(camera, "LIGHTS", plain)
     monkeypatch.setattr(camera._Clock, "stamp", lambda self, image, t: image)
     scenario = synthetic_dataset.scenario_for(
-        11, event=event, scene="street", lighting="overcast", duration_s=3.0, fps=4.0, height=240, width=320, num_people=3
+        11,
+        event=event,
+        scene="street",
+        lighting="overcast",
+        duration_s=3.0,
+        fps=4.0,
+        height=240,
+        width=320,
+        num_people=3,
+        difficulty="hard",
     )
     place = camera.build(scenario)
     cast = motion.direct(scenario, place.layout)
@@ -271,4 +280,6 @@ def test_a_mot_file_that_does_not_fit_is_refused_in_one_line(text, message):
 
 
 def test_every_event_has_a_script():
-    assert set(motion.EVENT_SCRIPTS) == set(scenarios.LABELS) and set(scenes.SCENES) == set(scenarios.SCENE_TEXTS)
+    assert set(motion.EVENT_SCRIPTS) == set(scenarios.LABELS) and set(scenes.SCENES + scenes.NEAR_SCENES) == set(
+        scenarios.SCENE_TEXTS
+    )

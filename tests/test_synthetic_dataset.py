@@ -12,7 +12,7 @@ from vau_lib.synthetic import dataset as synthetic_dataset
 from vau_lib.synthetic import people, scenarios, scenes
 from vau_lib.workspace import artifacts
 
-TINY = dict(height=72, width=96, fps=8.0)
+TINY = dict(height=72, width=96, fps=8.0, difficulty="hard")
 
 
 def tiny(seed=3, event="fight", duration_s=3.0, **changes):
@@ -168,3 +168,65 @@ def test_a_single_video_brings_its_spans(tmp_path):
     (tmp_path / "bad.npz").write_bytes(b"nothing")
     with pytest.raises(artifacts.StoreError, match="bad.npz"):
         synthetic_dataset.read_truth(tmp_path / "bad.npz")
+
+
+# Near worlds
+
+
+NEAR = dict(height=120, width=160, fps=4.0, duration_s=6.0)
+NEAR_STAGED = [
+    (s, e) for s in scenes.NEAR_SCENES for e in scenarios.ANOMALOUS_EVENTS if e != "crash" or s == "car_park_barrier"
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("scene", "event"), NEAR_STAGED)
+def test_an_event_near_the_camera_is_seen_and_of_the_stated_length(scene, event):
+    rendering = synthetic_dataset.render(synthetic_dataset.scenario_for(8, event=event, scene=scene, difficulty="medium", **NEAR))
+    (span,) = rendering.events
+    share = (span.end_s - span.start_s) / 6.0
+    assert 0.3 <= share <= 0.6 or event in ("intrusion", "left_package", "crash")  # these have no end
+    frames = slice(round(span.start_s * 4), round(span.end_s * 4))
+    players = {"fight": [0, 1], "crash": [0, 1], "left_package": [1]}.get(event, [0])
+    for player in players:
+        assert np.isfinite(rendering.boxes[frames, player, 0]).mean() > 0.7, f"{event} is hidden in the {scene}"
+
+
+def test_people_near_the_camera_are_a_quarter_to_a_half_of_the_picture():
+    """Of those who stand or walk in full view where something happens; a box that touches the border is of a part."""
+    tall = []
+    for number, scene in enumerate(scenes.NEAR_SCENES):
+        rendering = synthetic_dataset.render(synthetic_dataset.scenario_for(number, event="fight", scene=scene, **NEAR))
+        boxes = rendering.boxes[:, :2].reshape(-1, 4)
+        whole = boxes[(boxes[:, 0] > 0) & (boxes[:, 2] < 160) & (boxes[:, 3] < 120)]
+        tall += ((whole[:, 3] - whole[:, 1]) / 120).tolist()
+    assert np.quantile(tall, 0.1) > 0.24 and np.quantile(tall, 0.9) < 0.52
+
+
+def test_an_easy_world_has_three_anomalies_few_twins_and_no_traffic():
+    chosen = synthetic_dataset.sample_scenarios(120, seed=1)
+    assert {s.scene for s in chosen} == set(scenes.NEAR_SCENES)
+    assert {s.event for s in chosen if s.label} == {"fight", "fall", "vandalism"} and sum(s.label for s in chosen) == 60
+    assert sum(s.event in scenarios.HARD_NEGATIVES.values() for s in chosen) == 12  # one normal video in five
+    assert all(1 <= s.num_people <= 4 and not s.num_vehicles for s in chosen)
+    for anomalous, normal in zip(chosen[::2], chosen[1::2], strict=True):
+        assert replace(anomalous, event=normal.event, seed=normal.seed) == normal
+
+
+def test_medium_worlds_hold_every_anomaly_where_it_can_be():
+    chosen = synthetic_dataset.sample_scenarios(96, seed=1, difficulty="medium")
+    assert {s.event for s in chosen if s.label} == set(scenarios.ANOMALOUS_EVENTS)
+    assert {s.scene for s in chosen if s.event in ("crash", "stop_close")} == {"car_park_barrier"}
+    assert sum(s.event in scenarios.HARD_NEGATIVES.values() for s in chosen) == 24
+    with pytest.raises(ValueError, match="^difficulty must be one of easy, medium, hard, got 'harder'$"):
+        synthetic_dataset.sample_scenarios(4, seed=1, difficulty="harder")
+
+
+@pytest.mark.parametrize(
+    ("video_id", "event", "twin"),
+    [("0_0001_car_park_barrier_left_package", "left_package", False), ("3_0000_lobby_tie_shoe", "tie_shoe", True),
+     ("1_0299_walk", "walk", False)],
+)  # fmt: skip
+def test_an_id_tells_its_event(video_id, event, twin):
+    assert scenarios.event_of(video_id) == event and scenarios.is_twin(video_id) == twin
+    with pytest.raises(ValueError, match="is no id of a drawn video"):
+        scenarios.event_of("Robbery102_x264")

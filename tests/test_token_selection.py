@@ -237,7 +237,7 @@ def test_a_fixed_camera_s_foreground_survives_at_a_fifth():
     """Synthetic scenes of two people; noise of 6 levels, flicker of 4 %, a swaying corner. No choice was made on these seeds."""
     kept, evs, size = 0, 0, 0
     for seed, event in ((920, "run"), (921, "vandalism"), (922, "left_package")):
-        few = dict(num_people=2, num_vehicles=0)
+        few = dict(num_people=2, num_vehicles=0, difficulty="hard")
         rendered = synthetic_dataset.render(synthetic_dataset.scenario_for(seed, event=event, duration_s=8.0, fps=8.0, **few))
         tokens = token_selection.pixel_tokens(token_selection.degrade_frames(rendered.frames, np.random.default_rng(seed)))
         truth = token_selection.mask_coverage(rendered.masks) >= 0.1

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
 from vau_lib.synthetic import motion, objects, people, scenes
+from vau_lib.synthetic.near_places import PLACES
 
 EXPOSURE = [round(255 * (level / 255) ** 0.78) for level in range(256)] * 3  # a camera opens up for a dark place
 
@@ -55,7 +56,7 @@ HOURS = {"day": 11, "overcast": 9, "dusk": 17, "night": 22}  # on the recorder's
 def build(scenario) -> StaticScene:
     """Choose the camera of a `scenarios.Scenario` and paint all that stands still."""
     rng = np.random.default_rng([scenario.world_seed, 4])
-    layout, light, indoors = scenes.PLACES[scenario.scene](rng), LIGHTS[scenario.lighting], scenario.scene == "shop"
+    layout, light, indoors = PLACES[scenario.scene](rng), LIGHTS[scenario.lighting], scenario.scene in scenes.ROOFED
     if indoors and scenario.lighting != "night":
         light = replace(light, sun=(0.08, 0.12), gain=tuple(0.5 + 0.45 * part for part in light.gain))
     width, height = (scenes.SUPERSAMPLING * side + 2 * scenes.MARGIN for side in (scenario.width, scenario.height))
@@ -182,6 +183,8 @@ def _expose(place: StaticScene, cast, t: float, *, lit: bool):
     if cast.blows:
         sketch = scenes.Sketch(place.camera)
         objects.cracks(sketch, at=place.layout.machine, blows=sum(blow < t for blow in cast.blows))
+        if cast.sparks:
+            objects.splinters(sketch, at=place.layout.machine, ages=[t - blow for blow in cast.blows if 0 <= t - blow < 0.5])
         parts.append((place.layout.machine[1] - 0.01, sketch.strokes))
     colours = Image.composite(place.shaded, place.lit, _shadow(place.camera, place.light, shadows))
     ids, waiting = Image.new("L", colours.size), []

@@ -3,8 +3,9 @@
 - a scenario is a handful of numbers; it gives the same frames, boxes, masks and spans whenever it is rendered
 - walking, loitering and running are normal and fill normal and anomalous videos alike, as traffic does; falling, fighting,
   intrusion, a left package, vandalism and a crash are anomalies
+- easy and medium worlds are seen from near and are made to be learned; hard ones are seen from far
 - videos come in pairs from one world: same place, light, length and numbers, one with an anomaly and one without, so brightness,
-  length, file size and the sum of motion say nothing; a world is one source and never leaves its split
+  length, file size and place say nothing, and motion says less than the events; a world is one source and never leaves its split
 """
 
 import json
@@ -20,11 +21,12 @@ from scipy.ndimage import find_objects
 from vau_lib.data import records, video
 from vau_lib.data.records import Span, VideoRecord
 from vau_lib.synthetic import camera, effects, motion, scenes
-from vau_lib.synthetic.scenarios import ANOMALOUS_EVENTS, EVENTS, NORMAL_EVENTS, Scenario, shuffled_rounds
+from vau_lib.synthetic.near_places import PLACES
+from vau_lib.synthetic.scenarios import DIFFICULTIES, EVENTS, HARD_NEGATIVES, NORMAL_EVENTS, ROADS, Scenario, shuffled_rounds
 from vau_lib.workspace import artifacts, parallel
 
-EDITION = 2  # of the renderer; a video of another edition is rendered again
-SPLITS = {"train": 0.6, "val": 0.2, "test": 0.2}  # fractions of the worlds
+EDITION = 3  # of the renderer; a video of another edition is rendered again
+SPLITS = {"train": 0.4, "val": 0.1, "test": 0.5}  # fractions of the worlds; few test videos show nothing
 Item = tuple[str, Scenario, str]  # id, what to render, split
 
 
@@ -54,34 +56,54 @@ class Rendering(Truth):
 
 
 def scenario_for(
-    seed: int, *, event: str | None = None, world_seed: int | None = None, duration_s: float = 8.0, **fixed
-) -> Scenario:
-    """Return a scenario; what is not `fixed` (`scene`, `lighting`, `num_people`, ...) follows from `seed`; 320 x 240, 15 fps."""
+    seed: int, *, event: str | None = None, world_seed: int | None = None, duration_s: float = 8.0, difficulty: str = "easy",
+    **fixed,
+) -> Scenario:  # fmt: skip
+    """Return a scenario; what is not `fixed` (`scene`, `lighting`, `num_people`, ...) follows from `seed`; 320 x 240, 15 fps.
+
+    ValueError for an unknown difficulty.
+    """
+    kind = _difficulty(difficulty)
     rng = np.random.default_rng([seed if world_seed is None else world_seed, 1])
-    event = event or str(np.random.default_rng([seed, 2]).choice(tuple(EVENTS)))
-    scene = fixed.pop("scene", None) or str(rng.choice(scenes.SCENES[:2] if event == "crash" else scenes.SCENES))
+    usual = tuple(EVENTS) if difficulty == "hard" else NORMAL_EVENTS + kind.events
+    event = event or str(np.random.default_rng([seed, 2]).choice(usual))
+    roads = [scene for scene in kind.scenes if scene in ROADS]
+    scene = fixed.pop("scene", None) or str(rng.choice(roads if event in ("crash", "stop_close") else kind.scenes))
     chosen = dict(
         scene=scene, event=event, seed=seed, world_seed=seed if world_seed is None else world_seed,
         duration_s=float(duration_s),
         fps=15.0, height=240, width=320, lighting=str(rng.choice(scenes.LIGHTINGS, p=(0.35, 0.25, 0.15, 0.25))),
-        num_people=int(rng.integers(4, 8)), num_vehicles=0 if scene == "shop" else int(rng.integers(2, 5)),
+        num_people=int(rng.integers(*kind.people)), num_vehicles=0 if scene in scenes.ROOFED else int(rng.integers(*kind.vehicles)),
     )  # fmt: skip
     return Scenario(**chosen | fixed)
 
 
-def sample_scenarios(num_videos: int, *, seed: int, duration_s: float = 8.0, **fixed) -> list[Scenario]:
-    """Return pairs: an anomalous and a normal scenario per world, every event in turn, lengths +-25 % by world."""
+def _difficulty(name: str):
+    if name not in DIFFICULTIES:
+        raise ValueError(f"difficulty must be one of {', '.join(DIFFICULTIES)}, got {name!r}")
+    return DIFFICULTIES[name]
+
+
+def sample_scenarios(num_videos: int, *, seed: int, duration_s: float = 8.0, difficulty: str = "easy", **fixed) -> list[Scenario]:
+    """Return pairs: an anomalous and a normal scenario per world, every event in turn, lengths +-25 % by world.
+
+    By difficulty some of the normal ones show the everyday twin of their anomaly.
+    """
     if num_videos < 2:
         raise ValueError(f"both classes need a video, got num_videos={num_videos}")
-    rng, chosen = np.random.default_rng([seed, 0]), []
-    anomalous_events = shuffled_rounds(ANOMALOUS_EVENTS, num_videos, rng)
-    normal_events = shuffled_rounds(NORMAL_EVENTS, num_videos, rng)
+    kind, rng, chosen = _difficulty(difficulty), np.random.default_rng([seed, 0]), []
+    anomalous_events = shuffled_rounds(kind.events, num_videos, rng)
+    usual_events = NORMAL_EVENTS if difficulty == "hard" else ("walk", "loiter", "walk", "loiter", "run")  # few run
+    normal_events = shuffled_rounds(usual_events, num_videos, rng)
     for pair in range(-(-num_videos // 2)):
         world_seed, length = int(rng.integers(2**31)), duration_s * rng.uniform(0.75, 1.25)
         first, second = (int(s) for s in rng.integers(2**31, size=2))
         length = max(2.0, round(length, 1))
-        anomalous = scenario_for(first, event=anomalous_events[pair], world_seed=world_seed, duration_s=length, **fixed)
-        chosen += [anomalous, replace(anomalous, event=normal_events[pair], seed=second)]
+        event, usual = anomalous_events[pair], normal_events[pair]
+        if int(pair * kind.twins) < int((pair + 1) * kind.twins):
+            usual = HARD_NEGATIVES[event]
+        anomalous = scenario_for(first, event=event, world_seed=world_seed, duration_s=length, difficulty=difficulty, **fixed)
+        chosen += [anomalous, replace(anomalous, event=usual, seed=second)]
     return chosen[:num_videos]
 
 
@@ -112,7 +134,7 @@ def render(scenario: Scenario, path: str | Path | None = None) -> Truth:
 
 
 def _cast(scenario):
-    return motion.direct(scenario, scenes.PLACES[scenario.scene](np.random.default_rng([scenario.world_seed, 4])))
+    return motion.direct(scenario, PLACES[scenario.scene](np.random.default_rng([scenario.world_seed, 4])))
 
 
 def _frames_and_masks(scenario, cast):
@@ -172,8 +194,9 @@ def read_truth(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def make_dataset(
-    root: str | Path, *, num_videos: int, seed: int, height: int = 240, width: int = 320, fps: float = 15.0,
-    duration_s: float = 8.0, splits: Mapping[str, float] = SPLITS, engine: str = "serial", workers: int = 2,
+    root: str | Path, *, num_videos: int, seed: int, height: int = 240, width: int = 320, fps: float = 10.0,
+    duration_s: float = 8.0, difficulty: str = "easy", splits: Mapping[str, float] = SPLITS, engine: str = "serial",
+    workers: int = 2,
 ) -> list[VideoRecord]:  # fmt: skip
     """Write videos/, truth/, records.jsonl and made_by.json under `root`; return the records, as `records` reads them.
 
@@ -185,10 +208,14 @@ def make_dataset(
         seed: of every random choice.
         height, width, fps: of the videos.
         duration_s: mean length; each world's is 0.75 to 1.25 times it.
+        difficulty: "easy" (near cameras, three kinds of anomaly), "medium" (six kinds, more twins) or "hard" (seen from far).
         splits: {name: fraction of the worlds}; every split gets whole worlds, so both classes.
         engine, workers: see `workspace.parallel.map_videos`.
     """
-    root, settings = Path(root), dict(seed=seed, duration_s=duration_s, height=height, width=width, fps=fps)
+    root, settings = (
+        Path(root),
+        dict(seed=seed, duration_s=duration_s, height=height, width=width, fps=fps, difficulty=difficulty),
+    )
     names = _split_names(num_videos // 2, splits)
     items = [
         (f"{seed}_{number:04d}_{scenario.scene}_{scenario.event}", scenario, names[min(number // 2, len(names) - 1)])

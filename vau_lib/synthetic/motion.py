@@ -73,13 +73,14 @@ class Cast:
     span: tuple[float, float] | None = None
     focus: np.ndarray | None = None  # (x, z) that bystanders leave free
     blows: list[float] = field(default_factory=list)
+    sparks: bool = False  # splinters fly at every blow
     burst: tuple[float, float, float] | None = None  # seconds, x, z
 
 
 def direct(scenario, layout: scenes.Layout) -> Cast:
     """Return the cast of a `scenarios.Scenario`: the event's own actors, then bystanders and traffic as in any video."""
     rng, cast = np.random.default_rng([scenario.seed, 3]), Cast()
-    begin = scenario.duration_s * rng.uniform(0.25, 0.5)
+    begin = scenario.duration_s * (rng.uniform(0.2, 0.35) if layout.near else rng.uniform(0.25, 0.5))
     EVENT_SCRIPTS[scenario.event](cast, scenario, layout, rng, begin)
     num_people = sum(member.kind == "person" for member in cast.members)
     vehicles = sum(member.kind in objects.BODIES for member in cast.members)
@@ -134,7 +135,7 @@ def _direction(angle) -> np.ndarray:
 
 
 def _bystander(layout, rng, until, focus) -> Actor:
-    kind = rng.choice(["stroll", "jog", "linger"], p=(0.62, 0.18, 0.2))
+    kind = rng.choice(["stroll", "jog", "linger"], p=(0.5, 0.08, 0.42) if layout.near else (0.62, 0.18, 0.2))
     if kind == "linger":
         return _person(rng, _linger(layout, rng, until, focus))
     speed = rng.uniform(2.7, 3.5) if kind == "jog" else rng.uniform(0.9, 1.7)
@@ -198,7 +199,32 @@ def _leave(layout, rng, script, t, place, speed) -> None:
     script += [Key(t, *place), Key(t + float(np.hypot(*(goal - place))) / speed, *goal)]
 
 
+def _lasts(scenario, layout, rng) -> float:
+    """Return how many seconds something goes on: a third to a half of the video, near the camera a little longer."""
+    return scenario.duration_s * (rng.uniform(0.35, 0.55) if layout.near else rng.uniform(0.3, 0.45))
+
+
+def _fall_near(cast, scenario, layout, rng, begin):
+    """Fall, lie and struggle until somebody has run up and helped; the two get up together."""
+    place, until = _choose_place(cast, layout, rng), begin + _lasts(scenario, layout, rng)
+    script = [*_approach(layout, rng, place, begin, speed=rng.uniform(1.0, 1.8)), Key(begin, *place, "fall")]
+    script += [Key(min(begin + 1.1, until - 0.4), *place, "struggle"), Key(until - 0.3, *place, "rise")]
+    _leave(layout, rng, script, until + 0.8, place, 1.0)
+    cast.members.append(_person(rng, script, carries=""))
+    if scenario.num_people > 1:
+        beside = place + rng.choice([-1, 1]) * np.array([0.75, 0.0]) + [0, rng.uniform(-0.3, 0.3)]
+        arrives = begin + rng.uniform(0.8, 1.2)
+        helper = [*_approach(layout, rng, beside, arrives, speed=2.9), Key(arrives, *beside, "wave")]
+        face = float(np.arctan2(*(place - beside)[::-1]))
+        helper += [Key(arrives + 0.7, *beside, "help", face)] if arrives + 1.2 < until else []
+        _leave(layout, rng, helper, until + 0.8, beside, 1.1)
+        cast.members.append(_person(rng, helper, carries=""))
+    cast.span = (begin, min(until, scenario.duration_s))
+
+
 def _fall(cast, scenario, layout, rng, begin):
+    if layout.near:
+        return _fall_near(cast, scenario, layout, rng, begin)
     place, until = _choose_place(cast, layout, rng), scenario.duration_s
     script = [*_approach(layout, rng, place, begin, speed=rng.uniform(1.0, 2.8)), Key(begin, *place, "fall")]
     up = begin + rng.uniform(0.3, 0.45) * until
@@ -213,13 +239,14 @@ def _fall(cast, scenario, layout, rng, begin):
 
 
 def _fight(cast, scenario, layout, rng, begin):
-    middle, until = _choose_place(cast, layout, rng), begin + scenario.duration_s * rng.uniform(0.3, 0.45)
+    middle, until = _choose_place(cast, layout, rng), begin + _lasts(scenario, layout, rng)
     angle = rng.uniform(-0.5, 0.5)
     scripts = [_approach(layout, rng, middle - s * 0.42 * _direction(angle), begin) for s in (1, -1)]
-    for t in np.arange(begin, until - 0.3, 0.6):
-        angle, middle = angle + rng.uniform(-0.4, 0.4), middle + rng.uniform(-0.22, 0.22, 2)
+    beat, step, names = (0.45, 0.3, ("brawl", "stagger")) if layout.near else (0.6, 0.22, ("punch", "reel"))
+    for t in np.arange(begin, until - 0.3, beat):
+        angle, middle = angle + rng.uniform(-0.4, 0.4), middle + rng.uniform(-step, step, 2)
         first_hits = rng.random() < 0.6
-        acts = ("punch", "reel") if first_hits else ("reel", "punch")
+        acts = names if first_hits else names[::-1]
         for script, sign, act in zip(scripts, (1, -1), acts, strict=True):
             face = angle if sign > 0 else angle + np.pi
             script.append(Key(float(t), *(middle - sign * 0.42 * _direction(angle)), act, face))
@@ -254,14 +281,17 @@ def _left_package(cast, scenario, layout, rng, begin):
 
 
 def _vandalism(cast, scenario, layout, rng, begin):
-    until = begin + scenario.duration_s * rng.uniform(0.3, 0.45)
+    until = begin + _lasts(scenario, layout, rng)
     place = np.array(layout.machine) + [rng.uniform(-0.25, 0.25), -0.75]
     cast.focus = place
-    script = [*_approach(layout, rng, place, begin), Key(begin, *place, "strike", np.pi / 2 + rng.uniform(-0.3, 0.3))]
+    act, face = "smash" if layout.near else "strike", np.pi / 2 + rng.uniform(-0.3, 0.3)
+    script = [*_approach(layout, rng, place, begin), Key(begin, *place, act, face)]
     _leave(layout, rng, script, until, place, rng.uniform(1.5, 3.2))
     cast.members.append(_person(rng, script, carries="bat"))
     cast.span = (begin, min(until, scenario.duration_s))
-    cast.blows = [float(t) for t in np.arange(begin + 0.62, until, 1 / 1.15)]  # where a swing of `strike` lands
+    pace = people.SMASHES if layout.near else people.STRIKES
+    cast.blows = [float(t) for t in np.arange(begin + 0.62 * people.STRIKES / pace, until, 1 / pace)]  # where a swing lands
+    cast.sparks = layout.near
 
 
 def _crash(cast, scenario, layout, rng, begin):
@@ -300,7 +330,7 @@ def _tie_shoe(cast, scenario, layout, rng, begin):
 
 def _greet(cast, scenario, layout, rng, begin):
     """Meet, wave and talk at arm's length, part in peace: no fight."""
-    middle, until = _choose_place(cast, layout, rng), begin + scenario.duration_s * rng.uniform(0.3, 0.45)
+    middle, until = _choose_place(cast, layout, rng), begin + _lasts(scenario, layout, rng)
     angle = rng.uniform(-0.5, 0.5)
     for sign, act in ((1, "wave"), (-1, "talk")):
         place, face = middle - sign * 0.5 * _direction(angle), angle if sign > 0 else angle + np.pi
@@ -313,7 +343,7 @@ def _greet(cast, scenario, layout, rng, begin):
 def _wait_at_gate(cast, scenario, layout, rng, begin):
     """Stand at the gate, telephone, go away again: no intrusion."""
     gate = np.array(layout.gate) + [rng.uniform(-0.5, 0.5), -0.55]
-    until = begin + scenario.duration_s * rng.uniform(0.3, 0.45)
+    until = begin + _lasts(scenario, layout, rng)
     script = [*_approach(layout, rng, gate, begin), Key(begin, *gate, "stand", np.pi / 2)]
     script.append(Key(begin + 1.2, *gate, "phone", np.pi / 2))
     _leave(layout, rng, script, until, gate, rng.uniform(1.2, 1.6))
@@ -323,7 +353,7 @@ def _wait_at_gate(cast, scenario, layout, rng, begin):
 def _rest_bag(cast, scenario, layout, rng, begin):
     """Put a bag down, wait beside it, take it along: nothing is left."""
     place, carried = _choose_place(cast, layout, rng), str(rng.choice(["bag", "case"]))
-    until = begin + scenario.duration_s * rng.uniform(0.3, 0.45)
+    until = begin + _lasts(scenario, layout, rng)
     script = [*_approach(layout, rng, place, begin), Key(begin, *place, "crouch"), Key(begin + 1.3, *place, "stand")]
     script.append(Key(until - 0.9, *place, "crouch"))
     _leave(layout, rng, script, until, place, rng.uniform(1.1, 1.6))
@@ -336,7 +366,7 @@ def _rest_bag(cast, scenario, layout, rng, begin):
 
 def _use_machine(cast, scenario, layout, rng, begin):
     """Stand before the machine, take something out below: no vandalism."""
-    until = begin + scenario.duration_s * rng.uniform(0.3, 0.45)
+    until = begin + _lasts(scenario, layout, rng)
     place = np.array(layout.machine) + [rng.uniform(-0.25, 0.25), -0.75]
     cast.focus = place
     script = [*_approach(layout, rng, place, begin), Key(begin, *place, "phone", np.pi / 2)]
@@ -347,7 +377,7 @@ def _use_machine(cast, scenario, layout, rng, begin):
 
 def _stop_close(cast, scenario, layout, rng, begin):
     """Two cars stop beside each other, stand, drive on: no crash."""
-    until = begin + scenario.duration_s * rng.uniform(0.3, 0.45)
+    until = begin + _lasts(scenario, layout, rng)
     meet = rng.uniform(-1.5, 1.5)
     for start, end in np.array(layout.lanes)[:2]:
         ahead = (end - start) / np.hypot(*(end - start))

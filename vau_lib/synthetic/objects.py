@@ -117,7 +117,7 @@ def bag(sketch: Sketch, low: np.ndarray, along: np.ndarray, long_m: float, *, ta
 
 
 def prop(sketch: Sketch, kind: str, x: float, z: float, number: float) -> None:
-    """Paint street furniture at (x, z): its `number` is a heading, for a fence the x where it ends."""
+    """Paint street furniture at (x, z): its `number` is a heading, for a fence and a barrier the x where it ends."""
     table = np.random.default_rng(int(abs(x * 100 + z * 7)))  # the same tree every time
     if kind == "car":
         vehicle(sketch, "van" if table.random() < 0.2 else "car", PAINTS[table.integers(len(PAINTS))], (x, z), number)
@@ -142,6 +142,17 @@ def prop(sketch: Sketch, kind: str, x: float, z: float, number: float) -> None:
         for up, deep in ((0.45, 0.0), (0.45, -0.25), (0.8, 0.15)):
             plank = np.array([x, up, z + deep])
             sketch.limbs([plank - along, plank + along], (0.14, 0.14), (122, 88, 58))
+    elif kind == "plant":
+        sketch.limbs([(x, 0.05, z), (x, 0.5, z)], (0.36, 0.46), (132, 92, 70))
+        for _ in range(14):
+            turn, reach, up = table.uniform(0, 2 * np.pi), table.uniform(0.15, 0.4), table.uniform(0.5, 1.0)
+            tip = (x + reach * np.cos(turn), 0.5 + up, z + 0.5 * reach * np.sin(turn))
+            sketch.limbs([(x, 0.5, z), tip], (0.05, 0.1), shade((66, 104, 62), table.uniform(0.7, 1.2)))
+    elif kind == "barrier":
+        sketch.limbs([(x, 0, z), (x, 1.05, z)], (0.26, 0.26), (206, 160, 48))
+        parts = np.linspace(x, number, 9)
+        for part, (start, end) in enumerate(zip(parts[:-1], parts[1:], strict=True)):
+            sketch.limbs([(start, 0.95, z), (end, 0.95, z)], (0.11, 0.11), (206, 58, 46) if part % 2 else (232, 230, 222))
     elif kind == "bin":
         sketch.limbs([(x, 0.1, z), (x, 0.85, z)], (0.5, 0.56), (58, 74, 66))
 
@@ -157,6 +168,17 @@ def cracks(sketch: Sketch, *, at: tuple[float, float], blows: int) -> None:
         for x, z in table.normal(0, 0.4, (4, 2)):
             corner = np.array([at[0] + x, 0.02, at[1] - 0.3 - abs(z)])
             sketch.polygon([corner, corner + [0.12, 0, 0.02], corner + [0.05, 0, 0.1]], (206, 220, 226))
+
+
+def splinters(sketch: Sketch, *, at: tuple[float, float], ages: list[float]) -> None:
+    """Paint the splinters that fly off a machine whose front stands at (x, z), `ages` seconds after each blow."""
+    table = np.random.default_rng(9)
+    for age in ages:
+        for _ in range(12):
+            speed = table.normal(0, 1, 3) * [1.3, 1.0, 0.3] + [0, 1.2, -1.0]
+            place = np.array([at[0], 1.3, at[1] - 0.02]) + speed * age - [0, 4.9 * age * age, 0]
+            if place[1] > 0:
+                sketch.limbs([place, place + 0.04 * speed], (0.06, 0.03), (226, 234, 238))
 
 
 def smoke(camera: Camera, image: Image.Image, at: tuple[float, float], t: float) -> Image.Image:

@@ -17,6 +17,7 @@ SKINS = [(232, 196, 168), (206, 160, 128), (160, 114, 84), (112, 78, 58), (224, 
 HAIRS = [(44, 36, 32), (78, 56, 40), (132, 98, 62), (28, 28, 30), (150, 146, 142)]
 TOPS = [(172, 54, 48), (46, 74, 122), (58, 60, 66), (210, 206, 196), (72, 106, 78), (196, 154, 70), (104, 74, 116),
         (96, 132, 158), (34, 36, 42), (150, 92, 58), (122, 124, 128), (200, 120, 130)]  # fmt: skip
+STRIKES, SMASHES = 1.15, 1.9  # swings a second, of one who breaks something; near the camera
 BOTTOMS = [(48, 58, 82), (38, 38, 42), (92, 84, 74), (132, 120, 98), (70, 74, 80), (58, 44, 40)]
 
 
@@ -117,6 +118,26 @@ def _fall(t, phase):
     )  # fmt: skip
 
 
+def _struggle(t, phase):
+    """Lie on the ground, move legs and arms, try to get up."""
+    kick, reach = np.sin(5.2 * t + phase), np.sin(4.1 * t + 2 * phase)
+    return replace(
+        _fall(2.0, phase), hips=(0.35 + 0.45 * kick, 0.35 - 0.45 * kick), knees=(0.7 + 0.5 * kick, 0.7 - 0.5 * kick),
+        shoulders=(1.5 + 0.8 * reach, 1.1 - 0.8 * reach), lean=0.25 + 0.25 * np.sin(2.3 * t + phase),
+    )  # fmt: skip
+
+
+def _help(t, phase):
+    """Bend down to somebody and pull, look up and wave for others."""
+    calls = _smooth(4 * np.sin(1.6 * t + phase) - 1)
+    down = 1 - 0.75 * calls
+    pull = 0.35 * np.sin(6.5 * t)
+    return Pose(
+        0.75 * down, (1.1 * down, 0.9 * down), (1.5 * down, 1.6 * down), (0.7 * down + 2.7 * calls, 0.8 + pull),
+        (0.3 + 0.5 * calls * np.sin(9 * t), 0.4 + pull), (0.1, 0.25), nod=0.3 * down,
+    )  # fmt: skip
+
+
 def _punch(t, phase):
     """Guard, and hit in turn: left, right, a kick."""
     beat = (1.9 * t + phase / 6) % 3
@@ -143,7 +164,7 @@ def _reel(t, phase):
 
 def _strike(t, phase):
     """Swing down from over the head, again and again, both hands."""
-    beat = (1.15 * t) % 1
+    beat = (STRIKES * t) % 1
     up = _smooth(beat / 0.55) if beat < 0.55 else 1 - _smooth((beat - 0.55) / 0.16)
     arms = 0.75 + 2.0 * up
     return Pose(0.4 - 0.5 * up, (0.35, -0.35), (0.35 - 0.1 * up, 0.2), (arms, arms), (0.25 + 0.5 * up,) * 2, (-0.1, -0.1))
@@ -167,7 +188,9 @@ def _ride(t, phase):
 
 POSES: dict[str, Callable[[float, float], Pose]] = {
     "stand": _stand, "phone": _phone, "talk": _talk, "wave": _wave, "crouch": _crouch, "fall": _fall, "punch": _punch,
-    "reel": _reel, "strike": _strike, "climb": _climb, "ride": _ride,
+    "reel": _reel, "strike": _strike, "climb": _climb, "ride": _ride, "struggle": _struggle, "help": _help,
+    "brawl": lambda t, phase: _punch(1.45 * t, phase), "stagger": lambda t, phase: _reel(1.45 * t, phase),
+    "smash": lambda t, phase: _strike(SMASHES / STRIKES * t, phase),
     "rise": lambda t, phase: _fall(max(0.0, 1.1 - 0.55 * t), phase),
 }  # fmt: skip
 

@@ -34,7 +34,41 @@ FACTORS: dict[str, tuple[str, ...]] = {
     "event": tuple(LABELS), "scene": scenes.SCENES, "lighting": scenes.LIGHTINGS, "weather": WEATHERS,
     "camera": CAMERAS, "crowd": tuple(CROWDS), "distractor": DISTRACTORS,
 }  # fmt: skip
-ROADS = ("street", "car_park")  # scenes where two cars can meet
+ROADS = ("street", "car_park", "car_park_barrier")  # scenes where two cars can meet
+
+
+@dataclass(frozen=True)
+class Difficulty:
+    """What a world of one difficulty draws from: places, anomalies, people and vehicles (from, up to but not), everyday twins.
+
+    `twins` is the fraction of the normal videos that show the everyday twin of their anomaly; the others walk, loiter or run.
+    """
+
+    scenes: tuple[str, ...]
+    events: tuple[str, ...]
+    people: tuple[int, int]
+    vehicles: tuple[int, int]
+    twins: float
+
+
+DIFFICULTIES = {
+    "easy": Difficulty(scenes.NEAR_SCENES, ("fight", "fall", "vandalism"), (2, 4), (0, 1), 0.2),
+    "medium": Difficulty(scenes.NEAR_SCENES, ANOMALOUS_EVENTS, (2, 5), (1, 3), 0.5),
+    "hard": Difficulty(scenes.SCENES, ANOMALOUS_EVENTS, (4, 8), (2, 5), 0.0),  # seen from far, much traffic
+}
+
+
+def event_of(video_id: str) -> str:
+    """Return the event that the id of a drawn video ends with, anomalous or not; ValueError for another id."""
+    found = [event for event in LABELS if video_id.endswith(f"_{event}")]
+    if not found:
+        raise ValueError(f"{video_id!r} is no id of a drawn video: it ends with none of {', '.join(LABELS)}")
+    return max(found, key=len)
+
+
+def is_twin(video_id: str) -> bool:
+    """Return whether a drawn video shows the everyday twin of an anomaly: a hard one."""
+    return event_of(video_id) in HARD_NEGATIVES.values()
 
 
 @dataclass(frozen=True)
@@ -57,9 +91,10 @@ class Scenario:
     distractor: str = "none"
 
     def __post_init__(self):
+        known = FACTORS | {"scene": scenes.SCENES + scenes.NEAR_SCENES}
         for name in ("scene", "event", "lighting", "weather", "camera", "distractor"):
-            if getattr(self, name) not in FACTORS[name]:
-                raise ValueError(f"{name} must be one of {', '.join(FACTORS[name])}, got {getattr(self, name)!r}")
+            if getattr(self, name) not in known[name]:
+                raise ValueError(f"{name} must be one of {', '.join(known[name])}, got {getattr(self, name)!r}")
         if self.height % 2 or self.width % 2 or min(self.height, self.width) < 32:
             raise ValueError(f"height and width must be even and at least 32, got {self.height} x {self.width}")
         if self.duration_s < 2 or self.fps <= 0:
@@ -92,10 +127,10 @@ def contradiction(factors: dict) -> str:
     scene, event, weather = (factors.get(name) for name in ("scene", "event", "weather"))
     if event in ("crash", "stop_close") and scene not in (None, *ROADS):
         return f"a {event.replace('_', ' ')} needs a {' or '.join(ROADS)}, got {scene}"
-    if scene == "shop" and weather not in (None, "clear"):
-        return f"a shop has a roof: weather {weather} and scene shop contradict"
-    if scene == "shop" and factors.get("distractor") == "swaying_tree":
-        return "no tree sways indoors: distractor swaying_tree and scene shop contradict"
+    if scene in scenes.ROOFED and weather not in (None, "clear"):
+        return f"a {scene} has a roof: weather {weather} and scene {scene} contradict"
+    if scene in scenes.ROOFED and factors.get("distractor") == "swaying_tree":
+        return f"no tree sways indoors: distractor swaying_tree and scene {scene} contradict"
     return ""
 
 
@@ -206,7 +241,12 @@ EVENT_TEXTS = {
     "use_machine": "A person uses the machine, bends down to take something out and leaves.",
     "stop_close": "Two cars stop close to each other, wait and drive on unharmed.",
 }  # fmt: skip
-SCENE_TEXTS = {"street": "a street", "car_park": "a car park", "shop": "a shop's sales floor", "plaza": "a paved square"}
+SCENE_TEXTS = {
+    "street": "a street", "car_park": "a car park", "shop": "a shop's sales floor", "plaza": "a paved square",
+    "entrance": "the entrance hall of a building", "lobby": "a lobby with lifts", "corridor": "a crossing of two corridors",
+    "platform": "a station platform", "shop_counter": "the counter of a small shop",
+    "car_park_barrier": "the barrier of a car park",
+}  # fmt: skip
 LIGHTING_TEXTS = {
     "day": "bright daylight with clear shadows",
     "overcast": "grey, even light",

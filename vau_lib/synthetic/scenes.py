@@ -15,7 +15,9 @@ from PIL import Image, ImageDraw
 
 SUPERSAMPLING = 2  # canvas pixels per pixel of the video, each way
 MARGIN = 4  # canvas pixels kept around the picture for a camera that shakes
-SCENES = ("street", "car_park", "shop", "plaza")
+SCENES = ("street", "car_park", "shop", "plaza")  # seen from far
+NEAR_SCENES = ("entrance", "lobby", "corridor", "platform", "shop_counter", "car_park_barrier")  # of `near_places`
+ROOFED = ("shop", *NEAR_SCENES[:-1])
 LIGHTINGS = ("day", "overcast", "dusk", "night")
 Colour = tuple[int, int, int]
 Place = tuple[float, float]  # (x, z) on the ground, metres
@@ -159,6 +161,7 @@ class Layout:
     blocks: list[Block]
     props: list[tuple] = field(default_factory=list)  # (kind, x, z, a number: heading or second x)
     riders: bool = False  # bicycles, where cars do not go
+    near: bool = False  # the camera is close: people come to help, few pass by
 
 
 GRAYS = [(150, 148, 142), (132, 130, 128), (165, 158, 148), (120, 122, 126)]
@@ -167,18 +170,19 @@ GOODS = [(176, 60, 52), (58, 96, 150), (212, 186, 84), (84, 136, 84), (206, 204,
 WALLS = [(176, 150, 128), (160, 164, 168), (188, 178, 156), (146, 120, 108), (170, 176, 160)]
 
 
-def _fenced(x0, x1, z0, z1):
-    """A closed zone: hatched ground behind a fence on its near side."""
+def closed_zone(x0: float, x1: float, z0: float, z1: float) -> tuple[list[Paint], list[tuple]]:
+    """Return a closed zone: hatched ground (paints) behind a fence (props) on its near side."""
     return [Paint(x0, x1, z0, z1, (196, 168, 60), "hatch")], [("fence", x0, z0, x1)]
 
 
-def _machine(x, z):
+def vending_machine(x: float, z: float) -> Block:
+    """Return a machine whose front stands at (x, z)."""
     return Block((x - 0.5, 0, z), (x + 0.5, 1.95, z + 0.7), (150, 44, 40), "machine", True)
 
 
 def street(rng: np.random.Generator) -> Layout:
     """Two lanes between pavements, shop fronts behind, road works on the near side."""
-    wall, stone, zone = WALLS[rng.integers(5)], GRAYS[rng.integers(4)], _fenced(1.7, 6.5, 8.7, 10.6)
+    wall, stone, zone = WALLS[rng.integers(5)], GRAYS[rng.integers(4)], closed_zone(1.7, 6.5, 8.7, 10.6)
     paints = [Paint(-90, 90, 0, 90, stone, "paving"), Paint(-90, 90, 11.0, 18.6, (92, 93, 96))]
     paints += [Paint(-90, 90, z, z + 0.25, (172, 170, 165), "plain") for z in (10.85, 18.5)]
     paints += [Paint(x, x + 1.6, 14.7, 14.86, (214, 212, 200), "plain") for x in range(-42, 42, 4)]
@@ -195,13 +199,13 @@ def street(rng: np.random.Generator) -> Layout:
     spots = [(-2.4, 7.8), (0.1, 8.6), (-1.0, 8.8), (1.2, 7.4)]
     return Layout(
         4.6, 0.33, walks, lanes, 7.5, spots, (2.9, 8.7), (-2.7, 10.0), paints + zone[0],
-        [*doors, _machine(-2.7, 10.0)], props + zone[1] + [("bin", -4.0, 10.3, 0)],
+        [*doors, vending_machine(-2.7, 10.0)], props + zone[1] + [("bin", -4.0, 10.3, 0)],
     )  # fmt: skip
 
 
 def car_park(rng: np.random.Generator) -> Layout:
     """Bays with parked cars along two lanes, a fenced yard behind."""
-    zone = _fenced(-6.5, 1.2, 17.2, 21.0)
+    zone = closed_zone(-6.5, 1.2, 17.2, 21.0)
     paints = [Paint(-90, 90, 0, 90, GRAYS[1]), *zone[0]]
     paints += [Paint(x, x + 0.12, 15.4, 20.4, (222, 220, 210), "plain") for x in np.arange(4.6, 24, 2.7)]
     paints += [Paint(x, x + 0.12, 2, 7.6, (222, 220, 210), "plain") for x in np.arange(-12.5, -2, 2.7)]
@@ -215,13 +219,13 @@ def car_park(rng: np.random.Generator) -> Layout:
     lanes = [((-24, 11.4), (24, 11.4)), ((24, 14.1), (-24, 14.1))]
     spots = [(-1.4, 8.2), (0.8, 7.8), (1.6, 8.6), (-2.4, 8.8)]
     return Layout(
-        5.0, 0.37, walks, lanes, 4.2, spots, (-1.8, 17.2), (3.2, 9.4), paints, [*blocks, _machine(3.2, 9.4)], props + zone[1]
+        5.0, 0.37, walks, lanes, 4.2, spots, (-1.8, 17.2), (3.2, 9.4), paints, [*blocks, vending_machine(3.2, 9.4)], props + zone[1]
     )
 
 
 def shop(rng: np.random.Generator) -> Layout:
     """A hall between shelves with a tiled floor, a counter, and a staff corner behind a barrier."""
-    zone = _fenced(1.1, 4.6, 11.2, 14.4)
+    zone = closed_zone(1.1, 4.6, 11.2, 14.4)
     paints = [Paint(-60, 60, 0, 60, (178, 174, 166), "tiles"), *zone[0]]
     wall = WALLS[rng.integers(5)]
     blocks = [
@@ -231,7 +235,7 @@ def shop(rng: np.random.Generator) -> Layout:
         Block((-30, 0, 0), (-8, 4.4, 20), wall),
         Block((8, 0, 0), (30, 4.4, 20), wall),
         Block((-2.6, 0, 11.4), (-1.2, 1.5, 13.6), (122, 96, 74), "shelf", True),
-        _machine(-3.6, 9.8),
+        vending_machine(-3.6, 9.8),
     ]
     walks = [((-3.4, 4.4), (-3.4, 15.4)), ((0.4, 4.0), (0.2, 15.6))]
     walks += [((-4.3, 8.4), (4.3, 7.8)), ((3.2, 4.0), (-2.8, 10.4))]
@@ -242,7 +246,7 @@ def shop(rng: np.random.Generator) -> Layout:
 
 def plaza(rng: np.random.Generator) -> Layout:
     """An open square with trees, benches and bicycles, a fenced building site at its edge."""
-    zone = _fenced(2.6, 8.5, 14.0, 17.4)
+    zone = closed_zone(2.6, 8.5, 14.0, 17.4)
     slabs = Paint(-90, 90, 0, 90, GRAYS[rng.integers(4)], "slabs")
     paints = [slabs, *zone[0], Paint(-12, -4.4, 15.5, 20, (96, 118, 72), "grass")]
     x, blocks = -50.0, [Block((-2.2, 0, 17.5), (0.6, 0.7, 20), (136, 128, 118), "brick", True)]
@@ -258,7 +262,18 @@ def plaza(rng: np.random.Generator) -> Layout:
     lanes = [((-14, 12.9), (14, 12.9)), ((17, 22.6), (-17, 22.6))]
     spots = [(-1.6, 8.0), (0.6, 8.8), (1.6, 7.8), (-0.4, 9.4)]
     return Layout(
-        5.0, 0.34, walks, lanes, 3.8, spots, (3.6, 14.0), (3.4, 10.0), paints, [*blocks, _machine(3.4, 10.0)], props + zone[1], True
+        5.0,
+        0.34,
+        walks,
+        lanes,
+        3.8,
+        spots,
+        (3.6, 14.0),
+        (3.4, 10.0),
+        paints,
+        [*blocks, vending_machine(3.4, 10.0)],
+        props + zone[1],
+        True,
     )
 
 
@@ -299,6 +314,37 @@ def _pattern(name: str, u: np.ndarray, v: np.ndarray, colour: Colour, table: np.
         glass = (u % 5 > 1.2) & (u % 5 < 3.8) & (v < 2.5)
         paint[glass] = (112, 128, 138)
         paint[glass & ((u % 1.3 < 0.08) | (v > 2.4))] = (70, 72, 76)
+    elif name == "carpet":
+        gain *= 0.86 + 0.2 * noise(u * 31, v * 31)
+        paint[(u % 0.8 < 0.04) | (v % 0.8 < 0.04)] *= 0.82
+    elif name == "lifts":
+        door = (u % 3.4 > 1.0) & (u % 3.4 < 2.5) & (v < 2.3)
+        paint[door] = (148, 152, 158)
+        paint[door & (np.abs(u % 3.4 - 1.75) < 0.03)] = (70, 72, 78)
+        frame = (u % 3.4 > 0.88) & (u % 3.4 < 2.62) & (v < 2.42) & ~door
+        paint[frame] = (92, 94, 100)
+        paint[(v < 0.14) | (np.abs(v - 2.75) < 0.04)] *= 0.6
+    elif name == "office":
+        door = (u % 2.9 > 0.9) & (u % 2.9 < 1.9) & (v < 2.15)
+        paint[door] = (132, 98, 70)
+        paint[door & (u % 2.9 > 1.72) & (u % 2.9 < 1.8) & (np.abs(v - 1.05) < 0.05)] = (206, 204, 196)
+        paint[(v < 0.12) | (np.abs(v - 1.0) < 0.03)] *= 0.65
+    elif name == "counter":
+        gain *= 0.86 + 0.2 * noise(u * 2.2, v * 14)
+        paint[v < 0.1] *= 0.45
+        paint[v > 0.94] = (70, 66, 62)
+    elif name == "train":
+        glass = (v > 1.1) & (v < 2.1) & (u % 2.4 > 0.35) & (u % 2.4 < 2.05)
+        paint[glass] = (52, 62, 72)
+        gain[glass] *= (0.8 + 0.5 * noise(u / 2.4, v))[glass]
+        door = (u % 7.2 > 5.2) & (u % 7.2 < 6.5) & (v < 2.5)
+        paint[door] = (188, 190, 192)
+        paint[door & (v > 1.0) & (v < 2.1)] = (60, 70, 80)
+        paint[(np.abs(v - 0.75) < 0.09) & ~door] = (214, 210, 198)
+    elif name == "booth":
+        glass = (v > 1.0) & (v < 2.1) & (u > 0.15) & (u % 1.5 < 1.35)
+        paint[glass] = (84, 100, 112)
+        paint[v > 2.25] = (120, 66, 58)
     elif name == "facade":
         pane = (u % 2.6 > 0.7) & (u % 2.6 < 1.9) & (v % 3.1 > 1.0) & (v % 3.1 < 2.5) & (v > 3.1)
         front = (v < 2.7) & (v > 0.5) & (u % 3.9 > 0.5) & (u % 3.9 < 3.4)

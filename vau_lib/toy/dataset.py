@@ -116,7 +116,7 @@ def close_up_scenarios(num_videos: int, *, seed: int, events: Sequence[str] = EV
         world_seed, first, second = (int(number) for number in rng.integers(2**31, size=3))
         anomalous = synthetic_dataset.scenario_for(
             first, event=event, world_seed=world_seed, duration_s=DURATION_S, fps=fps, height=RENDER_SIDE,
-            width=RENDER_SIDE, num_people=2, num_vehicles=2 if event == "crash" else 0,
+            width=RENDER_SIDE, num_people=2, num_vehicles=2 if event == "crash" else 0, difficulty="hard",
         )  # fmt: skip
         chosen += [anomalous, replace(anomalous, event=str(rng.choice(NORMAL)), seed=second)]
     return chosen[:num_videos]
