@@ -119,8 +119,8 @@ def lines(
     figure.suptitle(title)
     axis.set_xscale("log" if logx else "linear")
     axis.set_yscale("log" if logy else "linear")
-    if marks and (places := sorted(table[x].unique())) and len(places) <= 8:
-        axis.set_xticks(places, [f"{place:g}" for place in places])
+    if marks and (places := sorted(table.loc[table[y].notna(), x].unique())) and len(places) <= 8:
+        axis.set_xticks(places, [f"{place:.3g}" for place in places])
         axis.minorticks_off()
     many = table[hue].nunique() > 4  # beside the lines, not over them
     axis.legend(fontsize=9, **({"loc": "upper left", "bbox_to_anchor": (1, 1)} if many else {}))

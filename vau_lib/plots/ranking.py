@@ -90,6 +90,8 @@ def before_after(table: pd.DataFrame, *, order: Sequence[str], guess: dict[str, 
         part = answered[answered["method"] == name].set_index("question").reindex(questions)
         places = np.arange(len(questions)) + (number - (len(order) - 1) / 2) * width
         axis.bar(places, part["accuracy"], width * 0.92, color=METHOD_COLOURS.get(name, style.INK), label=name)
+        for place in places[(part["accuracy"] < 0.005).to_numpy()]:  # a bar of no height is an answer too
+            axis.annotate("0", (place, 0), (0, 2), textcoords="offset points", ha="center", fontsize=8)
         middle, half = (part["low"] + part["high"]) / 2, (part["high"] - part["low"]) / 2
         axis.errorbar(places, middle, yerr=half, fmt="none", elinewidth=1, ecolor=style.INK)
     for place, name in enumerate(questions):
