@@ -61,6 +61,7 @@ def test_every_preset_exists_and_every_command_named(items):
     [
         ({"item": "T", "state": "maybe"}, "A, T: state must be one of here, data, cannot, got 'maybe'"),
         ({"item": "T", "state": "cannot"}, "A, T: an item that is 'cannot be made' needs 'why'"),
+        ({"item": "T", "state": "cannot", "why": "so", "and more": None}, "A, T: no key 'and more'"),
         ({"item": "T", "state": "here", "at": []}, "A, T: an item that is 'made here' needs 'at'"),
     ],
 )

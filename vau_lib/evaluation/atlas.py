@@ -19,6 +19,8 @@ def read(path: Path) -> pd.DataFrame:
     for part in yaml.safe_load(path.read_text(encoding="utf-8")):
         for entry in part["items"]:
             name = f"{part['source']}, {entry.get('item')}"
+            if unknown := sorted(entry.keys() - {"item", "shows", "state", "at", "preset", "why"}):
+                raise ValueError(f"{name}: no key {unknown[0]!r}; a text with a comma needs quotes")
             if entry.get("state") not in STATES:
                 raise ValueError(f"{name}: state must be one of {', '.join(STATES)}, got {entry.get('state')!r}")
             if not entry.get(KEYS[entry["state"]]):

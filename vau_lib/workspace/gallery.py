@@ -28,7 +28,8 @@ STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); margin: 0 auto; max-width: 1240px; padding: 24px; }
 h1 { font-size: 26px; margin: 0; } h2 { font-size: 19px; margin: 40px 0 8px; border-top: 1px solid var(--line); padding-top: 16px; }
 a { color: #0060a0; } p, dl { margin: 6px 0; } .quiet, figcaption small { color: var(--quiet); } .bad { color: var(--bad); }
-.failed { border-left: 4px solid var(--bad); padding: 2px 14px; background: #fdf3ee; margin: 16px 0; }
+.failed, .partial { border-left: 4px solid var(--line); padding: 2px 14px; margin: 16px 0; }
+.failed { border-color: var(--bad); background: #fdf3ee; }
 nav a { margin-right: 12px; white-space: nowrap; }
 .pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(360px, 1fr)); gap: 18px; margin-top: 12px; }
 .strip { grid-column: span 2; } .strip img { height: auto; max-height: 240px; }
@@ -180,7 +181,8 @@ def _failures(runs: dict, missing: Sequence[str]) -> str:
         if facts["own"]["failed"]
     ]
     lines += [f"<p class=quiet>Not run: {', '.join(text(name) for name in missing)}</p>"] if missing else []
-    return f'<section class="failed" id="failed">\n{chr(10).join(lines)}\n</section>' if lines else ""
+    kind = "failed" if any(facts["own"]["failed"] for facts in runs.values()) else "partial"
+    return f'<section class="{kind}" id="failed">\n{chr(10).join(lines)}\n</section>' if lines else ""
 
 
 def _figure(picture: Picture) -> str:
