@@ -155,6 +155,22 @@ def guard(
     typer.echo(f"by {vlm.label}")
 
 
+@app.command()
+def convert(
+    kind: Annotated[str, typer.Argument(metavar="holmesvau", help="holmesvau: HolmesVAU-2B or InternVL2-2B")],
+    folder: Annotated[Path, typer.Argument(help="released folder: config.json, weights, tokenizer.model")],
+    out: Annotated[Path, typer.Argument(help="folder to write; give it to --model")],
+) -> None:
+    """Convert a released model, once, to one that runs without code that comes with the weights."""
+    from vau_lib.vlm import holmesvau  # torch, only here
+
+    if kind != "holmesvau":
+        raise ValueError(f"cannot convert {kind!r}, there is only holmesvau")
+    facts = holmesvau.convert(presets.project_path(str(folder)), presets.project_path(str(out)))
+    merged = f", LoRA of rank {facts['lora_rank']} merged" if facts["lora_rank"] else ""
+    typer.echo(f"{facts['name']}: {facts['tensors']} tensors{merged}; in {out}")
+
+
 @app.command("import-features")
 def import_features(
     lists: Annotated[list[Path], typer.Argument(help="released lists of both sets: csv path,label (CLIP), or a file a line")],

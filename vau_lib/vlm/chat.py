@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.video_utils import VideoMetadata
 
-from vau_lib.vlm.models import REMOTE, VLM
+from vau_lib.vlm.models import VLM
 
 MAX_FRAMES = 32  # images in one prompt; the released system hands over 12
 IMAGE_TOKEN = "<image>"  # stands for one frame in a prompt, whatever the family calls it
@@ -83,8 +83,6 @@ def encode(
     Raises ValueError in one line for too many frames, a prompt beyond the context, an empty answer.
     """
     check_frames(frames, max_frames)
-    if vlm.family in REMOTE:
-        raise ValueError(f"{vlm.family} speaks through its own code: call vlm.model.chat")
     if as_video:
         inputs = _encode_video(vlm, frames, question, times_s)
     else:

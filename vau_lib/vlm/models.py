@@ -1,28 +1,21 @@
 """Vision-language models with their processors: load from a folder or the hub, save as one folder.
 
-- only the native transformers classes of InternVL (2.5 and 3, `-hf` checkpoints) and Qwen2.5-VL; code that comes with
-  weights runs only when the caller allows it
+- only the native transformers classes of InternVL (the `-hf` checkpoints of 2.5, 3 and 3.5), Qwen2.5-VL and Qwen3-VL; code that
+  comes with weights never runs, and InternVL2-2B or HolmesVAU-2B is converted once (`holmesvau.convert`)
+- every tensor of a folder is used and every one of the model is there, or nothing is loaded
 - a folder written by `save` holds made_by.json: the model's name, what its answers are worth, and the question it was tuned on
 """
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import mkdtemp
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    AutoTokenizer,
-    BitsAndBytesConfig,
-    PreTrainedModel,
-    ProcessorMixin,
-)
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig, PreTrainedModel, ProcessorMixin
 from transformers.utils import is_bitsandbytes_available, is_flash_attn_2_available
 
 from vau_lib.workspace import artifacts
@@ -69,8 +62,8 @@ class VLM:
         return replace(self, **changes)
 
 
-OWN_CODE = "{} runs code of its own; it is run only where the argument trust_remote_code says so"
-REMOTE = {"internvl_chat": "InternVL2"}  # model types that have no native class: their own code must run
+RELEASED = "internvl_chat"  # the type of InternVL2-2B and HolmesVAU-2B, which come with code of their own
+CONVERT = "{} is an internvl_chat, which comes with code of its own: run `vau convert holmesvau {} OUT` once, and take OUT"
 
 
 def load(
@@ -80,7 +73,6 @@ def load(
     device: str = "auto",
     attention: str = "auto",
     bits: int | None = None,
-    trust_remote_code: bool = False,
     revision: str | None = None,
     local_only: bool = False,
 ) -> VLM:
@@ -92,30 +84,21 @@ def load(
         device: "auto" spreads the model over the accelerators there are.
         attention: "auto" is FlashAttention where it is installed, else torch's own (SDPA).
         bits: 4 or 8 quantises with bitsandbytes; None does not.
-        trust_remote_code: run code that comes with the weights (InternVL2-2B and HolmesVAU-2B need it). Read it first.
-        revision: the commit of the hub's repository; name the one whose code was read.
+        revision: the commit of the hub's repository.
         local_only: never ask the hub.
 
     Raises StoreError where weights are missing or of another family, ValueError for what cannot run here.
     """
-    source = dict(trust_remote_code=trust_remote_code, revision=revision, local_files_only=local_only)
+    source = dict(trust_remote_code=False, revision=revision, local_files_only=local_only)
     config = _config(name_or_path, source)
     family = config.model_type
-    if family in REMOTE and not trust_remote_code:
-        raise ValueError(OWN_CODE.format(name_or_path))
-    if family not in (*FAMILIES, *REMOTE):
-        raise artifacts.StoreError(f"{name_or_path} is a {family}, need one of {', '.join((*FAMILIES, *REMOTE))}")
+    if family not in FAMILIES:
+        raise artifacts.StoreError(f"{name_or_path} is a {family}, need one of {', '.join(FAMILIES)}")
     options = _options(dtype, device, attention, bits)
-    if family in REMOTE:
-        options.pop("attn_implementation")  # their code chooses for itself, and refuses what it does not know
-    model_class = AutoModel if family in REMOTE else AutoModelForImageTextToText
-    processor_class = AutoTokenizer if family in REMOTE else AutoProcessor  # their code prepares images itself
     try:
-        model, report = model_class.from_pretrained(name_or_path, output_loading_info=True, **options, **source)
-        processor = processor_class.from_pretrained(name_or_path, **source)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise artifacts.StoreError(f"{name_or_path} cannot be loaded: {artifacts.one_line(error)}") from error
-    except Exception as error:  # safetensors' own error of a file cut short, a pickle that is refused
+        model, report = AutoModelForImageTextToText.from_pretrained(name_or_path, output_loading_info=True, **options, **source)
+        processor = AutoProcessor.from_pretrained(name_or_path, **source)
+    except Exception as error:  # also safetensors' own error of a file cut short, a pickle that is refused
         raise artifacts.StoreError(f"{name_or_path} cannot be loaded: {artifacts.one_line(error)}") from error
     model = model.eval()
     if misfit := loading_problem(report):
@@ -151,8 +134,8 @@ def _config(name_or_path, source: dict):
         return AutoConfig.from_pretrained(name_or_path, **source)
     except ValueError as error:
         model_type = artifacts.read_json(path / "config.json").get("model_type") if path.is_dir() else None
-        if model_type in REMOTE or "trust_remote_code" in str(error):
-            raise ValueError(OWN_CODE.format(name_or_path)) from error
+        if model_type == RELEASED or "trust_remote_code" in str(error):
+            raise artifacts.StoreError(CONVERT.format(name_or_path, name_or_path)) from error
         raise artifacts.StoreError(f"{name_or_path} has no readable config.json: {artifacts.one_line(error)}") from error
     except OSError as error:
         raise artifacts.StoreError(f"no model {name_or_path} here or on the hub: {artifacts.one_line(error)}") from error
@@ -181,22 +164,35 @@ def save(vlm: VLM, folder: str | Path, **facts: object) -> Path:
 
     ValueError where the folder exists and holds something else.
     """
+    with new_folder(folder) as scratch:
+        vlm.model.save_pretrained(scratch)
+        vlm.processor.save_pretrained(scratch)
+        facts = dict(name=vlm.name, kind=vlm.kind, family=vlm.family, question=vlm.question) | facts
+        artifacts.write_made_by(scratch, **facts)
+    return Path(folder)
+
+
+@contextmanager
+def new_folder(folder: str | Path) -> Iterator[Path]:
+    """Yield a scratch folder beside `folder`; on success it takes its place in one step, with made_by.json in it.
+
+    ValueError where the folder exists and holds something else than a model that was written so.
+    """
     folder = Path(folder)
-    if folder.exists() and any(folder.iterdir()) and not (folder / "made_by.json").is_file():
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "made_by.json").is_file())):
         raise ValueError(f"{folder} exists and holds something else")
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    vlm.model.save_pretrained(scratch)
-    vlm.processor.save_pretrained(scratch)
-    facts = dict(name=vlm.name, kind=vlm.kind, family=vlm.family, question=vlm.question) | facts
-    artifacts.write_made_by(scratch, **facts)
-    _default_modes(scratch)
-    if folder.exists():
-        old = Path(mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
-        os.replace(folder, old / folder.name)
-        shutil.rmtree(old)
-    os.replace(scratch, folder)
-    return folder
+    try:
+        yield scratch
+        _default_modes(scratch)
+        if folder.exists():
+            old = Path(mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
+            os.replace(folder, old / folder.name)
+            shutil.rmtree(old)
+        os.replace(scratch, folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _default_modes(folder: Path) -> None:
