@@ -1,8 +1,8 @@
 """A HolmesVAU-2B folder at toy width in the released layout, and a small reference that computes on its tensors.
 
-Names, wrappers and files are those of the release: InternViT `vision_model.*`, `mlp1.{0,1,3}`, InternLM2 `language_model.*`, config.json
-with llm_config and vision_config, shards with an index, tokenizer.model with added tokens. The reference is written from the
-published modules' equations, in functions over the released names: nothing of transformers and nothing of the conversion is in it.
+Names, wrappers and files are those of the release: InternViT `vision_model.*`, `mlp1.{0,1,3}`, InternLM2 `language_model.*`,
+config.json with llm_config and vision_config, shards with an index, tokenizer.model with added tokens. The reference is written
+from the published modules' equations, in functions over the released names: nothing of transformers or of the conversion is in it.
 """
 
 import json
@@ -83,7 +83,8 @@ def make_tensors(vocab_size: int, *, seed: int = 0, **text) -> dict[str, torch.T
     tensors |= {
         "mlp1.0.weight": random(4 * width), "mlp1.0.bias": random(4 * width), "mlp1.1.weight": random(hidden, 4 * width),
         "mlp1.1.bias": random(hidden), "mlp1.3.weight": random(hidden, hidden), "mlp1.3.bias": random(hidden),
-        "language_model.model.tok_embeddings.weight": random(vocab_size, hidden), "language_model.model.norm.weight": random(hidden),
+        "language_model.model.tok_embeddings.weight": random(vocab_size, hidden),
+        "language_model.model.norm.weight": random(hidden),
         "language_model.output.weight": random(vocab_size, hidden),
     }  # fmt: skip
     head = hidden // text["num_attention_heads"]

@@ -304,8 +304,8 @@ def test_a_tokenizer_that_does_not_fit_is_one_line(folder, tensors, tmp_path, fa
         whole["llm_config"]["vocab_size"] -= 1
         (place / "config.json").write_text(json.dumps(whole))
     lines = {
-        "no model": "no tokenizer.model in", "half": "tokenizer", "two names": "is both", "no picture token": "the tokenizer has no <img>",
-        "too many": "tokens, the model has",
+        "no model": "no tokenizer.model in", "half": "tokenizer", "two names": "is both", "too many": "tokens, the model has",
+        "no picture token": "the tokenizer has no <img>",
     }  # fmt: skip
     with pytest.raises(artifacts.StoreError, match=lines[fault]) as error:
         holmesvau.convert(place, tmp_path / "out", progress=False)

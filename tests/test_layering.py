@@ -30,7 +30,8 @@ DOORS = {  # library -> the only modules that name it
     "av": {"data.video", "data.video_index", "data.video_readers"}, "kornia": {"features.xfeat"}, "ray": {"workspace.parallel"},
     "papermill": {"workspace.notebook_runs", "workspace.presets"}, "typer": {"cli"}, "rich": {"cli"},
     "trl": {"vlm.finetuning"}, "google": {"synthetic.veo"}, "diffusers": {"synthetic.text_to_video"},
-    "tokenizers": {"toy.tiny_vlm"}, "pycocoevalcap": {"evaluation.text_metrics"},
+    "tokenizers": {"toy.tiny_vlm", "vlm.internlm2_tokenizer"}, "sentencepiece": {"vlm.internlm2_tokenizer"},
+    "pycocoevalcap": {"evaluation.text_metrics"},
     "nltk": {"evaluation.text_metrics"}, "matplotlib": PLOTS, "seaborn": PLOTS,
 }  # fmt: skip
 MODULES = {

@@ -31,7 +31,8 @@ TEMPLATE = (
 )
 PROBES = (  # texts on which both must agree; spaces, lines, digits, scripts, bytes that no piece holds
     "Are there any anomaly events detected in the video?", "  Frame1 at 2.5s: \nFrame12: \n", SYSTEM, "user\nWhy?\n\nBecause.",
-    "An anomaly exists, specifically, the anomaly is named \"Animal Abuse\".", "1234567.89 %", "\t{'anomaly': 1}\n", "Größe ñandú été",
+    "An anomaly exists, specifically, the anomaly is named \"Animal Abuse\".", "1234567.89 %", "\t{'anomaly': 1}\n",
+    "Größe ñandú été",
     "видео: драка", "異常が検出された。", "한국어", "🙂🚨 x²", "a   b", "assistant\n",
 )  # fmt: skip
 
