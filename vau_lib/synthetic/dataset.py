@@ -91,7 +91,8 @@ def sample_scenarios(num_videos: int, *, seed: int, duration_s: float = 8.0, dif
     """
     if num_videos < 2:
         raise ValueError(f"both classes need a video, got num_videos={num_videos}")
-    kind, rng, chosen = _difficulty(difficulty), np.random.default_rng([seed, 0]), []
+    kind, chosen = _difficulty(difficulty), []
+    rng = np.random.default_rng([seed, 0] if difficulty == "hard" else [seed, 0, 1])
     anomalous_events = shuffled_rounds(kind.events, num_videos, rng)
     usual_events = NORMAL_EVENTS if difficulty == "hard" else ("walk", "loiter", "walk", "loiter", "run")  # few run
     normal_events = shuffled_rounds(usual_events, num_videos, rng)

@@ -12,6 +12,7 @@ import numpy as np
 
 from vau_lib.synthetic import objects, people, scenes
 
+CALM = ["stand", "phone", "talk", ""]  # what people who wait near the camera do
 STRIDE_M, RUN_STRIDE_M = 1.35, 2.3  # ground covered by two steps
 
 
@@ -115,16 +116,18 @@ def _stroll(layout, rng, until, speed) -> list[Key]:
 def _linger(layout, rng, until, focus) -> list[Key]:
     """Stay about a spot: wait, telephone, talk, wave, tie a shoe, pace."""
     for _ in range(12):  # not on the very spot where something is to happen
-        place = np.array(layout.spots[rng.integers(len(layout.spots))]) + rng.uniform(-1.5, 1.5, 2)
+        spot, away = np.array(layout.spots[rng.integers(len(layout.spots))]), rng.uniform(-1.5, 1.5, 2)
+        place = spot + ([1.4 * away[0], 0.3 + 0.8 * abs(away[1])] if layout.near else away)  # near the camera: behind the spot
         if np.hypot(*(place - focus)) > 1.6:
             break
     t, script, home = 0.0, [], place
     while t < until + 1:
-        act, lasts = str(rng.choice(["stand", "phone", "talk", "wave", "crouch", "", ""])), rng.uniform(1.0, 2.6)
+        act, lasts = str(rng.choice(CALM if layout.near else [*CALM[:3], "wave", "crouch", "", ""])), rng.uniform(1.0, 2.6)
         script.append(Key(t, *place, act, None if not act and script else rng.uniform(-np.pi, np.pi)))
         if not act:
             place = place + rng.uniform(0.6, 1.1) * lasts * _direction(rng.uniform(0, 2 * np.pi))
-            place = home + np.clip(place - home, -1.2, 1.2)
+            reach = 0.5 if layout.near else 1.2
+            place = home + np.clip(place - home, -reach, reach)
             script[-1] = script[-1]._replace(face=None)
         t += lasts
     return [*script, Key(t, *place)]
@@ -286,6 +289,9 @@ def _vandalism(cast, scenario, layout, rng, begin):
     cast.focus = place
     act, face = "smash" if layout.near else "strike", np.pi / 2 + rng.uniform(-0.3, 0.3)
     script = [*_approach(layout, rng, place, begin), Key(begin, *place, act, face)]
+    if layout.near:  # along the machine's front, a step between blows
+        for t in np.arange(begin + 1.0 / people.SMASHES, until - 0.3, 2.0 / people.SMASHES):
+            script.append(Key(float(t), *(place + [rng.uniform(-0.35, 0.35), rng.uniform(-0.1, 0.1)]), act, face))
     _leave(layout, rng, script, until, place, rng.uniform(1.5, 3.2))
     cast.members.append(_person(rng, script, carries="bat"))
     cast.span = (begin, min(until, scenario.duration_s))

@@ -11,8 +11,8 @@ from vau_lib.synthetic.scenes import GRAYS, WALLS, Block, Layout, Paint, closed_
 
 WOODS = [(150, 112, 78), (122, 88, 62), (176, 142, 104)]
 FLOORS = [(186, 182, 172), (168, 164, 158), (196, 186, 168), (150, 152, 156)]
-WALKS = [((-4.3, 5.7), (4.3, 5.5)), ((-4.1, 4.7), (4.1, 5.0)), ((4.2, 6.3), (-4.2, 6.2))]
-SPOTS = [(-0.9, 5.2), (0.6, 5.6), (0.2, 4.9), (-0.4, 5.8)]
+WALKS = [((-4.4, 6.0), (4.4, 5.8)), ((-4.6, 6.5), (4.6, 6.4)), ((4.2, 5.5), (-4.2, 5.6))]  # behind where things happen
+SPOTS = [(-0.9, 4.9), (0.6, 5.1), (0.2, 4.7), (-0.4, 5.3)]
 
 
 def entrance(rng: np.random.Generator) -> Layout:
@@ -25,7 +25,7 @@ def entrance(rng: np.random.Generator) -> Layout:
         Block((3.5, 0, 7.2), (4.0, 4.4, 7.7), (168, 166, 160), "plain", True),
     ]
     props = [("plant", 1.75, 8.2, 0), ("plant", -1.3, 8.2, 0)]
-    return Layout(2.9, 0.40, WALKS, [], 0.0, SPOTS, (-2.7, 7.0), (2.2, 6.7), paints, [*blocks, vending_machine(2.2, 6.7)],
+    return Layout(2.9, 0.40, WALKS, [], 0.0, SPOTS, (-2.7, 7.0), (1.9, 5.9), paints, [*blocks, vending_machine(1.9, 5.9)],
                   props + zone[1], near=True)  # fmt: skip
 
 
@@ -43,7 +43,7 @@ def lobby(rng: np.random.Generator) -> Layout:
         Block((1.9, 0, 8.0), (4.4, 1.1, 8.6), wood, "counter", True),
     ]
     props = [("bench", -3.2, 8.0, 0.0), ("plant", -4.4, 8.2, 0), ("plant", 0.9, 8.6, 0)]
-    return Layout(2.8, 0.39, WALKS, [], 0.0, SPOTS, (2.8, 7.1), (-1.7, 6.8), paints, [*blocks, vending_machine(-1.7, 6.8)],
+    return Layout(2.8, 0.39, WALKS, [], 0.0, SPOTS, (2.8, 7.1), (-1.6, 5.9), paints, [*blocks, vending_machine(-1.6, 5.9)],
                   props + zone[1], near=True)  # fmt: skip
 
 
@@ -60,7 +60,7 @@ def corridor(rng: np.random.Generator) -> Layout:
     ]
     walks = [WALKS[0], WALKS[1], ((0.6, 5.0), (0.3, 8.2))]
     props = [("plant", 2.5, 7.05, 0), ("bin", -3.9, 7.0, 0)]
-    return Layout(2.7, 0.38, walks, [], 0.0, SPOTS, (0.9, 8.6), (-1.4, 6.9), paints, [*blocks, vending_machine(-1.4, 6.9)],
+    return Layout(2.7, 0.38, walks, [], 0.0, SPOTS, (0.9, 8.6), (-1.5, 5.9), paints, [*blocks, vending_machine(-1.5, 5.9)],
                   props + zone[1], near=True)  # fmt: skip
 
 
@@ -75,7 +75,7 @@ def platform(rng: np.random.Generator) -> Layout:
         Block((-90, 0, 16), (90, 5, 17), WALLS[rng.integers(5)], "brick"),
     ]
     props = [("bench", -3.0, 6.5, 0.0), ("bin", 3.9, 6.4, 0)]
-    return Layout(3.0, 0.40, WALKS, [], 0.0, SPOTS, (-2.2, 7.1), (2.0, 6.4), paints, [*blocks, vending_machine(2.0, 6.4)],
+    return Layout(3.0, 0.40, WALKS, [], 0.0, SPOTS, (-2.2, 7.1), (1.8, 5.9), paints, [*blocks, vending_machine(1.8, 5.9)],
                   props + zone[1], near=True)  # fmt: skip
 
 
@@ -92,7 +92,7 @@ def shop_counter(rng: np.random.Generator) -> Layout:
         Block((-1.5, 1.0, 7.1), (-1.0, 1.35, 7.45), (52, 54, 60), "plain", True),
     ]
     props = [("bin", 4.2, 6.6, 0)]
-    return Layout(2.8, 0.39, WALKS, [], 0.0, SPOTS, (1.25, 7.0), (2.2, 6.8), paints, [*blocks, vending_machine(2.2, 6.8)],
+    return Layout(2.8, 0.39, WALKS, [], 0.0, SPOTS, (1.25, 7.0), (1.8, 5.9), paints, [*blocks, vending_machine(1.8, 5.9)],
                   props + zone[1], near=True)  # fmt: skip
 
 
@@ -114,7 +114,7 @@ def car_park_barrier(rng: np.random.Generator) -> Layout:
         ("car", -4.0, 14.5, 0.0),
     ]
     lanes = [((-18, 9.2), (18, 9.2)), ((18, 11.1), (-18, 11.1))]
-    return Layout(3.1, 0.37, WALKS, lanes, 4.2, SPOTS, (2.8, 6.7), (-1.4, 6.9), paints, [*blocks, vending_machine(-1.4, 6.9)],
+    return Layout(3.1, 0.37, WALKS, lanes, 4.2, SPOTS, (2.8, 6.7), (-1.5, 5.9), paints, [*blocks, vending_machine(-1.5, 5.9)],
                   props + zone[1], near=True)  # fmt: skip
 
 
