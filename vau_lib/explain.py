@@ -46,9 +46,13 @@ class VisionTower:
         inputs = chat.to_model(self.vlm, chat.prepare_images(self.vlm, chat.to_images(frames)))
         output = chat.encode_images(self.vlm.model, inputs)
         self.frame_count += len(frames)
-        tokens = torch.stack(list(output.pooler_output))
-        feature = output.last_hidden_state[:, 0] if self.vlm.family == "internvl" else tokens.mean(1)
+        tokens = torch.stack(chat.image_tokens(output))
+        feature = output.last_hidden_state[:, 0] if self.vlm.family == "internvl" else _own(output).mean(1)
         return (feature if self.describe is None else self.describe(feature, tokens)), tokens
+
+
+def _own(output) -> Tensor:
+    return torch.stack(list(output.pooler_output))  # (t, N, C), without what goes into later layers
 
 
 def mean_and_max_tokens(feature: Tensor, tokens: Tensor) -> Tensor:

@@ -30,6 +30,8 @@ from vau_lib.workspace import artifacts
 
 # names of the linear layers of an MLP: those that produce the hidden channels, then the one that reads them
 MLP_NAMES = (("gate_proj", "up_proj", "down_proj"), ("fc1", "fc2"), ("linear1", "linear2"), ("up_proj", "down_proj"))
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+KEPT_FACTS = ("name", "family", "question")  # of what made the model that was compressed
 ELEMENTWISE = (nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Dropout, nn.LeakyReLU, nn.ELU, nn.Identity)
 
 
@@ -82,6 +84,7 @@ def prune(
         _prune_heads(model, head_ratio, batches, uniform=uniform, bias_repair=bias_repair)
     if channel_ratio:
         _prune_channels(model, channel_ratio, batches, uniform=uniform, bias_repair=bias_repair)
+    model.compressed = True
     return model
 
 
@@ -107,7 +110,13 @@ def factorise(model: nn.Module, keep_ratio: float, calibration: Iterable) -> nn.
     for name, rank in ranks.items():
         if rank is not None:
             layer_editing.replace_module(model, name, low_rank.low_rank_layer(linears[name], *parts[name], rank))
+    model.compressed = True
     return model
+
+
+def is_compressed(model: nn.Module) -> bool:
+    """Return whether a model came out of `prune`, `factorise` or `load`."""
+    return getattr(model, "compressed", False) or any(isinstance(part, LowRank) for part in model.modules())
 
 
 def report(before: nn.Module, after: nn.Module) -> dict[str, float]:
@@ -318,9 +327,10 @@ def _width_config(model: nn.Module, consumer: str) -> object | None:
 # Checkpoints
 
 
-def save(model: nn.Module, folder: str | Path) -> bool:
-    """Write model.safetensors, the config where there is one, and compression.json with the shapes.
+def save(model: nn.Module, folder: str | Path, *, processor: object | None = None) -> bool:
+    """Write model.safetensors, compression.json with the shapes, and where there are any config, generation config, processor.
 
+    Without `processor` that of the folder the model was loaded from is written, with what made it (name, kind, question).
     Return whether plain `from_pretrained` loads the folder: the config alone builds every shape (`uniform=True`, no factors).
     """
     folder = Path(folder)
@@ -340,8 +350,24 @@ def save(model: nn.Module, folder: str | Path) -> bool:
     if isinstance(model, transformers.PreTrainedModel):
         model.config.architectures, model.config.dtype = [type(model).__name__], model.dtype
         artifacts.write_json(folder / "config.json", model.config.to_dict())
+        _save_company(model, folder, processor)
     artifacts.write_json(folder / "compression.json", shapes)
     return shapes["plain"]
+
+
+def _save_company(model: transformers.PreTrainedModel, folder: Path, processor: object | None) -> None:
+    """Write what a model needs besides its weights, from the model and from the folder it was loaded from."""
+    if getattr(model, "generation_config", None) is not None:
+        model.generation_config.save_pretrained(folder)
+    origin = Path(model.name_or_path) if model.name_or_path else None
+    if processor is None and origin and any((origin / name).is_file() for name in PROCESSOR_FILES):
+        processor = transformers.AutoProcessor.from_pretrained(origin, local_files_only=True, trust_remote_code=False)
+    if processor is not None:
+        processor.save_pretrained(folder)
+    if origin and (origin / "made_by.json").is_file() and origin.resolve() != folder.resolve():
+        facts = artifacts.read_json(origin / "made_by.json")
+        kind = ", ".join(part for part in (facts.get("kind", ""), "compressed") if part)
+        artifacts.write_made_by(folder, **{key: facts[key] for key in KEPT_FACTS if key in facts} | {"kind": kind})
 
 
 def load(folder: str | Path, original: nn.Module | None = None) -> nn.Module:
@@ -363,7 +389,18 @@ def load(folder: str | Path, original: nn.Module | None = None) -> nn.Module:
         raise artifacts.StoreError(f"{folder} does not fit this model: {artifacts.one_line(error)}") from error
     if isinstance(model, transformers.PreTrainedModel):
         model.tie_weights()
+        model.name_or_path = str(folder)
+        if (folder / "generation_config.json").is_file():
+            model.generation_config = _generation_config(folder)
+    model.compressed = True
     return model.eval()
+
+
+def _generation_config(folder: Path) -> transformers.GenerationConfig:
+    try:
+        return transformers.GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise artifacts.StoreError(f"{folder / 'generation_config.json'} cannot be read: {artifacts.one_line(error)}") from error
 
 
 def _reshape(model: nn.Module, shapes: dict) -> None:

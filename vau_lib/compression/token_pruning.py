@@ -141,6 +141,8 @@ def prune_tokens(
     check_amount(keep_ratio, threshold)
     if not hasattr(_core(model), "get_image_features"):
         raise ValueError(f"{type(model).__name__} has no vision tower: there are no video tokens to drop")
+    if getattr(getattr(model.config, "vision_config", None), "deepstack_visual_indexes", None):
+        raise ValueError(f"tokens of {type(model).__name__} cannot be pruned: its tower feeds several layers (deepstack)")
     amount = {"keep_ratio": keep_ratio} if threshold is None else {"threshold": threshold}
     return TokenPrunedModel(model, partial(rule, **amount), before_tower=before_tower)
 

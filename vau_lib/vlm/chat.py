@@ -3,7 +3,7 @@
 - every frame stands in the prompt with its number and its time, so that an answer can say when; the released system
   gives numbers only, and its training and inference prompts differ by one newline (`released=` reproduces either)
 - frames go in as images, one tile each, for both families, because chosen frames are not evenly spaced;
-  `as_video=True` (Qwen2.5-VL) is for evenly spaced frames and takes half the tokens
+  `as_video=True` (Qwen2.5-VL, Qwen3-VL) is for evenly spaced frames and takes half the tokens
 - an answer's tokens are appended to the prompt's, so that training learns what is generated after the same prompt
 Source: Holmes-VAU code, holmesvau_utils.py:63-65 and internvl_chat/finetune.py:460-462 for the released formats.
 """
@@ -78,7 +78,7 @@ def encode(
         released: the released prompt's bytes, "train" or "inference".
         max_frames: more frames are refused.
         max_new_tokens: tokens that must still fit behind the prompt.
-        as_video: give evenly spaced frames as one video (Qwen2.5-VL only).
+        as_video: give evenly spaced frames as one video (Qwen only).
 
     Raises ValueError in one line for too many frames, a prompt beyond the context, an empty answer.
     """
@@ -135,17 +135,32 @@ def encode_images(model: nn.Module, inputs: Mapping[str, Tensor]) -> BaseModelOu
 
 def visual_tokens(vlm: VLM, batch: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
     """Return the visual tokens (N, C) of every image of a batch, in one call of the vision tower."""
-    return tuple(encode_images(vlm.model, to_model(vlm, batch)).pooler_output)
+    return image_tokens(encode_images(vlm.model, to_model(vlm, batch)))
+
+
+def image_tokens(output: BaseModelOutputWithPooling) -> tuple[Tensor, ...]:
+    """Return the visual tokens of each image of `encode_images`, (N, C).
+
+    Qwen3-VL's language model also takes features of some layers of the tower (deepstack); they stand behind, (N, (1 + layers) C).
+    """
+    deep = getattr(output, "deepstack_features", None) or ()
+    return tuple(torch.cat(parts, -1) for parts in zip(output.pooler_output, *deep, strict=True))
 
 
 def encoder_outputs(vlm: VLM, tokens: Sequence[Tensor]) -> dict[str, BaseModelOutputWithPooling]:
     """Return visual tokens, one entry per image, as a forward's `mm_encoder_outputs`; a fresh one per call of generate."""
-    tokens = torch.stack(tuple(tokens)) if vlm.family == "internvl" else tuple(tokens)
-    return {"image": BaseModelOutputWithPooling(pooler_output=tokens)}
+    if vlm.family == "internvl":
+        return {"image": BaseModelOutputWithPooling(pooler_output=torch.stack(tuple(tokens)))}
+    layers = 1 + len(getattr(vlm.model.config.vision_config, "deepstack_visual_indexes", ()))
+    own, *deep = zip(*(part.chunk(layers, -1) for part in tokens), strict=True)
+    output = BaseModelOutputWithPooling(pooler_output=own)
+    if deep:
+        output.deepstack_features = list(deep)
+    return {"image": output}
 
 
 def _placeholder(vlm: VLM) -> str:
-    if vlm.family == "qwen2_5_vl":
+    if vlm.family != "internvl":
         return f"<|vision_start|>{vlm.processor.image_token}<|vision_end|>"
     return vlm.processor.image_token
 
@@ -161,8 +176,8 @@ def _chat_template(vlm: VLM, question: str, text: str) -> str:
 
 def _encode_video(vlm: VLM, frames: np.ndarray, question: str, times_s) -> dict:
     """Encode evenly spaced frames as one video: pairs of frames share tokens, their times go in as positions."""
-    if vlm.family != "qwen2_5_vl":
-        raise ValueError(f"as_video is for qwen2_5_vl; {vlm.family} reads frames as images")
+    if vlm.family == "internvl":
+        raise ValueError(f"as_video is for Qwen2.5-VL and Qwen3-VL; {vlm.family} reads frames as images")
     if times_s is None or len(frames) < 2:
         raise ValueError("as_video needs times_s and two frames or more: without a clock positions are wrong")
     steps = np.diff(_rising(times_s, len(frames)))

@@ -3,6 +3,7 @@
 - only the native transformers classes of InternVL (the `-hf` checkpoints of 2.5, 3 and 3.5), Qwen2.5-VL and Qwen3-VL; code that
   comes with weights never runs, and InternVL2-2B or HolmesVAU-2B is converted once (`holmesvau.convert`)
 - every tensor of a folder is used and every one of the model is there, or nothing is loaded
+- a compressed model is loaded from the folder that `compression.pruning.save` wrote, and its kind says so
 - a folder written by `save` holds made_by.json: the model's name, what its answers are worth, and the question it was tuned on
 """
 
@@ -15,12 +16,15 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig, PreTrainedModel, ProcessorMixin
 from transformers.utils import is_bitsandbytes_available, is_flash_attn_2_available
 
+from vau_lib.compression import pruning
 from vau_lib.workspace import artifacts
 
-FAMILIES = ("internvl", "qwen2_5_vl")
+FAMILIES = ("internvl", "qwen2_5_vl")  # there are tiny models of these
+LOADED = (*FAMILIES, "qwen3_vl")  # without token pruning: several layers of its tower go into the language model
 
 
 @dataclass(frozen=True)
@@ -92,21 +96,61 @@ def load(
     source = dict(trust_remote_code=False, revision=revision, local_files_only=local_only)
     config = _config(name_or_path, source)
     family = config.model_type
-    if family not in FAMILIES:
-        raise artifacts.StoreError(f"{name_or_path} is a {family}, need one of {', '.join(FAMILIES)}")
+    if family not in LOADED:
+        raise artifacts.StoreError(f"{name_or_path} is a {family}, need one of {', '.join(LOADED)}")
     options = _options(dtype, device, attention, bits)
+    compressed = (Path(name_or_path) / "compression.json").is_file()
     try:
-        model, report = AutoModelForImageTextToText.from_pretrained(name_or_path, output_loading_info=True, **options, **source)
+        model, report = (
+            (_load_compressed(Path(name_or_path), options), {})
+            if compressed
+            else AutoModelForImageTextToText.from_pretrained(name_or_path, output_loading_info=True, **options, **source)
+        )
         processor = AutoProcessor.from_pretrained(name_or_path, **source)
+    except artifacts.StoreError:
+        raise
     except Exception as error:  # also safetensors' own error of a file cut short, a pickle that is refused
         raise artifacts.StoreError(f"{name_or_path} cannot be loaded: {artifacts.one_line(error)}") from error
     model = model.eval()
     if misfit := loading_problem(report):
         raise artifacts.StoreError(f"{name_or_path} does not fit its config.json: {misfit}")
-    made_by = Path(name_or_path) / "made_by.json"
-    facts = artifacts.read_json(made_by) if made_by.is_file() else {}
-    name, kind, question = facts.get("name", Path(name_or_path).name), facts.get("kind", ""), facts.get("question", "")
-    return VLM(model, processor, family, name, kind, question)
+    facts = _made_by(Path(name_or_path))
+    kind = facts.get("kind", "compressed, of unknown origin" if compressed else "")
+    if compressed:
+        kind = _with("compressed", kind)
+    if untrained(model):
+        kind = _with("random weights", kind)
+    return VLM(model, processor, family, facts.get("name", Path(name_or_path).name), kind, facts.get("question", ""))
+
+
+def _made_by(folder: Path) -> dict:
+    path = folder / "made_by.json"
+    facts = artifacts.read_json(path) if path.is_file() else {}
+    if not isinstance(facts, dict) or not all(isinstance(facts.get(key, ""), str) for key in ("name", "kind", "question")):
+        raise artifacts.StoreError(f"{path} does not say name and kind of a model")
+    return facts
+
+
+def _with(word: str, kind: str) -> str:
+    return kind if word in kind else ", ".join(part for part in (kind, word) if part)
+
+
+def untrained(model: nn.Module) -> bool:
+    """Return whether every normalisation still has the weights 1 it began with: nobody trained more than an adapter of it."""
+    scales = [part for name, part in model.named_parameters() if "norm" in name and name.endswith("weight") and part.ndim == 1]
+    return bool(scales) and not any(part.is_meta for part in scales) and all(bool((part == 1).all()) for part in scales)
+
+
+def _load_compressed(folder: Path, options: dict) -> PreTrainedModel:
+    """Return what `pruning.save` wrote, in the number format and on the device of `options`."""
+    if "quantization_config" in options:
+        raise artifacts.StoreError(f"{folder} is compressed; bits are for models that are not")
+    model = pruning.load(folder)
+    for part in model.parameters():  # not `.to`: tables of frequencies stay float32
+        part.data = part.data.to(options["dtype"])
+    if device := options.get("device_map"):
+        model = model.to("cuda" if device == "auto" else device)
+    return model
 
 
 def loading_problem(report: Mapping) -> str:
@@ -133,12 +177,15 @@ def _config(name_or_path, source: dict):
     try:
         return AutoConfig.from_pretrained(name_or_path, **source)
     except ValueError as error:
-        model_type = artifacts.read_json(path / "config.json").get("model_type") if path.is_dir() else None
+        content = artifacts.read_json(path / "config.json") if path.is_dir() else {}
+        model_type = content.get("model_type") if isinstance(content, Mapping) else None
         if model_type == RELEASED or "trust_remote_code" in str(error):
             raise artifacts.StoreError(CONVERT.format(name_or_path, name_or_path)) from error
         raise artifacts.StoreError(f"{name_or_path} has no readable config.json: {artifacts.one_line(error)}") from error
     except OSError as error:
         raise artifacts.StoreError(f"no model {name_or_path} here or on the hub: {artifacts.one_line(error)}") from error
+    except Exception as error:  # a config whose values are of other types: each class fails in its own way
+        raise artifacts.StoreError(f"{name_or_path} has no readable config.json: {artifacts.one_line(error)}") from error
 
 
 def _options(dtype, device: str, attention: str, bits: int | None) -> dict:
@@ -164,10 +211,15 @@ def save(vlm: VLM, folder: str | Path, **facts: object) -> Path:
 
     ValueError where the folder exists and holds something else.
     """
+    compressed = pruning.is_compressed(vlm.model)
+    kind = _with("compressed", vlm.kind) if compressed else vlm.kind
     with new_folder(folder) as scratch:
-        vlm.model.save_pretrained(scratch)
-        vlm.processor.save_pretrained(scratch)
-        facts = dict(name=vlm.name, kind=vlm.kind, family=vlm.family, question=vlm.question) | facts
+        if compressed:
+            pruning.save(vlm.model, scratch, processor=vlm.processor)
+        else:
+            vlm.model.save_pretrained(scratch)
+            vlm.processor.save_pretrained(scratch)
+        facts = dict(name=vlm.name, kind=kind, family=vlm.family, question=vlm.question) | facts
         artifacts.write_made_by(scratch, **facts)
     return Path(folder)
 

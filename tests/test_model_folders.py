@@ -1,0 +1,123 @@
+"""A model's folder is loaded whole or refused in one line, compressed ones too; labels say what answers are worth."""
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from vau_lib.compression import pruning
+from vau_lib.toy import tiny_vlm
+from vau_lib.vlm import chat, finetuning, inference, models
+from vau_lib.workspace import artifacts
+
+SMALL = tiny_vlm.TinySizes(width=32, vision_width=32, text_layers=2, vision_layers=2)
+FRAMES = np.random.default_rng(0).integers(0, 255, (2, 112, 112, 3), dtype=np.uint8)
+
+
+@pytest.fixture(params=models.FAMILIES)
+def vlm(request):
+    return tiny_vlm.tiny(request.param, sizes=SMALL)
+
+
+def compress(vlm: models.VLM, way: str) -> torch.nn.Module:
+    sample = chat.encode(vlm, FRAMES, "What?")
+    if way == "factorised":
+        return pruning.factorise(vlm.model, 0.6, [sample])
+    return pruning.prune(vlm.model, 0.4, [sample], num_layers=int(way == "fewer layers"), uniform=way == "uniform")
+
+
+@pytest.mark.parametrize("way", ["pruned", "uniform", "fewer layers", "factorised"])
+def test_a_compressed_model_comes_back_with_its_processor_and_its_end_of_an_answer(vlm, tmp_path, way):
+    small = vlm.replace(model=compress(vlm, way))
+    models.save(small, tmp_path / "small")
+    again = models.load(tmp_path / "small", dtype=torch.float32, local_only=True)
+    assert again.label == f"{vlm.name} (toy, random weights, compressed)"
+    assert again.model.generation_config.eos_token_id == vlm.tokenizer.eos_token_id
+    sample = chat.encode(again, FRAMES, "What?")
+    with torch.inference_mode():
+        assert torch.allclose(again.model(**sample).logits, small.model(**sample).logits, atol=1e-5)
+    answers = [inference.generate(one, [sample], log=None, max_new_tokens=4) for one in (small, again)]
+    assert answers[0] == answers[1]
+    models.save(again, tmp_path / "twice")
+    assert models.load(tmp_path / "twice", local_only=True).label == again.label
+
+
+def test_compressions_own_save_is_enough(vlm, tmp_path):
+    """Through `pruning.save` alone: processor, question and kind are those of the folder the model was loaded from."""
+    models.save(vlm.replace(question="Is it odd?", kind="tuned"), tmp_path / "whole")
+    whole = models.load(tmp_path / "whole", dtype=torch.float32, local_only=True)
+    pruning.save(compress(whole, "factorised"), tmp_path / "small")
+    small = models.load(tmp_path / "small", local_only=True)
+    assert (small.name, small.question) == (vlm.name, "Is it odd?") and small.kind.startswith("tuned, compressed")
+    assert chat.encode(small, FRAMES, "What?")["input_ids"].tolist() == chat.encode(vlm, FRAMES, "What?")["input_ids"].tolist()
+    pruning.save(compress(vlm, "factorised"), tmp_path / "bare", processor=vlm.processor)
+    assert models.load(tmp_path / "bare", local_only=True).kind.startswith("compressed, of unknown origin")
+    pruning.save(compress(vlm, "factorised"), tmp_path / "none")
+    with pytest.raises(artifacts.StoreError, match="none cannot be loaded") as error:
+        models.load(tmp_path / "none", local_only=True)
+    assert "\n" not in str(error.value)
+
+
+FAULTS = ["12 fewer", "one more", "half the bytes", "other shape", "no weights", "compression.json", "config.json", "generation"]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_compressed_folder_that_does_not_fit_is_one_line(vlm, tmp_path, fault):
+    place = models.save(vlm.replace(model=compress(vlm, "factorised")), tmp_path / "small")
+    path = place / "model.safetensors"
+    stored, whole = load_file(path), path.read_bytes()
+    names = sorted(stored)
+    changed = {
+        "12 fewer": {name: stored[name] for name in names[12:]},
+        "one more": stored | {"language_model.unknown": torch.zeros(2)},
+        "other shape": stored | {names[0]: torch.zeros(3, 3)},
+    }
+    if fault in changed:
+        save_file(changed[fault], path, metadata={"format": "pt"})
+    elif fault == "half the bytes":
+        path.write_bytes(whole[: len(whole) // 2])
+    elif fault == "no weights":
+        path.unlink()
+    else:
+        file = place / {"generation": "generation_config.json"}.get(fault, fault)
+        file.write_text(file.read_text()[:40])
+    with pytest.raises(artifacts.StoreError) as error:
+        models.load(place, local_only=True)
+    assert "\n" not in str(error.value) and str(place) in str(error.value)
+
+
+def test_an_adapter_of_the_whole_model_does_not_fit_the_compressed_one(vlm, tmp_path):
+    small = compress(vlm, "factorised")
+    finetuning.lora(vlm.model, r=2, alpha=4).save_pretrained(tmp_path)
+    with pytest.raises(artifacts.StoreError, match="^the adapter at .* does not fit: ") as error:
+        finetuning.merge(small, tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["", "tuned: security"])
+def test_random_weights_are_called_random_whatever_the_folder_says(vlm, tmp_path, kind):
+    models.save(vlm.replace(kind=kind), tmp_path / "model")
+    assert models.load(tmp_path / "model", local_only=True).kind == ", ".join(filter(None, [kind, "random weights"]))
+    for name, part in vlm.model.named_parameters():
+        if "norm" in name:
+            part.data += 0.01 * torch.randn_like(part)  # as any training of the whole model leaves them
+    models.save(vlm.replace(kind=kind), tmp_path / "model")
+    assert models.load(tmp_path / "model", local_only=True).kind == kind
+
+
+def test_a_tuned_model_says_on_what_it_was_tuned_after_every_road(vlm, tmp_path):
+    tuned = vlm.replace(model=finetuning.lora(vlm.model, r=2, alpha=4), question="Odd?")
+    finetuning.save_adapter(tuned, tmp_path / "adapter")
+    fresh = tiny_vlm.tiny(vlm.family, sizes=SMALL)
+    merged = finetuning.with_adapter(fresh, tmp_path / "adapter")
+    models.save(merged.replace(model=compress(merged, "pruned")), tmp_path / "model")
+    label = models.load(tmp_path / "model", local_only=True).label
+    assert label == f"{vlm.name} (toy, random weights, tuned: {tmp_path / 'adapter'}, compressed)"
+
+
+@pytest.mark.parametrize("content", ["[]", '{"name": 3}', '{"kind": null}', "{"])
+def test_a_broken_made_by_is_one_line(vlm, tmp_path, content):
+    place = models.save(vlm, tmp_path / "model")
+    (place / "made_by.json").write_text(content)
+    with pytest.raises(artifacts.StoreError, match="made_by.json"):
+        models.load(place, local_only=True)
