@@ -38,10 +38,13 @@ toy: $(READY)  ## pretrain the tiny vision-language models of notebook 09 anew
 figures: $(READY)  ## paper figures from the tables below data/results
 	$(BIN)/vau run demo 13
 
+pictures: $(READY)  ## the README's pictures, of the last demo run
+	$(BIN)/python -c "from pathlib import Path; from vau_lib.workspace import gallery; print(*gallery.export('demo', Path('data/results/demo')), sep='\n')"
+
 results: $(READY)  ## RESULTS.md from the tables below data/results
 	$(BIN)/python -m vau_lib.evaluation.result_tables
 
 clean:  ## remove executed notebooks, synthetic data, features and models; results and raw data stay
 	rm -rf data/runs data/instructions data/synthetic data/features data/models .pytest_cache .ruff_cache
 
-.PHONY: testlong help env demo test lab lint bench toy figures results clean
+.PHONY: testlong help env demo test lab lint bench toy figures pictures results clean

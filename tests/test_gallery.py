@@ -146,7 +146,7 @@ def test_figures_are_in_the_courses_order_and_the_best_on_top(project):
     for name, colour in (("03_third", "c"), ("01_first", "a"), ("02_second", "b")):
         executed(project, name, shown({"image/png": png()}, f"{colour}1"), shown({"image/png": png()}, f"{colour}2"), cell=colour)
     assert check(gallery.write("tiny")).all("alt") == ["a1", "a2", "b1", "b2", "c1", "c2"]
-    (project / "params" / "gallery.yaml").write_text("best: [gone, c, a]\n")
+    (project / "params" / "gallery.yaml").write_text("lost: gone\nsecond: c\nfirst: a\n")
     page = check(gallery.write("tiny"))
     assert page.all("alt") == ["c1", "a1", "a2", "b1", "b2", "c2"] and "On top of the page: " in page.text
 
@@ -203,5 +203,37 @@ def test_the_best_figures_of_the_course_are_cells_that_draw():
     cells = {}
     for path in presets.notebooks().values():
         cells |= {cell["id"]: cell for cell in presets.read_notebook(path)["cells"] if cell["cell_type"] == "code"}
-    chosen = presets.best_figures()
+    chosen = list(presets.best_figures().values())
     assert len(chosen) == len(set(chosen)) and not set(chosen) - cells.keys()
+
+
+def test_exported_pictures_are_small_and_still_what_was_drawn(project):
+    rng = np.random.default_rng(0)
+    noisy = np.kron(rng.integers(0, 255, (60, 120, 3)), np.ones((10, 10, 1))).astype(np.uint8)
+    kept = io.BytesIO()
+    Image.fromarray(np.clip(noisy + rng.normal(0, 9, noisy.shape), 0, 255).astype(np.uint8)).save(kept, "PNG")
+    executed(project, "01_first", shown({"image/png": base64.b64encode(kept.getvalue()).decode()}), cell="a")
+    executed(project, "02_second", shown({"image/png": png((9, 99, 199), (300, 100))}), shown({"image/png": png()}), cell="b")
+    (project / "params" / "gallery.yaml").write_text("plain: b\nlost: c\nnoise: a\n")
+    plain, noise = gallery.export("tiny", project / "out", limit=60_000)
+    assert (plain.name, noise.name) == ("plain.png", "noise.png") and noise.stat().st_size <= 60_000
+    image = Image.open(plain).convert("RGB")
+    assert image.size == (300, 100) and np.abs(np.asarray(image, int) - (9, 99, 199)).max() <= 2  # the first picture of its cell
+    width, height = Image.open(noise).size
+    assert 200 <= width <= 1000 and abs(width - 2 * height) <= 2
+
+
+@pytest.mark.parametrize("text", ["best: [a, b]\n", "a b: c\n", "../x: c\n"])
+def test_a_list_of_best_figures_that_will_not_do_is_named(project, text):
+    (project / "params" / "gallery.yaml").write_text(text)
+    with pytest.raises(presets.RunError, match=r"params/gallery.yaml: give lines `name: cell id`, got"):
+        presets.best_figures()
+
+
+def test_the_pictures_of_the_readme_are_small_and_of_the_gallery():
+    readme = (presets.project() / "README.md").read_text()
+    linked = re.findall(r"!\[([^\]]*)\]\((data/[^)]+)\)", readme)
+    assert len(linked) >= 2
+    for words, place in linked:
+        assert len(words) > 20 and (presets.project() / place).stat().st_size <= 150_000, place
+        assert Path(place).stem in presets.best_figures(), f"{place} is not of params/gallery.yaml"

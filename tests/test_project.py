@@ -43,7 +43,21 @@ def test_tested_versions_are_exact_and_cover_what_is_installed_by_default():
 def test_the_makefile_explains_every_target():
     text = (ROOT / "Makefile").read_text()
     targets = set(re.search(r"\.PHONY: (.*)", text)[1].split())
-    assert targets == {"help", "env", "demo", "test", "testlong", "lab", "lint", "bench", "toy", "figures", "results", "clean"}
+    assert targets == {
+        "help",
+        "env",
+        "demo",
+        "test",
+        "testlong",
+        "lab",
+        "lint",
+        "bench",
+        "toy",
+        "figures",
+        "pictures",
+        "results",
+        "clean",
+    }
     assert all(re.search(rf"^{target}:.*##", text, flags=re.M) for target in targets)
 
 

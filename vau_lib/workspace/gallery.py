@@ -10,7 +10,7 @@ import csv
 import html
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -111,25 +111,64 @@ def pictures(path: Path) -> list[Picture]:
 
     A figure's title is its text (a figure of `plots` says its title), else the heading it stands under.
     """
+    found = []
+    for cell, title, data in _drawn(path):
+        shown = _encoded(data) if data else ("", "no picture of pixels; the notebook holds it")
+        found.append(Picture(path.stem, cell, len(found) + 1, title or "a figure", *shown))
+    return found
+
+
+def _drawn(path: Path) -> Iterator[tuple[str, str, str]]:
+    """Yield (cell id, title, base64 data) of every picture among an executed copy's outputs; no data where it is not of pixels."""
     try:
         cells = presets.read_notebook(path)["cells"]
     except presets.RunError:
-        return []
-    found, heading = [], ""
+        return
+    heading = ""
     for cell in cells:
         if cell.get("cell_type") == "markdown":
             headings = re.findall(r"^#+\s+(.*)", "".join(cell.get("source", "")), flags=re.M)
             heading = headings[-1] if headings else heading
         for output in cell.get("outputs", ()):
             data = output.get("data") or {}
-            if not any(kind.startswith("image/") for kind in data):
-                continue
-            title = " ".join("".join(data.get("text/plain", "")).split())
-            title = heading if not title or DEFAULT_REPR.fullmatch(title) else title
-            kind = next((kind for kind in RASTER if kind in data), None)
-            shown = _encoded("".join(data[kind])) if kind else ("", "no picture of pixels; the notebook holds it")
-            found.append(Picture(path.stem, str(cell.get("id")), len(found) + 1, title or "a figure", *shown))
-    return found
+            if any(kind.startswith("image/") for kind in data):
+                title = " ".join("".join(data.get("text/plain", "")).split())
+                kind = next((kind for kind in RASTER if kind in data), None)
+                named = heading if not title or DEFAULT_REPR.fullmatch(title) else title
+                yield str(cell.get("id")), named, "".join(data[kind]) if kind else ""
+
+
+def export(preset: str, folder: Path, *, width: int = 1000, limit: int = 150_000) -> list[Path]:
+    """Write the figures of params/gallery.yaml that a preset's copies hold as <name>.png, each at most `limit` bytes; return them.
+
+    A picture that is too large gets fewer colours, then fewer pixels: `width` is the most it has.
+    """
+    copies = sorted(notebook_runs.copies(preset).glob("[0-9][0-9]_*.ipynb"))
+    first = {cell: data for path in copies for cell, _, data in reversed([*_drawn(path)]) if data}
+    written = []
+    for name, cell in presets.best_figures().items():
+        if cell in first:
+            with artifacts.replacing(Path(folder) / f"{name}.png") as temporary:
+                temporary.write_bytes(_small_png(base64.b64decode(first[cell]), width, limit))
+            written.append(Path(folder) / f"{name}.png")
+    return written
+
+
+def _small_png(data: bytes, width: int, limit: int) -> bytes:
+    from PIL import Image
+
+    with Image.open(io.BytesIO(data)) as image:
+        whole = image.convert("RGB")
+    while True:
+        small = whole.copy()
+        small.thumbnail((width, 4 * width), Image.Resampling.LANCZOS)
+        for colours in (256, 128, 64):
+            kept = io.BytesIO()
+            coarse = small.quantize(colours, Image.Quantize.MAXCOVERAGE, kmeans=3, dither=Image.Dither.NONE)  # keeps rare colours
+            coarse.save(kept, "PNG", optimize=True)
+            if kept.tell() <= limit:
+                return kept.getvalue()
+        width = int(0.85 * min(width, small.width))
 
 
 def _encoded(data: str) -> tuple[str, str, bool]:
@@ -155,7 +194,7 @@ def _best(shown: Sequence[Picture]) -> list[Picture]:
     for picture in shown:
         if picture.address:
             first.setdefault(picture.cell, picture)
-    return [first[cell] for cell in presets.best_figures() if cell in first][:BEST]
+    return [first[cell] for cell in presets.best_figures().values() if cell in first][:BEST]
 
 
 # Parts of the page

@@ -121,12 +121,13 @@ def needs(notebook: str | int) -> set[str]:
     return direct.union(*(needs(other) for other in direct))
 
 
-def best_figures() -> list[str]:
-    """Return the ids of the cells whose figures a gallery shows first, from params/gallery.yaml; [] without it."""
-    best = _read_yaml(project() / "params" / "gallery.yaml").get("best", [])
-    if not isinstance(best, list):
-        raise RunError(f"params/gallery.yaml: best must be a list of cell ids, got {one_line(repr(best))}")
-    return [str(cell) for cell in best]
+def best_figures() -> dict[str, str]:
+    """Return {name: id of the cell that draws it} of the figures to show first, from params/gallery.yaml; {} without it."""
+    best = _read_yaml(project() / "params" / "gallery.yaml")
+    for name, cell in best.items():
+        if not re.fullmatch(r"\w+", str(name)) or not isinstance(cell, str):
+            raise RunError(f"params/gallery.yaml: give lines `name: cell id`, got {one_line(f'{name}: {cell!r}')}")
+    return best
 
 
 def full_name(notebook: str | int) -> str:
