@@ -158,3 +158,28 @@ def test_an_empty_file_of_features_is_named(tmp_path):
     features = {r.id: np.ones((4, 3)) for r in FOUND} | {"v03": np.ones((0, 3))}
     with pytest.raises(artifacts.StoreError, match="v03: its file of features holds no row"):
         facts_of(features=features)
+
+
+def test_features_are_those_of_the_folder_after_the_at_sign(tmp_path):
+    """Two folders of one encoder, pooled and local change: a training is compared with the one it read."""
+    rows = {
+        name: {r.id: np.full((20, 3), n + shift, float) for n, r in enumerate(FOUND)}
+        for name, shift in (("xfeat", 5), ("xfeat_local_change", 0))
+    }
+    made_by = {"xfeat": {"encoder": "xfeat"}, "xfeat_local_change": {"encoder": "xfeat", "weights_sha256": "a"}}
+    place = tmp_path / "intended_raw@xfeat_local_change"
+    kept(place / "fold0_seed0", facts_of(plan=[1]))
+    artifacts.write_json(place / "fold0_seed0" / "config.json", {"preprocessing": {"temporal_difference": False}})
+    assert experiments.outdated(place, [FOUND], rows, made_by) == []
+    assert experiments.input_of(place) == "on local change"
+
+
+def test_fused_scores_are_means_of_log_odds_in_units_of_validation():
+    """By hand: log-odds are 0 and ln 9, validation has mean 0 and std ln 9 (first), mean ln 3 and std ln 3 (second)."""
+    val = {"v": (0.9, 1), "w": (0.1, 0)}
+    first = ({0: {"a": (0.9, np.array([0.5, 0.9])), "b": (0.5, np.array([0.5]))}}, {(0, 0): val})
+    second = ({0: {"a": (0.5, np.array([0.9, 0.5])), "b": (0.9, np.array([0.9]))}, 1: {}}, {(0, 0): {"v": (0.9, 1), "w": (0.5, 0)}})
+    fused = experiments.fuse([first, second], {"a": 0, "b": 0})
+    assert list(fused) == [0], "only seeds that both have"
+    assert fused[0]["a"][0] == pytest.approx((1 - 1) / 2) and fused[0]["b"][0] == pytest.approx((0 + 1) / 2)
+    np.testing.assert_allclose(fused[0]["a"][1], [(0 + 1) / 2, (1 - 1) / 2], atol=1e-12)

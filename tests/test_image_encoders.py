@@ -334,7 +334,7 @@ def test_squeezenet_is_never_random_by_accident(tmp_path):
         image_encoders.SqueezeNetEncoder()
     encoder = image_encoders.SqueezeNetEncoder("random", side=64)
     rows = encoder(pictures(17))
-    assert encoder.made_by() == {"encoder": "squeezenet", "weights_sha256": "random", "side": 64}
+    assert encoder.made_by() == {"encoder": "squeezenet", "weights_sha256": "random", "side": 64, "local_change": None}
     assert rows.shape == (2, 512) and rows.dtype == np.float32 and rows.min() >= 0 and rows.std() > 0
     np.testing.assert_allclose(rows[0], encoder.encode_frames(pictures(17))[0].numpy()[:16].mean(0), rtol=1e-5, atol=1e-6)
     torch.save({"features.0.weight": torch.zeros(1)}, tmp_path / "other.pt")
@@ -353,3 +353,57 @@ def test_squeezenet_reproduces_stored_rows(name, real_data):
     encoder = image_encoders.SqueezeNetEncoder(real_data / "weights" / image_encoders.SQUEEZENET_FILE)
     found = encoder.encode_frames(video.read_frames(path, places))[0].numpy()
     assert np.linalg.norm(found - reference) / np.linalg.norm(reference) < 0.02
+
+
+# local change of the last map
+
+
+@pytest.mark.parametrize("name", ["SqueezeNetEncoder", "EfficientNetLiteEncoder"])
+def test_local_change_is_that_of_the_last_map(name):
+    """By loops: the change of every place at each lag, its longest places averaged, a snippet's mean on a log scale."""
+    weights = "random" if name == "SqueezeNetEncoder" else None  # at random EfficientNet answers everything with zeros
+    encoder = getattr(image_encoders, name)(weights, side=128, pooling="local_change", lags=(1, 3), top_fraction=0.2)
+    frames = pictures(7)
+    maps = torch.cat(list(encoder.maps(frames))).numpy()
+    count, channels, height, width = maps.shape
+    top, rows = max(1, round(0.2 * height * width)), []
+    for t in range(count):
+        row = []
+        for lag in (1, 3):
+            change = np.abs(maps[t] - maps[max(t - lag, 0)]).reshape(channels, -1).T  # a place a row
+            longest = np.argsort(-np.linalg.norm(change, axis=1), kind="stable")[:top]
+            row.append(change[longest].mean(0) if change.any() else np.zeros(channels))
+        rows.append(np.concatenate(row))
+    by_hand = [np.log(0.05 + np.mean(rows[first : first + 2], axis=0)) for first in range(0, 7, 2)]
+    found = encoder(frames, snippet_frames=2)
+    assert found.shape == (4, 2 * channels) and found.dtype == np.float32 and encoder.width == 2 * channels
+    np.testing.assert_allclose(found, by_hand, atol=2e-4)
+    assert found.std(0).max() > 0.01, "the pictures change"
+
+
+def test_however_a_video_is_cut_its_local_change_is_the_same():
+    encoder, frames = image_encoders.SqueezeNetEncoder("random", side=64, pooling="local_change"), pictures(23)
+    whole = encoder(frames, snippet_frames=2)
+    for sizes in ([7, 9, 7], [1] * 23, [22, 1]):
+        parts = np.split(frames, np.cumsum(sizes)[:-1])
+        np.testing.assert_allclose(np.stack(list(encoder.snippet_features(parts, 2))), whole, atol=5e-3)
+    past, live = None, []
+    for first in range(0, 23, 2):
+        row, past = encoder.next_snippet(frames[first : first + 2], past)
+        live.append(row)
+    np.testing.assert_allclose(np.stack(live), whole, atol=5e-3)
+
+
+def test_a_still_picture_has_the_least_local_change():
+    encoder = image_encoders.SqueezeNetEncoder("random", side=64, pooling="local_change")
+    still = np.repeat(pictures(1), 5, axis=0)
+    np.testing.assert_allclose(encoder(still, snippet_frames=5), np.log(0.05), atol=1e-4)
+
+
+def test_a_folder_says_that_it_holds_local_change():
+    encoder = image_encoders.SqueezeNetEncoder("random", side=64, pooling="local_change", lags=(2,))
+    assert encoder.made_by()["local_change"] == {"lags": [2], "top_fraction": 0.05}
+    with pytest.raises(ValueError, match="single frames have no local_change"):
+        encoder.encode_frames(pictures(2))
+    with pytest.raises(ValueError, match="one of pooled, local_change, got 'mean'"):
+        image_encoders.EfficientNetLiteEncoder("random", pooling="mean")

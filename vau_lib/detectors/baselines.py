@@ -44,18 +44,21 @@ def cloud_distance(normal: np.ndarray, features: np.ndarray) -> np.ndarray:
 
 
 def logistic_on_difference(
-    train: Mapping[str, np.ndarray], labels: Mapping[str, int], test: Mapping[str, np.ndarray], *, strength: float = 0.01
-) -> dict[str, float]:
+    train: Mapping[str, np.ndarray], labels: Mapping[str, int], test: Mapping[str, np.ndarray], *, strength: float = 0.01,
+    temporal_difference: bool = True,
+) -> dict[str, float]:  # fmt: skip
     """Return {id: score in [0, 1]} of `test` videos: logistic regression on mean and maximum of |x[t] - x[t - 1]|.
 
-    `strength` is scikit-learn's C (small is smooth); it is fixed, not searched.
+    `strength` is scikit-learn's C (small is smooth); it is fixed, not searched. `temporal_difference` False takes mean and
+    maximum of the features themselves, for those that are changes already (local change).
     """
     names = sorted(train)
     model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=2000))
-    model.fit([_summary(train[name]) for name in names], [labels[name] for name in names])
-    return {name: float(model.predict_proba([_summary(x)])[0, 1]) for name, x in test.items()}
+    model.fit([_summary(train[name], temporal_difference) for name in names], [labels[name] for name in names])
+    return {name: float(model.predict_proba([_summary(x, temporal_difference)])[0, 1]) for name, x in test.items()}
 
 
-def _summary(features: np.ndarray) -> np.ndarray:
-    steps = np.abs(np.diff(features, axis=0)) if len(features) > 1 else np.zeros_like(features)
-    return np.concatenate([steps.mean(0), steps.max(0)])
+def _summary(features: np.ndarray, temporal_difference: bool) -> np.ndarray:
+    if temporal_difference:
+        features = np.abs(np.diff(features, axis=0)) if len(features) > 1 else np.zeros_like(features)
+    return np.concatenate([features.mean(0), features.max(0)])

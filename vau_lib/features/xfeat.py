@@ -21,13 +21,11 @@ from vau_lib.data import video
 from vau_lib.data.records import SNIPPET_FRAMES
 from vau_lib.data.video import chunks
 from vau_lib.features.checkpoints import PACKAGED, find_weights, load_strictly, load_weights
+from vau_lib.features.local_change import LAGS, TOP_FRACTION, check_options, local_change
 from vau_lib.workspace import artifacts
 
 BATCH_FRAMES = 16  # frames per pass through the network; larger is slower on a CPU (page faults)
 XFEAT_GRID = 32  # pixels; height and width must be multiples of it
-POOLINGS = ("pooled", "local_change")
-LAGS = (1, 2, 4)  # frames: how far back a map is compared
-TOP_FRACTION = 0.02  # of the places; at 224 pixels 16 of 28 x 28, about what a person fills in a distant camera's picture
 
 
 class XFeatEncoder:
@@ -57,11 +55,9 @@ class XFeatEncoder:
         self, weights: str | Path | None = None, *, side: int = 224, bfloat16: bool | None = None,
         sampled_frames: int | None = None, pooling: str = "pooled", lags: Sequence[int] = LAGS, top_fraction: float = TOP_FRACTION,
     ):  # fmt: skip
-        if pooling not in POOLINGS:
-            raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, got {pooling!r}")
+        check_options(pooling, lags, top_fraction)
         if pooling == "local_change" and sampled_frames is not None:
             raise ValueError(f"local_change compares frames at lags and needs all of them, got sampled_frames {sampled_frames}")
-        _check_change(lags, top_fraction)
         self.pooling, self.lags, self.top_fraction = pooling, tuple(lags), top_fraction
         self.width = 128 if pooling == "pooled" else 128 * len(self.lags)
         if side % XFEAT_GRID or side < XFEAT_GRID:
@@ -160,44 +156,6 @@ class XFeatEncoder:
             "encoder": self.name, "weights_sha256": self.weights, "side": self.side, "sampled_frames": self.sampled_frames,
             "local_change": change if self.pooling == "local_change" else None,  # None is pooled, as in folders made before
         }  # fmt: skip
-
-
-def local_change(
-    dense: Tensor, past: Tensor | None = None, *, lags: Sequence[int] = LAGS, top_fraction: float = TOP_FRACTION
-) -> tuple[Tensor, Tensor]:
-    """Return how much the places of descriptor maps change, (T, 128 L), and the maps that the next part of a video needs.
-
-    `dense` (T, 64, h, w) are the maps of T frames in order, all of a video or its next part; `past` is None at a video's start,
-    then what the call before returned, (max(lags), 64, h, w), however the video is cut. With u[t] the map whose descriptors are
-    made unit length, and u[t] = u[0] for t < 0 (a video begins as if it had stood still), the change at a lag is
-    c[t] = |u[t] - u[t - lag]|, (64, h, w). A frame's row holds 128 values for each of the L lags, in their order: the mean of c[t]
-    over all places (64), then its mean over the k places where c[t] is longest, the L2 norm over channels, of places equally
-    long any (64); k = max(1, round(top_fraction h w)). Everything is at least 0; a still picture gives zeros.
-    Device and dtype are those of `dense`. ValueError for another shape, a lag below 1 or a fraction outside (0, 1].
-    """
-    _check_change(lags, top_fraction)
-    longest, unit = max(lags), F.normalize(dense, dim=1)
-    if past is None:
-        past = unit[:1].expand(longest, -1, -1, -1)
-    if dense.ndim != 4 or not len(dense) or past.shape != (longest, *dense.shape[1:]):
-        raise ValueError(
-            f"maps must be (T, 64, h, w) and past ({longest}, 64, h, w), got {tuple(dense.shape)}, {tuple(past.shape)}"
-        )
-    maps = torch.cat([past, unit]).flatten(2)  # (longest + T, 64, N), N places
-    top, parts = max(1, round(top_fraction * maps.shape[2])), []
-    for lag in lags:
-        change = (maps[longest:] - maps[longest - lag : len(maps) - lag]).abs()
-        places = change.square().sum(1, keepdim=True).topk(top, dim=2, sorted=False).indices  # (T, 1, k)
-        parts += [change.mean(2), change.gather(2, places.expand(-1, change.shape[1], -1)).mean(2)]
-    kept = maps[len(maps) - longest :].unflatten(2, dense.shape[2:]).clone()  # a view would hold all maps
-    return torch.cat(parts, dim=1), kept
-
-
-def _check_change(lags: Sequence[int], top_fraction: float) -> None:
-    if not len(lags) or any(int(lag) != lag or lag < 1 for lag in lags):
-        raise ValueError(f"lags must be whole frames, each 1 or more, got {tuple(lags)}")
-    if not 0 < top_fraction <= 1:
-        raise ValueError(f"top_fraction must be in (0, 1], got {top_fraction}")
 
 
 def find_xfeat(weights: str | Path | None = None) -> Path:
