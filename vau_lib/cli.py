@@ -80,8 +80,8 @@ def run_(
     began = time.monotonic()
     try:
         notebook_runs.run(preset, notebooks or (), overrides, fresh=fresh, workers=workers)
-        took = time.monotonic() - began
-        typer.echo(f"{sum(bool(step.why) for step in steps)} notebooks executed in {took // 60:.0f} min {took % 60:.0f} s")
+        took, number = round(time.monotonic() - began), sum(bool(step.why) for step in steps)
+        typer.echo(f"{number} notebook{'s' * (number != 1)} executed in {took // 60} min {took % 60} s")
     except BaseException:  # what stopped, by an error or by Ctrl-C, is on the page too
         with suppress(OSError, ValueError):
             typer.echo(f"look at {presets.display_path(gallery.write(preset))}")

@@ -306,7 +306,7 @@ def _ran(runs: dict) -> str:
 
 
 def _link(name: str, shown: str = "") -> str:
-    return f'<a href="{html.escape(quote(name))}.ipynb">{text(shown or name)}</a>'
+    return f'<a href="{html.escape(quote(name, errors="surrogateescape"))}.ipynb">{text(shown or name)}</a>'
 
 
 def _anchor(name: str) -> str:
