@@ -27,6 +27,7 @@ PACKAGES = ("torch", "torchvision", "transformers", "kornia", "decord", "av", "n
 WEIGHTS = {"XFeat": "xfeat", "SqueezeNet": "squeezenet", "EfficientNet-Lite0": "efficientnet-lite0", "MemTSM-Net": "memtsm"}
 DEMO_LSHMA = Path("data/models/lshma/synthetic/intended/fold0_seed0")  # what the demo trains
 TOY_VLM = "data/toy_models/internvl"  # knows the toy data set only; give a real model
+TOY_SCORER = Path("data/toy_models/scorer")  # of the same world
 PLAIN_WIDTH = 10_000  # columns of a console that is no terminal: nothing is cut
 
 
@@ -140,12 +141,9 @@ def guard(
 ) -> None:
     """Ask a vision-language model about videos: what happens, and is it an anomaly?"""
     from vau_lib import guard
-    from vau_lib.vlm import finetuning, models  # torch, only here
+    from vau_lib.vlm import models  # torch, only here
 
-    vlm = models.load(_model_path(model))
-    if adapter is not None:
-        folder = presets.project_path(str(adapter))
-        vlm = finetuning.with_adapter(vlm, folder, kind=f"{vlm.kind}, tuned: {adapter}".removeprefix(", "))
+    vlm = _with_adapter(models.load(_model_path(model)), adapter)
     plan = guard.GuardPlan(num_frames=frames, keep_ratio=keep_ratio, max_new_tokens=max_new_tokens, batch_size=batch)
     stream = (lambda text: typer.echo(text, nl=False)) if batch == 1 else None
     answers = guard.guard(vlm, source, out, plan=plan, stream=stream, log=lambda line: typer.echo(line, err=True))
@@ -169,6 +167,46 @@ def convert(
     facts = holmesvau.convert(presets.project_path(str(folder)), presets.project_path(str(out)))
     merged = f", LoRA of rank {facts['lora_rank']} merged" if facts["lora_rank"] else ""
     typer.echo(f"{facts['name']}: {facts['tensors']} tensors{merged}; in {out}")
+
+
+@app.command()
+def explain(
+    video: Annotated[Path, typer.Argument(help="a video file")],
+    model: Annotated[str, typer.Option(help="folder or hub name of a model; toy: the tiny one, which knows its own world only")],
+    scorer: Annotated[
+        Path | None, typer.Option(help="anomaly_scorer.pth as published, or the folder of a trained anomaly scorer")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="folder of the result; data/explained/NAME if not given")] = None,
+    adapter: Annotated[Path | None, typer.Option(help="folder of a LoRA adapter that `vau tune` wrote")] = None,
+    frames: Annotated[int, typer.Option(help="frames the model is shown")] = 12,
+    stride: Annotated[int, typer.Option(help="frames from one scored frame to the next")] = 16,
+    cap: Annotated[int | None, typer.Option(help="most scored frames of a long video: the stride grows")] = None,
+    tau: Annotated[float | None, typer.Option(help="how evenly frames are chosen; the scorer's own, else 0.1")] = None,
+    released: Annotated[bool, typer.Option("--released", help="choose frames as the published sampler does")] = False,
+    max_new_tokens: Annotated[int, typer.Option(help="longest answer, in tokens")] = 256,
+) -> None:
+    """Score a video, choose frames by score, ask for judgement, description and analysis: JSON, figure and one HTML page."""
+    from vau_lib import explain
+    from vau_lib.vlm import models  # torch, only here
+
+    if scorer is None and model != "toy":
+        raise ValueError("--scorer is needed: anomaly_scorer.pth as published, or the folder of a trained anomaly scorer")
+    vlm = _with_adapter(models.load(_model_path(model)), adapter)
+    place = presets.project_path(str(scorer or TOY_SCORER))
+    found, tower = explain.load_scorer(place, explain.VisionTower(vlm))
+    made_by = artifacts.read_json(place / "made_by.json") if (place / "made_by.json").is_file() else {}
+    explained = explain.explain_video(
+        presets.project_path(str(video)), vlm, found, num_frames=frames, stride=stride, cap=cap, released=released, tower=tower,
+        tau=float(made_by.get("tau", 0.1)) if tau is None else tau, max_new_tokens=max_new_tokens,
+        log=lambda line: typer.echo(line, err=True),
+    )  # fmt: skip
+    paths = explain.write(explained, presets.project_path(str(out or Path("data/explained") / video.stem)))
+    typer.echo(f"{video.name}: {explain.VERDICTS[explained.explanation.anomalous]}")
+    for name in ("judgement", "description", "analysis"):
+        typer.echo(f"{name}: {artifacts.one_line(getattr(explained.explanation, name), 2000)}")
+    typer.echo(f"by {explained.label}")
+    for path in paths.values():
+        typer.echo(f"look at {presets.display_path(path)}")
 
 
 @app.command("import-features")
@@ -393,9 +431,19 @@ def doctor() -> None:
     _console().print(shown)
 
 
+def _with_adapter(vlm, adapter: Path | None):
+    """Return the model with an adapter's changes, and a kind that says so."""
+    from vau_lib.vlm import finetuning
+
+    if adapter is None:
+        return vlm
+    kind = f"{vlm.kind}, tuned: {adapter}".removeprefix(", ")
+    return finetuning.with_adapter(vlm, presets.project_path(str(adapter)), kind=kind)
+
+
 def _model_path(model: str) -> Path | str:
-    """Return a model's folder in the project, or the name on the hub unchanged."""
-    folder = presets.project_path(model)
+    """Return a model's folder in the project, `toy` for the tiny one, or the name on the hub unchanged."""
+    folder = presets.project_path(TOY_VLM if model == "toy" else model)
     return folder if folder.is_dir() else model
 
 

@@ -268,16 +268,30 @@ _RELEASED_NAMES = (
 
 
 def load_released(source: str | Path | Mapping[str, Tensor], config: ScorerConfig | None = None) -> AnomalyScorer:
-    """Return a scorer in eval mode with the release's 34 tensors (a state dict or a file of one), strictly; else StoreError."""
+    """Return a scorer in eval mode with the release's 34 tensors (a state dict or a file of one), strictly; else StoreError.
+
+    Without `config` the sizes are those of the tensors (four heads, as published).
+    """
     weights = source if isinstance(source, Mapping) else checkpoints.load_weights(source)
     renamed = {}
     for key, value in weights.items():
         for theirs, ours in _RELEASED_NAMES:
             key = re.sub(theirs, ours, key)
         renamed[key] = value.float()
-    scorer = AnomalyScorer(config)
+    scorer = AnomalyScorer(config or _sizes(renamed))
     checkpoints.load_strictly(scorer, renamed, "the state dict" if isinstance(source, Mapping) else source)
     return scorer.eval()
+
+
+def _sizes(weights: Mapping[str, Tensor]) -> ScorerConfig:
+    """Return the sizes that tensors have, the published ones where they do not tell."""
+    try:
+        hidden, width, _ = weights["embed.weight"].shape
+        heads, layers = ScorerConfig.heads, len({name.split(".")[1] for name in weights if name.startswith("attention.")})
+        head_width = len(weights["attention.0.to_qkv.weight"]) // (4 * heads)
+        return ScorerConfig(width, hidden, layers, heads, head_width, slots=len(weights["abnormal.slots"]))
+    except (KeyError, ValueError, TypeError):
+        return ScorerConfig()
 
 
 def frame_targets(record: records.VideoRecord, count: int, *, stride: int = SNIPPET_FRAMES) -> np.ndarray:
