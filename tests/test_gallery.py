@@ -233,7 +233,7 @@ def test_a_list_of_best_figures_that_will_not_do_is_named(project, text):
 def test_the_pictures_of_the_readme_are_small_and_of_the_gallery():
     readme = (presets.project() / "README.md").read_text()
     linked = re.findall(r"!\[([^\]]*)\]\((data/[^)]+)\)", readme)
-    assert len(linked) >= 2
+    assert len(linked) == 5
     for words, place in linked:
         assert len(words) > 20 and (presets.project() / place).stat().st_size <= 150_000, place
         assert Path(place).stem in presets.best_figures(), f"{place} is not of params/gallery.yaml"
