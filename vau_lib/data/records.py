@@ -185,3 +185,11 @@ class LongStream:
             if start * self.row_s < seconds:
                 kept[start:end] = False
         return kept
+
+
+def story(found: Iterable[VideoRecord], *, split: str = "test") -> list[VideoRecord]:
+    """Return the videos that every notebook shows: of each class of a split the first by id, then the first without an event."""
+    chosen: dict[str, VideoRecord] = {}
+    for record in sorted((r for r in found if r.split == split), key=lambda r: r.id):
+        chosen.setdefault(record.classes[0] if record.classes else ("anomalous" if record.label else ""), record)
+    return sorted(chosen.values(), key=lambda r: (not r.label, r.classes))

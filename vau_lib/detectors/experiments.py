@@ -45,17 +45,26 @@ def parse_variant(name: str) -> Variant:
     return Variant(kind, INPUTS.get(reads), encoder)
 
 
-def input_of(place: Path) -> str:
-    """Return what a variant's trainings below `place` read, as they saved it: "on temporal differences" or "raw features".
+def is_change(made_by: Mapping) -> bool:
+    """Return whether features are changes already (`made_by` of local change): no temporal difference is taken of them."""
+    return bool(made_by.get("local_change"))
 
-    Features of a folder called ..._local_change, named after @, are "on local change": they are changes already.
+
+def input_of(place: Path) -> str:
+    """Return what a variant's trainings below `place` read, as they saved it.
+
+    "on temporal differences", "on local change" (features that are changes already) or "raw features".
     """
-    found = {bool(artifacts.read_json(p)["preprocessing"]["temporal_difference"]) for p in place.glob("fold*_seed*/config.json")}
+    found = set()
+    for path in place.glob("fold*_seed*/config.json"):
+        made_by = path.with_name("made_by.json")
+        facts = (artifacts.read_json(made_by).get("facts") or {}) if made_by.exists() else {}
+        change = is_change(facts.get("features") or {}) or place.name.endswith("_local_change")
+        differs = artifacts.read_json(path)["preprocessing"]["temporal_difference"]
+        found.add("on temporal differences" if differs else "on local change" if change else "raw features")
     if len(found) != 1:
         raise artifacts.StoreError(f"{place.name}: {'trainings read different inputs' if found else 'no trained detector'}")
-    if found.pop():
-        return "on temporal differences"
-    return "on local change" if place.name.endswith("_local_change") else "raw features"
+    return found.pop()
 
 
 def title(system: str, variant: str, reads: str, encoders: Mapping[str, str]) -> str:

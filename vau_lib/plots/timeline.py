@@ -1,13 +1,16 @@
 """Scores over time: event spans as amber bands, frames above, sampled frames and key clips below."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from vau_lib.data.records import Span
+from vau_lib.data import records, video
+from vau_lib.data.records import Span, VideoRecord
 from vau_lib.plots.style import ANOMALOUS, INK, NORMAL, QUIET, SERIES, TRUTH, empty, subplots
 
 
@@ -55,6 +58,84 @@ def scores(
     axis.set(xlim=(0, longest), xlabel="time (s)", ylabel=ylabel)
     if len(scores) > 1:
         axis.legend(loc="upper left", ncols=len(scores), fontsize=9)
+    figure.suptitle(title)
+    return figure
+
+
+class Panel(NamedTuple):
+    """One video of a figure of several: its title, frames and their seconds, per-frame scores, rate, events."""
+
+    title: str
+    frames: np.ndarray
+    shown_s: np.ndarray
+    scores: Mapping[str, np.ndarray]
+    fps: float
+    events: Sequence[Span]
+
+
+def panel(record: VideoRecord, root: str | Path, scores: Mapping[str, np.ndarray], *, count: int = 5, title: str = "") -> Panel:
+    """Return the panel of a record whose video is below `root`: `count` frames evenly spread, scores name -> (T,) per frame."""
+    path = records.locate(record, Path(root))
+    index = video.sample_index(video.probe(path).num_frames, count)
+    frames, shown_s = video.read_frames(path, index), video.frame_times(path)[index]
+    return Panel(title or record.id, frames, shown_s, scores, record.fps, record.events)
+
+
+def story(
+    found: Sequence[VideoRecord], saved: Mapping[str, Mapping], root: str | Path, *, snippet_frames: int
+) -> tuple[list[Panel], list[Panel]]:
+    """Return panels of the videos that every notebook shows (`records.story`), and of the worst miss and the worst false alarm.
+
+    The worst are the anomalous test video with the lowest video score and the normal one with the highest. `saved` is the
+    content of a training's scores.json, {id: {"video": score, "scores": (T,) of its snippets}}. Videos that are not there are
+    left out.
+    """
+    there = [r for r in found if r.split == "test" and r.id in saved and records.locate(r, Path(root)).exists()]
+
+    def of(record: VideoRecord, title: str = "") -> Panel:
+        values = np.repeat(saved[record.id]["scores"], snippet_frames)
+        count = record.num_frames or len(values)
+        curve = np.pad(values[:count], (0, max(0, count - len(values))), mode="edge")
+        return panel(record, root, {"score": curve}, title=title)
+
+    worst = []
+    for label, choose, title in ((1, min, "missed"), (0, max, "false alarm")):
+        if part := [r for r in there if r.label == label]:
+            chosen = choose(part, key=lambda r: saved[r.id]["video"])
+            worst.append(of(chosen, f"{title}: {chosen.id}"))
+    return [of(r) for r in records.story(there)], worst
+
+
+def panels(
+    shown: Sequence[Panel], *, columns: int = 2, title: str = "", ylabel: str = "score", threshold: float | None = None
+) -> Figure:
+    """Draw several videos, each a filmstrip over its score curves with the events' bands, on one scale of scores."""
+    rows = -(-len(shown) // columns)
+    figure = empty(figsize=(6.2 * columns, 2.9 * rows + 0.4))
+    grid = figure.add_gridspec(rows, columns)
+    highest = max((float(np.max(values)) for one in shown for values in one.scores.values()), default=1.0)
+    for place, one in enumerate(shown):
+        cell = grid[place // columns, place % columns].subgridspec(2, len(one.frames), height_ratios=[1, 1.5])
+        axis = figure.add_subplot(cell[1, :])
+        for event in one.events:
+            axis.axvspan(event.start_s, event.end_s, color=TRUTH, alpha=0.35, lw=0)
+        for colour, (name, values) in zip((ANOMALOUS, NORMAL, *SERIES[2:]), one.scores.items(), strict=False):
+            axis.plot(np.arange(len(values)) / one.fps, values, color=colour, label=name)
+        if threshold is not None:
+            axis.axhline(threshold, color=QUIET, ls="--", lw=1)
+        longest = max(len(values) for values in one.scores.values()) / one.fps
+        axis.set(xlim=(0, longest), ylim=(0, max(1e-9, 1.08 * highest)), xlabel="time (s)", ylabel=ylabel)
+        if len(one.scores) > 1 and not place:
+            axis.legend(loc="upper left", ncols=len(one.scores), fontsize=8)
+        for number, (frame, moment) in enumerate(zip(one.frames, one.shown_s, strict=True)):
+            picture = figure.add_subplot(cell[0, number])
+            picture.imshow(frame, interpolation="lanczos")
+            inside = any(event.start_s <= moment < event.end_s for event in one.events)
+            for spine in picture.spines.values():
+                spine.set(visible=True, color=TRUTH if inside else QUIET, linewidth=3 if inside else 0.8)
+            picture.set(xticks=[], yticks=[])
+            label = f"{one.title} · {moment:.1f} s" if not number else f"{moment:.1f} s"
+            picture.set_title(label, fontsize=8, fontweight="normal", loc="left" if not number else "center", pad=2)
     figure.suptitle(title)
     return figure
 
