@@ -26,7 +26,7 @@ from vau_lib.synthetic.scenarios import DIFFICULTIES, EVENTS, HARD_NEGATIVES, NO
 from vau_lib.workspace import artifacts, parallel
 
 EDITION = 3  # of the renderer; a video of another edition is rendered again
-SPLITS = {"train": 0.4, "val": 0.1, "test": 0.5}  # fractions of the worlds; few test videos show nothing
+SPLITS = {"train": 0.5, "val": 0.1, "test": 0.4}  # fractions of the worlds; few test videos show nothing
 Item = tuple[str, Scenario, str]  # id, what to render, split
 
 
