@@ -174,6 +174,19 @@ def test_features_are_those_of_the_folder_after_the_at_sign(tmp_path):
     assert experiments.input_of(place) == "on local change"
 
 
+def test_local_change_is_known_by_what_made_it_where_no_folder_is_named(tmp_path):
+    """Notebooks 04 and 06 read it by default: what made the features says so, and notebook 12 looks in its own folder."""
+    made_by, place = {"encoder": "xfeat", "local_change": {"lags": [1, 2, 4]}}, tmp_path / "intended"
+    rows = {"xfeat_local_change": {r.id: np.full((20, 3), n, float) for n, r in enumerate(FOUND)}}
+    facts = experiments.training_facts(made_by, FOUND, rows["xfeat_local_change"], plan=[1])
+    kept(place / "fold0_seed0", facts)
+    artifacts.write_json(place / "fold0_seed0" / "config.json", {"preprocessing": {"temporal_difference": False}})
+    assert experiments.is_change(made_by) and not experiments.is_change({"encoder": "xfeat", "local_change": None})
+    assert experiments.input_of(place) == "on local change"
+    assert experiments.outdated(place, [FOUND], rows, {"xfeat_local_change": made_by}) == []
+    assert "there are no xfeat_local_change features" in experiments.outdated(place, [FOUND], {}, {})[0]
+
+
 def test_fused_scores_are_means_of_log_odds_in_units_of_validation():
     """By hand: log-odds are 0 and ln 9, validation has mean 0 and std ln 9 (first), mean ln 3 and std ln 3 (second)."""
     val = {"v": (0.9, 1), "w": (0.1, 0)}

@@ -1,11 +1,14 @@
 """Figures say what they were given: marks, bars and bands are where the data are."""
 
+import shutil
+
 import matplotlib.colors as colors
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
+from vau_lib.data import records
 from vau_lib.plots import confusion, curves, distributions, filmstrip, ranking, style, timeline
 
 
@@ -83,3 +86,22 @@ def test_a_panel_of_zeros_is_left_out():
     table = pd.DataFrame({"n": [8, 16], "recall": [0.1, 0.4], "duplicates": [0, 0], "rule": ["a", "a"]})
     figure = curves.by_number(table, x="n", columns=["recall", "duplicates"], hue="rule")
     assert [axis.get_ylabel() for axis in figure.axes] == ["recall"]
+
+
+def test_a_story_shows_the_kinds_and_the_worst_two(tmp_path, clip):
+    """The worst by score: the anomalous video that scores lowest, the normal one that scores highest."""
+    shutil.copy(clip, tmp_path / "v.mp4")
+    span = records.Span(0.4, 1.2, "fight")
+
+    def made(name, label):
+        return records.VideoRecord(name, "v.mp4", "x", "test", label, ("fight",) * label, (span,) * label, 25.0, 50)
+
+    found = [made("a1", 1), made("a2", 1), made("n1", 0), made("n2", 0)]
+    saved = {n: {"video": v, "scores": [v] * 10} for n, v in (("a1", 0.9), ("a2", 0.2), ("n1", 0.1), ("n2", 0.7))}
+    shown, worst = timeline.story(found, saved, tmp_path, snippet_frames=5)
+    assert [one.title for one in shown] == ["a1", "n1"] and [one.title for one in worst] == ["missed: a2", "false alarm: n2"]
+    assert all(len(one.scores["score"]) == 50 and len(one.frames) == 5 for one in shown + worst)
+    figure = timeline.panels(shown, title="story")
+    curves = [axis for axis in figure.axes if axis.get_xlabel() == "time (s)"]
+    assert len(curves) == 2 and len({axis.get_ylim() for axis in curves}) == 1  # one scale of scores
+    assert timeline.story(found, saved, tmp_path / "nowhere", snippet_frames=5) == ([], [])

@@ -60,3 +60,18 @@ def test_a_source_in_two_splits_is_a_leak():
     clips = [record(group="cam1"), record(id="b", group="cam1", split="test"), record(id="c", group="cam2", split="test")]
     assert records.leaks(clips) == ["cam1"]
     assert records.leaks(clips[1:]) == []
+
+
+def test_the_story_is_the_first_test_video_of_each_kind():
+    def made(name, split="test", classes=()):
+        return records.VideoRecord(name, f"{name}.mp4", "x", split, int(bool(classes)), classes, (), 10.0, 30)
+
+    found = [
+        made("d", classes=("fight",)),
+        made("b", classes=("fight",)),
+        made("c", classes=("fall",)),
+        made("z"),
+        made("a", "train"),
+    ]
+    assert [r.id for r in records.story(found)] == ["c", "b", "z"]
+    assert [r.id for r in records.story(found, split="train")] == ["a"] and records.story([]) == []

@@ -213,7 +213,10 @@ def outdated(
     lines = []
     for path in sorted(place.glob("fold*_seed*/made_by.json")):
         facts, fold = artifacts.read_json(path).get("facts") or {}, int(path.parent.name[4:].partition("_")[0])
-        encoder = place.name.partition("@")[2] or (facts.get("features") or {}).get("encoder")
+        features = facts.get("features") or {}
+        encoder = place.name.partition("@")[2] or features.get("encoder")
+        if "@" not in place.name and is_change(features):  # notebook 03 puts local change in a folder of its own
+            encoder += "_local_change"
         if encoder not in rows or fold >= len(parts):
             lines.append(f"{place.name}/{path.parent.name}: there are no {encoder} features of fold {fold}")
             continue
