@@ -32,15 +32,15 @@ SENTENCES = [
 ]  # fmt: skip
 
 
-def make_tokenizer(folder, *, dummy_prefix: bool = True) -> int:
+def make_tokenizer(folder, *, dummy_prefix: bool = True, **options) -> int:
     """Train tokenizer.model, write it with tokenizer_config.json and added_tokens.json; return the number of tokens."""
     (folder / "corpus.txt").write_text("\n".join(SENTENCES * 20))
-    SentencePieceTrainer.train(
-        input=str(folder / "corpus.txt"), model_prefix=str(folder / "tokenizer"), vocab_size=420, model_type="bpe",
-        byte_fallback=True, normalization_rule_name="identity", add_dummy_prefix=dummy_prefix, remove_extra_whitespaces=False,
-        user_defined_symbols=[f"[UNUSED_TOKEN_{n}]" for n in range(140, 147)], character_coverage=1.0, minloglevel=2,
-        hard_vocab_limit=False, split_digits=True, num_threads=1,
+    settings = dict(
+        vocab_size=420, model_type="bpe", byte_fallback=True, normalization_rule_name="identity", add_dummy_prefix=dummy_prefix,
+        remove_extra_whitespaces=False, user_defined_symbols=[f"[UNUSED_TOKEN_{n}]" for n in range(140, 147)],
+        character_coverage=1.0, minloglevel=2, hard_vocab_limit=False, split_digits=True, num_threads=1,
     )  # fmt: skip
+    SentencePieceTrainer.train(input=str(folder / "corpus.txt"), model_prefix=str(folder / "tokenizer"), **settings | options)
     (folder / "corpus.txt").unlink()
     vocab = [line.split("\t")[0] for line in (folder / "tokenizer.vocab").read_text().split("\n") if line]
     (folder / "tokenizer.vocab").unlink()

@@ -114,6 +114,18 @@ def test_the_tokenizer_reads_and_writes_like_sentencepiece(tmp_path, text, dummy
     assert tokenizer.encode(text) == [1, *ids] and len(tokenizer) == size
 
 
+@pytest.mark.parametrize("model_type", ["bpe", "unigram"])
+@pytest.mark.parametrize("rule", ["nmt_nfkc", "nfkc", "identity"])
+@pytest.mark.parametrize("options", [{}, {"remove_extra_whitespaces": True}, {"byte_fallback": False}])
+def test_other_sentencepiece_models_are_read_as_sentencepiece_reads_them(tmp_path, model_type, rule, options):
+    """Normalisation, spaces and unknown letters as the file says, on texts that the conversion itself does not compare."""
+    size = released.make_tokenizer(tmp_path, model_type=model_type, normalization_rule_name=rule, **options)
+    tokenizer = internlm2_tokenizer.convert(tmp_path, vocab_size=size)
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
+    for text in ("A man falls.", "  What is  that?\n- a car\t1 ", "ﬁre ① été Ｆ", "Frame3 at 12.5s: fire 火"):
+        assert tokenizer.encode(text, add_special_tokens=False) == pieces.encode(text), text
+
+
 def test_added_tokens_keep_their_published_ids(converted, folder):
     published = json.loads((folder / "added_tokens.json").read_text())
     assert {token: converted.tokenizer.convert_tokens_to_ids(token) for token in published} == published

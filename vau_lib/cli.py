@@ -187,6 +187,7 @@ def explain(
 ) -> None:
     """Score a video, choose frames by score, ask for judgement, description and analysis: JSON, figure and one HTML page."""
     from vau_lib import explain
+    from vau_lib.plots import style
     from vau_lib.vlm import models  # torch, only here
 
     if scorer is None and model != "toy":
@@ -200,6 +201,7 @@ def explain(
         tau=float(made_by.get("tau", 0.1)) if tau is None else tau, max_new_tokens=max_new_tokens,
         log=lambda line: typer.echo(line, err=True),
     )  # fmt: skip
+    style.use()
     paths = explain.write(explained, presets.project_path(str(out or Path("data/explained") / video.stem)))
     typer.echo(f"{video.name}: {explain.VERDICTS[explained.explanation.anomalous]}")
     for name in ("judgement", "description", "analysis"):

@@ -308,8 +308,9 @@ def write(explained: ExplainedVideo, folder: str | Path) -> dict[str, Path]:
     """
     folder = Path(folder)
     paths = {kind: folder / f"explanation.{kind}" for kind in ("json", "png", "html")}
-    drawing = io.BytesIO()
-    figure(explained).savefig(drawing, format="png", dpi=110)
+    drawing, plot = io.BytesIO(), figure(explained)
+    plot.set_layout_engine("constrained")  # outside a notebook nobody has set the style
+    plot.savefig(drawing, format="png", dpi=110)
     artifacts.write_json(paths["json"], explained.as_row())
     for kind, content in {"png": drawing.getvalue(), "html": page(explained, drawing.getvalue()).encode()}.items():
         with artifacts.replacing(paths[kind]) as temporary:

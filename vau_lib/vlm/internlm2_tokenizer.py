@@ -10,8 +10,8 @@ internvl/conversation.py:371-387 for the template `internlm2-chat`.
 from collections.abc import Mapping
 from pathlib import Path
 
-from tokenizers import AddedToken, Tokenizer, decoders, normalizers, processors
-from tokenizers.models import BPE
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, processors
+from tokenizers.models import BPE, Unigram
 from transformers import PreTrainedTokenizerFast
 
 from vau_lib.workspace import artifacts
@@ -32,15 +32,14 @@ TEMPLATE = (
 PROBES = (  # texts on which both must agree; spaces, lines, digits, scripts, bytes that no piece holds
     "Are there any anomaly events detected in the video?", "  Frame1 at 2.5s: \nFrame12: \n", SYSTEM, "user\nWhy?\n\nBecause.",
     "An anomaly exists, specifically, the anomaly is named \"Animal Abuse\".", "1234567.89 %", "\t{'anomaly': 1}\n",
-    "Größe ñandú été",
-    "видео: драка", "異常が検出された。", "한국어", "🙂🚨 x²", "a   b", "assistant\n",
+    "a   b", "assistant\n", "Größe ñandú été", "видео: драка", "異常が検出された。", "한국어", "🙂🚨 x²",
 )  # fmt: skip
 
 
 def convert(folder: str | Path, *, vocab_size: int) -> PreTrainedTokenizerFast:
     """Return the tokenizer of a released folder; `vocab_size` is the number of the model's embeddings.
 
-    StoreError in one line where tokenizer.model is missing, no byte-pair model, or gives other ids than the result.
+    StoreError in one line where tokenizer.model is missing, is none, or gives other ids than the result.
     """
     folder = Path(folder)
     pieces = _load(folder / "tokenizer.model")
@@ -52,17 +51,25 @@ def convert(folder: str | Path, *, vocab_size: int) -> PreTrainedTokenizerFast:
         raise artifacts.StoreError(f"{folder}: added tokens leave ids out between {size} and {max(added)}")
     if len(names) > vocab_size:
         raise artifacts.StoreError(f"{folder}: {len(names)} tokens, the model has {vocab_size} embeddings")
+    if len(set(names)) < len(names):
+        raise artifacts.StoreError(f"{folder}: the tokenizer holds a token twice among {len(names)}")
     if absent := [token for token in (*PICTURE.values(), *ENDS) if token not in names]:
         raise artifacts.StoreError(f"{folder}: the tokenizer has no {absent[0]}")
     video = next((name for name in names[:size] if name.startswith(UNUSED)), PICTURE["context_image_token"])
-    tokenizer = _backend(pieces, names, set(added))
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="<|im_end|>", unk_token="<unk>", pad_token="</s>",
-        padding_side="left", clean_up_tokenization_spaces=False, model_input_names=["input_ids", "attention_mask"],
-        extra_special_tokens=PICTURE | {"video_token": video}, chat_template=TEMPLATE.replace("<video>", video),
-    )  # fmt: skip
-    _compare(pieces, fast, folder)
-    return fast
+    special = set(added) | {names.index(token) for token in (*PICTURE.values(), *ENDS)} | {0, 1, 2}
+    misread = ""
+    for model in (_byte_pairs, _unigrams):  # the file does not say through sentencepiece which of the two it is
+        fast = PreTrainedTokenizerFast(
+            tokenizer_object=_backend(model(pieces, names, special), pieces, names, special), bos_token="<s>",
+            eos_token="<|im_end|>", unk_token="<unk>", pad_token="</s>", padding_side="left", clean_up_tokenization_spaces=False,
+            model_input_names=["input_ids", "attention_mask"], extra_special_tokens=PICTURE | {"video_token": video},
+            chat_template=TEMPLATE.replace("<video>", video),
+        )  # fmt: skip
+        difference = _difference(pieces, fast)
+        if not difference:
+            return fast
+        misread = misread or difference
+    raise artifacts.StoreError(f"{folder}: {misread}")
 
 
 def _load(path: Path):
@@ -99,28 +106,44 @@ def _added(folder: Path, size: int) -> dict[int, str]:
     return added
 
 
-def _backend(pieces, names: list[str], added: set[int]) -> Tokenizer:
+def _byte_pairs(pieces, names: list[str], special: set[int]) -> BPE:
     size = pieces.get_piece_size()
-    vocab = {name: place for place, name in enumerate(names)}
-    if len(vocab) < len(names):
-        raise artifacts.StoreError(f"the tokenizer holds a token twice among {len(names)}")
     normal = {
         names[place]: pieces.get_score(place)
         for place in range(size)
-        if place not in added
+        if place not in special
         and not (pieces.is_control(place) or pieces.is_unknown(place) or pieces.is_unused(place) or pieces.is_byte(place))
         and not names[place].startswith(UNUSED)
     }
-    tokenizer = Tokenizer(BPE(vocab, _merges(normal), unk_token="<unk>", fuse_unk=True, byte_fallback=True))
-    prefixed = pieces.normalize("a").startswith(SPACE)
-    steps = [normalizers.Prepend(SPACE)] if prefixed else []
+    vocab = {name: place for place, name in enumerate(names)}
+    return BPE(vocab, _merges(normal), unk_token="<unk>", fuse_unk=True, byte_fallback=_has_bytes(pieces))
+
+
+def _unigrams(pieces, names: list[str], special: set[int]) -> Unigram:
+    scores = [pieces.get_score(place) for place in range(pieces.get_piece_size())]
+    scores += [0.0] * (len(names) - len(scores))
+    return Unigram(list(zip(names, scores, strict=True)), unk_id=0, byte_fallback=_has_bytes(pieces))
+
+
+def _has_bytes(pieces) -> bool:
+    return any(pieces.is_byte(place) for place in range(pieces.get_piece_size()))
+
+
+def _backend(model: BPE | Unigram, pieces, names: list[str], special: set[int]) -> Tokenizer:
+    """Return a tokenizer that prepares text as the file says: seen in what sentencepiece makes of some texts."""
+    tokenizer, prefixed = Tokenizer(model), pieces.normalize("a").startswith(SPACE)
+    steps = [normalizers.Nmt()] if "\n" not in pieces.normalize("a\nb") else []
+    if pieces.normalize("ｆ").endswith("f"):
+        steps.append(normalizers.NFKC())
+    if pieces.normalize("a  b").count(SPACE) == 1 + prefixed:
+        steps += [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" +"), " ")]
+    steps += [normalizers.Prepend(SPACE)] if prefixed else []
     tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", SPACE)])
     steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     tokenizer.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if prefixed else steps)
-    special = sorted(added | {0, 1, 2})
-    tokenizer.add_special_tokens([AddedToken(names[place], normalized=False, special=True) for place in special])
+    tokenizer.add_special_tokens([AddedToken(names[place], normalized=False, special=True) for place in sorted(special)])
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", vocab["<s>"])]
+        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", names.index("<s>"))]
     )
     return tokenizer
 
@@ -136,8 +159,10 @@ def _merges(scores: Mapping[str, float]) -> list[tuple[str, str]]:
     return [(left, right) for _, _, left, right in sorted(pairs)]
 
 
-def _compare(pieces, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+def _difference(pieces, tokenizer: PreTrainedTokenizerFast) -> str:
+    """Return in one line the first text that is not read as sentencepiece reads it, "" where there is none."""
     for text in PROBES:
         wanted, found = pieces.encode(text), tokenizer.encode(text, add_special_tokens=False)
         if wanted != found:
-            raise artifacts.StoreError(f"{folder}: the converted tokenizer reads {text[:40]!r} as {found[:8]}, not {wanted[:8]}")
+            return f"the converted tokenizer reads {text[:40]!r} as {found[:8]}, sentencepiece as {wanted[:8]}"
+    return ""
