@@ -22,16 +22,17 @@ import numpy as np
 import torch
 
 from vau_lib import explain
-from vau_lib.data import answer_parsing, records, video
+from vau_lib.data import answer_parsing
 from vau_lib.detectors import anomaly_scorer, frame_sampling, trained_detector
 from vau_lib.evaluation import metrics
 from vau_lib.features import frame_features
 from vau_lib.toy import benchmark as toy_benchmark
 from vau_lib.toy import dataset as toy_dataset
+from vau_lib.toy import long_videos
 from vau_lib.vlm import finetuning, inference, instruction_data, models
 from vau_lib.workspace import presets
 
-PARTS, FRAMES, STRIDE = 15, 6, 2  # close-ups in a long video; frames in a prompt; stride of the sampled frames
+PARTS, STRIDE, FRAMES = long_videos.PARTS, long_videos.STRIDE, 6  # the last: frames in a prompt
 HELD_OUT = int(sys.argv[1]) if len(sys.argv) > 1 else 7001
 SETS = {"tuning": (480, 0), "scorer": (160, 5001), f"held_out_{HELD_OUT}": (160, HELD_OUT)}  # close-ups, seed
 JOINED = 240  # joined videos the scorer learns from, a quarter of them to choose the epoch by
@@ -85,45 +86,9 @@ def train_scorer(tower: explain.VisionTower, root: Path, found: list) -> tuple[t
     return trained, metrics.frame_auc(scores, {name: targets[name] for name in val}), max(hits, key=hits.get)
 
 
-def join(root: Path, found: list) -> list[dict]:
-    """Write the long held-out videos; return a judgement row each, with world, event (frames) and file."""
-    rng, rows = np.random.default_rng(2), []
-    for world in sorted({record.group for record in found}):
-        normal = [record for record in found if not record.label and record.group != world]
-        others = [normal[n] for n in rng.permutation(len(normal))[: PARTS - 1]]
-        place = int(rng.integers(PARTS // 4, PARTS - PARTS // 4))
-        question = str(rng.choice(toy_dataset.QUESTIONS["judgement"]))
-        for middle in (record for record in found if record.group == world):
-            path = Path("long") / f"{middle.id}.mp4"
-            if not (root / path).exists():
-                parts = [root / record.path for record in (*others[:place], middle, *others[place:])]
-                frames = [video.read_frames(part, range(video.probe(part).num_frames)) for part in parts]
-                video.write_video(root / path, np.concatenate(frames), fps=middle.fps, crf=12)
-            before = place * middle.num_frames
-            event = np.flatnonzero(records.frame_labels(middle)) + before
-            answer = toy_dataset.answer("judgement", toy_dataset.event_of(middle))
-            rows.append(dict(id=middle.id, level="video", task="judgement", video=str(path), span_s=None, question=question,
-                             answer=answer, world=world, event=event))  # fmt: skip
-    return rows
-
-
-def by_scores(tower: explain.VisionTower, root: Path, score, tau: float, row: dict) -> np.ndarray:
-    sampled = frame_features.FrameFeatures(root / row["video"], tower, stride=STRIDE)
-    return frame_sampling.choose_frames(score(sampled.features()), sampled.num_frames, FRAMES, stride=STRIDE, tau=tau)
-
-
-def evenly(root: Path, row: dict) -> np.ndarray:
-    return video.sample_index(video.probe(root / row["video"]).num_frames, FRAMES)
-
-
-def true_span(root: Path, row: dict) -> np.ndarray:
-    event = row["event"]
-    return event[video.sample_index(len(event), FRAMES)] if len(event) else evenly(root, row)
-
-
-def with_frames(rows: list[dict], choose) -> list[dict]:
-    """Return rows that show the frames of `choose(row)`."""
-    return [{**row, "frames": choose(row)} for row in rows]
+def chosen_by(tower: explain.VisionTower, root: Path, score, tau: float):
+    """Return the way that shows the frames ATS chooses by a scorer."""
+    return partial(long_videos.by_scores, root, num_frames=FRAMES, tower=tower, score=score, tau=tau)
 
 
 def tune_on(vlm: models.VLM, root: Path, rows: list[dict]) -> models.VLM:
@@ -131,14 +96,6 @@ def tune_on(vlm: models.VLM, root: Path, rows: list[dict]) -> models.VLM:
     fresh = vlm.replace(model=deepcopy(vlm.model))
     finetuning.fit(fresh, instruction_data.InstructionSamples(rows, root, fresh), plan=TUNING_ON)
     return fresh
-
-
-def interval(values: np.ndarray, worlds: np.ndarray) -> str:
-    """Return a mean with 95 % over worlds, whose pair of videos stays together."""
-    each = np.array([values[worlds == world].mean() for world in np.unique(worlds)])
-    resampled = each[np.random.default_rng(0).integers(0, len(each), (4000, len(each)))].mean(1)
-    low, high = np.quantile(resampled, (0.025, 0.975))
-    return f"{each.mean():+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 def main() -> None:
@@ -159,9 +116,9 @@ def main() -> None:
     accuracy, _ = inference.judge(tuned, short, held, num_frames=FRAMES)
     print(f"{tuned.label}: judgement on {len(short)} short held-out close-ups {accuracy['judgement']:.3f}")
 
-    ways = {"uniform": partial(evenly, held)}
+    ways = {"uniform": partial(long_videos.evenly, held, num_frames=FRAMES)}
     chance = explain.random_scorer(toy_vlm.model.config.vision_config.hidden_size).score
-    ways["ATS, RANDOM weights"] = partial(by_scores, explain.VisionTower(toy_vlm), held, chance, TAUS[0])
+    ways["ATS, RANDOM weights"] = chosen_by(explain.VisionTower(toy_vlm), held, chance, TAUS[0])
     for source, describe in (("class token", None), ("visual tokens", explain.mean_and_max_tokens)):
         tower = explain.VisionTower(toy_vlm, describe=describe)
         trained, known, tau = train_scorer(tower, root / "scorer", found["scorer"])
@@ -172,18 +129,18 @@ def main() -> None:
             )
         print(f"scorer of {source}: frame AUC {known:.3f}, best tau {tau}, on joined videos that chose its epoch")
         for each in dict.fromkeys((TAUS[0], tau)):
-            ways[f"ATS, {source}, tau {each}"] = partial(by_scores, tower, held, trained.score, each)
+            ways[f"ATS, {source}, tau {each}"] = chosen_by(tower, held, trained.score, each)
     last = trained.score, OWN_TAU  # of visual tokens
-    ways["true span"] = partial(true_span, held)
+    ways["true span"] = partial(long_videos.true_span, held, num_frames=FRAMES)
     tuning = root / "tuning"
     few = set(sorted({record.group for record in found["tuning"]})[:LONG_WORLDS])
-    long = join(tuning, [record for record in found["tuning"] if record.group in few])
-    test = join(held, found[held.name])
+    long = long_videos.join(tuning, [record for record in found["tuning"] if record.group in few])
+    test = long_videos.join(held, found[held.name])
     methods = {name: (tuned, choose) for name, choose in ways.items()}
-    own = tune_on(tuned, tuning, with_frames(long, partial(by_scores, tower, tuning, *last)))
-    even = tune_on(tuned, tuning, with_frames(long, partial(evenly, tuning)))
-    methods["uniform, tuned on so"] = (even, partial(evenly, held))
-    methods["ATS, tuned on so"] = (own, partial(by_scores, tower, held, *last))
+    own = tune_on(tuned, tuning, long_videos.with_frames(long, chosen_by(tower, tuning, *last)))
+    even = tune_on(tuned, tuning, long_videos.with_frames(long, partial(long_videos.evenly, tuning, num_frames=FRAMES)))
+    methods["uniform, tuned on so"] = (even, ways["uniform"])
+    methods["ATS, tuned on so"] = (own, chosen_by(tower, held, *last))
     report(held, test, methods)
 
 
@@ -193,7 +150,7 @@ def report(held: Path, test: list[dict], methods: dict) -> None:
     anomalous = np.array([len(row["event"]) > 0 for row in test])
     print(f"\n{len(test)} long videos of {len(set(worlds))} worlds, half with an event; {FRAMES} frames shown")
     for name, (vlm, choose) in methods.items():
-        rows = with_frames(test, choose)
+        rows = long_videos.with_frames(test, choose)
         answers = inference.answers(vlm, instruction_data.InstructionSamples(rows, held, vlm, answers=False))
         correct[name] = np.array([
             answer_parsing.parse_verdict(a) == answer_parsing.parse_verdict(r["answer"])
@@ -210,7 +167,8 @@ def report(held: Path, test: list[dict], methods: dict) -> None:
     for name in list(methods)[1:]:
         baseline = "uniform, tuned on so" if name == "ATS, tuned on so" else "uniform"
         gap = correct[name].astype(float) - correct[baseline]
-        print(f"  {name} - {baseline}: {interval(gap, worlds)} (95 % over worlds)")
+        mean, low, high = long_videos.world_interval(gap, worlds)
+        print(f"  {name} - {baseline}: {mean:+.3f} [{low:+.3f}, {high:+.3f}] (95 % over worlds)")
 
 
 if __name__ == "__main__":

@@ -426,7 +426,8 @@ def test_a_tuned_model_carries_the_question_of_its_judgements(toy_vlm, rows, tmp
         merged = finetuning.with_adapter(fresh, tmp_path / place)
         assert (fresh.question, tuned.question, merged.question) == ("", "Are there any anomalies?", "Are there any anomalies?")
     models.save(merged, tmp_path / "merged")
-    assert models.load(tmp_path / "merged", local_only=True).question == "Are there any anomalies?"
+    again = models.load(tmp_path / "merged", local_only=True)
+    assert (again.question, again.num_frames) == ("Are there any anomalies?", merged.num_frames)
     assert instruction_data.judgement_question(captions) == ""
 
 

@@ -5,9 +5,11 @@ import os
 import shutil
 
 import pytest
+from typer.testing import CliRunner
 
-from vau_lib import guard
+from vau_lib import cli, guard
 from vau_lib.data import records, video
+from vau_lib.toy import dataset as toy_dataset
 from vau_lib.toy import tiny_vlm
 from vau_lib.vlm import inference, models
 
@@ -138,6 +140,18 @@ def test_a_model_is_asked_as_in_its_tuning_and_another_as_a_guard_asks(any_twin,
     assert "Did somebody fall?" in asked(tuned, clip, monkeypatch) and "JSON" not in asked(tuned, clip, monkeypatch)
     assert "End with one line of JSON" in asked(any_twin, clip, monkeypatch)
     assert "Who is there?" in asked(tuned, clip, monkeypatch, question="Who is there?"), "the user's question goes first"
+
+
+def test_the_shipped_toy_gives_verdicts_with_the_question_of_its_tuning(tmp_path):
+    """Six close-ups of worlds it never saw, through the command line's defaults: a verdict each, and not always the same."""
+    toy_dataset.make_dataset(tmp_path, num_videos=6, seed=770, splits={"test": 1.0})
+    out = tmp_path / "rows.jsonl"
+    words = ["guard", str(tmp_path / "videos"), "--out", str(out), "--max-new-tokens", "32", "--batch", "6"]
+    done = CliRunner().invoke(cli.app, words)
+    assert done.exit_code == 0, done.output
+    verdicts = [json.loads(line)["anomaly"] for line in out.read_text().splitlines()]
+    assert len(verdicts) == 6 and None not in verdicts and set(verdicts) == {0, 1}
+    assert "no verdict" not in done.output and "toy" in done.output
 
 
 def test_bad_input_is_one_clear_line(toy_vlm, folder, tmp_path):

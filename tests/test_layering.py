@@ -11,7 +11,7 @@ LIBRARY = Path(__file__).parents[1] / "vau_lib"
 BELOW = {  # room -> the rooms it may import from, besides itself; what stands higher may use what those use
     "workspace": set(), "data": {"workspace"}, "compression": {"workspace"},
     "features": {"data"}, "evaluation": {"data"}, "synthetic": {"data"}, "plots": {"data"},
-    "detectors": {"features", "evaluation"}, "vlm": {"compression", "data"}, "toy": {"vlm", "synthetic"},
+    "detectors": {"features", "evaluation"}, "vlm": {"compression", "data"}, "toy": {"vlm", "synthetic", "detectors"},
     "products": {"workspace", "data", "compression", "features", "evaluation", "plots", "detectors", "vlm"},
     "cli": {"products", "synthetic", "toy"},
 }  # fmt: skip

@@ -28,6 +28,7 @@ WEIGHTS = {"XFeat": "xfeat", "SqueezeNet": "squeezenet", "EfficientNet-Lite0": "
 DEMO_LSHMA = Path("data/models/lshma/synthetic/intended/fold0_seed0")  # what the demo trains
 TOY_VLM = "data/toy_models/internvl"  # knows the toy data set only; give a real model
 TOY_SCORER = Path("data/toy_models/scorer")  # of the same world
+TOY_JUDGE = "data/toy_models/judge"  # its adapter that judges
 PLAIN_WIDTH = 10_000  # columns of a console that is no terminal: nothing is cut
 
 
@@ -134,7 +135,7 @@ def guard(
     out: Annotated[
         Path | None, typer.Option(help="append one JSON line per video; videos that it already holds are skipped")
     ] = None,
-    frames: Annotated[int, typer.Option(help="frames sampled per video")] = 16,
+    frames: Annotated[int | None, typer.Option(help="frames sampled per video; as in the model's tuning, else 16")] = None,
     keep_ratio: Annotated[float, typer.Option(help="fraction of the visual tokens that is kept, in (0, 1]")] = 1.0,
     max_new_tokens: Annotated[int, typer.Option(help="longest answer, in tokens")] = 768,
     batch: Annotated[int, typer.Option(help="videos per batch; with 1 the answer is shown while it is generated")] = 1,
@@ -143,7 +144,10 @@ def guard(
     from vau_lib import guard
     from vau_lib.vlm import models  # torch, only here
 
+    if adapter is None and _model_path(model) == _model_path(TOY_VLM):
+        adapter = Path(TOY_JUDGE)  # the toy alone describes and does not judge
     vlm = _with_adapter(models.load(_model_path(model)), adapter)
+    frames = frames or vlm.num_frames or guard.GuardPlan.num_frames
     plan = guard.GuardPlan(num_frames=frames, keep_ratio=keep_ratio, max_new_tokens=max_new_tokens, batch_size=batch)
     stream = (lambda text: typer.echo(text, nl=False)) if batch == 1 else None
     answers = guard.guard(vlm, source, out, plan=plan, stream=stream, log=lambda line: typer.echo(line, err=True))

@@ -10,7 +10,7 @@ Source: Zhang et al., Holmes-VAU, CVPR 2025, section 4.2, Fig. 4; its release en
 import base64
 import io
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -261,8 +261,11 @@ def _visual_tokens(sampled: frame_features.FrameFeatures, tower: VisionTower, in
     return tower.encode_frames(video.read_frames(sampled.path, index))[1]
 
 
-def figure(explained: ExplainedVideo):
-    """Draw the chosen frames over the score curve, in the container's own time, with the three answers; a Figure."""
+def figure(explained: ExplainedVideo, *, events: Sequence[records.Span] = (), note: str = ""):
+    """Draw the chosen frames over the score curve, in the container's own time, with the three answers; a Figure.
+
+    `events` are the true spans, drawn as amber bands where they are known; `note` is put into the title.
+    """
     explanation, end_s = explained.explanation, max(explained.end_s, 1e-3)  # a single frame ends at 0
     grid_s = np.linspace(0, end_s, GRID)
     places = np.searchsorted(explained.times_s, grid_s, side="right").clip(1) - 1  # a score holds to the next
@@ -272,9 +275,10 @@ def figure(explained: ExplainedVideo):
     plot = timeline.scores(
         {"score": explained.scores[places]},
         fps=(GRID - 1) / end_s,
+        events=events,
         frames=frames[:, ::step, ::step],
         shown_s=explanation.times_s,
-        title=f"{_warning(explained.label)}{explained.path.name}: {VERDICTS[explanation.anomalous]}, {counts}",
+        title=f"{_warning(explained.label)}{explained.path.name}: {VERDICTS[explanation.anomalous]}{note}, {counts}",
     )
     plot.axes[0].set_ylim(-0.02, 1.05)  # noise must not look like a curve
     answers = [f"{name}: {_answer(explanation, name)}" for name in ("judgement", "description", "analysis")]

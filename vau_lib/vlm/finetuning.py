@@ -138,9 +138,12 @@ def merge(model: PeftModel, adapter: str | Path | None = None) -> nn.Module:
 
 
 def save_adapter(vlm: VLM, folder: str | Path, **facts: object) -> None:
-    """Write a tuned model's adapter, and in made_by.json the question it was tuned on, with `facts`."""
+    """Write a tuned model's adapter, and in made_by.json the question and frames it was tuned on, with `facts`."""
+    vlm.model.peft_config["default"].base_model_name_or_path = None  # peft writes this machine's path
     vlm.model.save_pretrained(folder)
-    artifacts.write_made_by(folder, model=vlm.name, kind=vlm.kind, question=vlm.question, **facts)
+    (Path(folder) / "README.md").unlink(missing_ok=True)  # peft's empty form
+    tuning = dict(question=vlm.question, num_frames=vlm.num_frames)
+    artifacts.write_made_by(folder, model=vlm.name, kind=vlm.kind, **tuning, **facts)
 
 
 def with_adapter(vlm: VLM, folder: str | Path, *, kind: str | None = None) -> VLM:
@@ -151,7 +154,10 @@ def with_adapter(vlm: VLM, folder: str | Path, *, kind: str | None = None) -> VL
     merged, made_by = merge(vlm.model, folder), Path(folder) / "made_by.json"
     facts = artifacts.read_json(made_by) if made_by.is_file() else {}
     kind = ", ".join(part for part in (vlm.kind, f"tuned: {folder}") if part) if kind is None else kind
-    return vlm.replace(model=merged, kind=kind, question=facts.get("question", vlm.question))
+    tuning = dict(
+        question=facts.get("question", vlm.question), num_frames=facts.get("num_frames", facts.get("frames", vlm.num_frames))
+    )
+    return vlm.replace(model=merged, kind=kind, **tuning)
 
 
 def load_adapter(model: nn.Module, folder: str | Path) -> PeftModel:
@@ -296,7 +302,12 @@ def tune_lora(
         options: more for `fit` (folder, wrap_model, facts, progress).
     """
     kind = ", ".join(part for part in (vlm.kind, "LoRA") if part)
-    tuned = vlm.replace(model=lora(vlm.model, r=r, alpha=alpha, seed=plan.seed), kind=kind, question=judgement_question(rows))
+    tuned = vlm.replace(
+        model=lora(vlm.model, r=r, alpha=alpha, seed=plan.seed),
+        kind=kind,
+        question=judgement_question(rows),
+        num_frames=num_frames or 0,
+    )
     samples = InstructionSamples(rows, root, tuned, num_frames=num_frames, seed=plan.seed)
     return tuned, fit(tuned, samples, plan=plan, **options)
 

@@ -31,7 +31,8 @@ LOADED = (*FAMILIES, "qwen3_vl")  # without token pruning: several layers of its
 class VLM:
     """A loaded model with its processor; `kind` says what its answers are worth, "" for real weights.
 
-    `question` is how a judgement was asked for in its tuning, "" for a model that was tuned on no judgements.
+    `question` is how a judgement was asked for in its tuning, "" for a model that was tuned on no judgements; `num_frames` is how
+    many frames a question showed then, 0 where that varied or is unknown.
     """
 
     model: PreTrainedModel
@@ -40,6 +41,7 @@ class VLM:
     name: str
     kind: str = ""
     question: str = ""
+    num_frames: int = 0
 
     @property
     def tokenizer(self):
@@ -120,7 +122,8 @@ def load(
         kind = _with("compressed", kind)
     if untrained(model):
         kind = _with("random weights", kind)
-    return VLM(model, processor, family, facts.get("name", Path(name_or_path).name), kind, facts.get("question", ""))
+    name, tuning = facts.get("name", Path(name_or_path).name), (facts.get("question", ""), facts.get("num_frames", 0))
+    return VLM(model, processor, family, name, kind, *tuning)
 
 
 def _made_by(folder: Path) -> dict:
