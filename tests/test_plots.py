@@ -105,3 +105,15 @@ def test_a_story_shows_the_kinds_and_the_worst_two(tmp_path, clip):
     curves = [axis for axis in figure.axes if axis.get_xlabel() == "time (s)"]
     assert len(curves) == 2 and len({axis.get_ylim() for axis in curves}) == 1  # one scale of scores
     assert timeline.story(found, saved, tmp_path / "nowhere", snippet_frames=5) == ([], [])
+
+
+def test_the_name_of_a_panel_does_not_lie_on_its_seconds():
+    frames = np.full((5, 24, 32, 3), 120, np.uint8)
+    one = timeline.Panel("0_0124_car_park_barrier_vandalism", frames, np.linspace(0.6, 5.7, 5), {"score": np.ones(60)}, 10.0, ())
+    figure = timeline.panels([one, one], title="story")
+    figure.draw_without_rendering()
+    shown = [axis.title if axis.get_title() else axis._left_title for axis in figure.axes if axis.images]
+    boxes = [text.get_window_extent() for text in shown[:5]]
+    name = boxes[0].y1 - boxes[0].height / 2  # the middle of two lines: the name is above it
+    assert all(box.y1 <= name + 1 or box.x0 >= boxes[0].x1 for box in boxes[1:])
+    assert [text.get_text().split("\n")[-1] for text in shown[:2]] == ["0.6 s", "1.9 s"]

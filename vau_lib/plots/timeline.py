@@ -134,7 +134,7 @@ def panels(
             for spine in picture.spines.values():
                 spine.set(visible=True, color=TRUTH if inside else QUIET, linewidth=3 if inside else 0.8)
             picture.set(xticks=[], yticks=[])
-            label = f"{one.title} · {moment:.1f} s" if not number else f"{moment:.1f} s"
+            label = f"{one.title}\n{moment:.1f} s" if not number else f"{moment:.1f} s"  # the name above all the seconds
             picture.set_title(label, fontsize=8, fontweight="normal", loc="left" if not number else "center", pad=2)
     figure.suptitle(title)
     return figure
