@@ -196,3 +196,29 @@ def test_fused_scores_are_means_of_log_odds_in_units_of_validation():
     assert list(fused) == [0], "only seeds that both have"
     assert fused[0]["a"][0] == pytest.approx((1 - 1) / 2) and fused[0]["b"][0] == pytest.approx((0 + 1) / 2)
     np.testing.assert_allclose(fused[0]["a"][1], [(0 + 1) / 2, (1 - 1) / 2], atol=1e-12)
+
+
+def _clip(name, split, label, frames=40):
+    events = (records.Span(1.0, 2.0, "fight"),) if label else ()
+    return records.VideoRecord(name, f"{name}.mp4", "toy", split, label, ("fight",) if label else (), events, 10.0, frames)
+
+
+def test_long_videos_join_rows_and_keep_where_the_event_is():
+    found = [
+        _clip("bad", "test", 1),
+        *(_clip(f"n{k}", "test", 0) for k in range(5)),
+        _clip("other", "val", 1),
+        _clip("v", "val", 0),
+    ]
+    rows = {r.id: np.full((8, 2), number, np.float32) for number, r in enumerate(found)}
+    (stream,) = experiments.long_videos(found, rows, snippet_frames=5, normal=3)
+    assert stream.features.shape == (32, 2) and stream.row_s == 0.5
+    at = np.flatnonzero(stream.features[:, 0] == 0)  # the anomalous video's rows, all 8 of them, in one piece
+    assert len(at) == 8 and at[-1] - at[0] == 7
+    assert stream.events == ((at[0] + 2, at[0] + 4),)  # 1.0 to 2.0 s at 2 rows a second
+    assert np.flatnonzero(stream.labels).tolist() == [at[0] + 2, at[0] + 3]
+    assert len(set(stream.features[:, 0].tolist())) == 4 and not {6.0, 7.0} & set(stream.features[:, 0].tolist())
+    again = experiments.long_videos(found, rows, snippet_frames=5, normal=3)
+    assert np.array_equal(stream.features, again[0].features)
+    with pytest.raises(ValueError, match="9 normal videos of one rate, got 5"):
+        experiments.long_videos(found, rows, snippet_frames=5, normal=9)

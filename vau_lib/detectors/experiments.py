@@ -174,6 +174,39 @@ def unfinished(place: Path, facts: Mapping) -> Path:
     return folder
 
 
+def long_videos(
+    found: Sequence[records.VideoRecord], features: Mapping[str, np.ndarray], *, snippet_frames: int, normal: int = 7,
+    split: str = "test", seed: int = 0,
+) -> list[records.LongStream]:  # fmt: skip
+    """Return a long video per anomalous one of a split: its features (T, D) at a random place between those of normal ones.
+
+    Rows are laid end to end, so no cut is described; a row lies in an event when its first frame does. Rates must be equal:
+    ValueError otherwise, and where a split has fewer than `normal` normal videos.
+
+    Args:
+        found: records, with frame counts and rate.
+        features: id -> (T, D).
+        snippet_frames: frames a row describes.
+        normal: normal videos around each anomalous one, drawn without repetition.
+        split: whose videos.
+        seed: of the draw.
+    """
+    part = sorted((r for r in found if r.split == split and r.id in features), key=lambda r: r.id)
+    usual, joined, rng = [r for r in part if not r.label], [], np.random.default_rng(seed)
+    if len(usual) < normal or len({r.fps for r in part}) > 1:
+        raise ValueError(f"{split} needs {normal} normal videos of one rate, got {len(usual)} at {sorted({r.fps for r in part})}")
+    for record in (r for r in part if r.label):
+        chosen = [usual[k] for k in rng.choice(len(usual), normal, replace=False)]
+        chosen.insert(int(rng.integers(normal + 1)), record)
+        labels = [records.frame_labels(r)[::snippet_frames][: len(features[r.id])] for r in chosen]
+        inside = np.concatenate([np.pad(y, (0, len(features[r.id]) - len(y))) for y, r in zip(labels, chosen, strict=True)])
+        edges = np.flatnonzero(np.diff(inside.astype(int), prepend=0, append=0))
+        spans = tuple((int(start), int(end)) for start, end in edges.reshape(-1, 2))
+        rows = np.concatenate([features[r.id] for r in chosen])
+        joined.append(records.LongStream(record.id, rows, inside.astype(np.uint8), spans, snippet_frames / record.fps))
+    return joined
+
+
 def write_scores(
     place: Path,
     score: Callable[[np.ndarray], tuple[float, np.ndarray]],
