@@ -181,6 +181,8 @@ def test_local_change_is_known_by_what_made_it_where_no_folder_is_named(tmp_path
     facts = experiments.training_facts(made_by, FOUND, rows["xfeat_local_change"], plan=[1])
     kept(place / "fold0_seed0", facts)
     artifacts.write_json(place / "fold0_seed0" / "config.json", {"preprocessing": {"temporal_difference": False}})
+    assert experiments.features_note(made_by) == "XFeat local change"
+    assert experiments.features_note({"encoder": "clip", "weights_sha256": "random"}) == "CLIP features, RANDOM weights"
     assert experiments.is_change(made_by) and not experiments.is_change({"encoder": "xfeat", "local_change": None})
     assert experiments.input_of(place) == "on local change"
     assert experiments.outdated(place, [FOUND], rows, {"xfeat_local_change": made_by}) == []

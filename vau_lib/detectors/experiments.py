@@ -50,6 +50,14 @@ def is_change(made_by: Mapping) -> bool:
     return bool(made_by.get("local_change"))
 
 
+def features_note(made_by: Mapping) -> str:
+    """Return what a figure calls the features that `made_by` describes; random weights are named."""
+    encoder = made_by["encoder"]
+    kind = "local change" if is_change(made_by) else "features"
+    random = ", RANDOM weights" if made_by.get("weights_sha256") == "random" else ""
+    return f"{extraction.TITLES.get(encoder, encoder)} {kind}{random}"
+
+
 def input_of(place: Path) -> str:
     """Return what a variant's trainings below `place` read, as they saved it.
 
