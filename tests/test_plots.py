@@ -24,7 +24,8 @@ def trace():
 def test_key_clips_marks_what_each_rule_keeps():
     figure = timeline.key_clips(trace(), title="t")
     still, cut = figure.axes
-    assert still.get_title() == "still: keeps 12%, 38%" and cut.get_title() == "cut: keeps 25%, 38%"
+    titles = ["".join(axis.get_title(loc=place) for place in ("left", "center", "right")) for axis in (still, cut)]
+    assert titles == ["still: keeps 12%, 38%", "cut: keeps 25%, 38%"]
     assert [list(line.get_xdata()) for line in cut.lines[1:]] == [[0, 5], [0, 1, 2]]
     high = [bar for bar in cut.patches if bar.get_height() > 1]
     assert len(high) == 1 and colors.same_color(high[0].get_facecolor(), style.ANOMALOUS)

@@ -123,7 +123,8 @@ def test_lite0_is_an_encoder_like_the_others():
     assert features.shape == (5, 1280) and features.dtype == torch.float32 and tokens is None
     assert 0 <= features.min() and features.max() <= 6 and features.std() > 0
     np.testing.assert_allclose(encoder(frames, snippet_frames=2)[2], features[4], rtol=1e-5)
-    assert encoder.made_by() == {"encoder": "efficientnet-lite0", "weights_sha256": "random", "side": 32}
+    made_by = {"encoder": "efficientnet-lite0", "weights_sha256": "random", "side": 32, "local_change": None}
+    assert encoder.made_by() == made_by
 
 
 # The packages themselves
