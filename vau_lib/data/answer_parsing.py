@@ -72,30 +72,28 @@ PRESENT = (
     r"|spotted|visible|evident|apparent|named|called|recorded|captured|shown|confirmed|recognized|recogni[sz]able)\b"
 )
 
-
-def _words_of(label: int) -> str:
-    return "|".join(word for word in WORDS if WORDS[word] == label and word[0].isalpha())
-
-
+MEANINGS = ["|".join(word for word, label in WORDS.items() if label == number and word[0].isalpha()) for number in (0, 1)]
+ONLY_WORD = rf"(?:{WORD})\W*\Z"  # and nothing after it
 SPELLINGS = tuple(  # one way to say what is said in several
     (re.compile(pattern, re.I | re.M), plain)
     for pattern, plain in (
         (r"\bnon[\s-]?(?=(?:anomalous|abnormal)\b)", "not "),
         (r"\banomaly[\s-]free\b", "free of anomalies"),
         (r"\b0\s+(?=anomal)", "no "),
-        (r"^\W*(?:class|category)(?:\s*:\s*(?=(?:ab)?normal\b|anomal)|\W+(?=[01]\W*$))", "label: "),
+        (r"^\W*(?:class|category)\s*:\s*(?=(?:ab)?normal\b|anomal)", "label: "),
         (r"\[(?:final\s+)?answer\]\s*:?", "answer: "),
         (rf"^\W*((?:final\s+)?(?:{ANNOUNCED}|{'|'.join(KEYS)}))\s*(?:\s[-–—]\s|[-=]+>|→)\s*(?=(?:{WORD})\W*$)", r"\1: "),
-        (rf"(?:^\W*|\?\s+)(?:a|ans)\s*[:.)]\s*(?=(?:{WORD})\W*$)", " answer: "),  # "Q: ...? A: no"
-        (rf"^\W*(?:option\s+)?[a-d]\s*[:.)]\s*(?=(?:{WORD})\W*$)", "answer: "),  # a choice and its text
-        (r"^\W*yes\s*(?:/|or)\s*no\W+(?=(?:yes|no)\W*$)", "answer: "),
+        (rf"(?:\A\W*|\?\s+|\n\s*)(?:a:|ans[:.)])\s*(?={ONLY_WORD})", " answer: "),  # "Q: ...? A: no"
+        # the whole answer, since a list of these is a form that is repeated: "0 - normal, 1 - anomaly", "A. yes, B. no"
+        (rf"\A\W*(?:option\s+)?[a-d]\s*[:.)]\s*(?={ONLY_WORD})", "answer: "),
+        (r"\A\W*(?:class|category)\W+(?=[01]\W*\Z)", "label: "),
+        (r"\A\W*yes\s*(?:/|or)\s*no\W+(?=(?:yes|no)\W*\Z)", "answer: "),
         (
-            rf"^\W*(?:i|we)(?:'d|\s+would)?\s+(?:say|go\s+(?:with|for)|call\s+(?:it|this|that)|vote(?:\s+for)?|think|answer)\s+"
-            rf"(?=(?:{WORD})\W*$)",
+            r"\A\W*(?:i|we)(?:'d|\s+would)?\s+(?:say|go\s+(?:with|for)|call\s+(?:it|this|that)|vote(?:\s+for)?|think|answer)\s+"
+            rf"(?={ONLY_WORD})",
             "answer: ",
         ),
-        (rf"^\W*0\W+(?=(?:{_words_of(0)})\W*$)", "answer: "),  # a label and its meaning
-        (rf"^\W*1\W+(?=(?:{_words_of(1)})\W*$)", "answer: "),
+        *((rf"\A\W*{label}\W+(?=(?:{words})\W*\Z)", "answer: ") for label, words in enumerate(MEANINGS)),  # "1 - anomaly"
     )
 )
 CLASSES = (
