@@ -45,7 +45,8 @@ SHORT_FORMS = (  # a key, a choice or a phrase before one word
     ("(A) Yes", 1), ("A) No", 0), ("Option A: Yes", 1), ("B. No", 0), ("1 - anomaly", 1), ("0 - normal", 0), ("1 (anomaly)", 1),
     ("class 1", 1), ("Class: 0", 0), ("Class: abnormal", 1),
     ("0 - normal\n1 - anomaly", None), ("Labels:\n0: normal\n1: anomaly", None), ("Options:\nA. Yes\nB. No", None),
-    ("A) Yes\nB) No", None), ("1. anomaly\n2. fight", None), ("I think normal\nbut a man falls.", None), ("Q: Is there an anomaly?\nA: No", 0),
+    ("A) Yes\nB) No", None), ("1. anomaly\n2. fight", None), ("I think normal\nbut a man falls.", None),
+    ("Q: Is there an anomaly?\nA: No", 0),
     ("Yes/No:", None), ("A: maybe", None), ("0 - anomaly", None), ("1 - normal, 0 - anomaly", None),
     ("I'd say normal people walk.", None),
 )  # fmt: skip

@@ -166,9 +166,9 @@ def test_features_are_those_of_the_folder_after_the_at_sign(tmp_path):
         name: {r.id: np.full((20, 3), n + shift, float) for n, r in enumerate(FOUND)}
         for name, shift in (("xfeat", 5), ("xfeat_local_change", 0))
     }
-    made_by = {"xfeat": {"encoder": "xfeat"}, "xfeat_local_change": {"encoder": "xfeat", "weights_sha256": "a"}}
+    made_by = {"xfeat": {"encoder": "xfeat"}, "xfeat_local_change": {"encoder": "xfeat", "local_change": {"lags": [1]}}}
     place = tmp_path / "intended_raw@xfeat_local_change"
-    kept(place / "fold0_seed0", facts_of(plan=[1]))
+    kept(place / "fold0_seed0", facts_of(made_by=made_by["xfeat_local_change"], plan=[1]))
     artifacts.write_json(place / "fold0_seed0" / "config.json", {"preprocessing": {"temporal_difference": False}})
     assert experiments.outdated(place, [FOUND], rows, made_by) == []
     assert experiments.input_of(place) == "on local change"

@@ -67,7 +67,7 @@ def input_of(place: Path) -> str:
     for path in place.glob("fold*_seed*/config.json"):
         made_by = path.with_name("made_by.json")
         facts = (artifacts.read_json(made_by).get("facts") or {}) if made_by.exists() else {}
-        change = is_change(facts.get("features") or {}) or place.name.endswith("_local_change")
+        change = is_change(facts.get("features") or {})
         differs = artifacts.read_json(path)["preprocessing"]["temporal_difference"]
         found.add("on temporal differences" if differs else "on local change" if change else "raw features")
     if len(found) != 1:

@@ -149,7 +149,7 @@ class CLIPEncoder(_StillEncoder):
 
 
 class _MapEncoder(_StillEncoder):
-    """Average a network's last map over places, or say how its places change.
+    """Average a network's last map, a subclass's `maps`, over places, or say how its places change.
 
     - pooling "pooled": a feature is the mean over a snippet's frames and places, (channels,)
     - pooling "local_change" (ours): log(0.05 + c), (channels L,), c the mean over a snippet's frames of `local_change` at the L
@@ -163,10 +163,6 @@ class _MapEncoder(_StillEncoder):
         check_options(pooling, lags, top_fraction)
         self.pooling, self.lags, self.top_fraction = pooling, tuple(lags), top_fraction
         self.width = self.channels * (len(self.lags) if pooling == "local_change" else 1)
-
-    def maps(self, frames: np.ndarray) -> Iterator[Tensor]:
-        """Yield the last map, (t, channels, h, w) float32, of frames (T, H, W, 3), RGB, in batches."""
-        raise NotImplementedError
 
     @torch.inference_mode()
     def encode_frames(self, frames: np.ndarray) -> tuple[Tensor, None]:

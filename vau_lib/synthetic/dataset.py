@@ -87,7 +87,7 @@ def _difficulty(name: str):
 def sample_scenarios(num_videos: int, *, seed: int, duration_s: float = 8.0, difficulty: str = "easy", **fixed) -> list[Scenario]:
     """Return pairs: an anomalous and a normal scenario per world, every event in turn, lengths +-25 % by world.
 
-    By difficulty some of the normal ones show the everyday twin of their anomaly.
+    By difficulty some of the normal ones are hard negatives: they show what their anomaly is mistaken for.
     """
     if num_videos < 2:
         raise ValueError(f"both classes need a video, got num_videos={num_videos}")
@@ -101,7 +101,7 @@ def sample_scenarios(num_videos: int, *, seed: int, duration_s: float = 8.0, dif
         first, second = (int(s) for s in rng.integers(2**31, size=2))
         length = max(2.0, round(length, 1))
         event, usual = anomalous_events[pair], normal_events[pair]
-        if int(pair * kind.twins) < int((pair + 1) * kind.twins):
+        if int(pair * kind.hard_negatives) < int((pair + 1) * kind.hard_negatives):
             usual = HARD_NEGATIVES[event]
         anomalous = scenario_for(first, event=event, world_seed=world_seed, duration_s=length, difficulty=difficulty, **fixed)
         chosen += [anomalous, replace(anomalous, event=usual, seed=second)]
@@ -209,14 +209,12 @@ def make_dataset(
         seed: of every random choice.
         height, width, fps: of the videos.
         duration_s: mean length; each world's is 0.75 to 1.25 times it.
-        difficulty: "easy" (near cameras, three kinds of anomaly), "medium" (six kinds, more twins) or "hard" (seen from far).
+        difficulty: "easy" (near, three kinds of anomaly), "medium" (near, six kinds, more hard negatives) or "hard" (from far).
         splits: {name: fraction of the worlds}; every split gets whole worlds, so both classes.
         engine, workers: see `workspace.parallel.map_videos`.
     """
-    root, settings = (
-        Path(root),
-        dict(seed=seed, duration_s=duration_s, height=height, width=width, fps=fps, difficulty=difficulty),
-    )
+    root = Path(root)
+    settings = dict(seed=seed, duration_s=duration_s, height=height, width=width, fps=fps, difficulty=difficulty)
     names = _split_names(num_videos // 2, splits)
     items = [
         (f"{seed}_{number:04d}_{scenario.scene}_{scenario.event}", scenario, names[min(number // 2, len(names) - 1)])

@@ -283,21 +283,33 @@ def _left_package(cast, scenario, layout, rng, begin):
     cast.span = (carrier.drops_at, scenario.duration_s)
 
 
-def _vandalism(cast, scenario, layout, rng, begin):
+def _vandalism_near(cast, scenario, layout, rng, begin):
+    """Strike faster than far away, a step along the machine's front between blows; splinters fly."""
     until = begin + _lasts(scenario, layout, rng)
     place = np.array(layout.machine) + [rng.uniform(-0.25, 0.25), -0.75]
     cast.focus = place
-    act, face = "smash" if layout.near else "strike", np.pi / 2 + rng.uniform(-0.3, 0.3)
-    script = [*_approach(layout, rng, place, begin), Key(begin, *place, act, face)]
-    if layout.near:  # along the machine's front, a step between blows
-        for t in np.arange(begin + 1.0 / people.SMASHES, until - 0.3, 2.0 / people.SMASHES):
-            script.append(Key(float(t), *(place + [rng.uniform(-0.35, 0.35), rng.uniform(-0.1, 0.1)]), act, face))
+    face, beat = np.pi / 2 + rng.uniform(-0.3, 0.3), 1 / people.SMASHES
+    script = [*_approach(layout, rng, place, begin), Key(begin, *place, "smash", face)]
+    for t in np.arange(begin + beat, until - 0.3, 2 * beat):
+        script.append(Key(float(t), *(place + [rng.uniform(-0.35, 0.35), rng.uniform(-0.1, 0.1)]), "smash", face))
     _leave(layout, rng, script, until, place, rng.uniform(1.5, 3.2))
     cast.members.append(_person(rng, script, carries="bat"))
     cast.span = (begin, min(until, scenario.duration_s))
-    pace = people.SMASHES if layout.near else people.STRIKES
-    cast.blows = [float(t) for t in np.arange(begin + 0.62 * people.STRIKES / pace, until, 1 / pace)]  # where a swing lands
-    cast.sparks = layout.near
+    cast.blows = [float(t) for t in np.arange(begin + 0.62 * people.STRIKES * beat, until, beat)]  # where a swing lands
+    cast.sparks = True
+
+
+def _vandalism(cast, scenario, layout, rng, begin):
+    if layout.near:
+        return _vandalism_near(cast, scenario, layout, rng, begin)
+    until = begin + _lasts(scenario, layout, rng)
+    place = np.array(layout.machine) + [rng.uniform(-0.25, 0.25), -0.75]
+    cast.focus = place
+    script = [*_approach(layout, rng, place, begin), Key(begin, *place, "strike", np.pi / 2 + rng.uniform(-0.3, 0.3))]
+    _leave(layout, rng, script, until, place, rng.uniform(1.5, 3.2))
+    cast.members.append(_person(rng, script, carries="bat"))
+    cast.span = (begin, min(until, scenario.duration_s))
+    cast.blows = [float(t) for t in np.arange(begin + 0.62, until, 1 / people.STRIKES)]  # where a swing of `strike` lands
 
 
 def _crash(cast, scenario, layout, rng, begin):

@@ -39,16 +39,16 @@ ROADS = ("street", "car_park", "car_park_barrier")  # scenes where two cars can 
 
 @dataclass(frozen=True)
 class Difficulty:
-    """What a world of one difficulty draws from: places, anomalies, people and vehicles (from, up to but not), everyday twins.
+    """What a world of one difficulty draws from: places, anomalies, people and vehicles (from, up to but not), hard negatives.
 
-    `twins` is the fraction of the normal videos that show the everyday twin of their anomaly; the others walk, loiter or run.
+    `hard_negatives` is the fraction of normal videos that show what their anomaly is mistaken for; others walk, loiter or run.
     """
 
     scenes: tuple[str, ...]
     events: tuple[str, ...]
     people: tuple[int, int]
     vehicles: tuple[int, int]
-    twins: float
+    hard_negatives: float
 
 
 DIFFICULTIES = {
@@ -66,8 +66,8 @@ def event_of(video_id: str) -> str:
     return max(found, key=len)
 
 
-def is_twin(video_id: str) -> bool:
-    """Return whether a drawn video shows the everyday twin of an anomaly: a hard one."""
+def is_hard_negative(video_id: str) -> bool:
+    """Return whether a drawn video shows what an anomaly is mistaken for."""
     return event_of(video_id) in HARD_NEGATIVES.values()
 
 

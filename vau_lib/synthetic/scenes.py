@@ -262,19 +262,9 @@ def plaza(rng: np.random.Generator) -> Layout:
     lanes = [((-14, 12.9), (14, 12.9)), ((17, 22.6), (-17, 22.6))]
     spots = [(-1.6, 8.0), (0.6, 8.8), (1.6, 7.8), (-0.4, 9.4)]
     return Layout(
-        5.0,
-        0.34,
-        walks,
-        lanes,
-        3.8,
-        spots,
-        (3.6, 14.0),
-        (3.4, 10.0),
-        paints,
-        [*blocks, vending_machine(3.4, 10.0)],
-        props + zone[1],
-        True,
-    )
+        5.0, 0.34, walks, lanes, 3.8, spots, (3.6, 14.0), (3.4, 10.0), paints, [*blocks, vending_machine(3.4, 10.0)],
+        props + zone[1], True,
+    )  # fmt: skip
 
 
 PLACES = {"street": street, "car_park": car_park, "shop": shop, "plaza": plaza}

@@ -103,7 +103,7 @@ def instructions(
 
 def event_of(record: VideoRecord) -> str:
     """Return the event of a video's scenario, anomalous or not: the end of its id."""
-    return record.id.split("_", 2)[2]
+    return scenarios.event_of(record.id)
 
 
 def close_up_scenarios(num_videos: int, *, seed: int, events: Sequence[str] = EVENTS, fps: float = FPS) -> list[scenarios.Scenario]:
