@@ -47,12 +47,7 @@ def scores(
         axis.text(longest, threshold, " threshold", va="bottom", ha="right", fontsize=8, color=QUIET)
     if strip:
         for place, (frame, moment) in enumerate(zip(frames, shown_s, strict=True)):
-            picture = figure.add_subplot(grid[0, place])
-            picture.imshow(frame, interpolation="lanczos")
-            inside = any(event.start_s <= moment < event.end_s for event in events)
-            for spine in picture.spines.values():
-                spine.set(visible=True, color=TRUTH if inside else QUIET, linewidth=3 if inside else 0.8)
-            picture.set(xticks=[], yticks=[])
+            picture = _picture(figure.add_subplot(grid[0, place]), frame, moment, events)
             picture.set_title(f"{moment:.0f} s", fontsize=8, fontweight="normal", loc="center", pad=2)
             axis.axvline(moment, ymax=0.03, color=INK, lw=1)
     axis.set(xlim=(0, longest), xlabel="time (s)", ylabel=ylabel)
@@ -60,6 +55,16 @@ def scores(
         axis.legend(loc="upper left", ncols=len(scores), fontsize=9)
     figure.suptitle(title)
     return figure
+
+
+def _picture(axis, frame: np.ndarray, moment: float, events: Sequence[Span]):
+    """Draw a frame of a filmstrip, in an amber frame when its moment (seconds) lies in an event; return the axis."""
+    axis.imshow(frame, interpolation="lanczos")
+    inside = any(event.start_s <= moment < event.end_s for event in events)
+    for spine in axis.spines.values():
+        spine.set(visible=True, color=TRUTH if inside else QUIET, linewidth=3 if inside else 0.8)
+    axis.set(xticks=[], yticks=[])
+    return axis
 
 
 class Panel(NamedTuple):
@@ -106,9 +111,7 @@ def story(
     return [of(r) for r in records.story(there)], worst
 
 
-def panels(
-    shown: Sequence[Panel], *, columns: int = 2, title: str = "", ylabel: str = "score", threshold: float | None = None
-) -> Figure:
+def panels(shown: Sequence[Panel], *, columns: int = 2, title: str = "") -> Figure:
     """Draw several videos, each a filmstrip over its score curves with the events' bands, on one scale of scores."""
     rows = -(-len(shown) // columns)
     figure = empty(figsize=(6.2 * columns, 2.9 * rows + 0.4))
@@ -121,19 +124,12 @@ def panels(
             axis.axvspan(event.start_s, event.end_s, color=TRUTH, alpha=0.35, lw=0)
         for colour, (name, values) in zip((ANOMALOUS, NORMAL, *SERIES[2:]), one.scores.items(), strict=False):
             axis.plot(np.arange(len(values)) / one.fps, values, color=colour, label=name)
-        if threshold is not None:
-            axis.axhline(threshold, color=QUIET, ls="--", lw=1)
         longest = max(len(values) for values in one.scores.values()) / one.fps
-        axis.set(xlim=(0, longest), ylim=(0, max(1e-9, 1.08 * highest)), xlabel="time (s)", ylabel=ylabel)
+        axis.set(xlim=(0, longest), ylim=(0, max(1e-9, 1.08 * highest)), xlabel="time (s)", ylabel="score")
         if len(one.scores) > 1 and not place:
             axis.legend(loc="upper left", ncols=len(one.scores), fontsize=8)
         for number, (frame, moment) in enumerate(zip(one.frames, one.shown_s, strict=True)):
-            picture = figure.add_subplot(cell[0, number])
-            picture.imshow(frame, interpolation="lanczos")
-            inside = any(event.start_s <= moment < event.end_s for event in one.events)
-            for spine in picture.spines.values():
-                spine.set(visible=True, color=TRUTH if inside else QUIET, linewidth=3 if inside else 0.8)
-            picture.set(xticks=[], yticks=[])
+            picture = _picture(figure.add_subplot(cell[0, number]), frame, moment, one.events)
             label = f"{one.title}\n{moment:.1f} s" if not number else f"{moment:.1f} s"  # the name above all the seconds
             picture.set_title(label, fontsize=8, fontweight="normal", loc="left" if not number else "center", pad=2)
     figure.suptitle(title)
