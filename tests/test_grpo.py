@@ -34,6 +34,13 @@ def prompts_of(vlm):
     return lambda step, draw: [(asked[int(n)], int(n)) for n in draw.integers(4, size=PLAN.questions)]
 
 
+def without_placeholders(vlm, logits):
+    """Log-probabilities (N, V) of logits, where the tokens of images and videos are never sampled."""
+    odds = logits.double().exp()
+    odds[:, vlm.visual_token_ids] = 0
+    return (odds / odds.sum(-1, keepdim=True)).log().float()
+
+
 def length_reward(text, _):
     return float(len(text))
 
@@ -110,7 +117,7 @@ def test_log_probabilities_are_those_of_a_plain_forward(any_vlm):
             extra = torch.zeros(1, count, dtype=whole["mm_token_type_ids"].dtype)
             whole["mm_token_type_ids"] = torch.cat([sample["mm_token_type_ids"], extra], 1)
         with torch.no_grad():
-            scores = vlm.model(**whole).logits[0, -count - 1 : -1].log_softmax(-1)
+            scores = without_placeholders(vlm, vlm.model(**whole).logits[0, -count - 1 : -1])
         wanted = scores.gather(1, answers.ids[row, :count, None])[:, 0]
         assert torch.allclose(found[row, :count], wanted, atol=1e-4)
 
@@ -137,7 +144,7 @@ def test_a_part_of_the_tokens_is_enough_for_a_reward(any_vlm, keep_ratio):
             extra = torch.zeros(1, count, dtype=text["mm_token_type_ids"].dtype)
             text["mm_token_type_ids"] = torch.cat([sample["mm_token_type_ids"], extra], 1)
         with torch.no_grad():
-            scores = small.model(**text).logits[0, -count - 1 : -1].log_softmax(-1)
+            scores = without_placeholders(whole, small.model(**text).logits[0, -count - 1 : -1])
         wanted = scores.gather(1, answers.ids[row, :count, None])[:, 0]
         assert torch.allclose(found[row, :count], wanted, atol=1e-4)
     curves = grpo.train(small, prompts_of(small), length_reward, plan=GRPOPlan(**{**vars(PLAN), "beta": 0.1}))

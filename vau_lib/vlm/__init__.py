@@ -2,6 +2,6 @@
 
 - `models`: load and save; `chat`: frames and a question as model inputs; `inference`: generate, explain, accuracy
 - `instruction_data`, `finetuning`: instruction rows as samples; LoRA and supervised fine-tuning
-- `grpo`, `event_order`: reinforcement with group-relative advantages; putting shuffled events in order
+- `policy`, `grpo`, `event_order`: sample and score answers; reinforcement by group-relative advantages; shuffled events in order
 - `clients`: services and recorded answers behind one call
 """

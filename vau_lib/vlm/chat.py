@@ -24,6 +24,7 @@ IMAGE_TOKEN = "<image>"  # stands for one frame in a prompt, whatever the family
 IGNORED = -100  # label of a token that is given, not learned
 TIME_TOLERANCE_S = 1e-6  # times that differ by less are equal
 IMAGE_INPUTS = ("pixel_values", "image_grid_thw")
+VIDEO_INPUTS = ("pixel_values_videos", "video_grid_thw")
 
 
 def frame_prompt(num_frames: int, question: str, *, times_s: Sequence[float] | None = None, released: str | None = None) -> str:
@@ -134,8 +135,13 @@ def encode_images(model: nn.Module, inputs: Mapping[str, Tensor]) -> BaseModelOu
 
 
 def visual_tokens(vlm: VLM, batch: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-    """Return the visual tokens (N, C) of every image of a batch, in one call of the vision tower."""
-    return image_tokens(encode_images(vlm.model, to_model(vlm, batch)))
+    """Return the visual tokens (N, C) of every image of a batch, then of every video; the vision tower is called once for each."""
+    batch, tokens = to_model(vlm, batch), ()
+    if "pixel_values" in batch:
+        tokens += image_tokens(encode_images(vlm.model, batch))
+    if "pixel_values_videos" in batch:
+        tokens += image_tokens(vlm.model.get_video_features(**{key: batch[key] for key in VIDEO_INPUTS}))
+    return tokens
 
 
 def image_tokens(output: BaseModelOutputWithPooling) -> tuple[Tensor, ...]:
@@ -147,16 +153,24 @@ def image_tokens(output: BaseModelOutputWithPooling) -> tuple[Tensor, ...]:
     return tuple(torch.cat(parts, -1) for parts in zip(output.pooler_output, *deep, strict=True))
 
 
-def encoder_outputs(vlm: VLM, tokens: Sequence[Tensor]) -> dict[str, BaseModelOutputWithPooling]:
-    """Return visual tokens, one entry per image, as a forward's `mm_encoder_outputs`; a fresh one per call of generate."""
+def encoder_outputs(vlm: VLM, tokens: Sequence[Tensor], *, videos: int = 0) -> dict[str, BaseModelOutputWithPooling]:
+    """Return visual tokens, one entry per image, as a forward's `mm_encoder_outputs`; a fresh one per call of generate.
+
+    The last `videos` entries are of videos.
+    """
     if vlm.family == "internvl":
         return {"image": BaseModelOutputWithPooling(pooler_output=torch.stack(tuple(tokens)))}
+    parts = {"image": tuple(tokens)[: len(tokens) - videos], "video": tuple(tokens)[len(tokens) - videos :]}
+    return {kind: _encoder_output(vlm, part) for kind, part in parts.items() if part}
+
+
+def _encoder_output(vlm: VLM, tokens: Sequence[Tensor]) -> BaseModelOutputWithPooling:
     layers = 1 + len(getattr(vlm.model.config.vision_config, "deepstack_visual_indexes", ()))
     own, *deep = zip(*(part.chunk(layers, -1) for part in tokens), strict=True)
     output = BaseModelOutputWithPooling(pooler_output=own)
     if deep:
         output.deepstack_features = list(deep)
-    return {"image": output}
+    return output
 
 
 def _placeholder(vlm: VLM) -> str:
@@ -207,14 +221,14 @@ def _append_answer(vlm: VLM, inputs: dict[str, Tensor], answer: str) -> dict[str
 
 
 def collate(vlm: VLM, samples: Sequence[dict[str, Tensor]], *, side: str = "right") -> dict[str, Tensor]:
-    """Return samples of `encode` as one batch: texts padded on `side`, images one after another."""
+    """Return samples of `encode` as one batch: texts padded on `side`, images one after another, and videos."""
     if side not in ("left", "right"):
         raise ValueError(f'side must be "left" or "right", got {side!r}')
     padding = {"input_ids": vlm.tokenizer.pad_token_id, "labels": IGNORED, "attention_mask": 0, "mm_token_type_ids": 0}
     longest = max(sample["input_ids"].shape[1] for sample in samples)
     batch = {}
-    for key in samples[0]:
-        parts = [sample[key] for sample in samples]
+    for key in dict.fromkeys(key for sample in samples for key in sample):  # some may show images, others a video
+        parts = [sample[key] for sample in samples if key in sample]
         if key in padding:
             gaps = [longest - part.shape[1] for part in parts]
             parts = [

@@ -1,18 +1,20 @@
 """Group-relative policy optimisation (GRPO) of a vision-language model with rewards from functions.
 
-Why not TRL's GRPOTrainer: version 1.16 generates with the images, but its log-probability pass has no video argument, so
-loss and KL are of raw placeholder embeddings, without any error (seen on transformers 5.23). Here images go through the
-vision tower once per question, and the same visual tokens serve generation and log-probabilities. On text the losses
-equal TRL's (a test).
+Why not TRL's GRPOTrainer: version 1.16 generates with a video, but its log-probability pass has no video argument, so loss and KL
+are of raw placeholder embeddings, without any error (tests/test_grpo_conformance.py). On text the losses equal TRL's.
+- answers are sampled and scored by `policy`, from one and the same distribution, ended by every end token of the generation config
+- several updates per roll-out: old log-probabilities are those of the weights that sampled, so that `clip` acts from the second on
+- an update may go through the answers in micro-batches; the gradient is that of all answers at once
 - groups whose rewards are all equal teach nothing and are left out; a reward that is not finite stops training
 - a reward may come in named parts, which are logged, because the right form is learned before the right answer
 - a question may come with a contrast prompt, the same video spoilt: a bonus compares the answers to both (T-GRPO's idea)
-- KL is against the weights the run started from; one inner step, so old log-probabilities are the current ones
-- checkpoints hold weights, optimiser, step and random state: a stopped run goes on as if it had not stopped
+- KL is against the weights the run started from
+- checkpoints hold weights, optimiser, step and the random state of CPU and GPUs: a stopped run goes on as if it had not stopped
 Sources: DeepSeekMath (GRPO), arXiv 2402.03300, Eq. 3 and 4; Dr. GRPO, arXiv 2503.20783, section 3.2.
 """
 
 import math
+import pickle
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,10 +27,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vau_lib.compression import token_pruning
 from vau_lib.vlm import chat
 from vau_lib.vlm.models import VLM
+from vau_lib.vlm.policy import Rollout, VisualTokens, logprobs, sample_answers, visual_places, visual_tokens
 from vau_lib.workspace import artifacts
+
+MAY_CHANGE = ("steps", "save_steps", "micro_batch")  # of a plan, when a stopped run goes on
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,8 @@ class GRPOPlan:
     """How to optimise.
 
     `divide_by_std` divides advantages by their group's standard deviation and weighs every answer alike (GRPO); without
-    it (Dr. GRPO) sums over tokens are divided by a constant, so that length is not rewarded.
+    it (Dr. GRPO) sums over tokens are divided by a constant, so that length is not rewarded. `micro_batch` and `rollout_batch` are
+    answers that are scored and sampled at once, 0 for all: memory is saved; the gradient stays the same.
     """
 
     steps: int = 150
@@ -45,6 +50,9 @@ class GRPOPlan:
     learning_rate: float = 1e-3
     temperature: float = 1.0
     max_new_tokens: int = 16
+    updates: int = 2  # optimisation steps per roll-out
+    micro_batch: int = 0
+    rollout_batch: int = 0
     clip: float = 0.2  # of the ratio to the sampling policy, on either side
     beta: float = 0.0  # weight of the KL to the reference
     divide_by_std: bool = False
@@ -53,14 +61,15 @@ class GRPOPlan:
     save_steps: int = 50
     seed: int = 0
 
-
-@dataclass(frozen=True)
-class Rollout:
-    """Sampled answers to one step's questions: token ids (B * G, N), their mask, bool, and texts."""
-
-    ids: Tensor
-    mask: Tensor
-    texts: list[str]
+    def __post_init__(self):
+        for name in ("questions", "group_size", "max_new_tokens", "updates", "save_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        if not self.temperature > 0 or min(self.micro_batch, self.rollout_batch) < 0:
+            raise ValueError(
+                "need a temperature above 0 and batches of 0 or more, got "
+                f"{self.temperature}, {self.micro_batch} and {self.rollout_batch}"
+            )
 
 
 def advantages(rewards: Tensor, *, divide_by_std: bool) -> Tensor:
@@ -107,88 +116,12 @@ def objective(
     return total, {"kl": float(kl.detach()), "clipped": float(((ratio != clipped) * weight).sum() / weight.sum().clamp_min(1))}
 
 
-# visual tokens per image, or the inputs of a pruned prompt, whose embeddings hold the tokens that are left
-VisualTokens = tuple[Tensor, ...] | dict[str, Tensor]
-
-
-def visual_tokens(vlm: VLM, batch: dict[str, Tensor], *, train_vision: bool = False) -> VisualTokens:
-    """Return the visual tokens of a batch, one entry per image; with `train_vision` gradients reach the vision tower.
-
-    Of a model with token pruning: the shortened prompts, embedded and with their positions.
-    """
-    with torch.set_grad_enabled(train_vision):
-        if isinstance(vlm.model, token_pruning.TokenPrunedModel):
-            return vlm.model.prune(**chat.to_model(vlm, batch))[0]
-        return chat.visual_tokens(vlm, batch)
-
-
-def rollout(vlm: VLM, batch: dict[str, Tensor], tokens: VisualTokens, plan: GRPOPlan, *, group_size: int) -> Rollout:
-    """Sample `group_size` answers to each question of a left-padded batch at the plan's temperature."""
-    model, inputs = vlm.model, tokens
-    if isinstance(tokens, dict):
-        model = vlm.model.model  # a shortened prompt goes to the model itself
-    else:
-        inputs = {k: v for k, v in chat.to_model(vlm, batch).items() if k != "pixel_values"}
-        inputs["mm_encoder_outputs"] = chat.encoder_outputs(vlm, tokens)
-    with torch.no_grad():
-        ids = model.generate(
-            **inputs,
-            do_sample=True,
-            temperature=plan.temperature,
-            top_k=0,
-            top_p=1.0,
-            num_return_sequences=group_size,
-            max_new_tokens=plan.max_new_tokens,
-            suppress_tokens=vlm.visual_token_ids,
-        )
-    ids = ids[:, inputs["input_ids"].shape[1] :]
-    ended = (ids == vlm.tokenizer.eos_token_id).int()
-    mask = (ended.cumsum(1) - ended) == 0  # up to the end token, and it too
-    return Rollout(ids, mask, chat.decode(vlm, torch.where(mask, ids, vlm.tokenizer.pad_token_id)))
-
-
-def logprobs(vlm: VLM, batch: dict[str, Tensor], tokens: VisualTokens, answers: Rollout, *, temperature: float) -> Tensor:
-    """Return the log-probability of every token of the answers, (B * G, N), given the questions and their images."""
-    last, group_size = answers.ids.shape[1] + 1, len(answers.ids) // len(batch["input_ids"])
-    if isinstance(tokens, dict):
-        logits = vlm.model.model(**_pruned_inputs(vlm, tokens, answers, group_size), logits_to_keep=last).logits
-    else:
-        logits = vlm.model(**_full_inputs(vlm, batch, tokens, answers, group_size), logits_to_keep=last).logits
-    scores = (logits[:, -last:-1].float() / temperature).log_softmax(-1)
-    return scores.gather(2, answers.ids[..., None])[..., 0]
-
-
-def _pruned_inputs(vlm: VLM, prompts: dict[str, Tensor], answers: Rollout, group_size: int) -> dict[str, Tensor]:
-    """Return shortened prompts, each `group_size` times, with their answers; positions go on by one."""
-    embeds = prompts["inputs_embeds"].repeat_interleave(group_size, 0)
-    answer_embeds = vlm.model.get_input_embeddings()(answers.ids).to(embeds.dtype)
-    mask = prompts["attention_mask"].repeat_interleave(group_size, 0)
-    positions = prompts["position_ids"].repeat_interleave(group_size, -2)
-    after = positions[..., -1:] + torch.arange(1, answers.ids.shape[1] + 1, device=positions.device)
-    return {
-        "inputs_embeds": torch.cat([embeds, answer_embeds], 1),
-        "attention_mask": torch.cat([mask, answers.mask.long()], 1),
-        "position_ids": torch.cat([positions, after], -1),
-    }
-
-
-def _full_inputs(vlm: VLM, batch: dict[str, Tensor], tokens: tuple[Tensor, ...], answers: Rollout, group_size: int) -> dict:
-    """Return whole prompts, each `group_size` times, with their answers and visual tokens."""
-
-    def repeated(values: Tensor | Sequence) -> list:
-        """Repeat each question's part of what the batch holds image by image."""
-        per = len(values) // len(batch["input_ids"])
-        starts = range(0, len(values), per)
-        return [value for start in starts for _ in range(group_size) for value in values[start : start + per]]
-
-    ids, mask = (batch[name].repeat_interleave(group_size, 0) for name in ("input_ids", "attention_mask"))
-    inputs = {"input_ids": torch.cat([ids, answers.ids], 1), "attention_mask": torch.cat([mask, answers.mask.long()], 1)}
-    if "mm_token_type_ids" in batch:
-        types = batch["mm_token_type_ids"].repeat_interleave(group_size, 0)
-        inputs["mm_token_type_ids"] = torch.cat([types, torch.zeros_like(answers.ids)], 1)
-    if "image_grid_thw" in batch:
-        inputs["image_grid_thw"] = torch.stack(repeated(batch["image_grid_thw"]))
-    return {**chat.to_model(vlm, inputs), "mm_encoder_outputs": chat.encoder_outputs(vlm, repeated(tokens))}
+def rollout(vlm: VLM, batch: Mapping[str, Tensor], tokens: VisualTokens, plan: GRPOPlan, *, group_size: int) -> Rollout:
+    """Sample `group_size` answers to each question of a left-padded batch as the plan says."""
+    return sample_answers(
+        vlm, batch, tokens, group_size=group_size, temperature=plan.temperature, max_new_tokens=plan.max_new_tokens,
+        batch_size=plan.rollout_batch,
+    )  # fmt: skip
 
 
 Prompts = Callable[[int, np.random.Generator], list[tuple]]  # step -> [(sample, target[, contrast sample])]
@@ -233,42 +166,26 @@ def train(
         torch.manual_seed(plan.seed)
         random.seed(plan.seed)
     vlm.model.eval()  # no dropout: the policy that is scored is the one that was sampled
-    for step in tqdm(range(first, plan.steps), desc="grpo", disable=not progress, initial=first, total=plan.steps):
+    bar = tqdm(range(first, plan.steps), desc="grpo", disable=not progress, initial=first, total=plan.steps)
+    for step in bar:
         for group in optimiser.param_groups:
             group["lr"] = plan.learning_rate * min(1.0, (step + 1) / max(1, plan.warmup_steps))
         questions = prompts(step, np.random.default_rng([plan.seed, step]))
-        batch = chat.collate_prompts(vlm, [sample for sample, *_ in questions])
-        tokens = visual_tokens(vlm, batch, train_vision=train_vision)
-        fixed = _detached(tokens)
-        answers = rollout(vlm, batch, fixed, plan, group_size=plan.group_size)
+        samples = [sample for sample, *_ in questions]
+        batch = chat.collate_prompts(vlm, samples)
+        tokens = visual_tokens(vlm, batch)
+        answers = rollout(vlm, batch, tokens, plan, group_size=plan.group_size)
         parts = _reward_parts(answers, [target for _, target, *_ in questions], reward, plan.group_size)
         rewards = [sum(named.values()) for named in parts]
         if bonus is not None:
             rewards = _with_bonus(vlm, questions, rewards, reward, bonus, plan)
         rewards = torch.tensor(rewards, dtype=torch.float64).view(-1, plan.group_size)  # equal stays equal: no rounding
         row = {"step": step} | _reward_summary(rewards, parts, answers)
+        bar.set_postfix(reward=f"{row['reward']:.2f}")
         advantage = advantages(rewards, divide_by_std=plan.divide_by_std).flatten()
         if (advantage.abs() > 1e-9).any():
-            current = logprobs(vlm, batch, tokens, answers, temperature=plan.temperature)
-            reference = None
-            if plan.beta:
-                with torch.no_grad(), _borrowed(weights, start):
-                    reference = logprobs(vlm, batch, fixed, answers, temperature=plan.temperature)
-            loss, measured = objective(
-                current,
-                current.detach(),
-                advantage.float().to(answers.ids.device),
-                answers.mask,
-                plan=plan,
-                reference_logprobs=reference,
-            )
-            optimiser.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(weights, plan.max_grad_norm)
-            optimiser.step()
-            # of sampled tokens: an estimate of the entropy
-            entropy = float(-(current.detach() * answers.mask).sum() / answers.mask.sum())
-            row |= {"loss": float(loss.detach()), "entropy": entropy} | measured
+            turn = _Turn(vlm, samples if train_vision else [], batch, tokens, answers, advantage.float().to(answers.ids.device))
+            row |= _update(turn, plan, weights, start, optimiser)
         else:
             row |= {"loss": 0.0, "kl": 0.0, "clipped": 0.0, "entropy": math.nan}
         rows.append(row)
@@ -277,10 +194,69 @@ def train(
     return pd.DataFrame(rows)
 
 
-def _detached(tokens: VisualTokens) -> VisualTokens:
-    if isinstance(tokens, dict):
-        return {name: value.detach() for name, value in tokens.items()}
-    return tuple(value.detach() for value in tokens)
+@dataclass(frozen=True)
+class _Turn:
+    """One roll-out: what was asked (samples only where gradients reach the tower), what was seen, answered and gained."""
+
+    vlm: VLM
+    samples: list[dict[str, Tensor]]
+    batch: dict[str, Tensor]
+    tokens: VisualTokens
+    answers: Rollout
+    advantage: Tensor
+
+    def logprobs(self, plan: GRPOPlan, rows: Sequence[int], *, learn: bool) -> Tensor:
+        """Return the log-probabilities of these answers; with `learn` through the tower where that is trained."""
+        tokens = self._fresh_tokens(plan, rows) if learn and self.samples else self.tokens
+        return logprobs(self.vlm, self.batch, tokens, self.answers, temperature=plan.temperature, rows=rows)
+
+    def _fresh_tokens(self, plan: GRPOPlan, rows: Sequence[int]) -> VisualTokens:
+        """Return the visual tokens, those of these answers' questions made again by the tower as it is now."""
+        if isinstance(self.tokens, dict):
+            return visual_tokens(self.vlm, self.batch, train_vision=True)
+        tokens, places = list(self.tokens), visual_places(self.vlm, self.batch, len(self.tokens))
+        for question in sorted({row // plan.group_size for row in rows}):
+            own = visual_tokens(self.vlm, self.samples[question], train_vision=True)
+            for place, value in zip([*places[0][question], *places[1][question]], own, strict=True):
+                tokens[place] = value
+        return tuple(tokens)
+
+
+def _update(turn: _Turn, plan: GRPOPlan, weights: list, start: list, optimiser: torch.optim.Optimizer) -> dict[str, float]:
+    """Take the plan's updates on one roll-out; return entropy and kl before them, loss and clipped fraction of the last."""
+    count, answers, first = len(turn.advantage), turn.answers, {"entropy": 0.0, "kl": 0.0}
+    live = [n for n in range(count) if plan.beta or abs(float(turn.advantage[n])) > 1e-9]  # the others have no gradient
+    size = plan.micro_batch or count
+    tokens = int(answers.mask[torch.tensor(live)].sum())
+    chunks = [live[n : n + size] for n in range(0, len(live), size)]
+    old, reference = [None] * len(chunks), [None] * len(chunks)
+    with torch.no_grad():
+        if plan.updates > 1:
+            old = [turn.logprobs(plan, rows, learn=False) for rows in chunks]
+        if plan.beta:
+            with _borrowed(weights, start):
+                reference = [turn.logprobs(plan, rows, learn=False) for rows in chunks]
+    for update in range(plan.updates):
+        optimiser.zero_grad()
+        measured: dict[str, float] = {}
+        for rows, before, base in zip(chunks, old, reference, strict=True):
+            place = torch.tensor(rows, device=answers.ids.device)
+            mask, current = answers.mask[place], turn.logprobs(plan, rows, learn=True)
+            before = current.detach() if before is None else before
+            loss, facts = objective(current, before, turn.advantage[place], mask, plan=plan, reference_logprobs=base)
+            loss = loss * (len(rows) / count)  # both ways to average divide by the number of answers
+            loss.backward()
+            if update == 0:  # of the policy that sampled; the mean of its tokens is an estimate of the entropy
+                first["entropy"] -= float((current.detach() * mask).sum()) / tokens
+                first["kl"] += facts["kl"] * int(mask.sum()) / tokens
+            for name, value in facts.items():
+                measured[name] = measured.get(name, 0.0) + value * int(mask.sum()) / tokens
+            measured["loss"] = measured.get("loss", 0.0) + float(loss.detach())
+        norm = torch.nn.utils.clip_grad_norm_(weights, plan.max_grad_norm)
+        if not torch.isfinite(norm):
+            raise ValueError(f"the gradient is {float(norm)} in update {update + 1} of a roll-out: nothing was changed by it")
+        optimiser.step()
+    return measured | first
 
 
 def _reward_parts(answers: Rollout, targets: Sequence, reward: Reward, group_size: int) -> list[dict[str, float]]:
@@ -342,6 +318,7 @@ def _save(folder: Path, plan: GRPOPlan, weights: list, start: list, optimiser, r
         "start": [part.cpu() for part in start],
         "rows": rows,
         "random": torch.get_rng_state(),
+        "random_python": random.getstate(),
         "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
     with artifacts.replacing(Path(folder) / "policy.pt") as temporary:
@@ -353,16 +330,23 @@ def _resume(folder: Path | None, plan: GRPOPlan, weights: list, optimiser) -> tu
     path = folder and Path(folder) / "policy.pt"
     if not path or not path.is_file():
         return [], 0, [part.detach().clone() for part in weights] if plan.beta else []
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    known = {name: value for name, value in state["plan"].items() if name not in ("steps", "save_steps")}
-    if known != {name: value for name, value in asdict(plan).items() if name in known}:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise artifacts.StoreError(f"{path} cannot be read: {artifacts.one_line(error)}") from error
+    known = {name: value for name, value in state["plan"].items() if name not in MAY_CHANGE}
+    if known != {name: value for name, value in asdict(plan).items() if name not in MAY_CHANGE}:
         raise artifacts.StoreError(f"{path} belongs to another plan: {state['plan']}")
+    if [value.shape for value in state["weights"]] != [part.shape for part in weights]:
+        raise artifacts.StoreError(f"{path} belongs to another model: its {len(state['weights'])} trained tensors do not fit")
     with torch.no_grad():
         for part, value in zip(weights, state["weights"], strict=True):
             part.copy_(value)
     optimiser.load_state_dict(state["optimiser"])
     torch.set_rng_state(state["random"])
-    if len(state.get("random_cuda", ())) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state.get("random_cuda", ()))
+    version, numbers, gauss = state["random_python"]
+    random.setstate((version, tuple(numbers), gauss))
+    if torch.cuda.is_available() and len(state["random_cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["random_cuda"])
     start = [value.to(part.device) for value, part in zip(state["start"], weights, strict=bool(plan.beta))]
     return state["rows"], state["rows"][-1]["step"] + 1, start
