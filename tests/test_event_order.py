@@ -160,6 +160,18 @@ def test_supervision_then_reinforcement_run_end_to_end(world):
     assert parts and parts <= {f"reward_{part}" for part in ("order", "form", "judgement", "shuffled", "when")}
 
 
+def test_order_is_reinforced_on_video(world):
+    root, found = world
+    rows = event_order.with_pieces(
+        event_order.order_rows(found, counts=(2,)) + toy_dataset.instructions(found, ["judgement"]), found
+    )
+    toy_vlm = tiny_vlm.tiny("qwen2_5_vl", sizes=SMALL)
+    vlm = toy_vlm.replace(model=finetuning.lora(toy_vlm.model, r=4, alpha=8, seed=0))
+    plan = grpo.GRPOPlan(steps=2, questions=4, group_size=3, max_new_tokens=4, micro_batch=5)
+    curves = event_order.train(vlm, rows, root, plan=plan, as_video=True, contrast_bonus=True)
+    assert len(curves) == 2 and "pixel_values_videos" in event_order.order_samples(vlm, rows, root, as_video=True)[0]
+
+
 def test_was_this_shuffled_is_asked_of_both(world):
     _, found = world
     rows = event_order.shuffled_rows(found)

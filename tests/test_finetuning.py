@@ -240,6 +240,56 @@ def test_a_long_video_is_not_cached(toy_vlm, rows, monkeypatch):
     assert (cached.frames(0)[0] == frames).all() and cached._cache and not data._cache and times_s == cached.frames(0)[1]
 
 
+def test_kept_videos_stay_within_the_limit_and_the_oldest_leaves(toy_vlm, rows, monkeypatch):
+    size = 10 * 56 * 56 * 3
+    monkeypatch.setattr(instruction_data, "CACHE_BYTES", 2 * size + 1)
+    data = samples(toy_vlm, rows, random=False)
+    names = [str(rows[0] / f"{n}.mp4") for n in range(8)]
+    for place in (0, 1, 0, 2, 3):
+        frames, _ = data.frames(place)
+        assert (frames == video.read_frames(rows[0] / f"{place}.mp4", data.index(place))).all()
+        assert sum(one.nbytes for one in data._cache.values()) <= 2 * size
+    assert list(data._cache) == [names[2], names[3]]
+    monkeypatch.setattr(instruction_data, "CACHE_BYTES", size - 1)
+    assert not samples(toy_vlm, rows)._cache and data.frames(5)[0].shape == (2, 56, 56, 3)
+
+
+@pytest.mark.parametrize(("first", "last", "count"), [(0, 60, 16), (7, 20, 4), (0, 5, 16), (3, 4, 8), (0, 16, 16)])
+def test_frames_of_a_video_stand_at_one_distance(first, last, count):
+    for rng in (None, np.random.default_rng(0)):
+        for _ in range(8):
+            index = instruction_data.even_frames(first, last, count, rng)
+            assert len(index) == min(count, last - first) and len(set(np.diff(index))) <= 1
+            assert first <= index[0] and index[-1] < last
+    spread = {instruction_data.even_frames(0, 60, 16, np.random.default_rng(n))[0] for n in range(40)}
+    assert len(spread) > 5, "another epoch shows other frames"
+
+
+def test_a_video_is_tuned_on_as_a_video(rows, tmp_path):
+    """Half the tokens of pictures, one grid of two temporal patches, and the answer's loss falls."""
+    qwen = tiny_vlm.tiny("qwen2_5_vl", sizes=SMALL)
+    shown, pictures = (samples(qwen, rows, num_frames=4, as_video=one, random=False)[0] for one in (True, False))
+    assert shown["video_grid_thw"].tolist() == [[2, 8, 8]] and "pixel_values" not in shown
+    assert (shown["input_ids"] == qwen.processor.video_token_id).sum() == 32
+    assert (pictures["input_ids"] == qwen.processor.image_token_id).sum() == 64
+    tuned = qwen.replace(model=finetuning.lora(qwen.model))
+    plan = finetuning.LoraPlan(max_steps=8, learning_rate=1e-2, batch_size=4, log_steps=4)
+    curve = finetuning.fit(tuned, samples(tuned, rows, num_frames=4, as_video=True), plan=plan)
+    assert curve["loss"].iloc[-1] < curve["loss"].iloc[0]
+    counted = samples(qwen, rows, num_frames=8, as_video=True, fps=1.0, random=False)  # ten frames at 5 a second are 2 s
+    assert len(counted.index(0)) == 2
+    with pytest.raises(ValueError, match="as_video is for Qwen"):
+        samples(tiny_vlm.tiny("internvl", sizes=SMALL), rows, as_video=True)
+
+
+def test_a_shuffled_video_has_no_clock_of_its_own(rows):
+    """Frames that a row names run at one rate, whatever their places: the times would give the order away."""
+    qwen = tiny_vlm.tiny("qwen2_5_vl", sizes=SMALL)
+    found = [{**row, "frames": order} for row, order in zip(rows[1], ([0, 1, 6, 8], [6, 8, 0, 1]), strict=False)]
+    clocks = [samples(qwen, (rows[0], found), as_video=True)[n]["second_per_grid_ts"].tolist() for n in range(2)]
+    assert clocks == [[1.0], [1.0]]
+
+
 def test_nothing_to_train_is_refused(toy_vlm, rows):
     toy_vlm.model.requires_grad_(False)
     with pytest.raises(ValueError, match="every weight of tiny-"):

@@ -199,11 +199,11 @@ def wrong_order(parts: Sequence[Event], rng: np.random.Generator) -> list[Event]
 
 
 def order_samples(
-    vlm: VLM, rows: Sequence[Mapping], root: str | Path, *, frames: int = FRAMES, answers: bool = True
+    vlm: VLM, rows: Sequence[Mapping], root: str | Path, *, frames: int = FRAMES, answers: bool = True, as_video: bool = False
 ) -> InstructionSamples:
     """Return rows as samples: times in the prompt only of questions that ask when; `answers` False leaves them out."""
     rows = [{**row, "show_times": row["task"] == "when"} for row in rows]
-    return InstructionSamples(rows, root, vlm, random=False, num_frames=frames, answers=answers)
+    return InstructionSamples(rows, root, vlm, random=False, num_frames=frames, answers=answers, as_video=as_video)
 
 
 def reward_parts(row: Mapping, answer: str) -> dict[str, float]:
@@ -227,6 +227,8 @@ def train(
     judgement_fraction: float = 0.5,
     shuffled_labels: bool = False,
     contrast_bonus: bool = False,
+    frames: int = FRAMES,
+    as_video: bool = False,
     folder: Path | None = None,
     progress: bool = False,
 ) -> pd.DataFrame:
@@ -240,6 +242,8 @@ def train(
         judgement_fraction: fraction of the questions that are judgements, where there are any.
         shuffled_labels: give every question the truth of another of its task and number of pieces, as a control.
         contrast_bonus: ask judgements of a shuffled video too, where a row has `pieces_index`, and add `contrast`.
+        frames: shown per question that names none itself.
+        as_video: show them as one video (Qwen).
         folder: where the checkpoint is kept.
         progress: show a bar.
 
@@ -248,7 +252,7 @@ def train(
     plan = plan or grpo.GRPOPlan()
     if not any(row["task"] == "order" for row in rows):
         raise ValueError("no order question among the rows")
-    samples = order_samples(vlm, rows, root, answers=False)
+    samples = order_samples(vlm, rows, root, frames=frames, answers=False, as_video=as_video)
     labels = _shuffled_labels(rows, plan.seed) if shuffled_labels else rows
     sides = [[n for n, row in enumerate(rows) if (row["task"] == "judgement") == side] for side in (False, True)]
 
@@ -259,8 +263,8 @@ def train(
             place = side[int(rng.integers(len(side)))]
             question, row = (samples[place], labels[place]), samples.rows[place]
             if contrast_bonus and row["task"] == "judgement" and row.get("pieces_index") is not None:
-                frames = np.concatenate(wrong_order(row["pieces_index"], rng))
-                question += (samples.with_rows([{**row, "frames": frames}])[0],)
+                spoilt = np.concatenate(wrong_order(row["pieces_index"], rng))
+                question += (samples.with_rows([{**row, "frames": spoilt}])[0],)
             questions.append(question)
         return questions
 

@@ -1,15 +1,18 @@
 """Instruction rows as training samples: which frames a question shows, and files of rows.
 
-A frame is drawn from each of equal intervals, so that the same video shows other frames an epoch later; evaluation takes
-the intervals' middles; a row may name its frames itself.
+- a frame is drawn from each of equal intervals, so that the same video shows other frames an epoch later; evaluation takes
+  the intervals' middles; a row may name its frames itself
+- `as_video` gives evenly spaced frames as one video to models that have it, which takes half the tokens
+- decoded videos are kept within a limit, the ones used last
 Source: Holmes-VAU code, internvl_chat/finetune.py:424-486 and dataset.py:35-130. The released code cannot take frames that
 a sampler chose; here a row can.
 """
 
 import copy
 import json
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +25,8 @@ from vau_lib.vlm.models import VLM
 from vau_lib.workspace import artifacts
 
 CLIP_FRAMES = range(6, 13)  # number of frames of a clip, drawn every time; events and whole videos show the last
-CACHE_BYTES = 2**30  # of decoded frames a data set keeps; what does not fit is decoded again
+CACHE_BYTES = 2**28  # of decoded frames a data set keeps; the video used longest ago leaves first
+VIDEO_FPS = 2.0  # of a video made of frames that a row names, Qwen's own rate
 MAX_CACHED_VIDEO_BYTES = 2**24  # of a longer video only the frames to show are read
 
 
@@ -36,6 +40,16 @@ def interval_frames(first: int, last: int, count: int, rng: np.random.Generator 
     edges = np.linspace(first, last, count + 1)
     fraction = 0.5 if rng is None else rng.random(count)
     return np.minimum((edges[:-1] + fraction * np.diff(edges)).astype(int), last - 1)
+
+
+def even_frames(first: int, last: int, count: int, rng: np.random.Generator | None) -> np.ndarray:
+    """Return up to `count` frames of [first, last) at one distance, as a video needs them; `rng` draws where they begin."""
+    if last <= first or count < 1:
+        raise ValueError(f"need frames to choose from and a count, got [{first}, {last}) and {count}")
+    total = last - first
+    count, step = min(count, total), max(1, total // count)
+    slack = total - 1 - (count - 1) * step
+    return first + (slack // 2 if rng is None else int(rng.integers(slack + 1))) + step * np.arange(count)
 
 
 class InstructionSamples(torch.utils.data.Dataset):
@@ -53,6 +67,8 @@ class InstructionSamples(torch.utils.data.Dataset):
         released: the released training prompt.
         answers: False leaves the answers out, to ask.
         blind: black frames, to measure what language alone can guess.
+        as_video: give evenly spaced frames as one video; frames a row names itself run at VIDEO_FPS.
+        fps: with `as_video`, frames per second, at most `num_frames`; None spreads `num_frames` over the span.
         seed: of the frames; with the epoch and the row's place it decides them.
     """
 
@@ -67,6 +83,8 @@ class InstructionSamples(torch.utils.data.Dataset):
         released: bool = False,
         answers: bool = True,
         blind: bool = False,
+        as_video: bool = False,
+        fps: float | None = None,
         seed: int = 0,
     ):
         self.rows, self.root, self.vlm = [_checked(row) for row in rows], Path(root), vlm
@@ -74,7 +92,10 @@ class InstructionSamples(torch.utils.data.Dataset):
             raise ValueError("no instruction rows to train on")
         self.random, self.num_frames, self.answers, self.blind = random, num_frames, answers, blind
         self.released, self.seed, self.epoch = "train" if released else None, seed, 0
-        self._cache: dict[str, np.ndarray] = {}
+        if (as_video and (vlm.family == "internvl" or released)) or (fps is not None and not (as_video and fps > 0)):
+            raise ValueError(f"as_video is for Qwen and unreleased prompts, fps above 0 for it alone; got {vlm.family}, fps {fps}")
+        self.as_video, self.fps = as_video, fps
+        self._cache: OrderedDict[str, np.ndarray] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -100,20 +121,32 @@ class InstructionSamples(torch.utils.data.Dataset):
         elif row["level"] == "clip" and rng is not None:
             count = int(rng.choice(CLIP_FRAMES))
         first = min(first, info.num_frames - 1)
-        return interval_frames(first, max(last, first + 1), count, rng)
+        last = max(last, first + 1)
+        if not self.as_video:
+            return interval_frames(first, last, count, rng)
+        if self.fps and (last - first) / info.fps * self.fps < count:
+            count = max(2, round((last - first) / info.fps * self.fps))
+        return even_frames(first, last, count, rng)
 
     def frames(self, place: int) -> tuple[np.ndarray, list[float]]:
         """Return (frames uint8 (N, H, W, 3), their times in seconds)."""
         path, index = self.root / self.rows[place]["video"], self.index(place)
         times_s = video.frame_times(path)[index].tolist()
-        if str(path) not in self._cache:
+        return self._decoded(path)(index), times_s
+
+    def _decoded(self, path: Path) -> Callable[[np.ndarray], np.ndarray]:
+        """Return what gives frames of a video by their places: from memory where it fits."""
+        name = str(path)
+        if name not in self._cache:
             info = video.probe(path)
             size = info.num_frames * info.height * info.width * 3
-            used = sum(frames.nbytes for frames in self._cache.values())
-            if size > MAX_CACHED_VIDEO_BYTES or used + size > CACHE_BYTES:
-                return video.read_frames(path, index), times_s
-            self._cache[str(path)] = video.read_frames(path, range(info.num_frames))
-        return self._cache[str(path)][index], times_s
+            if size > min(MAX_CACHED_VIDEO_BYTES, CACHE_BYTES):
+                return partial(video.read_frames, path)
+            while self._cache and sum(frames.nbytes for frames in self._cache.values()) + size > CACHE_BYTES:
+                self._cache.popitem(last=False)
+            self._cache[name] = video.read_frames(path, range(info.num_frames))
+        self._cache.move_to_end(name)
+        return self._cache[name].__getitem__
 
     def __getitem__(self, place: int) -> dict[str, torch.Tensor]:
         return self.sample(place, self.rows[place]["answer"] if self.answers else None)
@@ -121,13 +154,17 @@ class InstructionSamples(torch.utils.data.Dataset):
     def sample(self, place: int, answer: str | None) -> dict[str, torch.Tensor]:
         """Return a row's question with another answer, or none."""
         row, (frames, times_s) = self.rows[place], self.frames(place)
+        as_video = self.as_video and len(frames) > 1
+        if as_video and row.get("frames") is not None:  # a shuffled video's own clock would give its order away
+            times_s = (np.arange(len(frames)) / VIDEO_FPS).tolist()
         return encode(
             self.vlm,
             np.zeros_like(frames) if self.blind else frames,
             row["question"],
-            times_s=times_s if row.get("show_times", True) else None,
+            times_s=times_s if as_video or row.get("show_times", True) else None,
             answer=answer,
             released=self.released,
+            as_video=as_video,
         )
 
 
