@@ -314,6 +314,21 @@ def test_a_step_takes_whole_clips():
         made(CONFIGS["xd"]).step(rows_of(5, streams=1))
 
 
+def test_rows_per_choice_decides_how_many_rows_judge_a_video():
+    """Of 12 rows the published bag takes 12 // 16 + 1 = 1, one of every 3 takes 5: in training and in a video's score."""
+    logits = torch.linspace(-2, 2, 12)[None]
+    chances = sorted((1 / (1 + np.exp(-logits[0].numpy()))).tolist(), reverse=True)
+    for every, count in ((16, 1), (3, 5)):
+        bag = training.bag_probability(logits, torch.tensor([12]), every=every).item()
+        assert bag == pytest.approx(np.mean(chances[:count]), abs=1e-6)
+        assert training.top_mean(logits[0].sigmoid(), every=every) == pytest.approx(bag, abs=1e-6)
+    config = LSHMAConfig.ucf(width=8, exit_threshold=1.0, rows_per_choice=3)
+    model = LSHMA(config).eval()
+    fitted = preprocessing.Preprocessing(None, False, (0.0,) * 8, (1.0,) * 8)
+    video, rows = model.score_video(np.random.default_rng(0).standard_normal((12, 8)).astype(np.float32), fitted)
+    assert video == pytest.approx(np.sort(rows)[-5:].mean(), abs=1e-6)
+
+
 def test_mil_loss_refuses_lengths_beyond_the_rows():
     with pytest.raises(ValueError, match="1 to 4, got 2 to 5"):
         training.mil_loss(torch.zeros(2, 4), torch.tensor([5, 2]), torch.tensor([1.0, 0.0]))

@@ -101,6 +101,22 @@ def test_the_loss_reaches_every_part_and_its_memory_term_the_bank(model):
     assert model.memory.slots.grad.abs().sum() > 0
 
 
+def test_the_segment_loss_judges_the_highest_quarter_by_hand():
+    """Multiple instances: of 6 segments the 2 highest, their mean probability q, focal loss alpha (1 - q)^2 (-log q)."""
+    torch.manual_seed(0)
+    x, output = torch.randn(1, 128, 6), memtsm.MemTSM().eval()(torch.randn(1, 128, 6))
+    output = replace(output, segment_logit=torch.tensor([[2.0, -3.0, 0.5, -1.0, -2.0, -9.0]]))
+    q = (1 / (1 + np.exp(-2.0)) + 1 / (1 + np.exp(-0.5))) / 2
+    for label, by_hand in ((1.0, 0.3 * (1 - q) ** 2 * -np.log(q)), (0.0, 0.7 * q**2 * -np.log(1 - q))):
+        options = {"x": x, "labels": torch.tensor([label]), "alpha": 0.3}
+        extra = memtsm.loss(output, segments=2.0, **options) - memtsm.loss(output, **options)
+        assert extra.item() == pytest.approx(2 * by_hand, rel=1e-4)
+    with pytest.raises(ValueError, match="segment_weight must be 0 or more, got -1"):
+        memtsm.MemTSMConfig(segment_weight=-1)
+    with pytest.raises(ValueError, match="segment_weight"):
+        memtsm.MemTSMConfig(as_released=True, segment_weight=1)
+
+
 def test_the_released_memory_term_leaves_the_bank_alone():
     model = memtsm.MemTSM(memtsm.MemTSMConfig.released())
     out = model(torch.randn(4, 3, 32))
@@ -133,7 +149,7 @@ def test_smoothed_targets_and_the_reports_alpha_by_hand():
     rest = 0.01 * memtsm.memory_gap(output).item()
     assert float(objective(output, x, labels)) == pytest.approx(focal + rest, rel=1e-5)
     plain = memtsm.MemTSM(TINY).for_training(labels)[1]
-    assert plain.keywords == {"alpha": pytest.approx(2 / 3), "smoothing": 0.0}  # off: what it was
+    assert plain.keywords == {"alpha": pytest.approx(2 / 3), "smoothing": 0.0, "segments": 0.0}  # off: what it was
 
 
 @pytest.mark.parametrize("bad", [dict(smoothing=1.0), dict(alpha=1.2), dict(as_released=True, alpha=0.85)])

@@ -21,7 +21,8 @@ from vau_lib.workspace import artifacts, presets
 INPUTS = {"raw": False, "difference": True}  # ending of a variant: whether it reads temporal differences
 SYSTEMS = {"memtsm": "MemTSM", "lshma": "LSHMA", "ats": "Holmes-VAU's scorer"}  # folder of models: name in a table
 KINDS = {
-    "intended": "as intended", "released": "as released, trained here", "recipe": "as released, by its own recipe",
+    "intended": "as intended", "report": "as intended, by the report's loss", "released": "as released, trained here",
+    "recipe": "as released, by its own recipe",
     "shuffled": "as intended, shuffled labels",
 }  # fmt: skip
 
@@ -29,7 +30,7 @@ KINDS = {
 class Variant(NamedTuple):
     """What is trained, read from a folder's name `kind[_raw|_difference][@encoder]`, like released_difference@clip."""
 
-    kind: str  # intended, released, recipe (released, trained as its code runs) or shuffled
+    kind: str  # a key of KINDS; report is intended without our loss on segments, recipe is released, trained as its code runs
     difference: bool | None  # reads temporal differences; None leaves it to the kind's default
     encoder: str  # whose features it reads; "" for the default
 
@@ -38,10 +39,8 @@ def parse_variant(name: str) -> Variant:
     """Return what a variant's name says; ValueError for any other name."""
     base, _, encoder = name.partition("@")
     kind, _, reads = base.partition("_")
-    if kind not in ("intended", "released", "recipe", "shuffled") or (reads and reads not in INPUTS):
-        raise ValueError(
-            f"a variant is intended, released, recipe or shuffled, with _raw or _difference and @encoder, got {name!r}"
-        )
+    if kind not in KINDS or (reads and reads not in INPUTS):
+        raise ValueError(f"a variant is {', '.join(KINDS)}, with _raw or _difference and @encoder, got {name!r}")
     return Variant(kind, INPUTS.get(reads), encoder)
 
 

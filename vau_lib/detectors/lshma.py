@@ -176,11 +176,11 @@ class LSHMA(nn.Module):
     def score_video(self, features: np.ndarray, preprocessing: Preprocessing) -> tuple[float, np.ndarray]:
         """Return the video's score, the mean of its highest snippets as in training, and every snippet's, (T,)."""
         scores = self._score_parts(preprocessing.parts(features, PART_ROWS))
-        return training.top_mean(scores), scores.cpu().numpy()
+        return training.top_mean(scores, every=self.settings.rows_per_choice), scores.cpu().numpy()
 
     def for_training(self, labels: Tensor) -> tuple[nn.Module, Callable]:
         """Return the network and the objective that `training.fit` takes."""
-        return training.TimeLast(self, self.forward), lambda output, _, y: loss(output, y)
+        return training.TimeLast(self, self.forward), lambda output, _, y: loss(output, y, every=self.settings.rows_per_choice)
 
     @torch.inference_mode()
     def raw_logits(self, features: Tensor | Iterable[Tensor]) -> Tensor:
@@ -227,7 +227,7 @@ class LSHMA(nn.Module):
         kept = torch.cat(kept, dim=1).repeat_interleave(n, dim=1)
         levels, counted = self._bag_rows(torch.cat(levels, dim=2).flatten(2), kept, lengths, count)
         logits = levels[:, -1]
-        bag = training.bag_probability(logits, lengths, counted)
+        bag = training.bag_probability(logits, lengths, counted, every=self.settings.rows_per_choice)
         return LSHMAOutput(bag.logit(1e-6), logits, levels, counted, lengths)
 
     def _clips_at_once(self, streams: int) -> int:
@@ -346,9 +346,9 @@ def released_smoothing(logits: Tensor, config: LSHMAConfig) -> Tensor:
     return torch.from_numpy(smooth(logits.detach().cpu().numpy(), config.smoothing)).to(logits)
 
 
-def loss(output: LSHMAOutput, labels: Tensor) -> Tensor:
+def loss(output: LSHMAOutput, labels: Tensor, *, every: int = training.SNIPPETS_PER_CHOICE) -> Tensor:
     """Return the training loss, a scalar: the bag's loss at every depth, so that each may answer; labels (B,)."""
-    each = [mil_loss(level, output.lengths, labels, output.counted) for level in output.levels.unbind(1)]
+    each = [mil_loss(level, output.lengths, labels, output.counted, every=every) for level in output.levels.unbind(1)]
     return torch.stack(each).mean()
 
 

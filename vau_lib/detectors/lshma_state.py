@@ -27,7 +27,8 @@ class LSHMAConfig:
     """Sizes, choices, and the published code's quirks, off by default. `width` is the D of a feature.
 
     `memory` is the paper's M: M - 1 past clips are kept. `exit_threshold` 1 never leaves early. `smoothing` is the number of
-    scores the released smoothing averages, used only with `looks_ahead`.
+    scores the released smoothing averages, used only with `looks_ahead`. A video's score is the mean of its T // `rows_per_choice`
+    + 1 highest rows, in training too: 16 as published, where a video has hundreds; fewer suit short videos with long events.
     """
 
     width: int = 512
@@ -39,6 +40,7 @@ class LSHMAConfig:
     key_clips: bool = False
     key_every: int = 8
     smoothing: int = 8
+    rows_per_choice: int = 16
     normalised_stream: bool = False  # blocks add to the normalised features: their norm never reaches the head
     scrambled: bool = False  # attention's output is re-read column by column: positions and channels mix
     frozen_memory: bool = False  # "forgetting" with the wrong sign: the newest clip is evicted, the first ones stay
@@ -52,7 +54,7 @@ class LSHMAConfig:
     padding_votes: bool = False  # padded places of the last clip can end it early
 
     def __post_init__(self):
-        if min(self.width, self.window, self.layers, self.memory, self.smoothing, self.key_every) < 1:
+        if min(self.width, self.window, self.layers, self.memory, self.smoothing, self.key_every, self.rows_per_choice) < 1:
             raise ValueError(f"sizes must be 1 or more, got {self}")
         if self.window < 2 and (self.key_clips or self.released_key_clips):
             raise ValueError("key clips need a window of 2 features or more, got 1")

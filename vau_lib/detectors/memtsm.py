@@ -28,6 +28,7 @@ from vau_lib.features import checkpoints
 RELEASED_STEPS = 32  # time steps the published model is fed; its decoder rebuilds steps 8 to 24
 RELEASED_CENTRE = slice(8, 24)
 BATCH_WINDOWS = 64  # windows of a video scored in one pass
+SEGMENTS_PER_CHOICE = 4  # of a video's steps a quarter, its highest, is judged by the video's label (`segment_weight`)
 MIRROR_STEPS = 4  # of a causal window, seen again in reverse order after its last step
 
 
@@ -36,7 +37,8 @@ class MemTSMConfig:
     """Sizes and choices; the sizes are the report's. `in_channels` is the width D of a feature.
 
     Of the intended loss: `smoothing` e makes targets y (1 - e) + e / 2 (the report's "smoothened" targets: .1), `alpha` is the
-    anomalous class's weight in the focal loss (the report's: .85); None is the fraction of normal training videos.
+    anomalous class's weight in the focal loss (the report's: .85); None is the fraction of normal training videos;
+    `segment_weight` weighs a multiple-instance loss on the segments' scores (ours: the report judges whole videos only, 0).
     """
 
     in_channels: int = 128
@@ -48,14 +50,17 @@ class MemTSMConfig:
     as_released: bool = False
     smoothing: float = 0.0
     alpha: float | None = None
+    segment_weight: float = 0.0
 
     def __post_init__(self):
         if self.temperature <= 0:
             raise ValueError(f"temperature must be positive, got {self.temperature}")
         if not 0 <= self.smoothing < 1 or (self.alpha is not None and not 0 <= self.alpha <= 1):
             raise ValueError(f"smoothing must be in [0, 1) and alpha in [0, 1], got {self.smoothing} and {self.alpha}")
-        if self.as_released and (self.smoothing or self.alpha is not None):
-            raise ValueError("smoothing and alpha are of the intended model; the released loss has its own (.05/.95, .85)")
+        if self.segment_weight < 0:
+            raise ValueError(f"segment_weight must be 0 or more, got {self.segment_weight}")
+        if self.as_released and (self.smoothing or self.alpha is not None or self.segment_weight):
+            raise ValueError("smoothing, alpha and segment_weight are of the intended model; the released loss has its own")
 
     @classmethod
     def released(cls) -> "MemTSMConfig":
@@ -205,7 +210,7 @@ class MemTSM(nn.Module):
             return self, released_loss
         alpha = self.settings.alpha
         alpha = float(1 - labels.mean()) if alpha is None else alpha  # normal videos' fraction: both classes weigh the same
-        return self, partial(loss, alpha=alpha, smoothing=self.settings.smoothing)
+        return self, partial(loss, alpha=alpha, smoothing=self.settings.smoothing, segments=self.settings.segment_weight)
 
     def encode(self, x: Tensor) -> Tensor:
         """Return the embedding of every second step, (B, 128, ceil(T / 2)), of x (B, D, T)."""
@@ -263,11 +268,13 @@ def loss(
     smoothing: float = 0.0,
     rebuild: float = 0.5,
     bank: float = 0.01,
+    segments: float = 0.0,
 ) -> Tensor:
-    """Return the training loss, a scalar: focal + `rebuild` * MSE + `bank` * memory term.
+    """Return the training loss, a scalar: focal + `rebuild` * MSE + `bank` * memory term + `segments` * focal of segments.
 
     The memory term is the squared distance between an embedding's direction and the read made of slot directions, so it
-    moves the bank.
+    moves the bank. The last term judges the mean of a video's highest quarter of segment scores by the video's label (multiple
+    instances, Sultani et al., CVPR 2018).
 
     Args:
         output: of the model.
@@ -275,12 +282,16 @@ def loss(
         labels: (B,) in {0, 1}.
         alpha: weight of the anomalous class in [0, 1]; the fraction of normal videos balances the two.
         smoothing: e of the targets y (1 - e) + e / 2; the rebuilding does not see it.
-        rebuild, bank: weights of the other two parts.
+        rebuild, bank, segments: weights of the other parts.
     """
     target = x[..., RELEASED_CENTRE] if output.segment_logit is None else x
     rebuilt = F.mse_loss(output.reconstruction, target)
     soft = labels.to(output.logit.dtype) * (1 - smoothing) + smoothing / 2
     focal = sigmoid_focal_loss(output.logit, soft, alpha=alpha, gamma=2.0, reduction="mean")
+    if segments:
+        count = -(-output.segment_logit.shape[1] // SEGMENTS_PER_CHOICE)
+        highest = output.segment_logit.sigmoid().topk(count, dim=1).values.mean(1).logit(1e-6)
+        focal = focal + segments * sigmoid_focal_loss(highest, soft, alpha=alpha, gamma=2.0, reduction="mean")
     return focal + rebuild * rebuilt + bank * memory_gap(output)
 
 

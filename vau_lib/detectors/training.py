@@ -30,7 +30,7 @@ from vau_lib.workspace import artifacts
 NOISE_STATE = "noise_state.pt"  # of the generator of augmentations, in every checkpoint
 SHORT_S = 10  # shorter trainings say nothing: fifteen of them in a notebook would be fifteen lines
 LONG_S = 30  # a training estimated longer than this shows a bar
-SNIPPETS_PER_CHOICE = 16  # multiple instances: one more snippet enters a bag's mean for every 16 of a video
+SNIPPETS_PER_CHOICE = 16  # multiple instances: one more snippet enters a bag's mean for every 16 of a video (LSHMA, VadCLIP)
 
 
 def seed_everything(seed: int) -> np.random.Generator:
@@ -39,24 +39,26 @@ def seed_everything(seed: int) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def bag_probability(logits: Tensor, lengths: Tensor, counted: Tensor | None = None) -> Tensor:
-    """Return each bag's probability (B,): the mean over its k highest scores, k = T_i // 16 + 1 (at most those there are).
+def bag_probability(logits: Tensor, lengths: Tensor, counted: Tensor | None = None, *, every: int = SNIPPETS_PER_CHOICE) -> Tensor:
+    """Return each bag's probability (B,): the mean over its k highest scores, k = T_i // every + 1 (at most those there are).
 
     logits (B, T), of which the first lengths (B,) are real; `counted` (B, T) bool chooses others. LSHMA's and VadCLIP's bag.
     """
     chances, place = logits.sigmoid(), torch.arange(logits.shape[1], device=logits.device)
     real = place < lengths[:, None] if counted is None else counted
-    count = torch.minimum(lengths // SNIPPETS_PER_CHOICE + 1, real.sum(1))
+    count = torch.minimum(lengths // every + 1, real.sum(1))
     highest = chances.masked_fill(~real, -1.0).sort(dim=1, descending=True).values
     return (highest * (place < count[:, None])).sum(1) / count
 
 
-def top_mean(scores: Tensor) -> float:
-    """Return a video's score: the mean of its T // 16 + 1 highest scores (T,), as `bag_probability` has it in training."""
-    return float(scores.sort(descending=True).values[: len(scores) // SNIPPETS_PER_CHOICE + 1].mean())
+def top_mean(scores: Tensor, *, every: int = SNIPPETS_PER_CHOICE) -> float:
+    """Return a video's score: the mean of its T // every + 1 highest scores (T,), as `bag_probability` has it in training."""
+    return float(scores.sort(descending=True).values[: len(scores) // every + 1].mean())
 
 
-def mil_loss(logits: Tensor, lengths: Tensor, labels: Tensor, counted: Tensor | None = None) -> Tensor:
+def mil_loss(
+    logits: Tensor, lengths: Tensor, labels: Tensor, counted: Tensor | None = None, *, every: int = SNIPPETS_PER_CHOICE
+) -> Tensor:
     """Return the multiple-instance loss, a scalar: cross-entropy of each bag's probability with its video's label (B,)."""
     lengths = torch.as_tensor(lengths, device=logits.device)
     if logits.ndim != 2 or lengths.shape != logits.shape[:1] or labels.shape != lengths.shape:
@@ -66,7 +68,7 @@ def mil_loss(logits: Tensor, lengths: Tensor, labels: Tensor, counted: Tensor | 
         )
     if lengths.min() < 1 or lengths.max() > logits.shape[1]:
         raise ValueError(f"lengths must lie in 1 to {logits.shape[1]}, got {lengths.min()} to {lengths.max()}")
-    return F.binary_cross_entropy(bag_probability(logits, lengths, counted), labels.to(logits.dtype))
+    return F.binary_cross_entropy(bag_probability(logits, lengths, counted, every=every), labels.to(logits.dtype))
 
 
 def augment(x: Tensor, *, generator: torch.Generator, probability: float = 0.7, noise: float = 0.02) -> Tensor:
