@@ -224,3 +224,23 @@ def test_long_videos_join_rows_and_keep_where_the_event_is():
     assert np.array_equal(stream.features, again[0].features)
     with pytest.raises(ValueError, match="9 normal videos of one rate, got 5"):
         experiments.long_videos(found, rows, snippet_frames=5, normal=9)
+
+
+def test_frame_aucs_of_saved_scores_and_of_what_a_camera_knows(tmp_path):
+    """Rows of 2 frames, clips of 2 rows. Own scores are perfect; known ones come 3 frames late (frames 3 and 7 end clips)."""
+    videos = [
+        records.VideoRecord("a", "a.mp4", "toy", "test", 1, events=(records.Span(0.4, 0.8),), fps=10.0, num_frames=8),
+        records.VideoRecord("b", "b.mp4", "toy", "test", 0, fps=10.0, num_frames=4),
+    ]
+    records.write_records(tmp_path / "records.jsonl", videos)
+    place = tmp_path / "fold0_seed0"
+    artifacts.write_json(place / "config.json", {"sizes": {"window": 2}})
+    artifacts.write_json(place / "made_by.json", {"facts": {"features": {"snippet_frames": 2}}})
+    scores = {"a": {"split": "test", "scores": [0.1, 0.1, 0.9, 0.9]}, "b": {"split": "test", "scores": [0.2, 0.2]}}
+    artifacts.write_json(place / "scores.json", scores)
+    own, causal = experiments.frame_aucs(place, str(tmp_path / "records.jsonl"), 0)
+    # known of a: 0 0 0 .1 .1 .1 .1 .9, truth 0 0 0 0 1 1 1 1; of b: 0 0 0 .2, all normal
+    pairs = [(p > n) + (p == n) / 2 for p in (0.1, 0.1, 0.1, 0.9) for n in (0, 0, 0, 0.1, 0, 0, 0, 0.2)]
+    assert own == 1.0 and causal == pytest.approx(np.mean(pairs))
+    records.write_records(tmp_path / "records.jsonl", videos[1:])
+    assert np.isnan(experiments.frame_aucs(place, str(tmp_path / "records.jsonl"), 0)).all()

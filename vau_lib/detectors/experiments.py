@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vau_lib.data import records
+from vau_lib.evaluation import metrics, online_metrics
 from vau_lib.features import extraction
 from vau_lib.workspace import artifacts, presets
 
@@ -230,6 +231,26 @@ def write_scores(
         row = {"split": r.split, "label": r.label, "video": float(video), "scores": np.round(scores, 6).tolist()}
         table[r.id] = row
     artifacts.write_json(place / "scores.json", table)
+
+
+def frame_aucs(place: Path, records_file: str, fold: int) -> tuple[float, float]:
+    """Return the frame AUC of the scores saved at `place` over one fold's test videos, and the same when nothing is known early.
+
+    The first gives every frame its own row's score, which knows its clip to the end; the second the newest score of a clip that
+    is over (`online_metrics.newest`). (nan, nan) where no test video has both frames and events.
+    """
+    found = records.read_records(presets.project_path(records_file.replace("*", str(fold))))
+    test = {r.id: r for r in found if r.split == "test" and r.num_frames}
+    if not any(r.events for r in test.values()):
+        return float("nan"), float("nan")
+    trained, saved = artifacts.read_json(place / "config.json"), artifacts.read_json(place / "scores.json")
+    rows = {n: np.asarray(saved[n]["scores"], np.float32) for n in test if n in saved}
+    step = int(artifacts.read_json(place / "made_by.json")["facts"]["features"]["snippet_frames"])
+    clip = trained["sizes"].get("window", 1)
+    truth, frames = {n: records.frame_labels(test[n]) for n in rows}, {n: test[n].num_frames for n in rows}
+    own = {n: metrics.expand(v, frames[n], step) for n, v in rows.items()}
+    known = {n: online_metrics.newest(v, frames[n], clip_rows=clip, snippet_frames=step) for n, v in rows.items()}
+    return metrics.frame_auc(own, truth), metrics.frame_auc(known, truth)
 
 
 def test_scores(place: Path, *, by_highest: bool = False) -> tuple[dict[str, float], dict[str, int]]:
