@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -463,6 +464,25 @@ def test_a_missing_or_foreign_adapter_is_refused(toy_vlm, tmp_path):
     other = tiny_vlm.tiny(toy_vlm.family, sizes=tiny_vlm.TinySizes(width=64, vision_layers=1))
     with pytest.raises(artifacts.StoreError, match="does not fit"):
         finetuning.load_adapter(other.model, tmp_path)
+
+
+@pytest.mark.parametrize(("anomalous", "normal"), [(8, 4), (4, 8), (7, 2), (5, 5), (10, 1)])
+def test_balanced_rows_have_as_many_of_both_verdicts(anomalous, normal):
+    """Nothing is lost, captions stay once, each judgement of the rarer class comes as often as another, give or take one."""
+    texts = ["An anomaly exists, specifically, the anomaly is named Fall."] * anomalous + [
+        "No anomaly exists in the video."
+    ] * normal
+    rows = [{"id": n, "task": "judgement", "answer": text} for n, text in enumerate(texts)]
+    rows += [{"id": 100, "task": "description", "answer": "Nothing unusual happens."}]
+    found = instruction_data.balanced(rows, seed=1)
+    times = Counter(row["id"] for row in found)
+    more = max(anomalous, normal)
+    assert sum(times[n] for n in range(anomalous)) == sum(times[n] for n in range(anomalous, anomalous + normal)) == more
+    rarer = range(anomalous) if anomalous < normal else range(anomalous, anomalous + normal)
+    assert times[100] == 1 and max(times[n] for n in rarer) - min(times[n] for n in rarer) <= 1
+    assert found == instruction_data.balanced(rows, seed=1)
+    alone = [row for row in rows if row["id"] >= anomalous]
+    assert instruction_data.balanced(alone) == alone
 
 
 def test_a_tuned_model_carries_the_question_of_its_judgements(toy_vlm, rows, tmp_path):

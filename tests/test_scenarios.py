@@ -12,7 +12,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from vau_lib.data import smarthome, video
-from vau_lib.synthetic import camera, export, motion, scenarios, scenes
+from vau_lib.synthetic import camera, captions, export, motion, scenarios, scenes
 from vau_lib.synthetic import dataset as synthetic_dataset
 
 SMALL = dict(duration_s=3.0, fps=5.0, height=96, width=128)
@@ -257,6 +257,46 @@ def test_captions_and_questions_agree_with_the_truth(few):
     tags = [row["Anomaly Tag"] for row in export.questions(few)]
     assert tags == ["Abnormal", "Normal"] * 3 and set(tags) <= set(smarthome.TAGS)
     json.dumps(export.to_coco(few))
+
+
+def test_both_classes_have_as_many_judgements_and_many_wordings(few):
+    """At every level, of a pair; the same seed gives the same rows, another one other words but no other verdict."""
+    both = {name: export.instructions(name, truth) for name, truth in few.items()}
+    for level in ("event", "video"):
+        asked = [row for rows in both.values() for row in rows if (row["level"], row["task"]) == (level, "judgement")]
+        sides = [row["answer"].startswith("An anomaly") for row in asked]
+        assert len(sides) == len(few) and sum(sides) * 2 == len(few)
+    for name, truth in few.items():
+        assert both[name] == export.instructions(name, truth, seed=0)
+        part = next(row["span_s"] for row in both[name] if row["level"] == "event")
+        duration_s = truth.scenario.num_frames / truth.scenario.fps
+        assert 0 <= part[0] < part[1] <= duration_s + 0.01
+        if truth.events:
+            assert part == (truth.events[0].start_s, truth.events[0].end_s)
+    many = [row for seed in range(30) for name, truth in few.items() for row in export.instructions(name, truth, seed=seed)]
+    for task, least in {"caption": 4, "judgement": 5, "description": 4, "analysis": 4}.items():
+        assert len({row["question"] for row in many if row["task"] == task}) >= least
+    for event in {truth.scenario.event for truth in few.values() if truth.events}:
+        ids = tuple(name for name, truth in few.items() if truth.scenario.event == event)
+        analyses = {row["answer"] for row in many if row["task"] == "analysis" and row["id"].rsplit("_", 1)[0] in ids}
+        assert len(analyses) > 10 and not any("{" in text for text in analyses)
+    assert len({row["answer"] for row in many if row["task"] == "judgement"}) == 1 + len(
+        {t.scenario.event for t in few.values() if t.events}
+    )
+
+
+def test_every_anomaly_has_its_analysis_and_nothing_else_has_one():
+    rng = np.random.default_rng(0)
+    for event, label in scenarios.LABELS.items():
+        scene = "street" if event in ("crash", "stop_close") else "plaza"
+        scenario = replace(scenarios.covering_scenarios(2, 0)[0], event=event, scene=scene, distractor="none")
+        texts = {captions.instruction_answer("description", scenario, rng) for _ in range(30)}
+        assert len(texts) > 2 and all(scenarios.EVENT_TEXTS[event] in text for text in texts)
+        if label:
+            assert len({captions.instruction_answer("analysis", scenario, rng) for _ in range(60)}) > 15
+        else:
+            with pytest.raises(ValueError, match=f"got 'analysis' of '{event}'"):
+                captions.instruction_answer("analysis", scenario, rng)
 
 
 def test_no_videos_to_export_are_refused():

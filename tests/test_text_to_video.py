@@ -1,5 +1,6 @@
 """Three backends, one call; a paid job is never paid twice, a refusal is recorded, a key is nowhere, and truth is never made up."""
 
+import json
 import logging
 import os
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from fake_video_service import FakeVideoService
 from vau_lib.data import records, video
 from vau_lib.synthetic import dataset as synthetic_dataset
 from vau_lib.synthetic import scenarios, text_to_video, veo
+from vau_lib.vlm import instruction_data
 
 KEY = "AIza-a-very-secret-key-0123456789"
 FEW = dict(duration_s=2.0, fps=5.0, height=64, width=96)
@@ -263,15 +265,44 @@ def test_two_boxes_that_cross_keep_their_labels():
     assert all(frame.tolist() == [1, 2] for frame in ids)
 
 
-def test_rows_of_an_earlier_run_do_not_stay(tmp_path):
-    class Blind(text_to_video.Procedural):
-        name, provides = "blind", frozenset({"pixels"})
+class Blind(text_to_video.Procedural):
+    """As a text-to-video model: pixels, and nobody knows when something happens."""
 
-    chosen = scenarios.covering_scenarios(2, 5, **FEW)
+    name, provides = "blind", frozenset({"pixels"})
+
+    def generate(self, scenario, path, *, seed, job):
+        super().generate(scenario, path, seed=seed, job=job)
+        return text_to_video.GeneratedVideo()
+
+
+def test_footage_without_truth_becomes_rows_of_whole_videos(tmp_path):
+    """Of what was asked for, and they say so; rows of an earlier run with truth do not stay."""
+    chosen = scenarios.covering_scenarios(4, 5, **FEW)
     text_to_video.run(text_to_video.Procedural(), chosen, tmp_path, progress=False)
-    assert (tmp_path / "instructions.jsonl").is_file()
+    known = [json.loads(line) for line in (tmp_path / "instructions.jsonl").read_text().splitlines()]
+    assert {row["source"] for row in known} == {"truth"} and {row["level"] for row in known} == {"clip", "event", "video"}
     text_to_video.run(Blind(), chosen, tmp_path, progress=False)
-    assert not (tmp_path / "instructions.jsonl").exists(), "nobody knows when what happens in these"
+    rows = [json.loads(line) for line in (tmp_path / "instructions.jsonl").read_text().splitlines()]
+    assert {(row["source"], row["level"], row["span_s"]) for row in rows} == {("prompt", "video", None)}
+    verdicts = {row["video"]: row["answer"].startswith("An anomaly") for row in rows if row["task"] == "judgement"}
+    found = records.read_records(tmp_path / "records.jsonl")
+    assert verdicts == {record.path: bool(record.label) for record in found} and list(verdicts.values()).count(True) == 2
+    assert instruction_data.read_rows({tmp_path / "instructions.jsonl": tmp_path})
+
+
+def test_rows_follow_a_review(tmp_path):
+    chosen = scenarios.covering_scenarios(4, 5, **FEW)
+    text_to_video.run(Blind(), chosen, tmp_path, progress=False)
+    sheet = text_to_video.review_sheet(tmp_path)
+    sheet.loc[0, "verdict"], sheet.loc[1, "verdict"], sheet.loc[1, "label"] = "reject", "edit", 1
+    sheet.to_csv(tmp_path / "review.csv", index=False)
+    rows = text_to_video.reviewed_instructions(tmp_path)
+    paths = [record.path for record in records.read_records(tmp_path / "records.jsonl")]
+    assert {row["video"] for row in rows} == set(paths[1:])
+    assert [(row["task"], row["answer"], row["source"]) for row in rows if row["video"] == paths[1]] == [
+        ("judgement", "An anomaly exists.", "review")
+    ]
+    assert {row["task"] for row in rows if row["video"] == paths[2]} == {"judgement", "description", "analysis"}
 
 
 def test_a_review_is_read_back(tmp_path):

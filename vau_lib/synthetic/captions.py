@@ -1,6 +1,8 @@
 """Captions and summaries of synthetic videos from their exact truth, in place of a captioner and a language model.
 
-`CaptionTemplates` plugs into `data.annotation.annotate`; its texts are exact and always labelled synthetic.
+- `CaptionTemplates` plugs into `data.annotation.annotate`; its texts are exact and always labelled synthetic
+- questions and answers of instruction rows come in several wordings, drawn by a generator; a verdict has one form only, that of
+  HIVAU-70k, because it is read by machines
 """
 
 import json
@@ -12,6 +14,94 @@ import numpy as np
 from vau_lib.data.annotation import AnnotationRequest
 from vau_lib.data.records import Span, VideoRecord
 from vau_lib.synthetic import dataset as synthetic_dataset
+from vau_lib.synthetic import scenarios
+
+QUESTIONS = {
+    "caption": (
+        "Describe the video briefly.", "What happens in this clip?", "Give a short caption of the clip.", "What can be seen here?",
+    ),
+    "judgement": (
+        "Are there any anomaly events detected in the video?", "Are there anomalies observed in the video clip?",
+        "Does anything abnormal happen in the video?", "Is there an anomaly in this video, and which one?",
+        "Judge whether the video shows an anomaly.",
+    ),
+    "description": (
+        "Describe the anomaly events observed in the video.", "Could you describe the anomaly events observed in the video?",
+        "What exactly happens in the video?", "Describe what the people in the video do, and whether it is unusual.",
+    ),
+    "analysis": (
+        "Why do you judge this event to be anomalous?", "Can you provide the reasons for considering it anomalous?",
+        "What makes this event an anomaly?", "Explain on which basis this event is called anomalous.",
+    ),
+}  # fmt: skip
+BASIS = {  # what is wrong, what may follow
+    "fall": (
+        ("Nobody lies down in {place} of their own will", "The person does not get up again", "A fall is sudden and not intended"),
+        ("the person may be hurt", "help may be needed", "an injury or an illness may be the cause"),
+    ),
+    "fight": (
+        ("Two people push and hit each other", "Punches are thrown in {place}", "Hitting others is violence"),
+        ("somebody may be injured", "it may get worse if nobody steps in", "bystanders are in danger too"),
+    ),
+    "intrusion": (
+        ("The area is closed off and the person climbs in", "Nobody may go behind the fence", "Whoever climbs avoids the entrance"),
+        ("something may be stolen or damaged", "a crime may follow", "the person may come to harm in there"),
+    ),
+    "left_package": (
+        ("The owner walks away from the bag", "A bag stands in {place} without anybody", "Nobody looks after the bag"),
+        ("its content may be dangerous", "it has to be checked", "the place may have to be cleared"),
+    ),
+    "vandalism": (
+        ("The machine is struck on purpose", "Somebody destroys what belongs to others", "Nobody repairs a machine with a bat"),
+        ("property is damaged", "the machine may not work any more", "parts may fly about and hurt people"),
+    ),
+    "crash": (
+        ("The two cars collide", "Smoke rises from the cars in {place}", "Cars stop after they hit each other"),
+        ("people inside may be hurt", "the cars are damaged and block the way", "a fire may break out"),
+    ),
+}  # fmt: skip
+ANY_BASIS = (  # of events without their own
+    ("This does not belong in {place}", "Nobody expects this here", "This is not what the place is for"),
+    ("people may come to harm", "property may be damaged", "somebody should look after it"),
+)
+ANALYSES = (
+    "{seen} {wrong}; {danger}.", "{wrong}, and {danger}. {seen}", "This is anomalous: {wrong_low}, so {danger}.",
+    "In {place} this is not usual. {wrong}, and {danger}.",
+)  # fmt: skip
+NOTHING = ("Nothing unusual happens.", "This is everyday.", "Nobody is in danger and nothing is damaged.", "All of it is ordinary.")
+ALIKE = "It only looks like {anomaly} for a moment."
+
+
+def instruction_answer(task: str, scenario: scenarios.Scenario, rng: np.random.Generator) -> str:
+    """Return the answer of a judgement, description or analysis of a scenario's event, in one of its wordings.
+
+    ValueError for another task, and for an analysis of what is no anomaly.
+    """
+    event, seen = scenario.event, scenarios.EVENT_TEXTS[scenario.event]
+    if task == "judgement":
+        name = event.replace("_", " ")
+        return (
+            f"An anomaly exists, specifically, the anomaly is named {name}."
+            if scenario.label
+            else "No anomaly exists in the video."
+        )
+    if task == "description":
+        if scenario.label:
+            return str(rng.choice([seen, f"In {scenarios.SCENE_TEXTS[scenario.scene]}: {seen}", f"{seen} {_others(scenario)}"]))
+        twin = [anomaly for anomaly, alike in scenarios.HARD_NEGATIVES.items() if alike == event]
+        alike = ALIKE.format(anomaly=_article(twin[0].replace("_", " "))) if twin and rng.random() < 0.5 else _others(scenario)
+        return f"{seen} {alike} {rng.choice(NOTHING)}"
+    if task != "analysis" or not scenario.label:
+        raise ValueError(f"task must be judgement, description, or analysis of an anomaly, got {task!r} of {event!r}")
+    place = scenarios.SCENE_TEXTS[scenario.scene]
+    wrong, danger = (str(rng.choice(part)).format(place=place) for part in BASIS.get(event, ANY_BASIS))
+    parts = dict(seen=seen, wrong=wrong, wrong_low=wrong[0].lower() + wrong[1:], danger=danger, place=place)
+    return str(rng.choice(ANALYSES)).format(**parts)
+
+
+def _others(scenario: scenarios.Scenario) -> str:
+    """Return who else is there."""
+    return {"few": "Hardly anybody else is there.", "some": "A few others pass.", "many": "Many others pass."}[scenario.crowd]
 
 
 class CaptionTemplates:

@@ -5,15 +5,18 @@
 - MOTChallenge gt.txt: frame, track, left, top, width, height, confidence, class, visibility; frames and pixels counted from 1
 - visibility is an actor's area over its largest within a second: an estimate, 1 when nothing hides it
 - boxes come from masks, so they agree with the picture
+- an anomalous and a normal video have as many judgements each; where nobody knows when something happens (a text-to-video model's
+  footage) rows are of the whole video, and of what was asked for, not of what was checked
 Sources: the COCO data format; Milan et al., MOT16, arXiv 1603.00831, section 4.
 """
 
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from vau_lib.synthetic import scenarios
+from vau_lib.synthetic import captions, scenarios
 from vau_lib.workspace import artifacts
 
 CATEGORIES = {"person": 1, "bicycle": 2, "car": 3, "van": 4, "bag": 5, "case": 6}  # COCO has no numbers for all of them
@@ -91,35 +94,43 @@ def visibility(truth: object) -> np.ndarray:
     return np.divide(area, most, out=np.zeros_like(area), where=most > 0)
 
 
-def instructions(name: str, truth: object, *, video: str = "", split: str = "train") -> list[dict]:
-    """Return HIVAU-style rows of one video: captions before, in and after the event, judgement, description, analysis.
+def instructions(name: str, truth: object, *, video: str = "", split: str = "train", seed: int = 0) -> list[dict]:
+    """Return HIVAU-style rows of one video: captions before, in and after the event; judgement, description, and analysis.
 
-    Keys are those of `hivau.hivau_instructions`: id, level, task, video, span_s, question, answer, split.
+    The latter of an event, or of as long a part of a normal video, and of the whole video. Wordings follow `seed` and the name.
+    Without the span of an anomaly rows are of the whole video. Keys are those of `hivau.hivau_instructions`: id, level, task,
+    video, span_s, question, answer, split; and source, "truth", or "prompt" where `truth.known` is False.
     """
-    scenario = truth.scenario
-    event = truth.events[0] if truth.events else None
-    where = f"{scenarios.SCENE_TEXTS[scenario.scene]}, {scenarios.LIGHTING_TEXTS[scenario.lighting]}"
-    ends = sorted({0.0, *((event.start_s, event.end_s) if event else ()), scenario.num_frames / scenario.fps})
-    named = f"An anomaly exists, specifically, the anomaly is named {scenario.event.replace('_', ' ')}."
-    verdict = named if event else "No anomaly exists in the video."
-    rows = []
-    for span in zip(ends, ends[1:], strict=False):
-        text = scenarios.EVENT_TEXTS[scenario.event if not event or span[0] == event.start_s else "walk"]
-        rows.append(("clip", "caption", span, "Describe the video briefly.", f"On {where}: {text}"))
-    for level, span in (("event", (event.start_s, event.end_s) if event else None), ("video", None)):
-        if level == "event" and not event:
-            continue
-        rows.append((level, "judgement", span, "Are there any anomaly events detected in the video?", verdict))
-        described = scenarios.EVENT_TEXTS[scenario.event] + ("" if event else " Nothing unusual happens.")
-        rows.append((level, "description", span, "Describe the anomaly events observed in the video.", described))
-        if event:
-            why = f"{scenarios.EVENT_TEXTS[scenario.event]} That may hurt people or property."
-            rows.append((level, "analysis", span, "Why do you judge this event to be anomalous?", why))
-    keys = ("level", "task", "span_s", "question", "answer")
-    return [
-        {"id": f"{name}_{number}", "video": video or f"{name}.mp4", "split": split, **dict(zip(keys, row, strict=True))}
-        for number, row in enumerate(rows)
-    ]
+    scenario, rng = truth.scenario, np.random.default_rng([seed, zlib.crc32(name.encode())])
+    event, known = truth.events[0] if truth.events else None, getattr(truth, "known", True)
+    duration_s, rows = scenario.num_frames / scenario.fps, []
+    if known and (event or not scenario.label):
+        where = f"{scenarios.SCENE_TEXTS[scenario.scene]}, {scenarios.LIGHTING_TEXTS[scenario.lighting]}"
+        ends = sorted({0.0, *((event.start_s, event.end_s) if event else ()), duration_s})
+        for span in zip(ends, ends[1:], strict=False):
+            text = scenarios.EVENT_TEXTS[scenario.event if not event or span[0] == event.start_s else "walk"]
+            caption = rng.choice([f"On {where}: {text}", f"{text} It is on {where}.", f"The camera shows {where}. {text}"])
+            rows.append(("clip", "caption", span, _question("caption", rng), str(caption)))
+        spans = {"event": (event.start_s, event.end_s) if event else _part(duration_s, rng), "video": None}
+    else:
+        spans = {"video": None}
+    for level, span in spans.items():
+        for task in ("judgement", "description", *(("analysis",) if scenario.label else ())):
+            rows.append((level, task, span, _question(task, rng), captions.instruction_answer(task, scenario, rng)))
+    keys, source = ("level", "task", "span_s", "question", "answer"), "truth" if known else "prompt"
+    same = {"video": video or f"{name}.mp4", "split": split, "source": source}
+    return [{"id": f"{name}_{number}", **same, **dict(zip(keys, row, strict=True))} for number, row in enumerate(rows)]
+
+
+def _question(task: str, rng: np.random.Generator) -> str:
+    return str(rng.choice(captions.QUESTIONS[task]))
+
+
+def _part(duration_s: float, rng: np.random.Generator) -> tuple[float, float]:
+    """Return a part of a video, a third to two thirds of it, as events are."""
+    length_s = duration_s * rng.uniform(1 / 3, 2 / 3)
+    start_s = rng.uniform(0, duration_s - length_s)
+    return round(start_s, 2), round(start_s + length_s, 2)
 
 
 def questions(truths: Mapping[str, object]) -> list[dict]:

@@ -1,7 +1,7 @@
 """Text-to-video generation: scenarios rendered with truth, by Veo (paid) or by an open diffusers model (Memories-S0's data step).
 
 - only the renderer knows boxes, tracks, masks and event spans; a text-to-video model returns pixels, and no truth is invented:
-  detections on its videos are marked `pseudo`
+  detections on its videos are marked `pseudo`, and instructions say that their source is the prompt (look at them: `review_sheet`)
 - `run` keeps a ledger: a submitted job is not paid twice, a verified video is not made again, a stopped run goes on
 - a video counts when its first and last frame can be decoded; refusals are results and stand in the report
 - spending needs a confirmed sum
@@ -32,6 +32,7 @@ TRUTH = frozenset({"pixels", "boxes", "tracks", "masks", "events"})
 PIXELS = frozenset({"pixels"})
 VERDICTS = ("", "accept", "reject", "edit")
 ALL_TRAIN = {"train": 1.0}
+VERDICT_TEXTS = ("No anomaly exists in the video.", "An anomaly exists.")
 MIN_OVERLAP = 0.3  # IoU from which a box may continue a track
 
 
@@ -145,7 +146,8 @@ def run(
 ) -> pd.DataFrame:  # fmt: skip
     """Make a video of each scenario under `folder`; return the report (`report`), a row per scenario.
 
-    Writes records.jsonl of the verified videos and, where the backend knows the events, instructions.jsonl for fine-tuning.
+    Writes records.jsonl of the verified videos and instructions.jsonl for fine-tuning; where the backend does not know the events,
+    these are of whole videos and their `source` is the prompt.
     What ledger.jsonl calls done or rejected is not made again; a failed job is tried again.
 
     Args:
@@ -262,15 +264,14 @@ def _write_records(folder: Path, generator: Generator, jobs: dict[str, Scenario]
                 label=scenario.label, classes=(scenario.event,) if scenario.label else (), events=events, fps=row["fps"],
                 num_frames=row["frames"], group=f"world-{scenario.world_seed}",
             ))  # fmt: skip
-            if "events" in generator.provides:
-                known = SimpleNamespace(scenario=scenario, events=events)
-                rows += export.instructions(name, known, video=written[-1].path, split=written[-1].split)
+            truth = SimpleNamespace(scenario=scenario, events=events, known="events" in generator.provides)
+            rows += export.instructions(name, truth, video=written[-1].path, split=written[-1].split)
     if written:
         records.write_records(folder / "records.jsonl", written)
-    if not rows:
-        (folder / "instructions.jsonl").unlink(missing_ok=True)  # of an earlier run
-    else:
+    if rows:
         artifacts.write_json_lines(folder / "instructions.jsonl", rows)
+    else:
+        (folder / "instructions.jsonl").unlink(missing_ok=True)  # of an earlier run
     artifacts.write_made_by(
         folder, backend=generator.name, provides=sorted(generator.provides), jobs=len(jobs), verified=len(written)
     )
@@ -356,3 +357,21 @@ def apply_review(folder: str | Path) -> tuple[list[records.VideoRecord], dict[st
             edited = row["verdict"] == "edit" and int(row["label"]) != record.label
             accepted.append(records.replace(record, label=int(row["label"]), events=(), classes=()) if edited else record)
     return accepted, sheet["verdict"].value_counts().to_dict()
+
+
+def reviewed_instructions(folder: str | Path) -> list[dict]:
+    """Return the folder's instruction rows of the videos that a person did not reject.
+
+    Of a video whose label was edited its judgements stay, with the other verdict, and what describes the event goes.
+    """
+    folder, rows = Path(folder), []
+    accepted = {record.path: record for record in apply_review(folder)[0]}
+    labels = {record.path: record.label for record in records.read_records(folder / "records.jsonl")}
+    for line in artifacts.text_lines(folder / "instructions.jsonl"):
+        row = json.loads(line)
+        record = accepted.get(row["video"])
+        if record is not None and record.label == labels[row["video"]]:
+            rows.append(row)
+        elif record is not None and (row["task"], row["level"]) == ("judgement", "video"):
+            rows.append({**row, "answer": VERDICT_TEXTS[record.label], "source": "review"})
+    return rows

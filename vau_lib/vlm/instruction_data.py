@@ -195,8 +195,25 @@ def shuffle_answers(rows: Sequence[Mapping], *, seed: int) -> list[dict]:
     return shuffled
 
 
+def balanced(rows: Sequence[Mapping], *, seed: int = 0) -> list[dict]:
+    """Return the rows with as many judgements of anomalies as of normal videos: those of the rarer verdict are repeated.
+
+    Each is repeated as often, and the rest is drawn by `seed`. Rows without a verdict stay as they are, and so do rows where one of
+    the two is missing: there is nothing to repeat.
+    """
+    found = [answer_parsing.parse_verdict(row["answer"]) if row.get("task") == "judgement" else None for row in rows]
+    sides = [[row for row, verdict in zip(rows, found, strict=True) if verdict == side] for side in (0, 1)]
+    rarer, other = sorted(sides, key=len)
+    if not rarer:
+        return [dict(row) for row in rows]
+    rounds, rest = divmod(len(other) - len(rarer), len(rarer))
+    drawn = np.random.default_rng([seed, 17]).permutation(len(rarer))[:rest]
+    return [dict(row) for row in (*rows, *rarer * rounds, *(rarer[place] for place in drawn))]
+
+
 def judgement_question(rows: Sequence[Mapping]) -> str:
     """Return the question that most rows ask whose answer is a verdict, the first of equals; "" where none is one."""
+    rows = [row for row in rows if row.get("task", "judgement") == "judgement"]  # a description may deny something too
     asked = Counter(row["question"] for row in rows if answer_parsing.parse_verdict(row["answer"]) is not None)
     return max(asked, key=asked.get) if asked else ""
 
