@@ -542,3 +542,106 @@ def test_two_processes_train_one_adapter():
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-1500:]
     assert "2 processes" in done.stdout and "same weights: True" in done.stdout
+
+
+def ranks(processes, family, rows_file, out, **options):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command = launcher if processes > 1 else [sys.executable]
+    command = [*command, ROOT / "tests" / "two_ranks.py", family, rows_file, out, json.dumps(options)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-1500:]
+    return json.loads(out.with_suffix(".json").read_text()), torch.load(out.with_suffix(".pt"), weights_only=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", models.FAMILIES)
+def test_two_processes_learn_what_one_learns(family, rows, tmp_path):
+    """Four rows each against eight at once, answers of unlike length: the same losses, the same adapter; also in two parts each."""
+    found = [{**row, "answer": row["answer"] + " It is dark, and somebody waits." * (row["id"] % 3)} for row in rows[1]]
+    rows_file = rows[0] / "rows.jsonl"
+    rows_file.write_text("".join(json.dumps(row) + "\n" for row in found))
+    one, alone = ranks(1, family, rows_file, tmp_path / "one")
+    assert len(one) == 4 and one[-1] < one[0]
+    two, together = ranks(2, family, rows_file, tmp_path / "two", workers=1)
+    assert two == pytest.approx(one, abs=1e-4)
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(alone, together, strict=True))
+
+
+def test_gradients_add_up_over_small_batches(toy_vlm, rows):
+    """One batch of eight, and four of two: the same two steps end in the same adapter, though answers are of unlike length."""
+    found = [{**row, "answer": row["answer"] + " And nothing else." * (row["id"] % 3)} for row in rows[1]]
+    ends = []
+    for batch_size, accumulation in ((8, 1), (2, 4)):
+        fresh = tiny_vlm.tiny(toy_vlm.family, sizes=SMALL)
+        tuned = fresh.replace(model=finetuning.lora(fresh.model, dropout=0.0))
+        plan = finetuning.LoraPlan(max_steps=2, learning_rate=1e-3, batch_size=batch_size, accumulation=accumulation)
+        finetuning.fit(tuned, samples(tuned, (rows[0], found), random=False), plan=plan)
+        ends.append({name: p.detach().clone() for name, p in tuned.model.named_parameters() if p.requires_grad})
+    assert all(torch.allclose(ends[0][name], ends[1][name], atol=1e-4) for name in ends[0])
+
+
+def test_workers_read_what_the_process_itself_reads(rows):
+    """Other frames each epoch, the same ones with and without workers."""
+    curves = []
+    for workers in (0, 2):
+        fresh = tiny_vlm.tiny("internvl", sizes=SMALLER)
+        tuned = fresh.replace(model=finetuning.lora(fresh.model, r=4, alpha=8, dropout=0.0))
+        plan = finetuning.LoraPlan(epochs=3, learning_rate=1e-2, batch_size=4, log_steps=1, workers=workers)
+        curves.append(finetuning.fit(tuned, samples(tuned, rows), plan=plan)["loss"].tolist())
+    assert len(curves[0]) == 6 and curves[0] == pytest.approx(curves[1], abs=1e-6)
+
+
+# Where a model lies, and in how many bits
+
+
+def test_under_a_launcher_each_process_has_its_own_device(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    alone = models._options("auto", "auto", "sdpa", None)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    fourth = models._options("auto", "auto", "sdpa", None)
+    assert (alone["device_map"], fourth["device_map"]) == ("auto", {"": 3})
+    assert models._options("auto", "cuda:1", "sdpa", None)["device_map"] == "cuda:1"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "device_map" not in models._options("auto", "auto", "sdpa", None)
+
+
+def test_few_bits_are_refused_in_one_line_where_they_cannot_run(toy_vlm, tmp_path, monkeypatch):
+    models.save(toy_vlm, tmp_path / "model")
+    monkeypatch.setattr(models, "is_bitsandbytes_available", lambda: False)
+    with pytest.raises(ValueError, match="^bits=4 needs the package bitsandbytes, which is not installed$"):
+        models.load(tmp_path / "model", bits=4)
+    monkeypatch.setattr(models, "is_bitsandbytes_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="^bits=8 needs a CUDA device, there is none here$"):
+        models.load(tmp_path / "model", bits=8)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    config = models._options(torch.bfloat16, "auto", "sdpa", 4)["quantization_config"]
+    assert (config.load_in_4bit, config.bnb_4bit_quant_type, config.bnb_4bit_compute_dtype) == (True, "nf4", torch.bfloat16)
+
+
+def test_a_model_of_few_bits_is_prepared_before_its_adapter(toy_vlm):
+    """peft's preparation: what is not quantised becomes float32 and is frozen; only the adapter trains."""
+    model = toy_vlm.model.to(torch.bfloat16)
+    model.is_loaded_in_8bit = True
+    tuned = finetuning.lora(model, r=2, alpha=4)
+    trains = {name: part for name, part in tuned.named_parameters() if part.requires_grad}
+    assert trains and all("lora_" in name for name in trains)
+    assert all(part.dtype == torch.float32 for part in tuned.parameters())
+
+
+def test_configurations_of_several_gpus_reach_the_trainer_or_are_refused(tmp_path, monkeypatch):
+    (tmp_path / "fsdp.json").write_text('{"version": 2, "cpu_offload": true}')
+    (tmp_path / "list.json").write_text("[1]")
+    settings = finetuning.training_arguments(tmp_path, finetuning.LoraPlan(fsdp=str(tmp_path / "fsdp.json")), False)
+    assert settings.fsdp is True and settings.fsdp_plugin_args["cpu_offload"] is True
+    for name, why in (("list.json", "it holds a list, not a table"), ("none.json", "No such file")):
+        with pytest.raises(ValueError, match=f"{name} is no configuration: .*{why}"):
+            finetuning.training_arguments(tmp_path, finetuning.LoraPlan(fsdp=str(tmp_path / name)), False)
+    monkeypatch.setattr(finetuning, "is_deepspeed_available", lambda: False)
+    with pytest.raises(ValueError, match="zero.json needs the package deepspeed, which is not installed"):
+        finetuning.training_arguments(tmp_path, finetuning.LoraPlan(deepspeed="zero.json"), False)
+    for wrong in ({"batch_size": 0}, {"accumulation": 0}, {"workers": -1}, {"deepspeed": "a.json", "fsdp": "b.json"}):
+        with pytest.raises(ValueError, match="got"):
+            finetuning.LoraPlan(**wrong)

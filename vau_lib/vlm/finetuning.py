@@ -4,7 +4,9 @@
   vision tower and projector stay frozen
 - the loss is of the answer's tokens and its end
 - `fit` is TRL's `SFTTrainer`, a `transformers.Trainer`: checkpoints, resume, schedules, and several GPUs by
-  `accelerate launch` or `torchrun`. Where one device's memory is too small, `deepspeed=` of `LoraPlan` takes a ZeRO file
+  `accelerate launch` or `torchrun`, one process each. Where one device's memory is too small: activation checkpointing, a model
+  loaded in 4 or 8 bits (peft prepares it), a DeepSpeed or FSDP file in `LoraPlan`
+- several processes at the same rows a step learn what one process learns (a test)
 - the model may be wrapped for training only, such as by token pruning with a keep ratio drawn for each batch (EVS,
   arXiv 2510.14624, tunes so too); checkpoints are of the model inside
 Source: Holmes-VAU code, shell/internvl2_2b_finetune_lora.sh; Memories-S0 starts from supervised tuning; TRL 1.16.
@@ -31,10 +33,12 @@ from peft import (
     get_peft_model,
     get_peft_model_state_dict,
     load_peft_weights,
+    prepare_model_for_kbit_training,
     set_peft_model_state_dict,
 )
 from torch import nn
 from transformers import PrinterCallback
+from transformers.integrations import is_deepspeed_available
 from trl import SFTConfig, SFTTrainer
 
 from vau_lib.vlm.chat import collate
@@ -46,12 +50,15 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 PROJECTIONS_INTERNLM2 = ("wqkv", "wo", "w1", "w2", "w3")  # the same, as the released model's own code names them
 
 
+MAY_CHANGE = ("save_steps", "log_steps", "workers", "checkpointing", "deepspeed", "fsdp")  # when a stopped run goes on
+
+
 @dataclass(frozen=True)
 class LoraPlan:
     """How to train; the defaults are the paper's but for the batch: there devices x `batch_size` x `accumulation` is 512.
 
-    `max_steps` > 0 overrides `epochs`; `deepspeed` is a ZeRO configuration file; `checkpointing` recomputes activations
-    to save memory.
+    `max_steps` > 0 overrides `epochs`; `checkpointing` recomputes activations to save memory; `deepspeed` and `fsdp` are
+    configuration files (JSON) of the two, handed to Trainer; `workers` are processes that read and encode videos.
     """
 
     epochs: float = 1.0
@@ -66,7 +73,18 @@ class LoraPlan:
     log_steps: int = 10
     checkpointing: bool = False
     deepspeed: str | None = None
+    fsdp: str | None = None
+    workers: int = 0
     seed: int = 0
+
+    def __post_init__(self):
+        for name in ("batch_size", "accumulation", "save_steps", "log_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        if self.workers < 0 or (self.deepspeed and self.fsdp):
+            raise ValueError(
+                f"need 0 workers or more and one of deepspeed and fsdp, got {self.workers}, {self.deepspeed}, {self.fsdp}"
+            )
 
 
 def lora_targets(model: nn.Module) -> list[str]:
@@ -81,7 +99,8 @@ def lora(
 ) -> PeftModel:
     """Add a fresh LoRA adapter on `lora_targets` and freeze all else; the model's weights are shared, not copied.
 
-    A fresh adapter changes nothing (B starts at 0). ValueError where there is no language model with such projections.
+    A fresh adapter changes nothing (B starts at 0). A model of 4 or 8 bits is prepared by peft first (QLoRA).
+    ValueError where there is no language model with such projections.
 
     Args:
         model: the model to adapt.
@@ -96,6 +115,8 @@ def lora(
         raise ValueError(f"{type(model).__name__} has no language_model with projections {', '.join(PROJECTIONS)}")
     if r < 1 or alpha <= 0 or not 0 <= dropout < 1:
         raise ValueError(f"need r >= 1, alpha > 0 and dropout in [0, 1), got {r}, {alpha}, {dropout}")
+    if is_quantised(model):
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)  # `checkpointing` of the plan does that
     config = LoraConfig(
         r=r,
         lora_alpha=alpha,
@@ -108,6 +129,11 @@ def lora(
         torch.manual_seed(seed)
         with _no_rename_warning():
             return get_peft_model(model, config)
+
+
+def is_quantised(model: nn.Module) -> bool:
+    """Return whether a model was loaded in 4 or 8 bits."""
+    return bool(getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False))
 
 
 @contextmanager
@@ -196,6 +222,9 @@ class _Trainer(SFTTrainer):
     def __init__(self, model: nn.Module, wrap_model: Callable[[nn.Module], nn.Module] | None, **options):
         super().__init__(model=model, **options)
         self.inner = model
+        # Qwen's classes decline the count of tokens, but the loss is TRL's own; without it short answers would weigh more
+        # wherever a step is divided among small batches or processes
+        self.model_accepts_loss_kwargs = True
         if wrap_model is not None:
             self.model = self.model_wrapped = wrap_model(self.model)
 
@@ -324,7 +353,7 @@ def _plain_forward(model: nn.Module) -> Iterator[None]:
 
 def _claim(folder: Path, vlm: VLM, samples: InstructionSamples, plan: LoraPlan, facts: Mapping, *, write: bool) -> None:
     """Write what a folder's run is of; where it holds a checkpoint, check that it is of the same."""
-    run = {name: value for name, value in asdict(plan).items() if name not in ("save_steps", "log_steps")}
+    run = {name: value for name, value in asdict(plan).items() if name not in MAY_CHANGE}
     run |= {"model": vlm.name, "trainable_weights": trainable_weights(vlm.model)[0], **facts}
     run["rows"] = hashlib.sha256(json.dumps(samples.rows, default=str).encode()).hexdigest()
     if artifacts.last_checkpoint(folder):
@@ -336,7 +365,13 @@ def _claim(folder: Path, vlm: VLM, samples: InstructionSamples, plan: LoraPlan, 
 def training_arguments(
     folder: Path | str, plan: LoraPlan, progress: bool, *, evaluate: bool = False, save: bool = False
 ) -> SFTConfig:
-    """Return a plan as TRL's arguments; `evaluate` measures validation loss at every log, `save` keeps checkpoints."""
+    """Return a plan as TRL's arguments; `evaluate` measures validation loss at every log, `save` keeps checkpoints.
+
+    ValueError in one line for a configuration file that cannot be read, and for DeepSpeed where it is not installed.
+    """
+    if plan.deepspeed and not is_deepspeed_available():
+        raise ValueError(f"deepspeed={plan.deepspeed} needs the package deepspeed, which is not installed")
+    sharding = {name: _configuration(getattr(plan, name)) for name in ("deepspeed", "fsdp") if getattr(plan, name)}
     cuda, several = torch.cuda.is_available(), int(os.environ.get("WORLD_SIZE", "1")) > 1
     return SFTConfig(
         output_dir=str(folder),
@@ -351,7 +386,10 @@ def training_arguments(
         per_device_eval_batch_size=plan.batch_size,
         gradient_accumulation_steps=plan.accumulation,
         activation_checkpointing=plan.checkpointing,
-        deepspeed=plan.deepspeed,
+        deepspeed=sharding.get("deepspeed"),
+        fsdp=True if plan.fsdp else None,
+        fsdp_config=sharding.get("fsdp"),
+        dataloader_num_workers=plan.workers,
         bf16=cuda,
         use_cpu=not cuda,
         ddp_backend="gloo" if several and not cuda else None,
@@ -372,6 +410,17 @@ def training_arguments(
         report_to="none",
         disable_tqdm=not progress,
     )
+
+
+def _configuration(path: str) -> dict:
+    """Return a JSON file that holds one table; ValueError in one line for another."""
+    try:
+        content = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is no configuration: {artifacts.one_line(error)}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is no configuration: it holds a {type(content).__name__}, not a table")
+    return content
 
 
 def loss_curve(history: Sequence[Mapping]) -> pd.DataFrame:

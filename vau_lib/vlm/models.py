@@ -87,7 +87,8 @@ def load(
     Args:
         name_or_path: a folder with config.json, weights and processor files, or a name on the hub.
         dtype: "auto" is bfloat16 on an accelerator and float32 on the CPU.
-        device: "auto" spreads the model over the accelerators there are.
+        device: "auto" spreads the model over the accelerators there are; under a launcher (torchrun, accelerate) each process has a
+            whole model on its own.
         attention: "auto" is FlashAttention where it is installed, else torch's own (SDPA).
         bits: 4 or 8 quantises with bitsandbytes; None does not.
         revision: the commit of the hub's repository.
@@ -152,7 +153,7 @@ def _load_compressed(folder: Path, options: dict) -> PreTrainedModel:
     for part in model.parameters():  # not `.to`: tables of frequencies stay float32
         part.data = part.data.to(options["dtype"])
     if device := options.get("device_map"):
-        model = model.to("cuda" if device == "auto" else device)
+        model = model.to("cuda" if device == "auto" else device[""] if isinstance(device, dict) else device)
     return model
 
 
@@ -198,14 +199,20 @@ def _options(dtype, device: str, attention: str, bits: int | None) -> dict:
     if dtype == "auto":
         dtype = torch.bfloat16 if cuda else torch.float32
     options = dict(dtype=dtype, attn_implementation=attention)
-    if device != "auto" or cuda:
+    rank = os.environ.get("LOCAL_RANK") if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
+    if device == "auto" and cuda and rank is not None:
+        options["device_map"] = {"": int(rank)}  # spread over all, several processes would share and split every one
+    elif device != "auto" or cuda:
         options["device_map"] = device
     if bits is not None:
         if bits not in (4, 8):
             raise ValueError(f"bits must be 4, 8 or None, got {bits}")
         if not is_bitsandbytes_available():
             raise ValueError(f"bits={bits} needs the package bitsandbytes, which is not installed")
-        options["quantization_config"] = BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8)
+        if not cuda:
+            raise ValueError(f"bits={bits} needs a CUDA device, there is none here")
+        four = dict(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype, bnb_4bit_use_double_quant=True)
+        options["quantization_config"] = BitsAndBytesConfig(**(four if bits == 4 else dict(load_in_8bit=True)))
     return options
 
 

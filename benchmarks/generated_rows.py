@@ -1,0 +1,104 @@
+"""Does tuning on generated instruction rows judge, or say one thing always? Balanced accuracy on held-out worlds.
+
+- rows are `export.instructions`: captions, judgements of event and video, descriptions, analyses, each in several wordings
+- close-ups: the world the kept tiny model was pretrained on; generated: videos as `vau generate` renders them, seen from far
+- "one class twice" leaves out the normal videos' event-level judgements, as rows were before they were balanced
+- worlds of training and test are apart; the question is the one that most rows ask, the answer is read by `parse_verdict`
+    python benchmarks/generated_rows.py closeups|generated [--steps 400] [--seeds 1]
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.metrics import balanced_accuracy_score
+
+from vau_lib.data import answer_parsing
+from vau_lib.synthetic import export, scenarios, text_to_video
+from vau_lib.toy import benchmark as toy_benchmark
+from vau_lib.toy import dataset as toy_dataset
+from vau_lib.vlm import finetuning, inference, instruction_data, models
+from vau_lib.workspace import presets
+
+CLOSE_UPS = {"train": (480, 0), "test": (160, 71001)}  # videos, seed
+GENERATED = {"train": (240, 0), "test": (120, 71001)}
+NUM_FRAMES = 6
+PLAN = finetuning.LoraPlan(learning_rate=3e-3, warmup_ratio=0.1, batch_size=16, log_steps=100, save_steps=10**9)
+
+
+def close_up_rows(folder: Path, side: str) -> tuple[Path, list[dict]]:
+    """Return the folder of some close-ups and their generated rows."""
+    count, seed = CLOSE_UPS[side]
+    root = folder / "token_accuracy" / (side if side == "train" else f"generated_rows_{seed}")
+    found = toy_dataset.make_dataset(root, num_videos=count, seed=seed, splits={side: 1.0}, engine="processes")
+    drawn = toy_dataset.close_up_scenarios(count, seed=seed)
+    rows = []
+    for record, scenario in zip(found, drawn, strict=True):
+        truth = SimpleNamespace(scenario=scenario, events=record.events)
+        rows += export.instructions(record.id, truth, video=record.path, split=side)
+    return root, rows
+
+
+def generated_rows(folder: Path, side: str) -> tuple[Path, list[dict]]:
+    """Return the folder of videos as `vau generate` makes them and its rows."""
+    count, seed = GENERATED[side]
+    root = folder / f"generated_rows_{side}"
+    chosen = scenarios.covering_scenarios(count, seed)
+    text_to_video.run(text_to_video.Procedural(), chosen, root, seed=seed, workers=2)
+    return root, instruction_data.read_rows({root / "instructions.jsonl": root})
+
+
+def one_class_twice(rows: list[dict]) -> list[dict]:
+    """Return the rows as they were: a normal video had no event-level judgement and description."""
+    normal = {row["video"] for row in rows if row["task"] == "judgement" and answer_parsing.parse_verdict(row["answer"]) == 0}
+    return [row for row in rows if row["level"] != "event" or row["video"] not in normal]
+
+
+def judged(vlm: models.VLM, rows: list[dict], root: Path) -> dict[str, float]:
+    """Return balanced accuracy of the video-level judgements, its interval over videos, and how often "anomaly" is the answer."""
+    exam = [
+        {**row, "question": vlm.question or row["question"]}
+        for row in rows
+        if (row["level"], row["task"]) == ("video", "judgement")
+    ]
+    _, texts = inference.judge(vlm, exam, root, num_frames=NUM_FRAMES)
+    truth = np.array([answer_parsing.parse_verdict(row["answer"]) for row in exam])
+    read = [answer_parsing.parse_verdict(text) for text in texts]
+    found = np.array([1 - true if verdict is None else verdict for verdict, true in zip(read, truth, strict=True)])  # none is wrong
+    rng, resampled = np.random.default_rng(0), []
+    for _ in range(2000):
+        places = np.concatenate([rng.choice(np.flatnonzero(truth == side), (truth == side).sum()) for side in (0, 1)])
+        resampled.append(balanced_accuracy_score(truth[places], found[places]))
+    low, high = np.quantile(resampled, (0.025, 0.975))
+    facts = dict(balanced_accuracy=balanced_accuracy_score(truth, found), low=low, high=high)
+    return facts | dict(answers_anomaly=np.mean([one == 1 for one in read]), no_verdict=np.mean([one is None for one in read]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("world", choices=["closeups", "generated"])
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--seeds", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    project = presets.project()
+    make = close_up_rows if options.world == "closeups" else generated_rows
+    (train_root, train), (test_root, test) = (make(project / "data" / "synthetic", side) for side in ("train", "test"))
+    arms, table = {"balanced": train, "one class twice": one_class_twice(train)}, []
+    arms["balanced, answers shuffled"] = instruction_data.shuffle_answers(train, seed=1)
+    for method, rows in arms.items():
+        for seed in range(options.seeds):
+            vlm = toy_benchmark.load_pretrained(project / "data" / "toy_models" / "internvl")
+            plan = replace(PLAN, max_steps=options.steps, seed=seed)
+            tuned, losses = finetuning.tune_lora(vlm, rows, train_root, plan=plan, num_frames=NUM_FRAMES)
+            facts = judged(tuned, test, test_root)
+            table.append({"rows": method, "seed": seed, "number": len(rows), **facts, "loss": losses["loss"].iloc[-1]})
+            print(pd.DataFrame(table[-1:]).round(3).to_string(index=False, header=len(table) == 1), flush=True)
+
+
+if __name__ == "__main__":
+    main()
