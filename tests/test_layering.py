@@ -28,7 +28,7 @@ PLOTS = {
 DOORS = {  # library -> the only modules that name it
     "decord": {"data.video_readers"}, "torchcodec": {"data.video_readers"},
     "av": {"data.video", "data.video_index", "data.video_readers"}, "kornia": {"features.xfeat"}, "ray": {"workspace.parallel"},
-    "papermill": {"workspace.notebook_runs", "workspace.presets"}, "typer": {"cli"}, "rich": {"cli"},
+    "papermill": {"workspace.notebook_runs", "workspace.presets"}, "typer": {"cli", "cli_models"}, "rich": {"cli"},
     "trl": {"vlm.finetuning"}, "google": {"synthetic.veo"}, "diffusers": {"synthetic.text_to_video"},
     "tokenizers": {"toy.tiny_vlm", "vlm.internlm2_tokenizer"}, "sentencepiece": {"vlm.internlm2_tokenizer"},
     "pycocoevalcap": {"evaluation.text_metrics"},
@@ -41,7 +41,7 @@ MODULES = {
 
 
 def room_of(module: str) -> str:
-    return module.split(".")[0] if "." in module or module == "cli" else "products"
+    return module.split(".")[0] if "." in module else "cli" if module.startswith("cli") else "products"
 
 
 def below(room: str) -> set[str]:

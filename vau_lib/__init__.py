@@ -3,6 +3,7 @@
 What a user runs on a video stands here; everything else lives in a room. Imports point down the list, never up.
 
     cli.py         `vau`, the command line
+    cli_models.py  its commands of language models
     explain.py     score a video, choose frames, ask a language model about them (Holmes-VAU)
     guard.py       ask a security model about a video, a folder or a records.jsonl (Memories-S0)
     watch.py       scores of a trained stream as frames arrive (LSHMA)
