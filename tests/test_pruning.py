@@ -154,6 +154,61 @@ def test_distillation_refuses_bad_input(data):
         distillation.distil(mlp(), mlp(), [])
 
 
+def test_healing_learns_the_answers_positions_only(monkeypatch):
+    """Against the definition over whole logits, and the logits made are those of the answers alone."""
+    teacher, student = tiny_qwen(), tiny_qwen(layers=2)
+    ids = torch.randint(5, 50, (2, 9), generator=torch.Generator().manual_seed(0))
+    labels = torch.full_like(ids, -100)
+    labels[0, 6:9], labels[1, 5:7] = ids[0, 6:9], ids[1, 5:7]
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+    with torch.no_grad():
+        whole = [model(input_ids=ids).logits.float().log_softmax(-1) for model in (teacher, student)]
+    pairs = [(0, 5), (0, 6), (0, 7), (1, 4), (1, 5)]  # the positions before each label
+    wanted = sum((whole[0][pair].exp() * (whole[0][pair] - whole[1][pair])).sum() for pair in pairs) / len(pairs)
+    made, head = [], student.lm_head.forward
+    monkeypatch.setattr(student.lm_head, "forward", lambda x: made.append(x.shape[1]) or head(x))
+    found = distillation.distillation_loss(student, teacher, batch)
+    assert float(found.detach()) == pytest.approx(float(wanted), rel=1e-4) and made == [4]
+    losses = distillation.distil(student, teacher, [batch], epochs=4, learning_rate=3e-3, lora_rank=2)
+    assert losses[-1] < losses[0]
+    with pytest.raises(ValueError, match="no position of the batch has a label"):
+        distillation.distillation_loss(student, teacher, {**batch, "labels": torch.full_like(ids, -100)})
+
+
+def test_covariances_are_measured_within_the_memory_given(data, monkeypatch):
+    """The same factors whatever the memory; never more covariances at once than fit, but for one that is larger itself."""
+    from vau_lib.compression import layer_editing
+
+    model, held, measure = mlp(), [], layer_editing.input_covariances
+
+    def spy(*arguments):
+        found = measure(*arguments)
+        held.append({name: part.nbytes for name, part in found.items()})
+        return found
+
+    monkeypatch.setattr(layer_editing, "input_covariances", spy)
+    at_once = pruning.factorise(model, 0.5, data)
+    assert [set(group) for group in held] == [{"0", "2", "4"}]
+    held.clear()
+    apart = pruning.factorise(model, 0.5, data, memory_bytes=4 * (32**2 + 8**2))
+    assert [set(group) for group in held] == [{"0", "2"}, {"4"}]
+    assert all(sum(group.values()) <= 4 * (32**2 + 8**2) for group in held)
+    assert all(torch.allclose(a, b) for a, b in zip(at_once.parameters(), apart.parameters(), strict=True))
+    held.clear()
+    pruning.factorise(model, 0.5, data, memory_bytes=1)
+    assert [list(group) for group in held] == [["0"], ["2"], ["4"]]
+
+
+def test_few_calibration_rows_are_damped_not_refused():
+    """Three rows say nothing about most of 64 inputs: what they do say is kept to rounding."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(64, 48)).eval(), torch.randn(3, 64)
+    small = pruning.factorise(model, 0.4, [x])
+    assert (small(x) - model(x)).abs().max() < 1e-2 * model(x).abs().max()
+    with pytest.raises(ValueError, match="not finite on the calibration data"):
+        pruning.factorise(model, 0.4, [x * torch.inf])
+
+
 def tiny_qwen(layers=3, **more):
     """The real class at toy width, random weights."""
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration

@@ -1,11 +1,14 @@
 """Distillation of a compressed model: it learns the logits of the whole model on the same data, without labels.
 
-`transformers.Trainer` runs the training. With `lora_rank` only a peft adapter learns; it is merged afterwards, so that the
-student keeps its shapes.
+- `transformers.Trainer` runs the training; with `lora_rank` only a peft adapter learns, and is merged afterwards, so that the
+  student keeps its shapes
+- of a batch with labels only the answer's positions count, and only their logits are made: a prompt is thousands of visual tokens
+  and a vocabulary 150,000 wide
 """
 
+import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from tempfile import TemporaryDirectory
 
 import torch
@@ -15,6 +18,8 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from vau_lib.compression import layer_editing
+
+IGNORED = -100  # label of a token that is given, not learned
 
 
 class _Distiller(Trainer):
@@ -44,7 +49,7 @@ def distil(
     Args:
         student: the compressed model.
         teacher: the whole model.
-        batches: of inputs, as in `layer_editing`.
+        batches: of inputs, as in `layer_editing`; with `labels` only the answers' positions are learned.
         epochs: passes over the batches.
         learning_rate: its highest value; it falls by a cosine.
         lora_rank: 0 trains all weights; above, a LoRA adapter of that rank on every untied linear layer, merged in the end.
@@ -76,16 +81,39 @@ def distil(
 
 
 def distillation_loss(student: nn.Module, teacher: nn.Module, batch: object) -> Tensor:
-    """Return KL(teacher || student) of the logits of one batch, a scalar: the mean over positions."""
+    """Return KL(teacher || student) of the logits of one batch, a scalar: the mean over positions.
+
+    Of a batch with `labels` (B, N), the positions that predict one that is not IGNORED; ValueError where there is none.
+    """
+    inputs, chosen = _answer_positions(student, batch)
     with torch.no_grad():
-        target = _logprobs(teacher, batch)
-    return F.kl_div(_logprobs(student, batch), target, log_target=True, reduction="batchmean")
+        target = _logprobs(teacher, inputs, chosen)
+    return F.kl_div(_logprobs(student, inputs, chosen), target, log_target=True, reduction="batchmean")
 
 
-def _logprobs(model: nn.Module, batch: object) -> Tensor:
+def _answer_positions(model: nn.Module, batch: object) -> tuple[object, Tensor | None]:
+    """Return the batch without labels and which of its logits count, bool (B, K); all where None.
+
+    A model of transformers is asked for no logits but the K columns in which some row's count (`logits_to_keep`).
+    """
+    if not isinstance(batch, Mapping) or batch.get("labels") is None:
+        return batch, None
+    inputs, labels = {name: value for name, value in batch.items() if name != "labels"}, batch["labels"]
+    chosen = F.pad(labels[:, 1:] != IGNORED, (0, 1))  # a logit predicts the next token
+    if not chosen.any():
+        raise ValueError("no position of the batch has a label to learn")
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if "logits_to_keep" in inspect.signature(inner.forward).parameters:
+        columns = chosen.any(0).nonzero()[:, 0]
+        inputs, chosen = inputs | {"logits_to_keep": columns}, chosen[:, columns]
+    return inputs, chosen
+
+
+def _logprobs(model: nn.Module, batch: object, chosen: Tensor | None) -> Tensor:
     output = layer_editing.call_model(model, batch)
     logits = output if isinstance(output, Tensor) else output.logits
-    return logits.flatten(0, -2).float().log_softmax(-1)
+    logits = logits.flatten(0, -2) if chosen is None else logits[chosen.to(logits.device)]
+    return logits.float().log_softmax(-1)
 
 
 def _with_lora(student: nn.Module, rank: int) -> nn.Module:

@@ -39,8 +39,8 @@ def run_with_hooks(model: nn.Module, batches: list, hooks: list) -> None:
             hook.remove()
 
 
-def input_moments(model: nn.Module, layers: Mapping[str, nn.Module], batches: list, *, covariance: bool = False) -> dict:
-    """Return {name: (mean (n,), variance (n,), X^T X (n, n) or None)} of each layer's inputs, float64.
+def input_moments(model: nn.Module, layers: Mapping[str, nn.Module], batches: list) -> dict:
+    """Return {name: (mean (n,), variance (n,))} of each layer's inputs, float64.
 
     A layer that no batch reaches (a vision tower, on text) is not in the result.
     """
@@ -49,14 +49,45 @@ def input_moments(model: nn.Module, layers: Mapping[str, nn.Module], batches: li
     def measure(name: str) -> Callable:
         def hook(_, inputs):
             x = inputs[0].detach().flatten(0, -2).double()
-            new = [len(x), x.sum(0), (x * x).sum(0), x.T @ x if covariance else None]
+            new = [len(x), x.sum(0), (x * x).sum(0)]
             old = sums.get(name)
-            sums[name] = new if old is None else [a if a is None else a + b for a, b in zip(old, new, strict=True)]
+            sums[name] = new if old is None else [a + b for a, b in zip(old, new, strict=True)]
 
         return hook
 
     run_with_hooks(model, batches, [layer.register_forward_pre_hook(measure(name)) for name, layer in layers.items()])
-    return {name: (s / n, (q / n - (s / n) ** 2).clamp(min=0), c) for name, (n, s, q, c) in sums.items()}
+    return {name: (s / n, (q / n - (s / n) ** 2).clamp(min=0)) for name, (n, s, q) in sums.items()}
+
+
+def input_covariances(model: nn.Module, layers: Mapping[str, nn.Linear], batches: list) -> dict[str, Tensor]:
+    """Return {name: X^T X (n, n)} of each layer's inputs, float32, on its device; a layer that no batch reaches is left out."""
+    sums: dict[str, Tensor] = {}
+
+    def measure(name: str) -> Callable:
+        def hook(layer, inputs):
+            x = inputs[0].detach().flatten(0, -2).float()
+            if name not in sums:
+                sums[name] = torch.zeros(x.shape[1], x.shape[1], device=x.device)
+            sums[name].addmm_(x.T, x)
+
+        return hook
+
+    run_with_hooks(model, batches, [layer.register_forward_pre_hook(measure(name)) for name, layer in layers.items()])
+    return sums
+
+
+def memory_groups(layers: Mapping[str, nn.Linear], memory_bytes: int) -> list[list[str]]:
+    """Return the names in order, in groups whose covariances fit into `memory_bytes` together; a larger one stands alone."""
+    groups: list[list[str]] = []
+    free = 0
+    for name, layer in layers.items():
+        needed = 4 * layer.in_features**2  # float32
+        if not groups or needed > free:
+            groups.append([])
+            free = memory_bytes
+        groups[-1].append(name)
+        free -= needed
+    return groups
 
 
 def flap_scores(layer: nn.Linear, variance: Tensor) -> Tensor:

@@ -27,11 +27,27 @@ class LowRank(nn.Module):
 
 
 def whitened_svd(weight: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return u (m, r), s (r,), v (r, n) with weight = u diag(s) v, where s are the singular values on the data."""
-    damped = covariance + torch.eye(len(covariance)).to(covariance) * (DAMPING * covariance.diagonal().mean() + 1e-12)
-    root = torch.linalg.cholesky(damped)
-    u, s, v = torch.linalg.svd(weight.detach().double() @ root, full_matrices=False)
+    """Return u (m, r), s (r,), v (r, n) with weight = u diag(s) v, where s are the singular values on the data.
+
+    In the covariance's number format. Data of fewer directions than inputs are damped more, until the factor exists; ValueError
+    where the covariance is not finite.
+    """
+    if not torch.isfinite(covariance).all():
+        raise ValueError("the inputs of a layer are not finite on the calibration data")
+    eye, damping = torch.eye(len(covariance)).to(covariance), DAMPING
+    size = covariance.diagonal().mean()
+    root, failed = torch.linalg.cholesky_ex(covariance + eye * (damping * size + 1e-12))
+    while failed:
+        damping *= 10
+        root, failed = torch.linalg.cholesky_ex(covariance + eye * (damping * size + 1e-12))
+    u, s, v = torch.linalg.svd(weight.detach().to(covariance) @ root, full_matrices=False)
     return u, s, torch.linalg.solve_triangular(root, v, upper=False, left=False)
+
+
+def useful_rank(layer: nn.Linear) -> int:
+    """Return the largest rank whose factors hold fewer weights than the layer; 0 where none do."""
+    m, n = layer.weight.shape
+    return (m * n - 1) // (m + n)
 
 
 def low_rank_layer(layer: nn.Linear, u: Tensor, s: Tensor, v: Tensor, rank: int) -> LowRank:
@@ -48,6 +64,7 @@ def low_rank_layer(layer: nn.Linear, u: Tensor, s: Tensor, v: Tensor, rank: int)
 def allocate_ranks(parts: Mapping[str, tuple[Tensor, Tensor, Tensor]], budget: float) -> dict[str, int | None]:
     """Return a rank per layer, None where it stays whole, that together hold at most `budget` parameters.
 
+    `parts` are those of `whitened_svd`; of u and v only the shapes are read.
     Greedy: the next rank, or the jump to the whole weight, that saves most error per parameter. Errors are relative to the
     layer's squared output; otherwise layers of small numbers would get nothing. What is left over pays for no further rank of
     any layer. ValueError where rank 1 everywhere exceeds the budget.

@@ -15,13 +15,14 @@ import copy
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 import torch.nn.functional as F
 import transformers
 from accelerate import init_empty_weights
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_model
+from safetensors.torch import load_file, save_file, save_model
 from torch import Tensor, nn
 
 from vau_lib.compression import layer_editing, low_rank
@@ -88,28 +89,50 @@ def prune(
     return model
 
 
-def factorise(model: nn.Module, keep_ratio: float, calibration: Iterable) -> nn.Module:
+def factorise(
+    model: nn.Module, keep_ratio: float, calibration: Iterable, *, memory_bytes: int = 2**31, scratch: str | Path | None = None
+) -> nn.Module:
     """Return a copy whose linear layers hold at most `keep_ratio` of their weights, rank by rank where it saves most error.
 
     A layer whose rank would not make it smaller stays whole, at its own cost. A ratio of 1 keeps every layer at full rank: it
     is exact to rounding and saves nothing. Tied layers and layers that no batch reaches stay whole and are not counted. The
     error of a rank is the sum of the squared whitened singular values beyond it, |X (W - W_k)^T|^2. ValueError for a ratio
     outside (0, 1], for one that rank 1 everywhere exceeds, and for no calibration data.
+
+    Layer by layer in float32: in memory are the model, its copy, the covariances of a few layers and one decomposition. The factors
+    of all layers wait on disk, at most the model in float32, until the ranks are known.
+
+    Args:
+        model: any module; it is not changed.
+        keep_ratio: of the weights, in (0, 1].
+        calibration: batches, each a Tensor, a tuple, or a dict of keyword arguments.
+        memory_bytes: covariances that are measured at once; every group costs one pass over the data.
+        scratch: folder for a temporary one with the factors; the system's where None.
     """
     if not 0 < keep_ratio <= 1:
         raise ValueError(f"keep_ratio must lie in (0, 1], got {keep_ratio}")
     batches, model = layer_editing.batches_of(calibration), copy.deepcopy(model)
     tied = {id(part.weight) for part in model.modules() if isinstance(part, nn.Embedding)}
     linears = {n: p for n, p in model.named_modules() if type(p) is nn.Linear and id(p.weight) not in tied}
-    moments = layer_editing.input_moments(model, linears, batches, covariance=True)
-    parts = {name: low_rank.whitened_svd(linears[name].weight, moments[name][2]) for name in linears if name in moments}
-    if keep_ratio == 1:
-        ranks = {name: len(part[1]) for name, part in parts.items()}
-    else:
-        ranks = low_rank.allocate_ranks(parts, keep_ratio * sum(linears[name].weight.numel() for name in parts))
-    for name, rank in ranks.items():
-        if rank is not None:
-            layer_editing.replace_module(model, name, low_rank.low_rank_layer(linears[name], *parts[name], rank))
+    spectra: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+    with TemporaryDirectory(dir=scratch, prefix="factors-") as folder:
+        files = {name: Path(folder) / f"{number}.safetensors" for number, name in enumerate(linears)}
+        for group in layer_editing.memory_groups(linears, memory_bytes):
+            covariances = layer_editing.input_covariances(model, {name: linears[name] for name in group}, batches)
+            for name in [name for name in group if name in covariances]:
+                u, s, v = low_rank.whitened_svd(linears[name].weight, covariances.pop(name))
+                most = len(s) if keep_ratio == 1 else low_rank.useful_rank(linears[name])
+                save_file({"u": u[:, :most].contiguous(), "s": s[:most], "v": v[:most].contiguous()}, files[name])
+                spectra[name] = (torch.empty(u.shape, device="meta"), s.double().cpu(), torch.empty(v.shape, device="meta"))
+        if keep_ratio == 1:
+            ranks = {name: len(part[1]) for name, part in spectra.items()}
+        else:
+            ranks = low_rank.allocate_ranks(spectra, keep_ratio * sum(linears[name].weight.numel() for name in spectra))
+        for name, rank in ranks.items():
+            if rank is not None:
+                parts = load_file(files[name], device=str(linears[name].weight.device))
+                layer = low_rank.low_rank_layer(linears[name], parts["u"], parts["s"], parts["v"], rank)
+                layer_editing.replace_module(model, name, layer)
     model.compressed = True
     return model
 
@@ -232,7 +255,7 @@ def _prune_heads(model: nn.Module, head_ratio: float, batches: list, *, uniform:
         for name in moments:
             _check_config(model, attentions[name])
     scores = {}
-    for name, (_, variance, _) in moments.items():
+    for name, (_, variance) in moments.items():
         score = layer_editing.flap_scores(model.get_submodule(name), variance)
         score = score.reshape(attentions[name].groups, -1).sum(1)
         scores[name] = score / score.mean().clamp(min=1e-30)
@@ -306,7 +329,7 @@ def _prune_channels(model: nn.Module, channel_ratio: float, batches: list, *, un
     if not moments:
         stated = " whose width a config states" if uniform else ""
         raise ValueError(f"the calibration data reach no MLP of {type(model).__name__}{stated}")
-    scores = {name: layer_editing.flap_scores(model.get_submodule(name), variance) for name, (_, variance, _) in moments.items()}
+    scores = {name: layer_editing.flap_scores(model.get_submodule(name), variance) for name, (_, variance) in moments.items()}
     standardised = {name: (s - s.mean()) / s.std(correction=0).clamp(min=1e-30) for name, s in scores.items()}
     configs = {name: _width_config(model, name) for name in moments} if uniform else {}
     for name, keep in layer_editing.keep_highest(standardised, channel_ratio, per_layer=uniform).items():
