@@ -47,7 +47,12 @@ def live_encoder(folder: str | Path, weights: str | Path | None = None) -> tuple
     weights that are not those of the training features, and for encoders that need more than one snippet. An encoder of local
     change remembers the frames before: it is for one stream.
     """
-    trained_on = artifacts.read_json(Path(folder) / "made_by.json").get("facts", {}).get("features", {})
+    trained_on = trained_detector.features_of(folder)
+    with artifacts.reading(Path(folder) / "made_by.json"):
+        return _live_encoder(folder, trained_on, weights)
+
+
+def _live_encoder(folder: str | Path, trained_on: dict, weights: str | Path | None) -> tuple[Encode, int]:
     kind, random = trained_on.get("encoder"), trained_on.get("weights_sha256") == "random"
     if kind in ("xfeat", "squeezenet", "efficientnet-lite0"):
         change = trained_on.get("local_change") or {}
@@ -166,11 +171,11 @@ def report_lines(
             f"{model.name}: no trained stream in {model}: `vau run demo 06` trains one, --model names another"
         )
     trained, (encode, snippet_frames) = trained_detector.load(model, lshma.LSHMA), live_encoder(model, weights)
-    trained_on = artifacts.read_json(model / "made_by.json")["facts"]["features"]
+    trained_on = trained_detector.features_of(model)
     note = "; RANDOM encoder weights, the scores mean nothing" if trained_on.get("weights_sha256") == "random" else ""
     window = trained.model.settings.window
     name = video.source_name(source)  # a camera's password goes to the camera only
-    yield f"{name}: {trained_on['encoder']} features of {snippet_frames} frames, clips of {window} snippets{note}"
+    yield f"{name}: {trained_on.get('encoder')} features of {snippet_frames} frames, clips of {window} snippets{note}"
     frames = video.live(source)
     frames = itertools.takewhile(lambda timed: timed[0] < seconds, frames) if seconds else frames
     report, drawn = StreamReport(threshold), 0.0
@@ -188,14 +193,13 @@ def report_lines(
     if plot:
         yield f"figure: {', '.join(map(str, report.draw(plot, name)))}"
     if csv:
-        with artifacts.replacing(csv) as temporary:
-            pd.DataFrame({"known_at_s": report.known_s, "score": report.scores}).to_csv(temporary, index=False)
+        artifacts.write_table(csv, pd.DataFrame({"known_at_s": report.known_s, "score": report.scores}))
         yield f"table: {csv}"
     yield report.summary()
 
 
 class StreamReport:
-    """The last hour of scores, the frames that scored highest, and totals of the whole stream."""
+    """The last hour of scores, its frames that scored highest, and totals of the whole stream."""
 
     def __init__(self, threshold: float):
         self.threshold, self.clips, self.alarms, self.spent_ms, self.worst_ms = threshold, 0, 0, 0.0, 0.0
@@ -211,7 +215,8 @@ class StreamReport:
         self.known_s.extend([clip.ends_s[-1]] * len(clip.scores))
         self.scores.extend(clip.scores)
         item = (float(clip.ends_s[-1]), float(clip.scores.max()), _small(clip.frame))
-        self.top_frames = sorted([*self.top_frames, item], key=lambda item: -item[1])[:MAX_FRAMES]
+        kept = [old for old in self.top_frames if old[0] >= self.ends_s[0]]  # of the hour that is drawn
+        self.top_frames = sorted([*kept, item], key=lambda item: -item[1])[:MAX_FRAMES]
 
     def line(self, clip: ScoredClip) -> str:
         """Return the clip as a line."""
@@ -231,7 +236,7 @@ class StreamReport:
     def draw(self, path: Path, title: str) -> list[Path]:
         """Write the last hour as a figure: scores over time under the frames that scored highest; return the files."""
         first = self.ends_s[0]
-        shown = sorted((item for item in self.top_frames if item[0] >= first), key=lambda item: item[0])
+        shown = sorted(self.top_frames, key=lambda item: item[0])
         row_s = (self.ends_s[-1] - first) / max(len(self.ends_s) - 1, 1) or 1.0
         figure = timeline.scores(
             {"score": np.array(self.scores)}, fps=1 / row_s, frames=np.stack([frame for *_, frame in shown]),

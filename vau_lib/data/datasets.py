@@ -463,8 +463,7 @@ def _opens(item: tuple[VideoRecord, Path]) -> bool:
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
-    with artifacts.load_array(path) as file:
-        try:
-            return {name: file[name] for name in file.files}
-        except ValueError as error:
-            raise RecordError(f"{path.name} holds more than plain arrays: {error}") from error
+    try:
+        return artifacts.load_arrays(path)
+    except artifacts.StoreError as error:
+        raise RecordError(f"{path.name} holds no plain arrays: {error}") from error

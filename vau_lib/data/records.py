@@ -5,11 +5,10 @@
 - a path is relative and may not leave the folder it is read from: data set files come from strangers
 """
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
@@ -107,11 +106,10 @@ def locate(record: VideoRecord, root: str | Path) -> Path:
 
 def inside(path: str, root: str | Path) -> Path:
     """Return a path's place under `root`; RecordError when it leaves the root (`..`, absolute, a link out)."""
-    root, path = Path(root).resolve(), PurePosixPath(path)
-    place = (root / path).resolve()
-    if path.is_absolute() or not place.is_relative_to(root):
-        raise RecordError(f"path {str(path)!r} leaves its root {root.name}/")
-    return root / path
+    try:
+        return artifacts.inside(Path(root).resolve(), path)
+    except artifacts.StoreError as error:
+        raise RecordError(str(error)) from None
 
 
 def leaks(records: Iterable[VideoRecord]) -> list[str]:
@@ -137,13 +135,24 @@ def read_records(path: str | Path) -> list[VideoRecord]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-            row["events"] = tuple(Span(**event) for event in row.get("events", ()))
-            row["classes"] = tuple(row.get("classes", ()))
-            found.append(VideoRecord(**row))
+            found.append(_record(artifacts.parse_json(line)))
         except (ValueError, TypeError, AttributeError) as error:
-            raise RecordError(f"{path.name} line {number} is not a record: {error}") from error
+            raise RecordError(f"{path.name} line {number} is not a record: {artifacts.one_line(error, 160)}") from error
     return found
+
+
+def _record(row: dict) -> VideoRecord:
+    """Return the record of a row of JSON; TypeError or ValueError where a value is of another type than the record's."""
+    row["events"] = tuple(Span(**event) for event in row.get("events", ()))
+    row["classes"] = tuple(row.get("classes", ()))
+    record = VideoRecord(**row)
+    for name, kind in {"id": str, "path": str, "dataset": str, "split": str, "group": str, "label": int, "num_frames": int}.items():
+        if not isinstance(value := getattr(record, name), kind):
+            raise TypeError(f"{name} must be {kind.__name__}, got {value!r:.40}")
+    texts = all(isinstance(text, str) for text in (*record.classes, *(text for e in record.events for text in (e.label, e.text))))
+    if not isinstance(record.fps, int | float) or not texts:
+        raise TypeError("fps must be a number, classes, labels and texts must be texts")
+    return record
 
 
 def write_coverage(path: str | Path, listed: Iterable[VideoRecord], present: Iterable[VideoRecord]) -> None:

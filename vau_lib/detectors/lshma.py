@@ -134,7 +134,7 @@ class LSHMA(nn.Module):
                 f"{state.waiting.shape[1]} waiting; push takes any number"
             )
         state = self._advance(clip[:, None], state, torch.full((len(clip), 1), self.settings.window, device=clip.device))[0]
-        return state.levels[:, -1], state
+        return state.levels[:, -1], self._kept(state)
 
     def push(self, features: Tensor, state: StreamState | None = None) -> tuple[Tensor, StreamState]:
         """Take any number of features (B, n, D); return logits (B, m) of the clips they complete, m a multiple of N or 0."""
@@ -146,7 +146,11 @@ class LSHMA(nn.Module):
         for part in x[:, :whole].unflatten(1, (-1, n)).split(self._clips_at_once(len(x))) if whole else ():
             state, levels, _ = self._advance(part, state, torch.full(part.shape[:2], n, device=x.device))
             scored.append(levels[:, -1].flatten(1))
-        return torch.cat(scored, dim=1), replace(state, waiting=waiting)
+        return torch.cat(scored, dim=1), self._kept(replace(state, waiting=waiting))
+
+    def _kept(self, state: StreamState) -> StreamState:
+        """Return what the next clip is given: without gradients, else every clip's graph hangs on it while the stream runs."""
+        return state if self.training else state.detached()
 
     def flush(self, state: StreamState) -> Tensor:
         """Return logits (B, n) of the n features still waiting when a stream ends; the clip is padded with zeros."""

@@ -114,6 +114,10 @@ class StreamState:
         """Return the state on a device."""
         return self._of(self.config, {name: value.to(device) for name, value in self._tensors().items()})
 
+    def detached(self) -> "StreamState":
+        """Return the state without the graph that made it."""
+        return self._of(self.config, {name: value.detach() for name, value in self._tensors().items()})
+
     def num_bytes(self) -> int:
         """Return the bytes of all tensors."""
         return sum(value.nelement() * value.element_size() for value in self._tensors().values())

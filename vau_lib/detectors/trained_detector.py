@@ -110,11 +110,22 @@ def load(folder: str | Path, kind: type[Model] | None = None) -> TrainedDetector
     try:
         made, sizes = DETECTORS[config["detector"]]
         model, fitted = made(sizes(**config["sizes"])), Preprocessing(**config["preprocessing"])
-    except (KeyError, TypeError) as error:
-        raise artifacts.StoreError(f"{folder}/config.json is not of a trained detector: {error!r}") from error
+    except Exception as error:  # sizes of other types fail in the layers they reach
+        raise artifacts.StoreError(
+            f"{folder}/config.json is not of a trained detector: {artifacts.one_line(repr(error), 160)}"
+        ) from error
     if kind is not None and made is not kind:
         raise artifacts.StoreError(f"{folder} holds {made.__name__}, not {kind.__name__}")
     path = folder / "model.safetensors"
     checkpoints.load_strictly(model, checkpoints.load_weights(path), path)
     curves = folder / "curves.json"
-    return TrainedDetector(model.eval(), fitted, pd.DataFrame(artifacts.read_json(curves) if curves.exists() else {}))
+    with artifacts.reading(curves):
+        table = pd.DataFrame(artifacts.read_json(curves, dict) if curves.exists() else {})
+    return TrainedDetector(model.eval(), fitted, table)
+
+
+def features_of(folder: str | Path) -> dict:
+    """Return what a trained detector's made_by.json says of its features, {} where it says nothing."""
+    facts = artifacts.read_json(Path(folder) / "made_by.json", dict).get("facts")
+    features = facts.get("features") if isinstance(facts, dict) else None
+    return features if isinstance(features, dict) else {}

@@ -7,7 +7,8 @@
 from pathlib import Path
 
 import pandas as pd
-import yaml
+
+from vau_lib.workspace import artifacts
 
 STATES = {"here": "made here", "data": "needs your data", "cannot": "cannot be made"}
 KEYS = {"here": "at", "data": "preset", "cannot": "why"}  # what an item of a state has to say
@@ -15,17 +16,18 @@ KEYS = {"here": "at", "data": "preset", "cannot": "why"}  # what an item of a st
 
 def read(path: Path) -> pd.DataFrame:
     """Return a row per item: source, item, shows, state, at (list of places), preset, why; ValueError for one that is wrong."""
-    rows = []
-    for part in yaml.safe_load(path.read_text(encoding="utf-8")):
-        for entry in part["items"]:
-            name = f"{part['source']}, {entry.get('item')}"
-            if unknown := sorted(entry.keys() - {"item", "shows", "state", "at", "preset", "why"}):
-                raise ValueError(f"{name}: no key {unknown[0]!r}; a text with a comma needs quotes")
-            if entry.get("state") not in STATES:
-                raise ValueError(f"{name}: state must be one of {', '.join(STATES)}, got {entry.get('state')!r}")
-            if not entry.get(KEYS[entry["state"]]):
-                raise ValueError(f"{name}: an item that is {STATES[entry['state']]!r} needs {KEYS[entry['state']]!r}")
-            rows.append({"source": part["source"], "at": [], "preset": "", "why": ""} | entry)
+    rows, content = [], artifacts.read_yaml(path)
+    with artifacts.reading(path, ValueError):
+        parts = [(part["source"], dict(entry)) for part in content for entry in part["items"]]
+    for source, entry in parts:
+        name = f"{source}, {entry.get('item')}"
+        if unknown := sorted(entry.keys() - {"item", "shows", "state", "at", "preset", "why"}):
+            raise ValueError(f"{name}: no key {unknown[0]!r}; a text with a comma needs quotes")
+        if entry.get("state") not in STATES:
+            raise ValueError(f"{name}: state must be one of {', '.join(STATES)}, got {entry.get('state')!r}")
+        if not entry.get(KEYS[entry["state"]]):
+            raise ValueError(f"{name}: an item that is {STATES[entry['state']]!r} needs {KEYS[entry['state']]!r}")
+        rows.append({"source": source, "at": [], "preset": "", "why": ""} | entry)
     return pd.DataFrame(rows)[["source", "item", "shows", "state", "at", "preset", "why"]]
 
 

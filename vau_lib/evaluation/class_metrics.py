@@ -167,10 +167,11 @@ def write_class_scores(path: str | Path, class_scores: Arrays, classes: Sequence
 def read_class_scores(path: str | Path) -> tuple[dict[str, np.ndarray], list[str]]:
     """Return ({video: (n, C)}, names of the classes) of a file of `write_class_scores`; names as the records have them."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        file = artifacts.load_arrays(path)
+        with artifacts.reading(path):
             names = [RECORD_NAMES.get(str(name), str(name)) for name in file["classes"]]
-            return {key.removeprefix("video "): file[key] for key in file.files if key.startswith("video ")}, names
-    except (OSError, ValueError, KeyError, EOFError) as error:
+        return {key.removeprefix("video "): scores for key, scores in file.items() if key.startswith("video ")}, names
+    except artifacts.StoreError as error:
         raise artifacts.StoreError(f"{Path(path).name} holds no class scores: {artifacts.one_line(error)}") from error
 
 
@@ -289,7 +290,7 @@ def _plain_lists(path: Path) -> np.ndarray:
             if not kind.hasobject:
                 raise artifacts.StoreError(f"{path.name}: an array of lists is needed, got {shape} of {kind}")
             found = _PlainUnpickler(io.BytesIO(file.read())).load()
-    except (OSError, ValueError, EOFError, pickle.UnpicklingError, AttributeError, IndexError) as error:
+    except Exception as error:  # a damaged pickle can fail in any way
         if isinstance(error, artifacts.StoreError):
             raise artifacts.StoreError(f"{path.name}: {error}") from error
         raise artifacts.StoreError(f"{path.name} is no array of lists: {error}") from error

@@ -5,7 +5,6 @@
   HIVAU-70k, because it is read by machines
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,8 +12,8 @@ import numpy as np
 
 from vau_lib.data.annotation import AnnotationRequest
 from vau_lib.data.records import Span, VideoRecord
-from vau_lib.synthetic import dataset as synthetic_dataset
 from vau_lib.synthetic import scenarios
+from vau_lib.workspace import artifacts
 
 QUESTIONS = {
     "caption": (
@@ -173,9 +172,9 @@ class CaptionTemplates:
 
     def _truth(self, record: VideoRecord) -> tuple[np.ndarray, np.ndarray, dict]:
         path = self.root / "truth" / f"{record.id}.npz"
-        truth = synthetic_dataset.read_truth(path)
-        with np.load(path, allow_pickle=False) as file:
-            return truth["boxes"], truth["kinds"], json.loads(str(file["scenario"]))
+        truth = artifacts.load_arrays(path, "boxes", "kinds", "scenario")
+        with artifacts.reading(path):
+            return truth["boxes"], truth["kinds"], dict(artifacts.parse_json(str(truth["scenario"])))
 
 
 def _overlap_s(span: Span, other: Span) -> float:

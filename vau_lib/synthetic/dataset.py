@@ -9,7 +9,6 @@
 """
 
 import json
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -179,18 +178,17 @@ def _write(scenario: Scenario, path: Path, truth_path: Path) -> tuple[Span, ...]
 def _is_complete(path, truth_path, expected, num_frames) -> bool:
     """Whether the video at `path` is whole and of the scenario `expected`."""
     try:
-        with np.load(truth_path, allow_pickle=False) as truth:
-            return str(truth["scenario"]) == expected and video.probe(path).num_frames == num_frames
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        drawn = str(artifacts.load_arrays(truth_path, "scenario")["scenario"])
+        return drawn == expected and video.probe(path).num_frames == num_frames
+    except (OSError, ValueError):
         return False
 
 
 def read_truth(path: str | Path) -> dict[str, np.ndarray]:
     """Read a video's truth: boxes (T, N, 4), masks (T, H, W), depth (T, N), track_ids, kinds (N,); StoreError when it is none."""
     try:
-        with np.load(path, allow_pickle=False) as truth:
-            return {name: truth[name] for name in ("boxes", "masks", "depth", "track_ids", "kinds")}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        return artifacts.load_arrays(path, "boxes", "masks", "depth", "track_ids", "kinds")
+    except artifacts.StoreError as error:
         raise artifacts.StoreError(f"{path} is not a video's truth: {error}") from error
 
 

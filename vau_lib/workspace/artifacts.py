@@ -2,25 +2,33 @@
 
 - a file is written under a temporary name in the same folder, synced, then renamed: a killed job leaves no half file
 - `made_by.json` stands beside every folder of results; a reader states what it expects, and other content is refused
-- nothing read from disk may run code: arrays without pickles here, weights through `checkpoints.load_weights`
+- what is read from disk is not trusted: no pickles, no claim of a header believed before the file's size was compared, no document
+  nested or aliased without end; whatever is wrong is one StoreError that names the file. Weights: `checkpoints.load_weights`
 """
 
 import hashlib
 import json
+import math
 import os
 import re
 import subprocess
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
+import yaml
 
 ADDRESS = re.compile(r"""(?<![a-z0-9+.-])[a-z][a-z0-9+.-]*://(?:[^\s"'<>`]|'(?=\w))+""", re.I)
 SECRET = re.compile(r"pass|pwd|token|secret|key|auth|user|login|account|credential|sig|session|jwt", re.I)
+MAX_DEPTH = 100  # levels of lists and objects in a document; ours have about ten
+MAX_JSON, MAX_YAML, MAX_NPZ = 2**31, 2**20, 2**33  # bytes of a document, and of an archive's arrays when unpacked
+PLAIN = "biufcSUMm"  # kinds of numpy types that hold no Python object
 MAPPED_BYTES = 2**26  # files above are mapped, not read: 64 MiB, an hour and a half of 512 features in float32
 
 
@@ -126,6 +134,7 @@ def append_json_line(path: str | Path, row: dict) -> None:
                 file.write(b"\n")
         file.write(json_line(row).encode())
         file.flush()
+        os.fsync(file.fileno())
 
 
 def text_lines(path: str | Path) -> list[str]:
@@ -152,22 +161,100 @@ def json_lines(path: str | Path, *, cut_off: bool = False) -> Iterator[tuple[int
         if not piece.strip():
             continue
         try:
-            yield number, json.loads(piece.decode())
-        except ValueError as error:  # UnicodeDecodeError is one
+            yield number, parse_json(piece)
+        except ValueError as error:
             if cut_off and number == len(pieces):
                 return
             raise StoreError(f"{Path(path).name} line {number} is not JSON: {one_line(error, 120)}") from error
 
 
-def read_json(path: str | Path) -> object:
-    """Read a JSON file; StoreError in one line where it is missing or broken."""
-    path = Path(path)
+def parse_json(text: str | bytes) -> object:
+    """Return the value of a JSON text; ValueError where it is no JSON, no UTF-8, or nested deeper than MAX_DEPTH."""
+    text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError(f"nested deeper than {MAX_DEPTH} levels") from None
+    level, depth = [value], 0
+    while level and text.count("[") + text.count("{") > MAX_DEPTH:  # fewer brackets cannot be deeper
+        level = [part for parts in map(_parts, level) for part in parts if isinstance(part, dict | list)]
+        if (depth := depth + 1) > MAX_DEPTH:
+            raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
+    return value
+
+
+def _parts(value: object) -> Iterable[object]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
+def read_json(path: str | Path, kind: type | None = None) -> object:
+    """Read a JSON file; StoreError in one line where it is missing or broken, or holds no `kind` (dict, list) where asked."""
+    path = Path(path)
+    value = _document(path, "JSON", MAX_JSON, parse_json)
+    if kind is not None and not isinstance(value, kind):
+        wanted = {dict: "an object", list: "a list"}[kind]
+        raise StoreError(f"{path} must hold {wanted}, got {one_line(repr(value), 60)}")
+    return value
+
+
+def _document(path: Path, what: str, limit: int, parse: Callable[[bytes], object]) -> object:
+    try:
+        if (size := path.stat().st_size) > limit:
+            raise StoreError(f"{path} is too large for a {what} file: {size:,} bytes, at most {limit:,}")
+        return parse(path.read_bytes())
+    except StoreError:
+        raise
     except FileNotFoundError as error:
         raise StoreError(f"no file at {path}") from error
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror or error}") from error
     except ValueError as error:
-        raise StoreError(f"{path} is not JSON: {error}") from error
+        raise StoreError(f"{path} is not {what}: {one_line(error, 160)}") from error
+
+
+@contextmanager
+def reading(path: str | Path, kind: type[Exception] = StoreError) -> Iterator[None]:
+    """Turn what a well-formed file of another shape raises in this block (a missing key, a number for a list) into one line.
+
+    `kind` is the error that is raised, with the file's name; errors of that kind pass.
+    """
+    try:
+        yield
+    except (kind, StoreError):
+        raise
+    except KeyError as error:
+        raise kind(f"{Path(path).name} does not hold what is read from it: no {error}") from error
+    except (TypeError, AttributeError, IndexError, ValueError, OverflowError, RecursionError, zipfile.BadZipFile) as error:
+        raise kind(f"{Path(path).name} does not hold what is read from it: {one_line(error, 160)}") from error
+
+
+class _Yaml(yaml.SafeLoader):
+    """Plain values only, no aliases (a page of them stands for gigabytes), MAX_DEPTH levels."""
+
+    depth = 0
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError(f"an alias, *{self.peek_event().anchor}: write the value out")
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise yaml.YAMLError(f"nested deeper than {MAX_DEPTH} levels")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
+def parse_yaml(text: str | bytes) -> object:
+    """Return the value of a YAML text: plain values without aliases; ValueError in one line for anything else."""
+    try:
+        return yaml.load(text, Loader=_Yaml)  # noqa: S506 (a SafeLoader)
+    except (yaml.YAMLError, RecursionError, TypeError, ValueError, OverflowError) as error:  # also a list as key
+        raise ValueError(one_line(error, 160)) from error
+
+
+def read_yaml(path: str | Path) -> object:
+    """Read a YAML file of at most MAX_YAML bytes; StoreError in one line for anything else."""
+    return _document(Path(path), "YAML", MAX_YAML, parse_yaml)
 
 
 def save_array(path: str | Path, array: np.ndarray) -> None:
@@ -178,13 +265,93 @@ def save_array(path: str | Path, array: np.ndarray) -> None:
 
 def load_array(path: str | Path) -> np.ndarray:
     """Read one .npy array, a large one as a memory map; StoreError where it is missing, broken, or holds Python objects."""
+    path = Path(path)
     try:
-        large = Path(path).stat().st_size > MAPPED_BYTES  # small ones are read: a map keeps a file open, and there are thousands
-        return np.load(path, allow_pickle=False, mmap_mode="r" if large else None)
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            _check_header(file, size)
+        return np.load(path, allow_pickle=False, mmap_mode="r" if size > MAPPED_BYTES else None)  # a map keeps a file open
     except FileNotFoundError as error:
         raise StoreError(f"no array at {path}") from error
-    except (ValueError, OSError, EOFError) as error:
-        raise StoreError(f"{path} is not a plain array: {error}") from error
+    except (ValueError, OSError, EOFError, OverflowError, MemoryError, RecursionError) as error:
+        raise StoreError(f"{path} is not a plain array: {one_line(error, 160)}") from error
+
+
+def _check_header(file: object, size: int) -> None:
+    """Read an array's header; ValueError for Python objects, and for a shape that `size` bytes do not hold."""
+    version = np.lib.format.read_magic(file)
+    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
+    if read is None:
+        raise ValueError(f"version {version} of the format")
+    shape, _, dtype = read(file)
+    if dtype.kind not in PLAIN:
+        raise ValueError(f"Python objects or records: {dtype}"[:80])
+    claimed, left = math.prod(shape) * dtype.itemsize, size - file.tell()
+    if min(shape, default=0) < 0 or claimed > left or max(shape, default=0) >= 2**62:
+        raise ValueError(f"its header claims {str(shape)[:60]} of {dtype}, {left:,} bytes follow")
+
+
+def load_arrays(path: str | Path, *names: str) -> dict[str, np.ndarray]:
+    """Read the named arrays of an .npz, all where none is named; StoreError as `load_array`, and where one is missing."""
+    path = Path(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+            if missing := [name for name in names if name not in members]:
+                raise ValueError(f"no array {missing[0]!r}, it has {', '.join(sorted(members))[:80] or 'none'}")
+            if (total := sum(members[name].file_size for name in names or members)) > MAX_NPZ:
+                raise ValueError(f"it unpacks to {total:,} bytes, at most {MAX_NPZ:,}")
+            found = {}
+            for name in names or members:
+                with archive.open(members[name]) as file:
+                    _check_header(file, members[name].file_size)
+                with archive.open(members[name]) as file:
+                    found[name] = np.lib.format.read_array(file, allow_pickle=False)
+            return found
+    except FileNotFoundError as error:
+        raise StoreError(f"no arrays at {path}") from error
+    except (
+        ValueError, OSError, EOFError, OverflowError, MemoryError, RecursionError, RuntimeError, NotImplementedError,
+        zipfile.BadZipFile, zlib.error,
+    ) as error:  # fmt: skip
+        raise StoreError(f"{path} is not an archive of plain arrays: {one_line(error, 160)}") from error
+
+
+def inside(root: str | Path, name: str | Path) -> Path:
+    """Return the place of `name` below `root`, for an id or a path that a file holds.
+
+    StoreError where it would leave the root (`..`, absolute, a link out), or is no name of a file: empty, a zero byte, bytes that
+    are no text, a part of more than 255 bytes.
+    """
+    text, root = str(name), Path(root)
+    shown = one_line(text, 80)
+    try:
+        parts = [len(part.encode()) for part in text.split("/")]
+    except UnicodeEncodeError:
+        raise StoreError(f"{shown}: the name is no text") from None
+    if not text or "\0" in text or max(parts) > 255:
+        raise StoreError(f"{shown!r} is no name of a file: {'a zero byte' if chr(0) in text else 'empty or too long'}")
+    place = root / PurePosixPath(text)
+    if PurePosixPath(text).is_absolute() or not place.resolve().is_relative_to(root.resolve()):
+        raise StoreError(f"path {shown!r} leaves its root {root.name}/")
+    return place
+
+
+def write_table(path: str | Path, table: object, **options: object) -> None:
+    """Write a pandas table as csv in UTF-8, whole or not at all; a text that a spreadsheet would run as a formula gets a '."""
+    with replacing(path) as temporary:
+        table.map(_no_formula).rename(columns=_no_formula).to_csv(temporary, **{"index": False, "encoding": "utf-8"} | options)
+
+
+def _no_formula(cell: object) -> object:
+    if not isinstance(cell, str) or not re.match(r"'*[=+\-@\t\r]", cell) or re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", cell, re.I):
+        return cell
+    return "'" + cell
+
+
+def as_written(cell: object) -> object:
+    """Return a cell of `write_table` as it was before."""
+    return cell[1:] if isinstance(cell, str) and re.match(r"'+[=+\-@\t\r]", cell) else cell
 
 
 def sha256(path: str | Path) -> str:
@@ -200,7 +367,7 @@ def write_made_by(folder: str | Path, **facts: object) -> None:
 
 def check_made_by(folder: str | Path, **wanted: object) -> dict:
     """Return what made `folder`; StoreError when it does not say, or says otherwise than `wanted`."""
-    made_by = read_json(Path(folder) / "made_by.json")
+    made_by = read_json(Path(folder) / "made_by.json", dict)
     for key, value in without_secrets(wanted).items():
         if made_by.get(key) != value:
             raise StoreError(f"{folder} was made with {key}={made_by.get(key)!r}, asked for {value!r}")
@@ -246,7 +413,7 @@ def find_weights(
             return Path(explicit)
         raise MissingWeights(f"no weights at {explicit}")
     names = [filename] if isinstance(filename, str) else list(filename)
-    hub = Path(os.environ.get("TORCH_HOME", Path.home() / ".cache" / "torch")) / "hub" / "checkpoints"
+    hub = Path(os.environ.get("TORCH_HOME") or os.path.expanduser("~/.cache/torch")) / "hub" / "checkpoints"  # no HOME: "~"
     if folder := os.environ.get("VAU_WEIGHTS"):
         for name in names:
             if (place := Path(folder) / name).is_file():

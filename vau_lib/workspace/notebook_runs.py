@@ -263,7 +263,9 @@ def _stamp(step: Step, code: str, failed: str | None) -> None:
 def _stamp_of(copy: dict) -> dict:
     """Return the stamp of this very execution, {} where there is none."""
     stamp = copy.get("metadata", {}).get("vau", {})
-    return stamp if stamp.get("ended") and stamp["ended"] == _timing(copy).get("end_time") else {}
+    kinds = {"failed": str, "code": str, "parameters": dict, "ended": str, "commit": str, "versions": dict}
+    whole = all(isinstance(stamp.get(name), kind) for name, kind in kinds.items())
+    return stamp if whole and stamp["ended"] and stamp["ended"] == _timing(copy).get("end_time") else {}
 
 
 def _why(output: Path, name: str, parameters: dict, latest: datetime | None) -> tuple[str, datetime | None]:
@@ -278,7 +280,10 @@ def _why(output: Path, name: str, parameters: dict, latest: datetime | None) -> 
         return "its code changed", None
     if stamp["parameters"] != artifacts.without_secrets(parameters):
         return "its parameters changed", None
-    started, ended = (datetime.fromisoformat(_timing(copy)[key]) for key in ("start_time", "end_time"))
+    try:
+        started, ended = (datetime.fromisoformat(_timing(copy)[key]) for key in ("start_time", "end_time"))
+    except (KeyError, TypeError, ValueError):
+        return "its copy does not say when it ran", None
     return ("an earlier notebook ran after it", None) if latest and started < latest else ("", ended)
 
 
@@ -298,6 +303,11 @@ def _stop(copy: dict, error: BaseException | None = None) -> str:
     elif error:
         where += f": {type(error).__name__}: {error}"
     return artifacts.one_line(where)
+
+
+def _recorded(output: dict) -> dict:
+    found = output.get("data", {}).get(RECORD, {})
+    return {key: value for key, value in found.items() if isinstance(value, str | int | float)} if isinstance(found, dict) else {}
 
 
 def _outputs(copy: dict) -> list[dict]:
@@ -380,12 +390,16 @@ def facts(path: Path) -> dict:
     stamp, timing, outputs = _stamp_of(copy), _timing(copy), _outputs(copy)
     name, _, point = path.stem.partition("@")
     swept = {part.split("=")[0] for part in point.split(",")}
-    defaults = {key: default for key, (_, default) in presets.assignments(presets.tagged(copy)).items()}
-    parameters = stamp.get("parameters") or timing.get("parameters") or {}
+    try:
+        defaults = {key: default for key, (_, default) in presets.assignments(presets.tagged(copy)).items()}
+    except (SyntaxError, RunError, ValueError):  # a copy that was changed by hand
+        defaults = {}
+    given = timing.get("parameters")
+    parameters = stamp.get("parameters") or (given if isinstance(given, dict) else {})
     own = {"preset": path.parent.name, "notebook": name, "seconds": timing.get("duration")}
     return {
         "parameters": {key: value for key, value in parameters.items() if key in swept or value != defaults.get(key, value)},
-        "metrics": {key: value for output in outputs for key, value in output.get("data", {}).get(RECORD, {}).items()},
+        "metrics": {key: value for output in outputs for key, value in _recorded(output).items()},
         "own": {**own, "failed": _failed(copy), "commit": stamp.get("commit", "")},
         "versions": stamp.get("versions", {}),
         "ended": timing.get("end_time") or "",

@@ -6,7 +6,6 @@
 """
 
 import ast
-import json
 import logging
 import os
 import re
@@ -16,9 +15,7 @@ from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 
-import yaml
-
-from vau_lib.workspace.artifacts import one_line, without_secrets
+from vau_lib.workspace.artifacts import StoreError, one_line, parse_yaml, read_json, read_yaml, reading, without_secrets
 
 KERNEL = "python3"
 NUMBERS = (int, float)  # an int is allowed where a float is asked for; YAML has no tuples
@@ -45,7 +42,7 @@ class Parameter:
 
 def project() -> Path:
     """Return the project's root: the folder named by VAU_PROJECT, else the one `vau_lib` is installed from."""
-    return Path(os.environ.get("VAU_PROJECT") or Path(__file__).parents[2]).expanduser().resolve()
+    return Path(os.path.expanduser(os.environ.get("VAU_PROJECT") or Path(__file__).parents[2])).resolve()
 
 
 def project_path(text: str | Path) -> Path:
@@ -61,7 +58,7 @@ def project_path(text: str | Path) -> Path:
         if not os.environ.get(name):
             raise RunError(f"{text} needs the environment variable {name}: export {name}=<the folder that holds it>")
         text = os.environ[name] + text[variable.end() :]
-    return project() / Path(text).expanduser()
+    return project() / os.path.expanduser(text)  # without a home ~ stays
 
 
 def display_path(path: Path) -> str:
@@ -142,12 +139,42 @@ def full_name(notebook: str | int) -> str:
 def read_notebook(path: Path) -> dict:
     """Return a notebook as the JSON it is; RunError where it is missing, cut short, or something else."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = read_json(path, dict)
+        with reading(path):
+            _check_notebook(content)
     except (OSError, ValueError) as error:
         raise RunError(f"{display_path(path)} cannot be read: {one_line(error)}") from error
-    if not isinstance(content, dict) or not isinstance(content.get("cells"), list):
-        raise RunError(f"{display_path(path)} is not a notebook")
     return content
+
+
+def _check_notebook(content: dict) -> None:
+    """Raise TypeError or KeyError where a part that is read later is missing or of another type (a notebook cut by hand)."""
+
+    def check(value: object, kind: type, name: str) -> None:
+        if not isinstance(value, kind):
+            raise TypeError(f"not a notebook: {name} is {value!r:.40}")
+
+    check(content.get("cells"), list, "cells")
+    for holder in (content, *content["cells"]):
+        check(holder, dict, "a cell")
+        metadata = holder.setdefault("metadata", {})
+        check(metadata, dict, "metadata")
+        check(metadata.get("papermill", {}), dict, "papermill")
+        check(metadata.get("vau", {}), dict, "vau")
+        check(metadata.get("tags", []), list, "tags")
+    for cell in content["cells"]:
+        check(cell["cell_type"], str, "cell_type")
+        source = cell.get("source", "")
+        check(source, str | list, "source")
+        check("".join(source), str, "source")
+        outputs = cell.setdefault("outputs", []) if cell["cell_type"] == "code" else []
+        check(outputs, list, "outputs")
+        for output in outputs:
+            check(output, dict, "an output")
+            check(output["output_type"], str, "output_type")
+            check(output.get("data", {}), dict, "data")
+            for name in ("ename", "evalue") if output["output_type"] == "error" else ():
+                check(output[name], str, name)
 
 
 def question(notebook: str | int) -> str:
@@ -164,8 +191,8 @@ def _nearest(name: object, known: Iterable[str]) -> str:
 
 def _read_yaml(path: Path) -> dict:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = read_yaml(path) if path.exists() else None
+    except StoreError as error:
         raise RunError(f"{display_path(path)} is not YAML: {one_line(error)}") from error
     if not isinstance(content, dict | None):
         raise RunError(f"{display_path(path)} must hold lines of `name: value`, got {one_line(repr(content))}")
@@ -362,7 +389,7 @@ def _guessed(text: str) -> object:
         return None
     if text[:1] in ("[", "{", '"', "'"):
         try:
-            return yaml.safe_load(text)
-        except yaml.YAMLError as error:
+            return parse_yaml(text)
+        except ValueError as error:
             raise RunError(f"-p: {text!r} is not YAML") from error
     return _number(text, "float")
