@@ -6,6 +6,7 @@ What a user runs on a video stands here; everything else lives in a room. Import
     cli_models.py  its commands of language models
     explain.py     score a video, choose frames, ask a language model about them (Holmes-VAU)
     guard.py       ask a security model about a video, a folder or a records.jsonl (Memories-S0)
+    tune.py        tune a model on instruction files, reinforce it by rewards
     watch.py       scores of a trained stream as frames arrive (LSHMA)
 
     toy/           tiny models and an easy data set, so that the course runs without downloads

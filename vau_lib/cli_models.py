@@ -1,10 +1,9 @@
-"""`vau`'s commands of language models: guard, explain, convert, tune and the videos to tune on (generate).
+"""`vau`'s commands of language models: guard, explain, convert, tune, reinforce and the videos to tune on (generate).
 
 - each is a few calls into the library; torch is imported inside a command, so that `vau list` stays quick
 - `toy` stands for the tiny model that the course trains, wherever a model is asked for
 """
 
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -140,51 +139,121 @@ def generate(
         typer.echo(f"  {row.id}: {row.status}: {row.detail}")
 
 
+Files = Annotated[list[Path], typer.Argument(help="instruction files, like data/generated/instructions.jsonl")]
+Roots = Annotated[list[Path] | None, typer.Option("--root", help="folder of each file's videos; its own folder if not given")]
+TuneModel = Annotated[str, typer.Option(help="folder or hub name of InternVL or Qwen-VL")]
+Frames = Annotated[int, typer.Option(help="frames sampled per video, or the most of them with --fps")]
+AsVideo = Annotated[bool, typer.Option("--video", help="show frames as one video, for half the tokens (Qwen-VL)")]
+Fps = Annotated[float | None, typer.Option(help="frames a second of a video, up to --frames; with --video")]
+MaxPixels = Annotated[int | None, typer.Option(help="largest area of a frame; the model's own if not given (Qwen-VL)")]
+KeepRatio = Annotated[float, typer.Option(help="train on a random fraction of the visual tokens, from this to 1")]
+Bits = Annotated[int | None, typer.Option(help="load the model in 4 or 8 bits (bitsandbytes, CUDA)")]
+
+
 @commands.command()
 def tune(
-    files: Annotated[list[Path], typer.Argument(help="instruction files, like data/generated/instructions.jsonl")],
+    files: Files,
     out: Annotated[Path, typer.Option(help="folder for checkpoints and the adapter, like data/models/vlm/security")],
-    roots: Annotated[
-        list[Path] | None, typer.Option("--root", help="folder of each file's videos; its own folder if not given")
-    ] = None,
-    model: Annotated[str, typer.Option(help="folder or hub name of InternVL or Qwen2.5-VL")] = TOY_VLM,
-    keep_ratio: Annotated[
-        float, typer.Option(help="train on videos with a random fraction of their visual tokens, from this to 1")
-    ] = 1.0,
-    frames: Annotated[int, typer.Option(help="frames sampled per video")] = 16,
-    steps: Annotated[int, typer.Option(help="optimizer steps; -1: one epoch")] = -1,
+    roots: Roots = None,
+    model: TuneModel = TOY_VLM,
+    keep_ratio: KeepRatio = 1.0,
+    frames: Frames = 16,
+    as_video: AsVideo = False,
+    fps: Fps = None,
+    max_pixels: MaxPixels = None,
+    steps: Annotated[int, typer.Option(help="optimizer steps; -1: --epochs")] = -1,
+    epochs: Annotated[float, typer.Option(help="passes over the rows")] = 1.0,
     rate: Annotated[float, typer.Option(help="learning rate")] = 4e-5,
-    batch: Annotated[int, typer.Option(help="batch size")] = 4,
+    batch: Annotated[int, typer.Option(help="rows per device at once")] = 4,
+    accumulation: Annotated[int, typer.Option(help="batches per step")] = 1,
+    checkpointing: Annotated[bool, typer.Option("--checkpointing", help="recompute activations to save memory")] = False,
+    bits: Bits = None,
+    deepspeed: Annotated[str | None, typer.Option(help="DeepSpeed's configuration file")] = None,
+    fsdp: Annotated[str | None, typer.Option(help="FSDP's configuration file (JSON, keys of fsdp_config)")] = None,
+    workers: Annotated[int, typer.Option(help="processes that read and encode videos")] = 0,
+    save_steps: Annotated[int, typer.Option(help="steps between checkpoints")] = 50,
+    balance: Annotated[bool, typer.Option("--balance/--as-is", help="repeat judgements of the rarer verdict")] = True,
     rank: Annotated[int, typer.Option(help="rank of the adapter")] = 64,
     seed: Annotated[int, typer.Option(help="random seed")] = 0,
 ) -> None:
-    """Fine-tune a vision-language model on instruction files with LoRA; a stopped training is resumed."""
-    from vau_lib.compression import token_pruning, token_selection
-    from vau_lib.vlm import finetuning, instruction_data, models  # torch, only here
+    """Fine-tune a vision-language model on instruction files with LoRA; a stopped training is resumed.
 
-    if not 0 < keep_ratio <= 1:
-        raise ValueError(f"--keep-ratio must be above 0 and at most 1, got {keep_ratio}")
+    On several GPUs: torchrun --nproc-per-node=4 -m vau_lib.cli tune ...
+    """
+    from vau_lib import tune as tuning
+    from vau_lib.vlm import finetuning, models  # torch, only here
+
+    shown = tuning.Shown(frames, as_video, fps, max_pixels, keep_ratio)
+    plan = finetuning.LoraPlan(
+        epochs=epochs, max_steps=steps, learning_rate=rate, batch_size=batch, accumulation=accumulation, seed=seed,
+        checkpointing=checkpointing, deepspeed=deepspeed, fsdp=fsdp, workers=workers, save_steps=save_steps,
+        log_steps=max(1, min(10, steps)),
+    )  # fmt: skip
+    places = _places(files, roots)
+    vlm = models.load(_model_path(model), bits=bits)
+    options = dict(plan=plan, shown=shown, rank=rank, balance=balance, progress=True)
+    tuned, losses, count = tuning.tune(vlm, places, presets.project_path(str(out)), **options)
+    first, last = losses["loss"].iloc[[0, -1]]
+    typer.echo(f"{out}: {count:,} rows of {len(files)} files, loss {first:.2f} to {last:.2f}; by {tuned.label}")
+
+
+@commands.command()
+def reinforce(
+    files: Files,
+    out: Annotated[Path, typer.Option(help="folder for the checkpoint, the adapter, exam.csv and rewards.csv")],
+    roots: Roots = None,
+    model: TuneModel = TOY_VLM,
+    adapter: Annotated[Path | None, typer.Option(help="adapter of `vau tune` to go on from; a fresh one if not given")] = None,
+    pieces: Annotated[list[int] | None, typer.Option(help="numbers of shuffled pieces to order; 0: judgements only")] = None,
+    judgements: Annotated[float, typer.Option(help="fraction of the questions that are judgements")] = 0.5,
+    keep_ratio: Annotated[float, typer.Option(help="fraction of the visual tokens that is kept, in (0, 1]")] = 1.0,
+    frames: Annotated[int, typer.Option(help="frames shown per question")] = 6,
+    as_video: AsVideo = False,
+    max_pixels: MaxPixels = None,
+    steps: Annotated[int, typer.Option(help="roll-outs")] = 150,
+    questions: Annotated[int, typer.Option(help="questions per roll-out")] = 8,
+    group: Annotated[int, typer.Option(help="answers sampled per question")] = 8,
+    updates: Annotated[int, typer.Option(help="optimisation steps per roll-out")] = 2,
+    rate: Annotated[float, typer.Option(help="learning rate")] = 1e-5,
+    temperature: Annotated[float, typer.Option(help="of the sampling")] = 1.0,
+    beta: Annotated[float, typer.Option(help="weight of the KL to the start")] = 0.0,
+    max_new_tokens: Annotated[int, typer.Option(help="longest answer, in tokens")] = 32,
+    micro_batch: Annotated[int, typer.Option(help="answers scored at once; 0: all")] = 8,
+    rollout_batch: Annotated[int, typer.Option(help="answers sampled at once; 0: all")] = 0,
+    exam: Annotated[str, typer.Option(help="split whose videos the exams before and after are on")] = "test",
+    bits: Bits = None,
+    rank: Annotated[int, typer.Option(help="rank of a fresh adapter")] = 64,
+    seed: Annotated[int, typer.Option(help="random seed")] = 0,
+) -> None:
+    """Reinforce a model by rewards (GRPO): right judgements, right orders of shuffled events; a stopped run is resumed."""
+    from vau_lib import tune as tuning
+    from vau_lib.vlm import finetuning, grpo, models  # torch, only here
+
+    plan = grpo.GRPOPlan(
+        steps=steps, questions=questions, group_size=group, updates=updates, learning_rate=rate, temperature=temperature, beta=beta,
+        max_new_tokens=max_new_tokens, micro_batch=micro_batch, rollout_batch=rollout_batch, seed=seed, save_steps=10,
+    )  # fmt: skip
+    places, vlm = _places(files, roots), models.load(_model_path(model), bits=bits)
+    if adapter is None:
+        vlm = vlm.replace(model=finetuning.lora(vlm.model, r=rank, alpha=2 * rank, seed=seed))
+    else:
+        vlm = finetuning.trainable_adapter(vlm, presets.project_path(str(adapter)))
+    table = tuning.reinforce(
+        vlm, places, presets.project_path(str(out)), plan=plan, shown=tuning.Shown(frames, as_video, None, max_pixels, keep_ratio),
+        counts=[count for count in pieces or [2] if count], judgement_fraction=judgements, exam_split=exam, progress=True,
+    )  # fmt: skip
+    for row in table.itertuples():
+        interval = f"{row.accuracy:.3f} [{row.low:.3f}, {row.high:.3f}]"
+        typer.echo(f"{row.question}, {row.method}: {interval} of {row.questions} questions on {row.videos} videos")
+    typer.echo(f"{out}: adapter, exam.csv, rewards.csv; by {vlm.label}")
+
+
+def _places(files: list[Path], roots: list[Path] | None) -> dict[Path, Path]:
+    """Return {instruction file: folder of its videos} in the project; ValueError where they are not one to one."""
     if roots and len(roots) != len(files):
         raise ValueError(f"{len(files)} files and {len(roots)} folders of videos: give --root once per file, or never")
-    places = dict(zip(files, roots or [file.parent for file in files], strict=True))
-    rows = instruction_data.read_rows({presets.project_path(str(f)): presets.project_path(str(r)) for f, r in places.items()})
-    vlm = models.load(_model_path(model))
-    vlm = vlm.replace(model=finetuning.lora(vlm.model, r=rank, alpha=2 * rank, seed=seed))
-    plan = finetuning.LoraPlan(
-        max_steps=steps, learning_rate=rate, batch_size=batch, seed=seed, save_steps=50, log_steps=max(1, min(10, steps))
-    )
-    rule = token_selection.random_ratio(keep_ratio)
-    losses = finetuning.fit(
-        vlm,
-        instruction_data.InstructionSamples(rows, "/", vlm, num_frames=frames, seed=seed),
-        plan=plan,
-        folder=presets.project_path(str(out)),
-        wrap_model=partial(token_pruning.prune_tokens, keep_ratio=1.0, rule=rule) if keep_ratio < 1 else None,
-        facts={"keep_ratio": keep_ratio, "rank": rank, "frames": frames},
-        progress=True,
-    )
-    first, last = losses["loss"].iloc[[0, -1]]
-    typer.echo(f"{out}: {len(rows):,} rows of {len(files)} files, loss {first:.2f} to {last:.2f}; by {vlm.label}")
+    places = zip(files, roots or [file.parent for file in files], strict=True)
+    return {presets.project_path(str(file)): presets.project_path(str(root)) for file, root in places}
 
 
 def _with_adapter(vlm, adapter: Path | None):

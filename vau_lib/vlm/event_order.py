@@ -199,11 +199,14 @@ def wrong_order(parts: Sequence[Event], rng: np.random.Generator) -> list[Event]
 
 
 def order_samples(
-    vlm: VLM, rows: Sequence[Mapping], root: str | Path, *, frames: int = FRAMES, answers: bool = True, as_video: bool = False
+    vlm: VLM, rows: Sequence[Mapping], root: str | Path, *, frames: int = FRAMES, answers: bool = True, **shown
 ) -> InstructionSamples:
-    """Return rows as samples: times in the prompt only of questions that ask when; `answers` False leaves them out."""
+    """Return rows as samples: times in the prompt only of questions that ask when; `answers` False leaves them out.
+
+    `shown` may be `as_video` and `max_pixels` of `InstructionSamples`.
+    """
     rows = [{**row, "show_times": row["task"] == "when"} for row in rows]
-    return InstructionSamples(rows, root, vlm, random=False, num_frames=frames, answers=answers, as_video=as_video)
+    return InstructionSamples(rows, root, vlm, random=False, num_frames=frames, answers=answers, **shown)
 
 
 def reward_parts(row: Mapping, answer: str) -> dict[str, float]:
@@ -229,6 +232,7 @@ def train(
     contrast_bonus: bool = False,
     frames: int = FRAMES,
     as_video: bool = False,
+    max_pixels: int | None = None,
     folder: Path | None = None,
     progress: bool = False,
 ) -> pd.DataFrame:
@@ -236,7 +240,7 @@ def train(
 
     Args:
         vlm: the model, trained in place.
-        rows: questions, at least one of them an order question.
+        rows: questions, at least one of them an order question or a judgement.
         root: folder of the videos.
         plan: how to optimise.
         judgement_fraction: fraction of the questions that are judgements, where there are any.
@@ -244,22 +248,23 @@ def train(
         contrast_bonus: ask judgements of a shuffled video too, where a row has `pieces_index`, and add `contrast`.
         frames: shown per question that names none itself.
         as_video: show them as one video (Qwen).
+        max_pixels: largest area of a frame (Qwen).
         folder: where the checkpoint is kept.
         progress: show a bar.
 
-    Raises ValueError for rows without an order question.
+    Raises ValueError for rows without either.
     """
     plan = plan or grpo.GRPOPlan()
-    if not any(row["task"] == "order" for row in rows):
-        raise ValueError("no order question among the rows")
-    samples = order_samples(vlm, rows, root, frames=frames, answers=False, as_video=as_video)
+    if not any(row["task"] in ("order", "judgement") for row in rows):
+        raise ValueError("no order question among the rows")  # and no judgement
+    samples = order_samples(vlm, rows, root, frames=frames, answers=False, as_video=as_video, max_pixels=max_pixels)
     labels = _shuffled_labels(rows, plan.seed) if shuffled_labels else rows
     sides = [[n for n, row in enumerate(rows) if (row["task"] == "judgement") == side] for side in (False, True)]
 
     def prompts(step: int, rng: np.random.Generator) -> list[tuple]:
         questions = []
         for _ in range(plan.questions):
-            side = sides[int(bool(sides[1]) and rng.random() < judgement_fraction)]
+            side = sides[int(bool(sides[1]) and (not sides[0] or rng.random() < judgement_fraction))]
             place = side[int(rng.integers(len(side)))]
             question, row = (samples[place], labels[place]), samples.rows[place]
             if contrast_bonus and row["task"] == "judgement" and row.get("pieces_index") is not None:

@@ -205,6 +205,17 @@ def load_adapter(model: nn.Module, folder: str | Path) -> PeftModel:
     return adapted.requires_grad_(False).eval()
 
 
+def trainable_adapter(vlm: VLM, folder: str | Path) -> VLM:
+    """Return the model with a saved adapter that trains on, not merged; it asks as the adapter was tuned."""
+    facts = artifacts.read_json(Path(folder) / "made_by.json") if (Path(folder) / "made_by.json").is_file() else {}
+    adapted = load_adapter(vlm.model, folder)
+    stored = {id(part) for name, part in adapted.named_parameters() if "lora_" in name or "trainable_tokens_" in name}
+    for part in adapted.parameters():
+        part.requires_grad_(id(part) in stored)
+    kind = ", ".join(part for part in (vlm.kind, f"tuned: {folder}") if part)
+    return vlm.replace(model=adapted, kind=kind, question=facts.get("question", vlm.question))
+
+
 def _check_names(adapted: PeftModel, stored: Mapping) -> None:
     """Refuse an adapter's tensors whose names or shapes are not exactly the model's: peft would only warn and leave zeros."""
     wanted = {name: tuple(part.shape) for name, part in get_peft_model_state_dict(adapted).items()}

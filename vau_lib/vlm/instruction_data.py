@@ -20,7 +20,7 @@ import torch
 from transformers import TrainerCallback
 
 from vau_lib.data import answer_parsing, records, video
-from vau_lib.vlm.chat import encode
+from vau_lib.vlm.chat import MAX_FRAMES, encode
 from vau_lib.vlm.models import VLM
 from vau_lib.workspace import artifacts
 
@@ -68,6 +68,7 @@ class InstructionSamples(torch.utils.data.Dataset):
         answers: False leaves the answers out, to ask.
         blind: black frames, to measure what language alone can guess.
         as_video: give evenly spaced frames as one video; frames a row names itself run at VIDEO_FPS.
+        max_pixels: largest area of a frame (Qwen).
         fps: with `as_video`, frames per second, at most `num_frames`; None spreads `num_frames` over the span.
         seed: of the frames; with the epoch and the row's place it decides them.
     """
@@ -85,6 +86,7 @@ class InstructionSamples(torch.utils.data.Dataset):
         blind: bool = False,
         as_video: bool = False,
         fps: float | None = None,
+        max_pixels: int | None = None,
         seed: int = 0,
     ):
         self.rows, self.root, self.vlm = [_checked(row) for row in rows], Path(root), vlm
@@ -95,6 +97,7 @@ class InstructionSamples(torch.utils.data.Dataset):
         if (as_video and (vlm.family == "internvl" or released)) or (fps is not None and not (as_video and fps > 0)):
             raise ValueError(f"as_video is for Qwen and unreleased prompts, fps above 0 for it alone; got {vlm.family}, fps {fps}")
         self.as_video, self.fps = as_video, fps
+        self.options = {"max_pixels": max_pixels} if max_pixels else {}  # more for `chat.encode`
         self._cache: OrderedDict[str, np.ndarray] = OrderedDict()
 
     def __len__(self) -> int:
@@ -164,7 +167,9 @@ class InstructionSamples(torch.utils.data.Dataset):
             times_s=times_s if as_video or row.get("show_times", True) else None,
             answer=answer,
             released=self.released,
+            max_frames=max(MAX_FRAMES, len(frames)),  # a row says how many; the context still counts
             as_video=as_video,
+            **self.options,
         )
 
 
