@@ -3,6 +3,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+# what saving in JupyterLab adds to a notebook; `make env` lets git leave it out (.gitattributes)
+STRIP := --keep-id --extra-keys "metadata.language_info.codemirror_mode metadata.language_info.file_extension metadata.language_info.mimetype metadata.language_info.nbconvert_exporter metadata.language_info.pygments_lexer metadata.language_info.version"
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -11,6 +13,7 @@ env: $(READY)  ## create .venv and install everything, at tested versions
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	if git rev-parse --git-dir >/dev/null 2>&1; then git config filter.notebooks.clean '"$(CURDIR)/$(BIN)/nbstripout" $(STRIP) || cat'; fi
 	touch $(READY)
 
 demo: $(READY)  ## the whole course on a synthetic world: notebooks executed into data/runs/demo
@@ -22,8 +25,8 @@ test: $(READY)  ## all tests; with VAU_REAL_DATA set, on real videos too
 testlong: $(READY)  ## presets of UCF-Crime on official trees (needs VAU_REAL_DATA; three minutes each)
 	VAU_LONG=1 $(BIN)/pytest tests/test_official_trees.py
 
-lab: $(READY)  ## JupyterLab on the notebooks
-	$(BIN)/jupyter lab notebooks
+lab: $(READY)  ## JupyterLab at the project, 00 open
+	$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb
 
 lint: $(READY)  ## ruff on code and notebooks, and no outputs in committed notebooks
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/nbstripout --verify --keep-id notebooks/*.ipynb

@@ -10,6 +10,7 @@ Features are (T, D), scores (T,), higher is more anomalous.
 from collections.abc import Mapping
 
 import numpy as np
+from scipy.signal import find_peaks
 from sklearn.covariance import LedoitWolf
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestNeighbors
@@ -28,6 +29,23 @@ def difference(features: np.ndarray) -> np.ndarray:
         return np.zeros(len(features))
     steps = np.linalg.norm(np.diff(features, axis=0), axis=1)
     return np.concatenate([steps[:1], steps])
+
+
+def own_distance(normal: np.ndarray, *, neighbours: int = 5) -> np.ndarray:
+    """Return the distance (N,) of each normal feature (N, D) from the others, as `neighbour_distance` measures it.
+
+    What is usual among them: a stated unit for the distances of other features.
+    """
+    return np.concatenate([
+        neighbour_distance(np.delete(normal, n, axis=0), normal[n : n + 1], neighbours=min(neighbours, len(normal) - 1))
+        for n in range(len(normal))
+    ])  # fmt: skip
+
+
+def peaks(scores: np.ndarray, *, count: int) -> list[int]:
+    """Return the places of the highest local maxima of scores (T,), at most `count`, highest first; a flat top counts once."""
+    places, _ = find_peaks(np.pad(scores, 1, constant_values=-np.inf))
+    return sorted((int(place) - 1 for place in places), key=lambda place: -scores[place])[:count]
 
 
 def neighbour_distance(normal: np.ndarray, features: np.ndarray, *, neighbours: int = 5) -> np.ndarray:
