@@ -1,7 +1,11 @@
 """Videos are taken apart, written about by whoever is passed in, and exported only as a person decided."""
 
+import contextlib
+import csv
 import json
+import socket
 import threading
+import time
 from collections import Counter
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -292,6 +296,88 @@ def test_a_redirect_is_not_followed(service, monkeypatch):
     with pytest.raises(clients.AnswerError, match="HTTP 302"):
         endpoint(url, [])("What?")
     assert len(seen) == 1
+
+
+@pytest.fixture
+def rude():
+    """A server that sends what it is told, byte for byte."""
+    server, plan = socket.create_server(("127.0.0.1", 0)), []
+
+    def serve():
+        while True:
+            try:
+                connection, _ = server.accept()
+            except OSError:
+                return
+            with contextlib.suppress(OSError), connection:
+                asked = connection.recv(65536)
+                for part in plan[0](asked) if callable(plan[0]) else [plan[0]]:
+                    connection.sendall(part)
+
+    threading.Thread(target=serve, daemon=True).start()
+    yield f"http://127.0.0.1:{server.getsockname()[1]}/v1", plan
+    server.close()
+
+
+def drip(_):
+    for _ in range(600):
+        time.sleep(0.05)
+        yield b"H"
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"garbage\r\n\r\n",  # BadStatusLine
+        b"HTTP/1.1 200 OK\r\nX: " + b"a" * 70_000 + b"\r\n\r\n",  # LineTooLong
+        b"HTTP/1.1 200 OK\r\n" + b"".join(b"X%d: 1\r\n" % n for n in range(300)) + b"\r\n",  # too many headers
+        HEAD + b"Content-Length: 500\r\n\r\n{",  # IncompleteRead
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
+        HEAD + b"\r\n" + b"[" * 200_000,  # deep JSON
+        HEAD + b"\r\n" + b"1" * 5_000,  # a number Python does not read
+        b"",
+        drip,  # a byte now and then, for ever
+        lambda asked: [b"HTTP/1.1 500 " + asked.split(b"Bearer ")[1].split(b"\r")[0] + b"\r\nContent-Length: 0\r\n\r\n"],
+        lambda asked: [HEAD, b"\r\n", *[b" " * 2**20] * 20],  # without end
+    ],
+    ids="status line headers cut chunk deep number nothing drip echo endless".split(),
+)
+def test_a_server_that_does_not_speak_http_is_one_line_in_time(answer, rude, monkeypatch):
+    url, plan = rude
+    monkeypatch.setenv("TOY_KEY", "secret-123")
+    plan[:] = [answer]
+    began = time.monotonic()
+    with pytest.raises(clients.AnswerError) as caught:
+        endpoint(url, [], tries=1, timeout_s=1.0)("What?")
+    assert time.monotonic() - began < 4 and "\n" not in str(caught.value)
+    assert "secret" not in f"{caught.value!r} {caught.value.__context__!r}"
+
+
+def test_an_id_that_climbs_writes_nothing_outside(tmp_path):
+    bad = ["../evil", "/tmp/evil", "a/../../evil", "x\0y", "n" * 300, "cut\udce9"]
+    records = [replace(synthetic_record(), id=name) for name in [*bad, "fine"]]
+    failed = annotation.run(records, tmp_path / "out", lambda record: [])
+    assert set(failed) == set(bad) and all("\n" not in line for line in failed.values())
+    assert sorted(path.name for path in tmp_path.rglob("*.json")) == ["fine.json"]
+
+
+def synthetic_record():
+    return VideoRecord("v", "v.mp4", "own", "test", 0, num_frames=10)
+
+
+@pytest.mark.parametrize(
+    "text", ["=1+1", "+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", "\t=1", "'=quoted", "\r=1", '=HYPERLINK("http://x")']
+)
+def test_a_review_sheet_holds_no_formula_and_is_read_back(text, tmp_path):
+    table = pd.DataFrame([{"id": "a", "decision": "edit", "edited_answer": text, "answer": text, "start_s": -1.5, "flag": "-2"}])
+    annotation.write_review(tmp_path / "r.csv", table)
+    with (tmp_path / "r.csv").open(encoding="utf-8", newline="") as file:
+        cells = list(csv.reader(file))[1]
+    assert not any(cell[:1] in tuple("=+@\t\r") or (cell[:1] == "-" and not cell[1:].replace(".", "").isdigit()) for cell in cells)
+    assert annotation._read_review(tmp_path / "r.csv")["edited_answer"][0] == text.replace("\r", "\n")
 
 
 def test_an_answer_without_text_is_refused(service):

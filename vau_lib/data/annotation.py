@@ -232,15 +232,14 @@ def run(
     out, failed = Path(out), {}
     known = json.loads(json.dumps(facts))
     for record in records:
-        place = out / f"{record.id}.json"
         try:
-            if place.exists() and artifacts.read_json(place).get("facts") == known:
+            place = artifacts.inside(out, f"{record.id}.json")
+            if place.exists() and artifacts.read_json(place, dict).get("facts") == known:
                 continue
             rows = work(record)
+            artifacts.write_json(place, {"facts": known, "rows": [asdict(row) for row in rows]})
         except (ValueError, OSError) as error:
             failed[record.id] = artifacts.one_line(error)
-            continue
-        artifacts.write_json(place, {"facts": known, "rows": [asdict(row) for row in rows]})
     return failed
 
 
@@ -248,9 +247,10 @@ def collect(out: str | Path, records: Iterable[VideoRecord]) -> list[Instruction
     """Return the rows `run` wrote for these records, in their order; what is not there yet is left out."""
     rows = []
     for record in records:
-        place = Path(out) / f"{record.id}.json"
+        place = artifacts.inside(out, f"{record.id}.json")
         if place.exists():
-            rows += [_instruction(content) for content in artifacts.read_json(place)["rows"]]
+            with artifacts.reading(place):
+                rows += [_instruction(content) for content in artifacts.read_json(place, dict)["rows"]]
     return rows
 
 
@@ -285,9 +285,8 @@ def review_table(rows: Iterable[Instruction], flagged: Mapping[str, str] | None 
 
 
 def write_review(path: str | Path, table: pd.DataFrame) -> None:
-    """Write the table as csv for a spreadsheet, whole or not at all."""
-    with artifacts.replacing(path) as temporary:
-        table.to_csv(temporary, index=False)
+    """Write the table as csv for a spreadsheet, whole or not at all; no cell is a formula there."""
+    artifacts.write_table(path, table)
 
 
 def apply_review(
@@ -300,7 +299,7 @@ def apply_review(
     """
     if undecided not in ("refuse", "accept", "drop"):
         raise ValueError(f"undecided must be refuse, accept or drop, got {undecided!r}")
-    table = csv if isinstance(csv, pd.DataFrame) else pd.read_csv(csv, dtype=str, keep_default_na=False)
+    table = csv if isinstance(csv, pd.DataFrame) else _read_review(csv)
     if missing := {"id", "decision", "edited_answer"} - set(table.columns):
         raise ValueError(f"the review has no column {', '.join(sorted(missing))}")
     if table["id"].duplicated().any():
@@ -320,6 +319,11 @@ def apply_review(
         if decision != "drop":
             kept.append(row)
     return kept, tally
+
+
+def _read_review(path: str | Path) -> pd.DataFrame:
+    with artifacts.reading(path, ValueError):
+        return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig").map(artifacts.as_written)
 
 
 def _request(record, level, span, label, texts, engine) -> AnnotationRequest:

@@ -121,7 +121,8 @@ def load_strictly(model: nn.Module, weights: Mapping[str, Tensor], source: str |
 
 
 def save_model(folder: Path, model: nn.Module, config: dict, **made_by: object) -> None:
-    """Write model.safetensors, config.json and made_by.json, each whole or not at all."""
+    """Write model.safetensors, config.json and made_by.json, each whole or not at all; what made the model before goes first."""
+    (Path(folder) / "made_by.json").unlink(missing_ok=True)
     with artifacts.replacing(Path(folder) / "model.safetensors") as temporary:
         save_file({name: value.contiguous() for name, value in model.state_dict().items()}, temporary)
     artifacts.write_json(Path(folder) / "config.json", config)

@@ -9,7 +9,6 @@ Sources: Memories-S0 names Veo and "scenario-driven generation"; interface and l
 """
 
 import hashlib
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -164,7 +163,11 @@ def run(
     """
     if not scenarios:
         raise ValueError("no scenarios to make videos of")
-    folder = Path(folder)
+    with artifacts.only_one(Path(folder) / "ledger.lock"):  # two runs at once would pay everything twice
+        return _run(generator, scenarios, Path(folder), seed, confirm, splits, workers, progress)
+
+
+def _run(generator, scenarios, folder: Path, seed: int, confirm, splits, workers: int, progress: bool) -> pd.DataFrame:
     jobs = {f"{seed}_{n:04d}_{s.scene}_{s.event}_{_short_hash(generator, s)}": s for n, s in enumerate(scenarios)}
     ledger = _Ledger(folder / "ledger.jsonl")
     open_jobs = [name for name in jobs if ledger.facts(name).get("status") not in ("done", "rejected")]
@@ -225,12 +228,13 @@ class _Ledger:
 
     def __init__(self, path: Path):
         self.path, self.rows = path, {}
-        for line in artifacts.text_lines(path) if path.is_file() else ():
+        for line in path.read_bytes().split(b"\n") if path.is_file() else ():
             try:
-                row = json.loads(line)
+                row = artifacts.parse_json(line)
             except ValueError:
                 continue  # cut off by a stop: the line before it still counts
-            self.rows[row["id"]] = row
+            if isinstance(row, dict) and isinstance(row.get("id"), str):
+                self.rows[row["id"]] = row
         path.parent.mkdir(parents=True, exist_ok=True)
 
     def facts(self, name: str) -> dict:
@@ -335,9 +339,9 @@ def review_sheet(folder: str | Path) -> pd.DataFrame:
             {"id": r.id, "event": ledger.facts(r.id).get("event", ""), "label": r.label, "verdict": "", "note": ""}
             for r in records.read_records(folder / "records.jsonl")
         ]
-        with artifacts.replacing(folder / "review.csv") as temporary:
-            pd.DataFrame(rows).to_csv(temporary, index=False)
-    return pd.read_csv(folder / "review.csv", keep_default_na=False)
+        artifacts.write_table(folder / "review.csv", pd.DataFrame(rows))
+    with artifacts.reading(folder / "review.csv"):
+        return pd.read_csv(folder / "review.csv", keep_default_na=False, encoding="utf-8-sig").map(artifacts.as_written)
 
 
 def apply_review(folder: str | Path) -> tuple[list[records.VideoRecord], dict[str, int]]:
@@ -367,8 +371,7 @@ def reviewed_instructions(folder: str | Path) -> list[dict]:
     folder, rows = Path(folder), []
     accepted = {record.path: record for record in apply_review(folder)[0]}
     labels = {record.path: record.label for record in records.read_records(folder / "records.jsonl")}
-    for line in artifacts.text_lines(folder / "instructions.jsonl"):
-        row = json.loads(line)
+    for _, row in artifacts.json_lines(folder / "instructions.jsonl"):
         record = accepted.get(row["video"])
         if record is not None and record.label == labels[row["video"]]:
             rows.append(row)

@@ -3,6 +3,7 @@
 - enterprise mode: an API key in express mode, or a project's own credentials; keys come from the environment and are in no file,
   message or log
 - a refused prompt is tried twice more with another seed; rate limits and server errors are retried with growing pauses
+- before a job is sent the ledger says so; where its answer never came it may be paid, and is not sent again without a new yes
 - after a deadline the operation's name stays in the ledger, so that the next run fetches what was paid
 - sound is off, since its filter refuses without a reason
 Source: google-genai 3.4 (read for its protocol): models.generate_videos, operations.get.
@@ -28,6 +29,7 @@ DURATIONS_S = (4, 6, 8)
 MAX_PROMPT = 2000  # characters
 API_KEYS = ("GOOGLE_API_KEY", "GEMINI_API_KEY")
 RETRY_STATUS = (408, 429, 500, 502, 503, 504)  # answers worth another try
+REFUSED_STATUS = (429, 503)  # nothing was begun
 GONE_STATUS = (404, 410)  # of an operation: the service has forgotten it
 MAX_TRIES = 6  # of one request
 MAX_RETRIES = 2  # with another seed after a refusal, and of a download that was cut off
@@ -35,6 +37,15 @@ MAX_RETRIES = 2  # with another seed after a refusal, and of a download that was
 
 class _Forgotten(GenerationError):
     """What was asked for is not there."""
+
+
+class _Doubtful(GenerationError):
+    """A job that was sent and whose answer did not come."""
+
+
+DOUBT = (
+    "it was sent and no answer came, so that it may be paid: look into the service's list; the next run asks for its price again"
+)
 
 
 class Veo:
@@ -85,9 +96,17 @@ class Veo:
         reasons: list[str] = []
         while len(reasons) <= MAX_RETRIES:
             name = job.get("operation")
+            if not name and job.get("sent") is not None:  # a run before was stopped between the two
+                job.note(sent=None)
+                raise GenerationError(DOUBT)
             if not name:
-                name = self._start(text, scenario, seed + len(reasons))
-                job.note(operation=name, seed=seed + len(reasons))
+                job.note(sent=seed + len(reasons))
+                try:
+                    name = self._start(text, scenario, seed + len(reasons))
+                except Exception:  # an answer that says no, or a doubt that is told: nothing is open
+                    job.note(sent=None)
+                    raise
+                job.note(operation=name, seed=seed + len(reasons), sent=None)
             try:
                 done = self._wait(name)
             except _Forgotten as error:  # it is made anew only after a new confirmation: the next run counts it as unpaid
@@ -157,23 +176,30 @@ class Veo:
     def _with_retries(self, request: Callable[[], Any], *, unreadable: bool = True) -> Any:
         """Send a request until it is answered, pauses doubling from one second; GenerationError when that is no use.
 
-        `unreadable` sends it again after an answer that cannot be read (a proxy's page, JSON cut short): not where it may be paid.
+        `unreadable` sends it again after an answer that cannot be read (a proxy's page, JSON cut short) or did not come: not where
+        it may be paid; there only what was certainly not begun is sent again.
         """
         from google.genai import errors
 
         broken = (OSError, *(importlib.import_module(name).HTTPError for name in ("httpx", "httpx2") if find_spec(name)))
 
         for number in range(MAX_TRIES):
-            kind = GenerationError
+            kind, doubt = GenerationError, False
             try:
                 return request()
             except errors.APIError as error:
                 problem, retry = f"the service says {error.code}: {error.message}", error.code in RETRY_STATUS
+                doubt = retry and error.code not in REFUSED_STATUS
                 kind = _Forgotten if error.code in GONE_STATUS else GenerationError
             except broken as error:
                 problem, retry = f"the service cannot be reached ({type(error).__name__}: {error})", True
+                doubt = not isinstance(error, ConnectionRefusedError) and "Connect" not in type(error).__name__
             except (ValueError, TypeError, KeyError, AttributeError) as error:
                 problem, retry = f"the service's answer cannot be read ({type(error).__name__}: {error})", unreadable
+                doubt = True
+            if doubt and not unreadable:
+                kind, problem = _Doubtful, f"{problem}; {DOUBT}"
+                break
             if not retry:
                 break
             self.sleep(2**number * (1 + random.random() / 4))  # noqa: S311 (only keeps clients from asking in step)
@@ -181,8 +207,7 @@ class Veo:
 
     def _clean(self, text: str) -> str:
         """Return a message as one line without the key, which a service may repeat."""
-        text = artifacts.one_line(text, 400)
-        return text.replace(self._secret, "***") if self._secret else text
+        return artifacts.masked(text, self._secret, limit=400)
 
 
 def _client(base_url: str | None, timeout_s: float) -> tuple[Any, str]:
@@ -191,11 +216,13 @@ def _client(base_url: str | None, timeout_s: float) -> tuple[Any, str]:
         from google import genai
     except ImportError as error:
         raise ImportError("Veo needs the package google-genai: pip install 'vau-lib[generate]'") from error
-    key = next((os.environ[name] for name in API_KEYS if os.environ.get(name)), "")
+    key = next((key for name in API_KEYS if (key := artifacts.key_from(name))), "")
     project = os.environ.get("GOOGLE_CLOUD_PROJECT", "")
     if not key and not project:
         raise ValueError(f"no key for Veo: set {API_KEYS[0]}, or GOOGLE_CLOUD_PROJECT with its own credentials")
-    options = {"http_options": {"timeout": round(1000 * timeout_s)} | ({"base_url": base_url} if base_url else {})}
+    # a redirect, or a proxy that the environment names, would be given the key
+    plain = {"timeout": round(1000 * timeout_s), "client_args": {"follow_redirects": False, "trust_env": False}}
+    options = {"http_options": plain | ({"base_url": base_url} if base_url else {})}
     if key:
         return genai.Client(enterprise=True, api_key=key, **options), key
     location = os.environ.get("GOOGLE_CLOUD_LOCATION", "us-central1")

@@ -1,20 +1,23 @@
 """Clients that answer a prompt: an OpenAI-compatible service, or answers read from a file. Both are called with a prompt.
 
 - `Endpoint` speaks the chat-completions protocol with the standard library alone; its key is read from the environment
-  when a question is sent, goes to that one address only, and is in no message, log or file
+  when a question is sent, goes to that one address only (no redirect, no proxy of the environment), and is in no message, log or
+  file; what a server says is not repeated, an answer is bounded in bytes and in time
 - a failure is tried again where that can help (rate limit, server error, time-out), with growing pauses; then it raises
   one line
 - `Replay` gives answers read from a file and is labelled so wherever they are used
 """
 
 import base64
+import errno
+import http.client
 import io
 import json
-import os
+import socket
+import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -26,6 +29,7 @@ from vau_lib.workspace import artifacts
 
 TRY_AGAIN = {408, 409, 425, 429, 500, 502, 503, 504}
 LOCAL = {"localhost", "127.0.0.1", "::1"}
+MAX_ANSWER = 2**24  # bytes; an answer of text has a few thousand
 
 
 class AnswerError(ValueError):
@@ -73,17 +77,21 @@ class Endpoint:
         raise AssertionError("unreachable")
 
     def _send(self, body: bytes) -> str:
-        request = urllib.request.Request(f"{self.base_url.rstrip('/')}/chat/completions", body, self._headers())
+        headers = self._headers()
         try:
-            with _NO_REDIRECT.open(request, timeout=self.timeout_s) as response:
-                content = json.loads(response.read())
-        except urllib.error.HTTPError as error:
-            line = f"HTTP {error.code} {error.reason}"
-            if error.code in TRY_AGAIN:
-                raise _TryAgain(line, _seconds(error.headers.get("Retry-After"))) from None
-            raise AnswerError(f"{self.label}: {line}") from None
-        except (OSError, ValueError) as error:  # refused, timed out, cut off, not JSON
-            raise _TryAgain(f"{type(error).__name__}: {artifacts.one_line(error, 120)}") from None
+            status, wait, answer = _post(f"{self.base_url.rstrip('/')}/chat/completions", body, headers, self.timeout_s)
+            if status != 200:
+                line = f"HTTP {status} {http.client.responses.get(status, '')}".rstrip()  # not the server's own words
+                if status in TRY_AGAIN:
+                    raise _TryAgain(line, _seconds(wait))
+                raise AnswerError(f"{self.label}: {line}")
+            content = artifacts.parse_json(answer)
+        except AnswerError:
+            raise
+        except (OSError, ValueError, http.client.HTTPException) as error:  # refused, timed out, cut off, not HTTP, not JSON
+            timed_out = isinstance(error, TimeoutError) and not error.strerror
+            reason = "timed out" if timed_out else error.strerror if isinstance(error, OSError) else ""
+            raise _TryAgain(f"{type(error).__name__}{f': {reason}' if reason else ''}") from None
         try:
             text = content["choices"][0]["message"]["content"]
         except (KeyError, IndexError, TypeError):
@@ -93,7 +101,11 @@ class Endpoint:
         return text.strip()
 
     def _headers(self) -> dict[str, str]:
-        headers, key = {"Content-Type": "application/json"}, os.environ.get(self.key_env)
+        headers = {"Content-Type": "application/json"}
+        try:
+            key = artifacts.key_from(self.key_env)
+        except artifacts.StoreError as error:
+            raise AnswerError(f"{self.label}: {error}") from None
         if not key:
             return headers
         url = urlsplit(self.base_url)
@@ -129,7 +141,7 @@ def replay(path: str | Path, *, source: str, id_key: str = "id", text_key: str =
     try:
         pairs = rows.items() if isinstance(rows, Mapping) else [(row[id_key], row[text_key]) for row in rows]
         pairs = [(str(name), text) for name, text in pairs]
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, IndexError) as error:
         raise AnswerError(f"{path.name}: an entry without {id_key!r} and {text_key!r} ({error})") from error
     texts = dict(pairs)
     if len(texts) < len(pairs) or not all(isinstance(text, str) for text in texts.values()):
@@ -143,19 +155,44 @@ class _TryAgain(Exception):
         self.wait_s = wait_s
 
 
-class _Refuse(urllib.request.HTTPRedirectHandler):
-    """A redirect would carry the key to another host."""
+def _post(address: str, body: bytes, headers: Mapping[str, str], timeout_s: float) -> tuple[int, str | None, bytes]:
+    """Return (status, Retry-After, answer) of one request, finished after `timeout_s` whatever the server does."""
+    url = urlsplit(address)
+    kind = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
+    connection, over = kind(url.hostname, url.port, timeout=timeout_s), threading.Event()
+    connection.connect()
+    opened = connection.sock
 
-    def redirect_request(self, *_):
-        return None
+    def close() -> None:
+        over.set()
+        with suppress(OSError):
+            opened.shutdown(socket.SHUT_RDWR)  # wakes what reads from it: a server may send a byte now and then for ever
 
-
-_NO_REDIRECT = urllib.request.build_opener(_Refuse)
+    timer = threading.Timer(timeout_s, close)
+    timer.daemon = True
+    timer.start()
+    try:
+        connection.request("POST", url.path + (f"?{url.query}" if url.query else ""), body, dict(headers))
+        response = connection.getresponse()
+        answer = response.read(MAX_ANSWER + 1)
+        if over.is_set():
+            raise TimeoutError(errno.ETIMEDOUT, f"timed out after {timeout_s:g} s")
+        if len(answer) > MAX_ANSWER:
+            raise OSError(errno.EMSGSIZE, f"an answer of more than {MAX_ANSWER:,} bytes")
+        return response.status, response.headers.get("Retry-After"), answer
+    except (OSError, http.client.HTTPException) as error:
+        if over.is_set():
+            raise TimeoutError(errno.ETIMEDOUT, f"timed out after {timeout_s:g} s") from error
+        raise
+    finally:
+        timer.cancel()
+        connection.close()
 
 
 def _seconds(text: str | None) -> float | None:
     try:
-        return max(0.0, float(text))
+        seconds = float(text)
+        return max(0.0, seconds) if seconds < float("inf") else None
     except (TypeError, ValueError):  # absent, or a date
         return None
 

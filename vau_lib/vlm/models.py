@@ -248,11 +248,18 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
     try:
         yield scratch
         _default_modes(scratch)
-        if folder.exists():
-            old = Path(mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
-            os.replace(folder, old / folder.name)
-            shutil.rmtree(old)
-        os.replace(scratch, folder)
+        if not folder.exists():
+            os.replace(scratch, folder)
+            return
+        old = Path(mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
+        os.replace(folder, old / folder.name)
+        try:
+            os.replace(scratch, folder)
+        except BaseException:
+            os.replace(old / folder.name, folder)  # the model before stays where the new one cannot stand
+            raise
+        finally:
+            shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
+from urllib.parse import quote
 
 import numpy as np
 import yaml
@@ -28,6 +29,7 @@ ADDRESS = re.compile(r"""(?<![a-z0-9+.-])[a-z][a-z0-9+.-]*://(?:[^\s"'<>`]|'(?=\
 SECRET = re.compile(r"pass|pwd|token|secret|key|auth|user|login|account|credential|sig|session|jwt", re.I)
 MAX_DEPTH = 100  # levels of lists and objects in a document; ours have about ten
 MAX_JSON, MAX_YAML, MAX_NPZ = 2**31, 2**20, 2**33  # bytes of a document, and of an archive's arrays when unpacked
+FORMULA = r"'*[=+\-@\t\n]"  # how a cell begins that a spreadsheet runs, and one that was quoted for it
 PLAIN = "biufcSUMm"  # kinds of numpy types that hold no Python object
 MAPPED_BYTES = 2**26  # files above are mapped, not read: 64 MiB, an hour and a half of 512 features in float32
 
@@ -135,6 +137,40 @@ def append_json_line(path: str | Path, row: dict) -> None:
         file.write(json_line(row).encode())
         file.flush()
         os.fsync(file.fileno())
+
+
+@contextmanager
+def only_one(path: str | Path) -> Iterator[None]:
+    """Hold the lock file at `path`; StoreError at once where another process holds it. A killed process lets go of it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        try:
+            import fcntl  # not on Windows, where two runs are the user's to prevent
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:
+            pass
+        except OSError as error:
+            raise StoreError(f"another run is at work in {path.parent}") from error
+        yield
+
+
+def key_from(name: str) -> str:
+    """Return the key in an environment variable, "" where it is not set; StoreError, without it, where it is no header's text."""
+    key = os.environ.get(name, "").strip()
+    if not all("!" <= letter <= "~" for letter in key):
+        raise StoreError(f"the key in {name} holds a character that no key has (a blank, a line end, a letter outside ASCII)")
+    return key
+
+
+def masked(text: object, *keys: str, limit: int = 300) -> str:
+    """Return any text or error as one line in which no key stands, as it is or as URL or JSON write it; masked before it is cut."""
+    text = str(text)
+    for key in filter(None, keys):
+        for form in {key, quote(key, safe=""), quote(key), json.dumps(key)[1:-1]}:
+            text = text.replace(form, "***")
+    return one_line(text, limit)
 
 
 def text_lines(path: str | Path) -> list[str]:
@@ -344,14 +380,15 @@ def write_table(path: str | Path, table: object, **options: object) -> None:
 
 
 def _no_formula(cell: object) -> object:
-    if not isinstance(cell, str) or not re.match(r"'*[=+\-@\t\r]", cell) or re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", cell, re.I):
+    cell = re.sub(r"\r\n?", "\n", cell) if isinstance(cell, str) else cell  # a lone \r is no line end to its writer, but to readers
+    if not isinstance(cell, str) or not re.match(FORMULA, cell) or re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", cell, re.I):
         return cell
     return "'" + cell
 
 
 def as_written(cell: object) -> object:
     """Return a cell of `write_table` as it was before."""
-    return cell[1:] if isinstance(cell, str) and re.match(r"'+[=+\-@\t\r]", cell) else cell
+    return cell[1:] if isinstance(cell, str) and re.match(f"'{FORMULA}", cell) else cell
 
 
 def sha256(path: str | Path) -> str:
