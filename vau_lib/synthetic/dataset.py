@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -238,18 +239,31 @@ def write_items(
 
     StoreError names the first video that could not be rendered.
     """
-    written, work = [], partial(write_item, root=root)
-    for (name, scenario, split), spans, error in parallel.map_videos(work, items, engine=engine, workers=workers, desc="rendering"):
+    written, work = [], partial(_write_world, write_item=write_item, root=root)
+    worlds = [tuple(part) for _, part in groupby(items, key=lambda item: item[1].world_seed)]  # its place is painted once
+    for world, spans, error in parallel.map_videos(work, worlds, engine=engine, workers=workers, desc="rendering"):
         if error:
-            raise artifacts.StoreError(f"{name}: {error}")
-        written.append(VideoRecord(
-            id=name, path=f"videos/{name}.mp4", dataset=dataset, split=split, label=scenario.label,
-            classes=tuple(span.label for span in spans), events=spans, fps=scenario.fps, num_frames=scenario.num_frames,
-            group=f"world-{scenario.world_seed}",
-        ))  # fmt: skip
+            raise artifacts.StoreError(error if any(name in error for name, *_ in world) else f"{world[0][0]}: {error}")
+        for (name, scenario, split), events in zip(world, spans, strict=True):
+            written.append(VideoRecord(
+                id=name, path=f"videos/{name}.mp4", dataset=dataset, split=split, label=scenario.label,
+                classes=tuple(span.label for span in events), events=events, fps=scenario.fps, num_frames=scenario.num_frames,
+                group=f"world-{scenario.world_seed}",
+            ))  # fmt: skip
     written.sort(key=lambda record: record.id)
     records.write_records(root / "records.jsonl", written)
     return written
+
+
+def _write_world(world: Sequence[Item], *, write_item: Callable[..., tuple[Span, ...]], root: Path) -> list[tuple[Span, ...]]:
+    """Write the videos of one world, one after the other; the error names the one that failed."""
+    spans = []
+    for item in world:
+        try:
+            spans.append(write_item(item, root=root))
+        except (ValueError, OSError) as error:
+            raise artifacts.StoreError(f"{item[0]}: {error}") from error
+    return spans
 
 
 def _write_item(item: Item, *, root: Path) -> tuple[Span, ...]:

@@ -91,12 +91,7 @@ def paint(camera: Camera, strokes: list, image: Image.Image, *, ids=None, sun=No
     if not strokes:
         return
     axes = None if sun is None else np.array([[1, 0, 0], [sun[0], 0, sun[1]], [0, 0, 1]]) @ camera.axes
-    places, per_metre = camera.project(np.concatenate([points for points, *_ in strokes]), axes)
-    places, per_metre = places * scale, per_metre * scale
-    first = np.cumsum([0] + [len(points) for points, *_ in strokes])
-    visible = (np.minimum.reduceat(per_metre, first[:-1]) > 0) & (np.maximum.reduceat(np.abs(places).max(1), first[:-1]) < 20_000)
-    thick = np.concatenate([np.zeros(len(p)) if width is None else np.asarray(width) for p, width, *_ in strokes])
-    radii = np.maximum(thick * per_metre / 2, 0.6)[:, None]
+    places, radii, first, visible = _projected(camera, strokes, axes, scale)
     along = np.diff(places, axis=0)
     side = np.stack([-along[:, 1], along[:, 0]], 1) / np.maximum(np.hypot(*along.T), 1e-6)[:, None]
     wide, narrow = side * radii[:-1], side * radii[1:]
@@ -115,6 +110,29 @@ def paint(camera: Camera, strokes: list, image: Image.Image, *, ids=None, sun=No
                     brush.polygon(outline, fill=fill)
                 for disc in discs[start:end]:
                     brush.ellipse(disc, fill=fill)
+
+
+def _projected(camera: Camera, strokes: list, axes: np.ndarray | None, scale: float) -> tuple[np.ndarray, ...]:
+    """Return places (N, 2) and radii (N, 1) of all points, where each stroke's begin (n + 1,), which strokes are painted (n,)."""
+    places, per_metre = camera.project(np.concatenate([points for points, *_ in strokes]), axes)
+    places, per_metre = places * scale, per_metre * scale
+    first = np.cumsum([0] + [len(points) for points, *_ in strokes])
+    visible = (np.minimum.reduceat(per_metre, first[:-1]) > 0) & (np.maximum.reduceat(np.abs(places).max(1), first[:-1]) < 20_000)
+    thick = np.concatenate([np.zeros(len(p)) if width is None else np.asarray(width) for p, width, *_ in strokes])
+    return places, np.maximum(thick * per_metre / 2, 0.6)[:, None], first, visible
+
+
+def extent(camera: Camera, strokes: list) -> tuple[int, int, int, int] | None:
+    """Return the box (left, top, right, bottom) on the canvas outside which `paint` changes nothing; None for nothing."""
+    if not strokes:
+        return None
+    places, radii, first, visible = _projected(camera, strokes, None, 1.0)
+    kept = np.repeat(visible, np.diff(first))
+    if not kept.any():
+        return None
+    low, high = (places - radii)[kept].min(0), (places + radii)[kept].max(0)
+    box = np.clip(np.concatenate([np.floor(low) - 2, np.ceil(high) + 3]), 0, [camera.width, camera.height] * 2).astype(int)
+    return tuple(box.tolist()) if (box[2:] > box[:2]).all() else None
 
 
 def shade(colour: Colour, gain: float) -> Colour:
