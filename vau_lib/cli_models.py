@@ -178,7 +178,7 @@ def tune(
 ) -> None:
     """Fine-tune a vision-language model on instruction files with LoRA; a stopped training is resumed.
 
-    On several GPUs: torchrun --nproc-per-node=4 -m vau_lib.cli tune ...
+    On several GPUs: torchrun --no-python --nproc-per-node=4 vau tune ...
     """
     from vau_lib import tune as tuning
     from vau_lib.vlm import finetuning, models  # torch, only here
