@@ -88,7 +88,7 @@ def test_tokens_and_memory_are_logged_before_anything_is_generated(toy_vlm, clip
 
 
 def test_a_stopped_run_goes_on_and_asks_nothing_twice(toy_vlm, folder, tmp_path, monkeypatch):
-    out, calls, real = tmp_path / "out.jsonl", [], inference.generate
+    out, calls, real = tmp_path / "out.jsonl", [], inference.generate_answers
 
     def stops(*arguments, **options):
         if len(calls) == 1:
@@ -96,11 +96,11 @@ def test_a_stopped_run_goes_on_and_asks_nothing_twice(toy_vlm, folder, tmp_path,
         calls.append(1)
         return real(*arguments, **options)
 
-    monkeypatch.setattr(inference, "generate", stops)
+    monkeypatch.setattr(inference, "generate_answers", stops)
     with pytest.raises(KeyboardInterrupt):
         watch(toy_vlm, folder, out)
     out.write_text(out.read_text() + '{"id": "cut of')  # a line the stop left half written
-    monkeypatch.setattr(inference, "generate", lambda *a, **o: (calls.append(1), real(*a, **o))[1])
+    monkeypatch.setattr(inference, "generate_answers", lambda *a, **o: (calls.append(1), real(*a, **o))[1])
     rows = watch(toy_vlm, folder, out)
     assert len(calls) == 3 and len(rows) == 3
     assert [json.loads(line)["id"] for line in out.read_text().splitlines()] == ["a.mp4", "b.mp4", "inside/c.mp4"]
@@ -122,15 +122,18 @@ def test_a_name_that_is_no_text_is_a_line_and_the_rest_goes_on(toy_vlm, folder, 
 
 def test_a_verdict_is_read_from_the_answer(toy_vlm, clip, monkeypatch):
     said = 'A person falls and stays down. {"anomaly": 1, "kind": "fall", "from_s": 1, "to_s": 2}'
-    monkeypatch.setattr(inference, "generate", lambda *a, **o: [said])
-    assert watch(toy_vlm, clip)[0]["anomaly"] == 1
+    monkeypatch.setattr(inference, "generate_answers", lambda *a, **o: [inference.Answer(said, 0.9, 70, 20, False)])
+    row = watch(toy_vlm, clip)[0]
+    assert {key: row[key] for key in ("anomaly", "kind", "from_s", "to_s", "confidence")} == {
+        "anomaly": 1, "kind": "fall", "from_s": 1.0, "to_s": 2.0, "confidence": 0.9,
+    }  # fmt: skip
     assert "0 or 1" in guard.QUESTION and '"anomaly"' in guard.QUESTION
 
 
 def asked(vlm, source, monkeypatch, **options) -> str:
     """Return the prompt that the model gets, as text."""
-    prompts = []
-    monkeypatch.setattr(inference, "generate", lambda _, samples, **__: prompts.extend(samples) or [""] * len(samples))
+    prompts, nothing = [], inference.Answer("", None, 0, 0, False)
+    monkeypatch.setattr(inference, "generate_answers", lambda _, samples, **__: prompts.extend(samples) or [nothing] * len(samples))
     watch(vlm, source, plan=guard.GuardPlan(num_frames=2, **options))
     return vlm.tokenizer.decode(prompts[0]["input_ids"][0])
 
@@ -146,7 +149,7 @@ def test_the_shipped_toy_gives_verdicts_with_the_question_of_its_tuning(tmp_path
     """Six close-ups of worlds it never saw, through the command line's defaults: a verdict each, and not always the same."""
     toy_dataset.make_dataset(tmp_path, num_videos=6, seed=770, splits={"test": 1.0})
     out = tmp_path / "rows.jsonl"
-    words = ["guard", str(tmp_path / "videos"), "--out", str(out), "--max-new-tokens", "32", "--batch", "6"]
+    words = ["guard", str(tmp_path / "videos"), "--model", "toy", "--out", str(out), "--max-new-tokens", "32", "--batch", "6"]
     done = CliRunner().invoke(cli.app, words)
     assert done.exit_code == 0, done.output
     verdicts = [json.loads(line)["anomaly"] for line in out.read_text().splitlines()]

@@ -4,6 +4,7 @@
 - `toy` stands for the tiny model that the course trains, wherever a model is asked for
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -21,31 +22,87 @@ commands = typer.Typer()
 @commands.command()
 def guard(
     source: Annotated[Path, typer.Argument(help="a video, a folder of videos, or a records.jsonl")],
-    model: Annotated[str, typer.Option(help="folder or hub name of InternVL or Qwen2.5-VL")] = TOY_VLM,
+    model: Annotated[
+        str | None,
+        typer.Option(help="folder or hub name of InternVL, Qwen2.5-VL or Qwen3-VL, or toy; with --server the served name"),
+    ] = None,
     adapter: Annotated[Path | None, typer.Option(help="folder of a LoRA adapter that `vau tune` wrote")] = None,
     out: Annotated[
-        Path | None, typer.Option(help="append one JSON line per video; videos that it already holds are skipped")
+        Path | None, typer.Option(help="append one JSON line per video; what was asked of the same bytes is not asked again")
     ] = None,
-    frames: Annotated[int | None, typer.Option(help="frames sampled per video; as in the model's tuning, else 16")] = None,
+    retry: Annotated[bool, typer.Option("--retry", help="ask again about videos whose line is an error")] = False,
+    frames: Annotated[int | None, typer.Option(help="frames of a video; as in the model's tuning, else 16, or by --fps")] = None,
+    as_video: Annotated[
+        bool | None, typer.Option("--as-video/--pictures", help="frames as one video; the default where the model reads videos")
+    ] = None,
+    fps: Annotated[float | None, typer.Option(help="frames per second of video input; the model's own if not given")] = None,
+    max_frames: Annotated[int | None, typer.Option(help="most frames of video input; the model's own if not given")] = None,
+    max_pixels: Annotated[int | None, typer.Option(help="largest area of a frame; the model's own if not given")] = None,
+    window: Annotated[float | None, typer.Option(help="ask about windows of this many seconds, one by one")] = None,
+    step: Annotated[float | None, typer.Option(help="seconds from one window to the next; side by side if not given")] = None,
+    scorer: Annotated[Path | None, typer.Option(help="choose frames by this anomaly scorer: a .pth or a folder")] = None,
+    stride: Annotated[int, typer.Option(help="with --scorer: frames from one scored frame to the next")] = 16,
+    cap: Annotated[int | None, typer.Option(help="with --scorer: most scored frames; the stride grows")] = None,
     keep_ratio: Annotated[float, typer.Option(help="fraction of the visual tokens that is kept, in (0, 1]")] = 1.0,
+    question: Annotated[str, typer.Option(help="asked instead of the model's own question")] = "",
     max_new_tokens: Annotated[int, typer.Option(help="longest answer, in tokens")] = 768,
     batch: Annotated[int, typer.Option(help="videos per batch; with 1 the answer is shown while it is generated")] = 1,
+    server: Annotated[str | None, typer.Option(help="ask this OpenAI-compatible service instead: http(s)://host:port/v1")] = None,
+    key_env: Annotated[str, typer.Option(help="with --server: environment variable that holds its key")] = "VAU_API_KEY",
+    timeout: Annotated[float, typer.Option(help="with --server: seconds to wait for one answer")] = 120.0,
 ) -> None:
     """Ask a vision-language model about videos: what happens, and is it an anomaly?"""
     from vau_lib import guard
-    from vau_lib.vlm import models  # torch, only here
+    from vau_lib.vlm import clients
+
+    if not model:
+        raise ValueError("--model is needed: a folder, a name on the hub, or toy (the tiny one, which knows its own world only)")
+    guard.sources(source)  # before a model is loaded
+    guard.check_writable(out)
+    if server and (adapter or scorer):
+        raise ValueError("--adapter and --scorer need a model that runs here, not --server")
+    if server:
+        vlm = clients.Endpoint(server, model, key_env=key_env, timeout_s=timeout)
+        as_video, chooser = bool(as_video or fps or max_frames), None
+    else:
+        vlm, as_video = _guard_model(model, adapter, as_video, pictures=scorer is not None, video=bool(fps or max_frames))
+        chooser = _chooser(vlm, scorer, stride, cap) if scorer else None
+    plan = guard.GuardPlan(
+        num_frames=frames, keep_ratio=keep_ratio, max_new_tokens=max_new_tokens, batch_size=batch, question=question,
+        as_video=as_video, fps=fps, max_frames=max_frames, max_pixels=max_pixels, window_s=window, step_s=step,
+    )  # fmt: skip
+    stream = (lambda text: typer.echo(text, nl=False)) if batch == 1 else None
+    log = partial(typer.echo, err=True)
+    answers = guard.guard(vlm, source, out, plan=plan, chooser=chooser, retry=retry, stream=stream, log=log)
+    for row in answers:
+        verdict = row["error"] or {1: "anomaly", 0: "normal", None: "no verdict in the answer"}[row["anomaly"]]
+        sure = "" if row["confidence"] is None else f" ({row['confidence']:.2f})"
+        when = "" if row["from_s"] is None else f", {row['from_s']:g} to {row['to_s']:g} s"
+        typer.echo(f"\n{row['id']}: {verdict}{sure}{': ' + row['kind'] if row['kind'] else ''}{when}")
+    typer.echo(f"by {vlm.label}")
+
+
+def _guard_model(model: str, adapter: Path | None, as_video: bool | None, *, pictures: bool, video: bool):
+    """Return the model, and whether it gets frames as one video: as in its tuning, else wherever it reads videos."""
+    from vau_lib.vlm import models, video_input  # torch, only here
 
     if adapter is None and _model_path(model) == _model_path(TOY_VLM):
         adapter = Path(TOY_JUDGE)  # the toy alone describes and does not judge
     vlm = _with_adapter(models.load(_model_path(model)), adapter)
-    frames = frames or vlm.num_frames or guard.GuardPlan.num_frames
-    plan = guard.GuardPlan(num_frames=frames, keep_ratio=keep_ratio, max_new_tokens=max_new_tokens, batch_size=batch)
-    stream = (lambda text: typer.echo(text, nl=False)) if batch == 1 else None
-    answers = guard.guard(vlm, source, out, plan=plan, stream=stream, log=lambda line: typer.echo(line, err=True))
-    for row in answers:
-        verdict = row["error"] or {1: "anomaly", 0: "normal", None: "no verdict in the answer"}[row["anomaly"]]
-        typer.echo(f"\n{row['id']}: {verdict}")
-    typer.echo(f"by {vlm.label}")
+    if as_video is None:
+        place = presets.project_path(str(adapter)) / "made_by.json" if adapter else None
+        facts = artifacts.read_json(place) if place and place.is_file() else {}
+        tuned_so = bool(facts.get("as_video")) if adapter or vlm.question else True
+        as_video = video or (tuned_so and not pictures and video_input.reads_video(vlm))
+    return vlm, as_video
+
+
+def _chooser(vlm, scorer: Path, stride: int, cap: int | None):
+    from vau_lib import explain, guard
+
+    found, tower = explain.load_scorer(presets.project_path(str(scorer)), explain.VisionTower(vlm))
+    choose = partial(explain.choose_frames, scorer=found, tower=tower, stride=stride, cap=cap)
+    return guard.FrameChooser(choose, f"{found.label}, stride {stride}, cap {cap}")
 
 
 @commands.command()

@@ -230,6 +230,32 @@ def explain_video(
     )
 
 
+def choose_frames(
+    path: str | Path,
+    num_frames: int,
+    *,
+    scorer: Scorer,
+    tower: VisionTower,
+    stride: int = records.SNIPPET_FRAMES,
+    cap: int | None = None,
+    tau: float = 0.1,
+) -> np.ndarray:
+    """Return frames of a video chosen by anomaly mass, int (num_frames,), places in the video; nothing is asked.
+
+    Args:
+        path: the video.
+        num_frames: frames to choose.
+        scorer: features of sampled frames -> scores.
+        tower: makes features of frames.
+        stride: frames from one sampled frame to the next.
+        cap: most sampled frames of a long video; the stride grows.
+        tau: how evenly frames are chosen, see `frame_sampling.choose_frames`.
+    """
+    sampled = frame_features.FrameFeatures(path, tower, stride=stride, cap=cap)
+    scores = np.asarray(scorer.score(sampled.features()), np.float64)
+    return _choose(Path(path), scores, sampled, num_frames, tau, False)
+
+
 def candidates(scorer: Scorer, num_frames: int, tau: float) -> frame_features.Candidates:
     """Return which frames' tokens wait: those of equal parts of the mass seen so far, some for every frame that is asked for."""
 

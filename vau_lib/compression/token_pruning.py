@@ -32,7 +32,7 @@ PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 # what the pruned inputs replace
 REPLACED = {
     "input_ids", "attention_mask", "labels", "position_ids", "mm_token_type_ids", "second_per_grid_ts", "image_grid_thw",
-    "video_grid_thw", *PIXELS.values(),
+    "video_grid_thw", "selection", *PIXELS.values(),
 }  # fmt: skip
 
 
@@ -45,6 +45,17 @@ class VisualInput:
     columns: Tensor  # (T * H * W,) places in the prompt, in order of time, row, column
     grid: tuple[int, int, int]  # T, H, W in tokens
     pixels: Tensor  # (T, ...), as the processor made them, one entry per temporal patch
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which tokens of a batch are read, known before the vision tower runs: what a prompt will cost."""
+
+    masks: list[Tensor]  # bool (T, H, W), one per visual input
+    keep: Tensor  # bool (B, L)
+    read: int  # tokens of the longest row
+    visual: int  # visual tokens that are read
+    encoded: int  # visual tokens that the tower makes
 
 
 class TokenPrunedModel(nn.Module):
@@ -89,7 +100,23 @@ class TokenPrunedModel(nn.Module):
         output.sequences = ids
         return output
 
-    def prune(self, *, input_ids: Tensor, attention_mask: Tensor | None = None, **inputs) -> tuple[dict, Tensor]:
+    @torch.no_grad()
+    def select(self, *, input_ids: Tensor, attention_mask: Tensor | None = None, **inputs) -> Selection | None:
+        """Return which tokens will be read, without the vision tower; None without pixels, or where the rule needs features.
+
+        `generate` and `prune` take it as `selection`, so that nothing is chosen twice.
+        """
+        if not self.before_tower or not _has_visual_input(inputs):
+            return None
+        visual = _visual_inputs(self.model, input_ids, inputs)
+        masks = [_choose(self.rule, part, lambda part=part: _pixel_tokens(self.model, part)) for part in visual]
+        keep = _kept(input_ids, attention_mask, visual, masks)
+        encoded = sum(int(mask.flatten(1).any(1).sum()) * mask[0].numel() for mask in masks)
+        return Selection(masks, keep, int(keep.sum(1).max()), sum(int(mask.sum()) for mask in masks), encoded)
+
+    def prune(
+        self, *, input_ids: Tensor, attention_mask: Tensor | None = None, selection: Selection | None = None, **inputs
+    ) -> tuple[dict, Tensor]:
         """Return the shorter inputs and which tokens of the prompt they hold, bool (B, L).
 
         The inputs are input_ids, attention_mask, inputs_embeds, position_ids and, where given, labels, padded on the side the
@@ -97,11 +124,9 @@ class TokenPrunedModel(nn.Module):
         """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         visual = _visual_inputs(self.model, input_ids, inputs)
-        features, chosen = _select_features(self.model, visual, self.rule, before_tower=self.before_tower)
-        keep = mask.bool().clone()
-        for part, choice in zip(visual, chosen, strict=True):
-            keep[part.row, part.columns] = choice.flatten().to(keep.device)
-        self.token_mask = keep
+        given = selection.masks if selection else None
+        features, chosen = _select_features(self.model, visual, self.rule, before_tower=self.before_tower, masks=given)
+        self.token_mask = keep = _kept(input_ids, attention_mask, visual, chosen)
         _check_length(self.model, keep)
         embeddings = self.model.get_input_embeddings()(input_ids)
         for part, feature, choice in zip(visual, features, chosen, strict=True):
@@ -145,6 +170,14 @@ def prune_tokens(
         raise ValueError(f"tokens of {type(model).__name__} cannot be pruned: its tower feeds several layers (deepstack)")
     amount = {"keep_ratio": keep_ratio} if threshold is None else {"threshold": threshold}
     return TokenPrunedModel(model, partial(rule, **amount), before_tower=before_tower)
+
+
+def _kept(input_ids: Tensor, attention_mask: Tensor | None, visual: list[VisualInput], masks: list[Tensor]) -> Tensor:
+    """Return which tokens of a batch are read, bool (B, L)."""
+    keep = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool().clone()
+    for part, mask in zip(visual, masks, strict=True):
+        keep[part.row, part.columns] = mask.flatten().to(keep.device)
+    return keep
 
 
 def _others(inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -239,11 +272,16 @@ def _images_as_frames(images: list[VisualInput]) -> list[VisualInput]:
 
 
 def _select_features(
-    model: nn.Module, visual: list[VisualInput], rule: Callable[[Tensor], Tensor], *, before_tower: bool
+    model: nn.Module,
+    visual: list[VisualInput],
+    rule: Callable[[Tensor], Tensor],
+    *,
+    before_tower: bool,
+    masks: list[Tensor] | None = None,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Return, per visual input, the features of the kept tokens (K, D) and the mask (T, H, W)."""
+    """Return, per visual input, the features of the kept tokens (K, D) and the mask (T, H, W): `masks` where they are known."""
     if before_tower:
-        masks = [_choose(rule, part, lambda part=part: _pixel_tokens(model, part)) for part in visual]
+        masks = masks or [_choose(rule, part, lambda part=part: _pixel_tokens(model, part)) for part in visual]
         encoded = [mask.flatten(1).any(1).to(part.pixels.device) for mask, part in zip(masks, visual, strict=True)]
         features = _encode(model, visual, encoded)  # (T', H * W, D) each
     else:

@@ -7,7 +7,9 @@
 
 import ast
 import json
+import math
 import re
+from collections.abc import Callable
 
 FINAL = ("updated_anomaly", "final_anomaly")  # a corrected label outranks the one it corrects
 PLAIN = (
@@ -149,12 +151,30 @@ AFFIRMATION = re.compile(
 )
 YES = re.compile(r"^\W*yes\b(?!\s*(?:or|and|/))|\bsay\W+yes\b", re.I)
 LEADING_NO = re.compile(LEAD.format("(?:no|none)") + r"|\bsay\W+no(?=\W*$)", re.I | re.M)
+STATEMENT_END = re.compile(r"[.,:;!?\n{}\[(>][\s\"'*]*$")
 ORDER = re.compile(
     r"^\W*(?:(?:the\s+|my\s+)?(?:(?:correct|right|chronological|temporal|final|true)\s+)?(?:order|answer|sequence)\b(?:\s+is)?)?\W*"
     r"(\d+(?:(?:\W|\b(?:and|then)\b)+\d+)*)\W*$",
     re.I,
 )
-BETWEEN = re.compile(r"(\d+(?:\.\d+)?)\s*s?(?:econds)?\s*(?:to|-|–|and|until)\s*(\d+(?:\.\d+)?)")
+MOMENT = r"(?:\d{1,3}:)?\d{1,3}:\d{2}(?:\.\d+)?|\d+(?:\.\d+)?"  # h:mm:ss, m:ss or seconds
+UNIT = r"\s*(?:s|secs?|seconds?)?\.?\s*"
+BETWEEN = re.compile(
+    rf"(?<![\d.:])({MOMENT}){UNIT}(?:to|-|–|—|and|until|till|through|(?:and|,)?\s*(?:it\s+)?(?:ends?|ending|stops?|stopping)(?:\s+at)?"
+    rf"|(?<=[\d.s]),)\s*(?:(?:it\s+)?(?:ends?|ending|stops?|stopping)\s+(?:at\s+)?|second\s+)?({MOMENT})(?![\d:])",
+    re.I,
+)
+SPAN_KEYS = (
+    ("from_s", "to_s"),
+    ("start_s", "end_s"),
+    ("from", "to"),
+    ("start", "end"),
+    ("start_time", "end_time"),
+    ("begin", "end"),
+)
+KIND_KEYS = ("kind", "anomaly_type", "anomaly_kind", "type", "category", "class", "label", "event")
+KIND_LINE = re.compile(rf"""(?<!\w)["']?({"|".join(KIND_KEYS)})["']?\s*[:=]\s*["']?([^"'\n,;{{}}]{{1,80}})""", re.I)
+NAMED = re.compile(r"\b(?:named|called)\s+(?:as\s+)?(?:an?\s+|the\s+)?[\"']?([^.,;:\n\"']{2,60})", re.I)
 
 
 def parse_verdict(text: str | None) -> int | None:
@@ -180,6 +200,25 @@ def parse_verdict(text: str | None) -> int | None:
     return WORDS[word] if word in WORDS else _stated(outside)
 
 
+def verdict_tokens(prefix: Callable[[int], str], count: int) -> range | None:
+    """Return which of an answer's `count` tokens state its verdict, None where it has none.
+
+    `prefix(k)` is the text of the first k tokens. The last of them is the one with which the verdict is there, the first is where
+    its statement begins: the value behind `"anomaly":`, the first word of "An anomaly exists".
+    """
+    verdict = parse_verdict(prefix(count))
+    if verdict is None:
+        return None
+    low, high = 0, count  # without it, with it
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if parse_verdict(prefix(middle)) == verdict else (middle, high)
+    begins = high - 1
+    while begins > 0 and not STATEMENT_END.search(prefix(begins)):
+        begins -= 1
+    return range(begins, high)
+
+
 def parse_order(answer: str, count: int) -> list[int]:
     """Return the order an answer gives, like "2 1 3"; ValueError in one line where it is none of `count` pieces.
 
@@ -194,13 +233,54 @@ def parse_order(answer: str, count: int) -> list[int]:
 
 
 def parse_span(answer: str) -> tuple[float, float] | None:
-    """Return the seconds an answer names, like "From 1.5 s to 3 s."; None where it denies. ValueError where it does neither."""
+    """Return the seconds an answer names, like "From 1.5 s to 3 s." or "0:12 - 0:20"; None where it denies an anomaly.
+
+    Keys of a JSON object outrank sentences. ValueError where it does neither.
+    """
     if parse_verdict(answer) == 0:
         return None
-    matched = BETWEEN.search(_final_part(answer))
-    if matched and float(matched[2]) > float(matched[1]):
-        return float(matched[1]), float(matched[2])
-    raise ValueError(f"an answer must name seconds that rise or deny an anomaly, it is {answer[:60]!r}")
+    span = _span(_final_part(answer))
+    if span is None:
+        raise ValueError(f"an answer must name seconds that rise or deny an anomaly, it is {answer[:60]!r}")
+    return span
+
+
+def parse_report(answer: str) -> dict[str, object]:
+    """Return what an answer says: anomaly (1, 0, None), and for an anomaly its kind and from_s, to_s in seconds, else None.
+
+    Kind and times may be keys of a JSON object or words: "the anomaly is named Fall", "from 0:12 to 0:20".
+    """
+    verdict, text = parse_verdict(answer), _final_part(answer or "")
+    span = _span(text) if verdict else None
+    from_s, to_s = span or (None, None)
+    return {"anomaly": verdict, "kind": _kind(text) if verdict else None, "from_s": from_s, "to_s": to_s}
+
+
+def _span(text: str) -> tuple[float, float] | None:
+    for pairs in reversed(_all_pairs(text)):
+        found = {_key(key): _seconds(value) for key, value in pairs}
+        for start, end in SPAN_KEYS:
+            if found.get(start) is not None and found.get(end) is not None:
+                return (found[start], found[end]) if found[end] > found[start] else None
+    spans = [(_seconds(found[1]), _seconds(found[2])) for found in BETWEEN.finditer(text)]
+    return next(((start, end) for start, end in spans if end > start), None)
+
+
+def _seconds(value: object) -> float | None:
+    """Return seconds of a number, "12.5 s", "1:05" or "0:01:05"; None for anything else."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value) if 0 <= value < math.inf else None
+    found = re.fullmatch(rf"\s*({MOMENT}){UNIT}", value, re.I) if isinstance(value, str) else None
+    return sum(float(part) * 60**place for place, part in enumerate(reversed(found[1].split(":")))) if found else None
+
+
+def _kind(text: str) -> str | None:
+    found = [(_key(key), value) for pairs in _all_pairs(text) for key, value in pairs]
+    found += [(key.lower(), value) for key, value in KIND_LINE.findall(text)]
+    found = {key: value for key, value in reversed(found) if isinstance(value, str) and value.strip() and _word(value) not in WORDS}
+    named = NAMED.search(text)
+    kind = next((found[key] for key in KIND_KEYS if key in found), named[1] if named else None)
+    return None if kind is None or _word(kind) in WORDS else " ".join(kind.split())
 
 
 def _final_part(text: str) -> str:
@@ -228,8 +308,14 @@ def _keyed(text: str) -> list[tuple[str, object]]:
 
 def _objects(text: str) -> list[list[tuple[str, object]]]:
     """Return the (key, value) pairs that are labels, per JSON object or Python dict, nested ones included, repeats kept."""
-    objects: list[list[tuple[str, object]]] = []
-    pairs: list[tuple[str, object]] = []
+    labels = [[(_key(key), value) for key, value in pairs if _key(key) in KEYS] for pairs in _all_pairs(text)]
+    return [pairs for pairs in labels if pairs]
+
+
+def _all_pairs(text: str) -> list[list[tuple[object, object]]]:
+    """Return all (key, value) pairs per JSON object or Python dict of a text."""
+    objects: list[list[tuple[object, object]]] = []
+    pairs: list[tuple[object, object]] = []
     decoder = json.JSONDecoder(object_pairs_hook=lambda found: pairs.extend(found) or dict(found), strict=False)
     place, tries = text.find("{"), 0
     while place >= 0 and tries < 64:  # enough for any answer, bounded for a hostile one
@@ -238,8 +324,7 @@ def _objects(text: str) -> list[list[tuple[str, object]]]:
             _, end = decoder.raw_decode(text, place)
         except (ValueError, RecursionError):
             end = _python_dict(text, place, pairs)
-        labels = [(key, value) for key, value in ((_key(key), value) for key, value in pairs) if key in KEYS]
-        objects += [labels] if labels else []
+        objects += [list(pairs)] if pairs else []
         place, tries = text.find("{", max(end, place + 1)), tries + 1
     return objects
 

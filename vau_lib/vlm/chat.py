@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.video_utils import VideoMetadata
 
+from vau_lib.compression.token_pruning import TokenPrunedModel
 from vau_lib.vlm.models import VLM
 
 MAX_FRAMES = 32  # images in one prompt; the released system hands over 12
 IMAGE_TOKEN = "<image>"  # stands for one frame in a prompt, whatever the family calls it
 IGNORED = -100  # label of a token that is given, not learned
+EVEN_TOLERANCE = 0.5  # of a step, by which a frame of a video may be off its time: frames are chosen among those there are
 TIME_TOLERANCE_S = 1e-6  # times that differ by less are equal
 IMAGE_INPUTS = ("pixel_values", "image_grid_thw")
 VIDEO_INPUTS = ("pixel_values_videos", "video_grid_thw")
@@ -68,6 +70,7 @@ def encode(
     max_frames: int = MAX_FRAMES,
     max_new_tokens: int = 0,
     as_video: bool = False,
+    max_pixels: int | None = None,
 ) -> dict[str, Tensor]:
     """Return one sample, a batch of 1: the tensors of frames and a question, and labels where an answer is given.
 
@@ -80,21 +83,25 @@ def encode(
         max_frames: more frames are refused.
         max_new_tokens: tokens that must still fit behind the prompt.
         as_video: give evenly spaced frames as one video (Qwen only).
+        max_pixels: largest area of a frame, which is made smaller (Qwen only); the processor's own by default.
 
     Raises ValueError in one line for too many frames, a prompt beyond the context, an empty answer.
     """
     check_frames(frames, max_frames)
+    if max_pixels is not None and vlm.family == "internvl":
+        raise ValueError(f"max_pixels is for Qwen2.5-VL and Qwen3-VL; {vlm.family} has one size of frames")
     if as_video:
-        inputs = _encode_video(vlm, frames, question, times_s)
+        inputs = _encode_video(vlm, frames, question, times_s, max_pixels)
     else:
         text = frame_prompt(len(frames), question, times_s=times_s, released=released)
         text = _chat_template(vlm, question, text.replace(IMAGE_TOKEN, _placeholder(vlm)))
-        inputs = vlm.processor(images=to_images(frames), text=[text], return_tensors="pt", **_one_tile(vlm))
+        size = {"images_kwargs": {"size": _area(vlm.processor.image_processor, max_pixels)}} if max_pixels else {}
+        inputs = vlm.processor(images=to_images(frames), text=[text], return_tensors="pt", **_one_tile(vlm), **size)
     inputs = {key: value for key, value in inputs.items() if isinstance(value, Tensor)}
     if answer is not None:
         inputs = _append_answer(vlm, inputs, answer)
     needed = inputs["input_ids"].shape[1] + max_new_tokens
-    if needed > vlm.context_length:
+    if needed > vlm.context_length and not isinstance(vlm.model, TokenPrunedModel):  # which counts what it keeps
         raise ValueError(
             f"{len(frames)} frames and the question need {needed} tokens with the answer, "
             f"{vlm.name} has {vlm.context_length}: take fewer frames or smaller ones"
@@ -188,20 +195,33 @@ def _chat_template(vlm: VLM, question: str, text: str) -> str:
     return vlm.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
 
-def _encode_video(vlm: VLM, frames: np.ndarray, question: str, times_s) -> dict:
+def _area(processor, max_pixels: int, frames: int = 1) -> dict[str, int]:
+    """Return a processor's smallest and largest area with another largest one; `frames` where it counts a whole video."""
+    size = {"shortest_edge": processor.size["shortest_edge"], "longest_edge": max_pixels * frames}
+    return size | {"shortest_edge": min(size.values())}
+
+
+def _encode_video(vlm: VLM, frames: np.ndarray, question: str, times_s, max_pixels: int | None) -> dict:
     """Encode evenly spaced frames as one video: pairs of frames share tokens, their times go in as positions."""
     if vlm.family == "internvl":
         raise ValueError(f"as_video is for Qwen2.5-VL and Qwen3-VL; {vlm.family} reads frames as images")
     if times_s is None or len(frames) < 2:
         raise ValueError("as_video needs times_s and two frames or more: without a clock positions are wrong")
-    steps = np.diff(_rising(times_s, len(frames)))
-    if steps.min() <= 0 or np.ptp(steps) > 0.1 * steps.mean():
+    times = np.array(_rising(times_s, len(frames)))
+    steps, even = np.diff(times), np.linspace(times[0], times[-1], len(times))
+    if steps.min() <= 0 or np.abs(times - even).max() > EVEN_TOLERANCE * steps.mean():
         raise ValueError(f"as_video needs evenly spaced frames, got steps from {steps.min():.2f} to {steps.max():.2f} s")
     fps, count = float(1 / steps.mean()), len(frames)
     text = _chat_template(vlm, question, f"<|vision_start|>{vlm.processor.video_token}<|vision_end|>{question}")
     metadata = VideoMetadata(total_num_frames=count, fps=fps, duration=count / fps, frames_indices=list(range(count)))
+    processor = vlm.processor.video_processor
+    options = {"do_sample_frames": False}
+    if getattr(processor, "cap_pixels_per_frame", False) is None:
+        options["cap_pixels_per_frame"] = True  # as the authors' own reader does; the library warns until it is its default
+    if max_pixels:
+        options["size"] = _area(processor, max_pixels, count if vlm.family == "qwen3_vl" else 1)
     return vlm.processor(
-        videos=[torch.stack(to_images(frames))], text=[text], return_tensors="pt", video_metadata=[metadata], do_sample_frames=False
+        videos=[torch.stack(to_images(frames))], text=[text], return_tensors="pt", video_metadata=[metadata], **options
     )
 
 

@@ -9,6 +9,7 @@
 """
 
 import base64
+import email.utils
 import errno
 import http.client
 import io
@@ -34,6 +35,18 @@ MAX_ANSWER = 2**24  # bytes; an answer of text has a few thousand
 
 class AnswerError(ValueError):
     """No usable answer; the message is one line and holds no key."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a service answered: text, its tokens and their log-probabilities where it gives them, tokens read, why it ended."""
+
+    text: str
+    tokens: tuple[str, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    prompt_tokens: int | None = None
+    new_tokens: int | None = None
+    cut: bool = False  # by the limit of tokens or by a filter
 
 
 @dataclass(frozen=True)
@@ -63,9 +76,27 @@ class Endpoint:
 
     def __call__(self, prompt: str, frames: Sequence[np.ndarray] = ()) -> str:
         """Ask; `frames` uint8 (H, W, 3) go along as JPEG. AnswerError after the last try, or at once where trying is useless."""
-        content = [{"type": "text", "text": prompt}] + [_jpeg(frame) for frame in frames]
-        message = {"role": "user", "content": content if frames else prompt}
-        body = {"model": self.model, "messages": [message], "max_tokens": self.max_tokens, "temperature": 0}
+        parts = [{"type": "text", "text": prompt}] + [_jpeg(frame) for frame in frames]
+        return self.reply(parts if frames else prompt).text
+
+    def reply(self, content: str | list[dict], *, max_tokens: int | None = None, logprobs: bool = False) -> Reply:
+        """Ask with the content of one message, parts of text and pictures (`prompt_parts`); AnswerError as above.
+
+        A service that refuses `logprobs` (HTTP 400 or 422) is asked once more without.
+        """
+        message = {"role": "user", "content": content}
+        body = {"model": self.model, "messages": [message], "max_tokens": max_tokens or self.max_tokens, "temperature": 0}
+        if logprobs:
+            try:
+                return self._tried(body | {"logprobs": True})
+            except _Unfit:
+                pass
+        try:
+            return self._tried(body)
+        except _Unfit as error:
+            raise AnswerError(str(error)) from None
+
+    def _tried(self, body: dict) -> Reply:
         for attempt in range(1, self.tries + 1):
             try:
                 return self._send(json.dumps(body).encode())
@@ -76,7 +107,7 @@ class Endpoint:
                 self.sleep(min(wait, self.longest_pause_s))
         raise AssertionError("unreachable")
 
-    def _send(self, body: bytes) -> str:
+    def _send(self, body: bytes) -> Reply:
         headers = self._headers()
         try:
             status, wait, answer = _post(f"{self.base_url.rstrip('/')}/chat/completions", body, headers, self.timeout_s)
@@ -84,6 +115,8 @@ class Endpoint:
                 line = f"HTTP {status} {http.client.responses.get(status, '')}".rstrip()  # not the server's own words
                 if status in TRY_AGAIN:
                     raise _TryAgain(line, _seconds(wait))
+                if status in (400, 422):
+                    raise _Unfit(f"{self.label}: {line}")
                 raise AnswerError(f"{self.label}: {line}")
             content = artifacts.parse_json(answer)
         except AnswerError:
@@ -93,12 +126,16 @@ class Endpoint:
             reason = "timed out" if timed_out else error.strerror if isinstance(error, OSError) else ""
             raise _TryAgain(f"{type(error).__name__}{f': {reason}' if reason else ''}") from None
         try:
-            text = content["choices"][0]["message"]["content"]
+            choice = content["choices"][0]
+            text = choice["message"]["content"]
         except (KeyError, IndexError, TypeError):
-            text = None
+            choice, text = {}, None
         if not isinstance(text, str) or not text.strip():
             raise AnswerError(f"{self.label}: the response holds no text in choices[0].message.content")
-        return text.strip()
+        usage, tokens = content.get("usage"), _token_logprobs(choice.get("logprobs"))
+        counts = [usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens")]
+        counts = [count if isinstance(count, int) else None for count in counts]
+        return Reply(text.strip(), *tokens, *counts, cut=choice.get("finish_reason") in ("length", "content_filter"))
 
     def _headers(self) -> dict[str, str]:
         headers = {"Content-Type": "application/json"}
@@ -155,6 +192,10 @@ class _TryAgain(Exception):
         self.wait_s = wait_s
 
 
+class _Unfit(Exception):
+    """The service does not take this request."""
+
+
 def _post(address: str, body: bytes, headers: Mapping[str, str], timeout_s: float) -> tuple[int, str | None, bytes]:
     """Return (status, Retry-After, answer) of one request, finished after `timeout_s` whatever the server does."""
     url = urlsplit(address)
@@ -190,11 +231,38 @@ def _post(address: str, body: bytes, headers: Mapping[str, str], timeout_s: floa
 
 
 def _seconds(text: str | None) -> float | None:
+    """Return the seconds of a Retry-After header: a number or a date; None where it says neither."""
     try:
         seconds = float(text)
         return max(0.0, seconds) if seconds < float("inf") else None
     except (TypeError, ValueError):  # absent, or a date
+        pass
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
+    except (TypeError, ValueError, OverflowError):
         return None
+
+
+def _token_logprobs(given: object) -> tuple[tuple[str, ...], tuple[float, ...]]:
+    """Return tokens and log-probabilities of a choice's `logprobs`; both empty where they are not all there."""
+    try:
+        pairs = [(entry["token"], float(entry["logprob"])) for entry in given["content"]]
+    except (KeyError, TypeError, ValueError):
+        return (), ()
+    if not all(isinstance(token, str) for token, _ in pairs):
+        return (), ()
+    return tuple(token for token, _ in pairs), tuple(logprob for _, logprob in pairs)
+
+
+def prompt_parts(prompt: str, frames: Sequence[np.ndarray], mark: str) -> list[dict]:
+    """Return a prompt as parts of a message: a picture of frames uint8 (H, W, 3) in the place of every `mark`."""
+    texts = prompt.split(mark)
+    if len(texts) != len(frames) + 1:
+        raise ValueError(f"{len(frames)} frames need as many places in the prompt, it has {len(texts) - 1}")
+    parts = [{"type": "text", "text": texts[0]}]
+    for frame, text in zip(frames, texts[1:], strict=True):
+        parts += [_jpeg(frame), {"type": "text", "text": text}]
+    return [part for part in parts if part.get("text") != ""]
 
 
 def _jpeg(frame: np.ndarray) -> dict:

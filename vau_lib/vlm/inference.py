@@ -1,6 +1,8 @@
 """Asking a vision-language model: batched generation with a cost estimate, the three questions of Holmes-VAU, accuracy.
 
-- tokens and memory are counted and logged before anything is generated; nothing runs beyond the context or the frame cap
+- tokens and memory are counted and logged before anything is generated, after pruning where tokens are pruned; nothing runs
+  beyond the context or the frame cap
+- the probability of each token of an answer is kept on request: how sure a verdict is
 - judgement, description and analysis are three prompts: asked for all at once, the released model answers one of them
 - frames go through the vision tower once, and their visual tokens serve all three prompts
 - a toy's answers carry a label that says toy
@@ -16,9 +18,10 @@ import numpy as np
 import torch
 from scipy.stats import binomtest
 from torch import Tensor
-from transformers import TextStreamer
+from transformers import LogitsProcessor, LogitsProcessorList, TextStreamer
 
-from vau_lib.data import video
+from vau_lib.compression.token_pruning import Selection, TokenPrunedModel
+from vau_lib.data import answer_parsing, video
 from vau_lib.data.answer_parsing import parse_verdict
 from vau_lib.vlm import chat
 from vau_lib.vlm.instruction_data import InstructionSamples
@@ -77,8 +80,25 @@ class Explanation:
     seconds: float
 
 
-def cost(vlm: VLM, batch: dict[str, Tensor], max_new_tokens: int) -> Cost:
+@dataclass(frozen=True)
+class Answer:
+    """One answer: its text, the probability of its verdict's tokens (None without a verdict), tokens read and generated.
+
+    `cut` says that the limit ended it, not the model. `confidence` is the product of the probabilities of the words that state
+    the verdict: of the label in JSON, of "An anomaly exists" in a sentence.
+    """
+
+    text: str
+    confidence: float | None
+    prompt_tokens: int
+    new_tokens: int
+    cut: bool
+
+
+def cost(vlm: VLM, batch: dict[str, Tensor], max_new_tokens: int, selection: Selection | None = None) -> Cost:
     """Estimate what generating up to `max_new_tokens` after this batch takes; the cache is exact.
+
+    With the `selection` of a model that prunes tokens only those that are read count.
 
     Cache: 2 x layers x key-value heads x head width x tokens x batch. Activations: the widest layer's over the prompt
     and over the vision tower's patches (MLP and residual), which is the peak of one forward pass.
@@ -90,7 +110,10 @@ def cost(vlm: VLM, batch: dict[str, Tensor], max_new_tokens: int) -> Cost:
     per_token = 2 * text.num_hidden_layers * text.num_key_value_heads * head * size
     visual = int(sum((batch["input_ids"] == token).sum() for token in vlm.visual_token_ids))
     vision = model.config.vision_config
-    patches = visual * _patches_per_token(vlm)
+    encoded = visual
+    if selection is not None:
+        prompt, visual, encoded = selection.read, selection.visual, selection.encoded
+    patches = encoded * _patches_per_token(vlm)
     activations = batch_size * prompt * (2 * text.intermediate_size + 4 * text.hidden_size)
     activations = max(activations, patches * (2 * vision.intermediate_size + 4 * vision.hidden_size))
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
@@ -106,7 +129,6 @@ def _patches_per_token(vlm: VLM) -> int:
     return config.vision_config.spatial_merge_size**2
 
 
-@torch.inference_mode()
 def generate(
     vlm: VLM,
     samples: Sequence[dict[str, Tensor]],
@@ -119,21 +141,89 @@ def generate(
     """Answer samples of `chat.encode` as one batch, greedily unless `options` for transformers' generate say otherwise.
 
     `tokens` are the visual tokens of the frames that all samples show: the vision tower is not called again. `log`
-    gets tokens and memory before anything runs. ValueError where a prompt and its answer do not fit the context.
+    gets tokens and memory before anything runs. ValueError where a prompt and its answer do not fit the context; of a model that
+    prunes tokens only those that are read count.
     """
+    ids, length, _ = _generate(vlm, samples, max_new_tokens, tokens, log, options)
+    return chat.decode(vlm, ids[:, length:])
+
+
+def generate_answers(
+    vlm: VLM, samples: Sequence[dict[str, Tensor]], *, max_new_tokens: int = 128, log: Log | None = print, **options
+) -> list[Answer]:
+    """Answer like `generate`, one answer per sample, with the confidence of its verdict and the tokens it took."""
+    recorder = TokenLogprobs()
+    options = {"logits_processor": LogitsProcessorList([recorder]), **options}
+    ids, length, read = _generate(vlm, samples, max_new_tokens, None, log, options)
+    new = ids[:, length:]
+    logprobs = recorder.of(new).tolist()
+    ends = {vlm.tokenizer.eos_token_id, vlm.tokenizer.pad_token_id}
+    configured = getattr(vlm.model.generation_config, "eos_token_id", None)
+    ends |= set(configured if isinstance(configured, list) else [configured])
+    answers = []
+    for row, row_logprobs, count in zip(new.tolist(), logprobs, read, strict=True):
+        size = next((place for place, token in enumerate(row) if token in ends), len(row))
+
+        def prefix(number: int, row=row) -> str:
+            return vlm.tokenizer.decode(row[:number], skip_special_tokens=True)
+
+        words = answer_parsing.verdict_tokens(prefix, size)
+        confidence = None if words is None else float(np.exp(sum(row_logprobs[place] for place in words)))
+        text = chat.decode(vlm, torch.tensor([row]))[0]
+        answers.append(Answer(text, confidence, count, size, size == len(row) == max_new_tokens))
+    return answers
+
+
+@torch.inference_mode()
+def _generate(vlm, samples, max_new_tokens, tokens, log, options) -> tuple[Tensor, int, list[int]]:
+    """Return ids (B, L + new), the prompt's length L with padding, and how many tokens of each prompt are read."""
     batch = chat.collate_prompts(vlm, samples)
     length = batch["input_ids"].shape[1]
-    if length + max_new_tokens > vlm.context_length:
+    pruned, selection = isinstance(vlm.model, TokenPrunedModel), None
+    if not pruned and length + max_new_tokens > vlm.context_length:
         raise ValueError(f"{length} tokens and {max_new_tokens} new ones exceed the {vlm.context_length} of {vlm.name}")
-    if log is not None:
-        log(f"{vlm.label}: {cost(vlm, batch, max_new_tokens)}")
-    settings = dict(do_sample=False, max_new_tokens=max_new_tokens, suppress_tokens=vlm.visual_token_ids) | options
     vlm.model.eval()
+    read, settings = batch["attention_mask"], dict(do_sample=False, max_new_tokens=max_new_tokens)
+    settings |= dict(suppress_tokens=vlm.visual_token_ids) | options
     if tokens is not None:
         del batch["pixel_values"]
         settings["mm_encoder_outputs"] = chat.encoder_outputs(vlm, tuple(tokens) * len(samples))
-    ids = vlm.model.generate(**chat.to_model(vlm, batch), **settings)
-    return chat.decode(vlm, ids[:, length:])
+    moved = chat.to_model(vlm, batch)
+    if pruned and (selection := vlm.model.select(**moved)) is not None:
+        settings["selection"], read = selection, selection.keep
+        if selection.read + max_new_tokens > vlm.context_length:
+            raise ValueError(
+                f"{selection.read} tokens that are read of {length}, and {max_new_tokens} new ones exceed the "
+                f"{vlm.context_length} of {vlm.name}: lower keep_ratio or show fewer frames"
+            )
+    if log is not None:
+        log(f"{vlm.label}: {cost(vlm, batch, max_new_tokens, selection)}")
+    ids = vlm.model.generate(**moved, **settings)
+    return ids, length, read.sum(1).tolist()
+
+
+class TokenLogprobs(LogitsProcessor):
+    """Keeps the log-probability of every token that is chosen, after all other processors; only one step's scores wait."""
+
+    def __init__(self):
+        self.done: list[Tensor] = []
+        self.waiting: Tensor | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if self.waiting is not None:
+            self._choose(input_ids[:, -1])
+        self.waiting = scores.float().log_softmax(-1)
+        return scores
+
+    def _choose(self, ids: Tensor) -> None:
+        self.done.append(self.waiting.gather(1, ids[:, None].to(self.waiting.device))[:, 0].cpu())
+        self.waiting = None
+
+    def of(self, ids: Tensor) -> Tensor:
+        """Return the log-probabilities of the tokens that were generated, ids (B, N) -> (B, N)."""
+        if self.waiting is not None:
+            self._choose(ids[:, -1])
+        return torch.stack(self.done, 1)
 
 
 class AnswerStreamer(TextStreamer):
