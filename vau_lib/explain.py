@@ -212,7 +212,7 @@ def explain_video(
     clock.append(time.perf_counter())
     tokens = _visual_tokens(sampled, tower, index, reuse=reuse)
     clock.append(time.perf_counter())
-    frames, times_s = video.read_frames(path, index), video.frame_times(path)
+    frames, times_s = video.read_frames(path, index, reader="pyav"), video.frame_times(path)
     explanation = inference.explain(vlm, frames, times_s[index].round(3), tokens=tokens, max_new_tokens=max_new_tokens, log=log)
     clock.append(time.perf_counter())
     return ExplainedVideo(
@@ -284,7 +284,7 @@ def _visual_tokens(sampled: frame_features.FrameFeatures, tower: VisionTower, in
     if reuse and not (index % sampled.stride).any():
         tokens = sampled.tokens(index // sampled.stride)
         return tokens.to(tower.vlm.model.device, tower.vlm.model.dtype)
-    return tower.encode_frames(video.read_frames(sampled.path, index))[1]
+    return tower.encode_frames(video.read_frames(sampled.path, index, reader="pyav"))[1]
 
 
 def figure(explained: ExplainedVideo, *, events: Sequence[records.Span] = (), note: str = ""):
@@ -295,7 +295,7 @@ def figure(explained: ExplainedVideo, *, events: Sequence[records.Span] = (), no
     explanation, end_s = explained.explanation, max(explained.end_s, 1e-3)  # a single frame ends at 0
     grid_s = np.linspace(0, end_s, GRID)
     places = np.searchsorted(explained.times_s, grid_s, side="right").clip(1) - 1  # a score holds to the next
-    frames = video.read_frames(explained.path, explained.chosen_index)
+    frames = video.read_frames(explained.path, explained.chosen_index, reader="pyav")
     step = max(1, max(frames.shape[1:3]) // PICTURE_SIDE)
     counts = f"{len(explained.index)} frames scored, {len(frames)} shown"
     plot = timeline.scores(

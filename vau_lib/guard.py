@@ -81,7 +81,7 @@ def sources(where: str | Path) -> list[tuple[str, Path]]:
     if where.suffix == ".jsonl":
         return [(record.id, records.locate(record, where.parent)) for record in records.read_records(where)]
     if where.is_dir():
-        paths = sorted(path for path in where.rglob("*") if path.suffix.lower() in video.VIDEO_SUFFIXES)
+        paths = sorted(path for path in where.rglob("*") if video.is_video_name(path))
         if not paths:
             raise ValueError(f"{where} holds no video ({', '.join(sorted(video.VIDEO_SUFFIXES))})")
         return [(_printable(path.relative_to(where)), path) for path in paths]

@@ -227,17 +227,18 @@ def run(
 ) -> dict[str, str]:
     """Annotate every record into `out`/<id>.json, whole or not at all; return {id: error line} of those that failed.
 
-    A video done before with the same `facts` (writer, seeds) is kept. Failures end their own video only.
+    A video done before with the same `facts` (writer, seeds) and the same record is kept. Failures end their own video only.
     """
     out, failed = Path(out), {}
     known = json.loads(json.dumps(facts))
     for record in records:
         try:
             place = artifacts.inside(out, f"{record.id}.json")
-            if place.exists() and artifacts.read_json(place, dict).get("facts") == known:
+            made_of = {"facts": known, "record": json.loads(json.dumps(asdict(record)))}
+            if place.exists() and artifacts.read_json(place, dict).items() >= made_of.items():
                 continue
             rows = work(record)
-            artifacts.write_json(place, {"facts": known, "rows": [asdict(row) for row in rows]})
+            artifacts.write_json(place, made_of | {"rows": [asdict(row) for row in rows]})
         except (ValueError, OSError) as error:
             failed[record.id] = artifacts.one_line(error)
     return failed

@@ -184,7 +184,7 @@ def measured(records: Iterable[VideoRecord], root: str | Path) -> list[VideoReco
     What is missing or does not open stays as it was: `check` reports it.
     """
     root = Path(root).resolve()  # as `locate` does
-    files = sorted(path for path in root.rglob("*") if path.suffix.lower() in video.VIDEO_SUFFIXES)
+    files = sorted(path for path in root.rglob("*") if video.is_video_name(path))
     places = {key: path for path in reversed(files) for key in (path.stem, path.name)}
     found = []
     for record in records:
@@ -458,7 +458,7 @@ def _opens(item: tuple[VideoRecord, Path]) -> bool:
     path = locate(*item)
     if not path.exists():
         return False
-    video.read_frames(path, [video.probe(path).num_frames - 1])
+    video.read_frames(path, [video.probe(path).num_frames - 1], reader="pyav")
     return True
 
 

@@ -2,6 +2,8 @@
 
 - headers may give wrong counts and rates; `video_index` makes the list of frames shown, every reader is held to it
 - decord reads where it is certain to find a frame (closed groups of pictures in mp4 and Matroska), PyAV reads the rest
+- decord, which brings an FFmpeg of 2018 along, is the default for data sets that are known; what anybody may send (`vau guard`,
+  `explain`, `check`, a service's video) is read by PyAV, with the same bits
 - gray frames (for XFeat) are made without colour pixels: PyAV's planes are summed, half of decord's time, the same bits
 A folder of numbered images is a video too (UCSD Ped2, Avenue, ShanghaiTech come so).
 """
@@ -9,14 +11,16 @@ A folder of numbered images is a video too (UCSD Ped2, Avenue, ShanghaiTech come
 import os
 import re
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
 
 import av
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from vau_lib.data import video_index, video_readers
 from vau_lib.data.video_index import FOLDER_FPS, VideoError, VideoInfo
@@ -38,6 +42,11 @@ def probe(path: str | Path) -> VideoInfo:
             width, height = first.size
         return VideoInfo(FOLDER_FPS, len(images), height, width, len(images) / FOLDER_FPS)
     return video_index.track(path).info
+
+
+def is_video_name(path: Path) -> bool:
+    """Return whether a file is called as a video; what a killed copy or download left (.name-x3f.mp4) is not."""
+    return path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith(".")
 
 
 def frame_times(path: str | Path) -> np.ndarray:
@@ -83,7 +92,7 @@ def read_frames(path: str | Path, index: Sequence[int], *, reader: str = "auto")
     wanted, order = np.unique(index, return_inverse=True)
     if Path(path).is_dir():
         images = _images(path)
-        return np.stack([_pixels(images[place]) for place in wanted])[order]
+        return np.stack(list(_all_pixels([images[place] for place in (0, *wanted)]))[1:])[order]
     return _read(video_index.track(path), wanted, reader)[0][order]
 
 
@@ -118,8 +127,8 @@ def gray_frames(path: str | Path) -> Iterator[np.ndarray]:
     of making (H, W, 3) frames first. VideoError as `read_frames`.
     """
     if Path(path).is_dir():
-        for image in _images(path):
-            yield _pixels(image).mean(-1, dtype=np.float32)
+        for pixels in _all_pixels(_images(path)):
+            yield pixels.mean(-1, dtype=np.float32)
         return
     track = video_index.track(path)
     for frame in video_readers.read_av(track, range(len(track.pts))):
@@ -135,7 +144,7 @@ def live(source: str | Path, *, timeout_s: float = 10.0) -> Iterator[tuple[float
     """
     source = os.fspath(source)
     if not (source.isdigit() or "://" in source):
-        frames = map(_pixels, _images(source)) if Path(source).is_dir() else _rgb_frames(source)
+        frames = _all_pixels(_images(source)) if Path(source).is_dir() else _rgb_frames(source)
         yield from zip(frame_times(source).tolist(), frames, strict=True)
         return
     name, problem = source_name(source), None
@@ -208,22 +217,43 @@ def _rgb_frames(path: str) -> Iterator[np.ndarray]:
 
 
 def _images(folder: str | Path) -> list[Path]:
-    found = sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    try:
+        paths = [path for path in Path(folder).iterdir() if not path.name.startswith(".")]  # what a killed copy left
+    except OSError as error:
+        raise VideoError(f"{video_index.short_name(folder)}: cannot be read: {error.strerror}") from error
+    found = sorted(path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES)
     if not found:
         raise VideoError(f"{video_index.short_name(folder)}: a folder without images is no video")
     return found
 
 
-def _open_image(path: Path) -> Image.Image:
+@contextmanager
+def _open_image(path: Path) -> Iterator[Image.Image]:
+    """Open an image; a broken one fails in any way Pillow has (OSError, SyntaxError, a bomb), and always as a VideoError here."""
     try:
-        return Image.open(path)
-    except (UnidentifiedImageError, OSError) as error:
-        raise VideoError(f"{video_index.short_name(path)}: not a readable image") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                yield image
+    except Exception as error:
+        reason = "more pixels than a picture has" if "Bomb" in type(error).__name__ else "not a readable image"
+        raise VideoError(f"{video_index.short_name(path)}: {reason}") from error
 
 
-def _pixels(path: Path) -> np.ndarray:
+def _pixels(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Return an image (H, W, 3); VideoError where it has another `size` (W, H) than its folder's first."""
     with _open_image(path) as image:
-        return np.asarray(image.convert("RGB"))
+        found, pixels = image.size, np.asarray(image.convert("RGB")) if size in (None, image.size) else None
+    if pixels is None:
+        raise VideoError(f"{video_index.short_name(path)}: pictures change from {size[0]}x{size[1]} to {found[0]}x{found[1]}")
+    return pixels
+
+
+def _all_pixels(images: Sequence[Path]) -> Iterator[np.ndarray]:
+    """Yield images of one size, that of the folder's first."""
+    with _open_image(images[0]) as first:
+        size = first.size
+    return (_pixels(image, size) for image in images)
 
 
 def chunks(items: Iterable, size: int) -> Iterator[list]:

@@ -3,9 +3,11 @@
 - a feature summarises a snippet of frames (16 by default); it is what every detector here reads
 - optical flow says how things move and needs no training: a baseline that a learned score must beat
 - the folder's made_by.json says which encoder and weights made the features; another recipe is refused
+- sources.jsonl says of which bytes a video's features are; where the video is another one now, they are made again
 Weights: an explicit path, the folder $VAU_WEIGHTS, torch hub's cache, then the hub; random only when asked for by name.
 """
 
+import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -22,6 +24,8 @@ from vau_lib.features.image_encoders import CLIPEncoder, EfficientNetLiteEncoder
 from vau_lib.features.optical_flow import FlowEncoder
 from vau_lib.features.xfeat import XFeatEncoder
 from vau_lib.workspace import artifacts, parallel
+
+SOURCES = "sources.jsonl"
 
 
 @dataclass(frozen=True)
@@ -79,8 +83,9 @@ def extract(
 ) -> Extraction:
     """Write `<folder>/<id>.npy`, (T, D) float32, for every record, and `made_by.json`; go on where a run was killed.
 
-    Finished videos are kept when the folder was made the same way (StoreError otherwise), so at most the videos in flight
-    are done again. A video that cannot be read is listed in `skipped` with its one-line reason; the rest goes on.
+    Finished videos are kept when the folder was made the same way (StoreError otherwise) and the video holds the same bytes, so
+    at most the videos in flight are done again. A video that cannot be read is listed in `skipped` with its one-line reason; the
+    rest goes on.
     """
     wanted = recipe.made_by()
     if (folder / "made_by.json").exists():
@@ -89,13 +94,15 @@ def extract(
         artifacts.write_made_by(folder, **wanted)
     started = time.perf_counter()
     tasks = [_Task(record, Path(root), Path(folder), recipe) for record in video_records]
-    todo = [task for task in tasks if not _has_features(task.folder, task.record.id)]
+    made_of = _sources(Path(folder))
+    todo = [task for task in tasks if not _is_done(task, made_of)]
     encoded, features, frames, skipped = 0, 0, 0, []
     for task, done, error in parallel.map_videos(_extract_one, todo, engine=engine, workers=workers, desc=recipe.encoder):
         if error:
             skipped.append(error if task.record.id in error else f"{task.record.id}: {error}")
         else:
             encoded, features, frames = encoded + 1, features + done[0], frames + done[1]
+            artifacts.append_json_line(Path(folder) / SOURCES, {"id": task.record.id, **done[2]})
     seconds = time.perf_counter() - started
     return Extraction(encoded, len(tasks) - len(todo), tuple(sorted(skipped)), features, frames, seconds)
 
@@ -108,10 +115,12 @@ def load(folder: Path, video_records: Sequence[records.VideoRecord], **wanted: o
 
 def feature_path(folder: Path, video_id: str) -> Path:
     """Return the file of a video's features; ids may hold folders ("Robbery/Robbery102") but may not climb."""
-    place = Path(folder) / f"{video_id}.npy"
-    if not place.resolve().is_relative_to(Path(folder).resolve()):
-        raise records.RecordError(f"{video_id}: the id leaves the feature folder")
-    return place
+    try:
+        return artifacts.inside(folder, f"{video_id}.npy")
+    except artifacts.StoreError as error:
+        raise records.RecordError(
+            f"{artifacts.one_line(video_id, 80)}: the id leaves the feature folder, or names no file: {error}"
+        ) from None
 
 
 def _has_features(folder: Path, video_id: str) -> bool:
@@ -132,6 +141,50 @@ class _Task:
     def target(self) -> Path:
         return feature_path(self.folder, self.record.id)
 
+    @property
+    def augmented(self) -> bool:
+        return bool(self.recipe.augmentation) and self.record.split == "train"
+
+
+def _sources(folder: Path) -> dict[str, dict] | None:
+    """Return {id: what its features were made of}, None for a folder older than that note."""
+    path = folder / SOURCES
+    rows = [row for _, row in artifacts.json_lines(path, cut_off=True)] if path.is_file() else None
+    return rows if rows is None else {row["id"]: row for row in rows if isinstance(row, dict) and isinstance(row.get("id"), str)}
+
+
+def _is_done(task: _Task, made_of: dict[str, dict] | None) -> bool:
+    """Return whether a video has features of the bytes it holds now; without the video, whether it has any."""
+    if not _has_features(task.folder, task.record.id):
+        return False
+    try:
+        path = records.locate(task.record, task.root)
+        if not path.exists():
+            return True
+        if made_of is None:  # the change of a file's place in time cannot be forged, unlike its date
+            return task.target.stat().st_mtime > path.stat().st_ctime
+        note = made_of.get(task.record.id, {})
+        if note.get("augmented") != task.augmented:
+            return False
+        return note.get("stat") == _stat(path) or note.get("sha256") == _content(path)
+    except (ValueError, OSError):
+        return False
+
+
+def _stat(path: Path) -> list:
+    """Return what changes with a file's bytes: size, both times, number; for a folder of images of all of them together."""
+    parts = [path, *sorted(path.iterdir())] if path.is_dir() else [path]
+    found = [(part.name, status.st_size, status.st_mtime_ns, status.st_ctime_ns) for part in parts for status in [part.stat()]]
+    return list(found[0]) if len(found) == 1 else [hashlib.sha256(repr(found).encode()).hexdigest()]
+
+
+def _content(path: Path) -> str:
+    """Return the sha256 of a video's bytes; of a folder of images, of their names and sha256."""
+    if not path.is_dir():
+        return artifacts.sha256(path)
+    lines = [f"{artifacts.sha256(part)}  {part.name}\n" for part in sorted(path.iterdir()) if part.is_file()]
+    return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+
 
 @lru_cache(maxsize=2)
 def _built(recipe: Recipe) -> XFeatEncoder | FlowEncoder | CLIPEncoder | SqueezeNetEncoder:
@@ -140,20 +193,24 @@ def _built(recipe: Recipe) -> XFeatEncoder | FlowEncoder | CLIPEncoder | Squeeze
     return ENCODERS[recipe.encoder](**dict(recipe.options))
 
 
-def _extract_one(task: _Task) -> tuple[int, int]:
+def _extract_one(task: _Task) -> tuple[int, int, dict]:
     torch.set_num_threads(1)  # parallel over videos, not inside one
     path = records.locate(task.record, task.root)
+    task.target.unlink(missing_ok=True)  # of another video, or a kill came before its note
     num_frames = video.probe(path).num_frames
+    source = {"sha256": _content(path), "stat": _stat(path), "augmented": task.augmented}
     if num_frames < 2:
         raise video.VideoError(f"{task.record.id}: {num_frames} frame, nothing can move in it")
     encoder, recipe = _built(task.recipe), task.recipe
-    if recipe.augmentation and task.record.split == "train":
+    if task.augmented:
         changed = recipe.augmentation.gray_frames(path, task.record.id)
         features = np.stack(list(encoder.snippet_features(changed, recipe.snippet_frames)))
     else:
         features = np.stack(list(encoder.encode(path, recipe.snippet_frames)))
+    if _stat(path) != source["stat"] and _content(path) != source["sha256"]:
+        raise video.VideoError(f"{task.record.id}: it was changed while it was read")
     artifacts.save_array(task.target, features.astype(np.float32))
-    return len(features), num_frames
+    return len(features), num_frames, source
 
 
 def summary(done: Extraction) -> dict:

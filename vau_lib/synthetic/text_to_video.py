@@ -85,7 +85,7 @@ def verify(path: Path) -> video.VideoInfo:
     """Return what a video is; GenerationError where it is missing, cut off, or its first or last frame cannot be decoded."""
     try:
         info = video.probe(path)
-        video.read_frames(path, [0, info.num_frames - 1])
+        video.read_frames(path, [0, info.num_frames - 1], reader="pyav")
     except (video.VideoError, OSError) as error:
         raise GenerationError(f"{path.name} cannot be read to its end: {error}") from error
     return info

@@ -240,7 +240,7 @@ class AnswerStreamer(TextStreamer):
 def uniform_frames(path: str | Path, num_frames: int) -> tuple[np.ndarray, np.ndarray]:
     """Read the middles of `num_frames` equal parts of a video: frames uint8 (N, H, W, 3), times in seconds (N,)."""
     index = video.sample_index(video.probe(path).num_frames, num_frames)
-    return video.read_frames(path, index), video.frame_times(path)[index].round(3)
+    return video.read_frames(path, index, reader="pyav"), video.frame_times(path)[index].round(3)
 
 
 def explain(

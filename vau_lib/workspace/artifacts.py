@@ -360,13 +360,14 @@ def inside(root: str | Path, name: str | Path) -> Path:
     are no text, a part of more than 255 bytes.
     """
     text, root = str(name), Path(root)
-    shown = one_line(text, 80)
+    shown = one_line(text, 280)
     try:
         parts = [len(part.encode()) for part in text.split("/")]
     except UnicodeEncodeError:
         raise StoreError(f"{shown}: the name is no text") from None
-    if not text or "\0" in text or max(parts) > 255:
-        raise StoreError(f"{shown!r} is no name of a file: {'a zero byte' if chr(0) in text else 'empty or too long'}")
+    problems = {"empty": not text, "a zero byte": "\0" in text, "name too long": max(parts) > 255}
+    if problem := next((problem for problem, holds in problems.items() if holds), ""):
+        raise StoreError(f"{shown!r} is no name of a file: {problem}")
     place = root / PurePosixPath(text)
     if PurePosixPath(text).is_absolute() or not place.resolve().is_relative_to(root.resolve()):
         raise StoreError(f"path {shown!r} leaves its root {root.name}/")

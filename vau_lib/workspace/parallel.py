@@ -21,10 +21,11 @@ ENGINES = ("serial", "processes", "ray")
 
 
 def _attempt(fn: Callable, item: object) -> tuple[object, str | None]:
-    """Run one item; bad input (ValueError, OSError) becomes its one-line message, a defect of ours still raises."""
+    """Run one item; bad input (ValueError, OSError, what does not fit into memory) becomes its one-line message, a defect of
+    ours still raises."""
     try:
         return fn(item), None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, EOFError, MemoryError, OverflowError, RecursionError) as error:
         return None, artifacts.one_line(error, limit=600)
 
 
