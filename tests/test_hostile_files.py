@@ -67,7 +67,8 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
 @pytest.mark.parametrize(
     ("text", "reason"),
     [(BOMB, "alias"), ("a: &a {<<: *a}", "alias"), (DEEP, "nested deeper"), ("- " * 3000, "nested deeper"),
-     ("a: 2026-99-99", "month"), ("a: !!python/object/apply:os.system ['true']", "python/object"), ("a: [", "flow"), ("\x00", "special"),
+     ("a: 2026-99-99", "month"), ("a: !!python/object/apply:os.system ['true']", "python/object"),
+     ("a: [", "flow"), ("\x00", "special"),
      ("? [a]\n: 1", "unhashable")],
 )  # fmt: skip
 def test_yaml_is_plain_values(text, reason, tmp_path):
