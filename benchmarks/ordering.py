@@ -30,7 +30,7 @@ from vau_lib.workspace import presets
 
 SETS = {"train": (480, 0), "val": (160, 5001)}  # close-ups, seed
 START = finetuning.LoraPlan(learning_rate=3e-3, warmup_ratio=0.1, batch_size=16, log_steps=19, save_steps=10**9)
-PLAN = grpo.GRPOPlan(steps=120, questions=16, learning_rate=3e-4, temperature=0.3, max_new_tokens=16)
+PLAN = grpo.GRPOPlan(steps=120, questions=16, learning_rate=1.5e-4, updates=2, temperature=0.3, max_new_tokens=16)
 JUDGEMENT_FRACTION = 0.25  # of the questions
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from scored_answers import plain_logprobs, samples_of
 from transformers import (
     InternVLConfig,
     InternVLForConditionalGeneration,
@@ -19,7 +20,7 @@ from transformers import (
 from vau_lib import explain
 from vau_lib.compression import token_pruning
 from vau_lib.toy import tiny_vlm
-from vau_lib.vlm import chat, finetuning, inference, models
+from vau_lib.vlm import chat, finetuning, inference, models, policy
 from vau_lib.workspace import artifacts
 
 FRAMES = np.random.default_rng(0).integers(0, 255, (3, 112, 112, 3), dtype=np.uint8)
@@ -124,6 +125,20 @@ def test_it_has_places_for_an_adapter_and_explains_a_video(vlm, clip):
     found = [explain.explain_video(clip, vlm, explain.random_scorer(width), reuse=reuse, **options) for reuse in (True, False)]
     assert found[0].explanation.judgement == found[1].explanation.judgement
     assert found[0].explanation.description == found[1].explanation.description
+
+
+def test_what_is_scored_is_the_models_own_forward(vlm):
+    """For reinforcement: pictures, unlike numbers of them, and a video in one batch, where the family has video."""
+    samples = samples_of(vlm)
+    batch = chat.collate_prompts(vlm, samples)
+    torch.manual_seed(0)
+    tokens = policy.visual_tokens(vlm, batch)
+    answers = policy.sample_answers(vlm, batch, tokens, group_size=2, temperature=1.0, max_new_tokens=5)
+    with torch.inference_mode():
+        found = policy.logprobs(vlm, batch, tokens, answers, temperature=1.0)
+    for row in range(6):
+        count = int(answers.mask[row].sum())
+        assert torch.allclose(found[row, :count], plain_logprobs(vlm, samples[row // 2], answers.ids[row, :count]), atol=1e-4)
 
 
 def test_qwen3_reads_a_video_with_its_times_and_is_not_pruned():

@@ -3,10 +3,10 @@
 from copy import deepcopy
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from peft import get_peft_model_state_dict
+from scored_answers import plain_logprobs, samples_of
 from transformers import GenerationConfig
 
 from vau_lib.compression import token_pruning
@@ -21,33 +21,6 @@ PLAN = grpo.GRPOPlan(steps=2, questions=2, group_size=3, max_new_tokens=6, learn
 def vlm_of(family):
     toy_vlm = tiny_vlm.tiny(family, sizes=SMALL)
     return toy_vlm.replace(model=finetuning.lora(toy_vlm.model, r=4, alpha=8, seed=0))
-
-
-def frames_of(count, seed=0):
-    return np.random.default_rng(seed).integers(0, 255, (count, 56, 56, 3), dtype=np.uint8)
-
-
-def samples_of(vlm):
-    """Three questions: two pictures, a video where the family has one, four pictures."""
-    times_s = [0.0, 1.0, 2.0, 3.0]
-    video = vlm.family != "internvl"
-    return [
-        chat.encode(vlm, frames_of(2, 1), "What is it?"),
-        chat.encode(vlm, frames_of(4, 2), "Why, and when did it begin?", times_s=times_s, as_video=video),
-        chat.encode(vlm, frames_of(4, 3), "Who?"),
-    ]
-
-
-def plain_logprobs(vlm, sample, ids):
-    """Of these answer tokens, by the model's own forward on pixels; tokens of images and videos cannot be sampled."""
-    whole = {**sample, "input_ids": torch.cat([sample["input_ids"], ids[None]], 1)}
-    whole["attention_mask"] = torch.ones_like(whole["input_ids"])
-    if "mm_token_type_ids" in whole:
-        whole["mm_token_type_ids"] = torch.cat([sample["mm_token_type_ids"], torch.zeros_like(ids[None])], 1)
-    with torch.no_grad():
-        odds = vlm.model(**whole).logits[0, -len(ids) - 1 : -1].double().exp()
-    odds[:, vlm.visual_token_ids] = 0
-    return (odds / odds.sum(-1, keepdim=True)).log().float().gather(1, ids[:, None])[:, 0]
 
 
 @pytest.fixture(params=models.FAMILIES)
@@ -101,6 +74,30 @@ def test_the_probabilities_that_are_drawn_from_are_the_scored_ones(any_vlm, temp
     sampled = torch.stack([p.log().gather(1, answers.ids[:, n, None])[:, 0] for n, p in enumerate(drawn)], 1)
     assert torch.allclose(sampled[answers.mask], scored[answers.mask], atol=1e-4)
     assert vlm.model.generation_config is config and config.to_dict() == before
+
+
+def test_a_generation_config_of_the_adapters_own_is_heeded_and_given_back(any_vlm, monkeypatch):
+    """peft hands its own config down to the model inside: its end tokens count, the rest is off, and both are as before."""
+    inside, outside = (
+        any_vlm.model.get_base_model().generation_config,
+        GenerationConfig(eos_token_id=[2, 41], pad_token_id=0, **HOSTILE),
+    )
+    any_vlm.model.generation_config = outside
+    widths, draw = [], torch.multinomial
+    monkeypatch.setattr(torch, "multinomial", lambda p, *a, **o: widths.append((p > 0).sum(-1).min()) or draw(p, *a, **o))
+    batch = chat.collate_prompts(any_vlm, samples_of(any_vlm))
+    tokens = policy.visual_tokens(any_vlm, batch)
+    policy.sample_answers(any_vlm, batch, tokens, group_size=2, temperature=1.0, max_new_tokens=3)
+    assert min(widths) == len(any_vlm.tokenizer) - len(any_vlm.visual_token_ids), "top-k is off"
+    assert policy.end_tokens(any_vlm) == [2, 41] and any_vlm.model.generation_config is outside
+    assert any_vlm.model.get_base_model().generation_config is inside
+
+
+def test_answers_beyond_the_context_are_refused(any_vlm):
+    batch = chat.collate_prompts(any_vlm, samples_of(any_vlm))
+    tokens, length = policy.visual_tokens(any_vlm, batch), batch["input_ids"].shape[1]
+    with pytest.raises(ValueError, match=f"^{length} tokens and 2048 new ones exceed the 2048 of tiny-"):
+        policy.sample_answers(any_vlm, batch, tokens, group_size=1, temperature=1.0, max_new_tokens=2048)
 
 
 def test_every_end_token_of_the_generation_config_ends_an_answer(any_vlm):

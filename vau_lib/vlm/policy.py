@@ -75,6 +75,8 @@ def sample_answers(
         temperature: the logits are divided by it.
         max_new_tokens: longest answer.
         batch_size: answers that are sampled at once, 0 for all.
+
+    ValueError where prompts and answers do not fit the context.
     """
     questions = [n for n in range(len(batch["input_ids"])) for _ in range(group_size)]
     ends, pad = end_tokens(vlm), vlm.tokenizer.pad_token_id
@@ -84,6 +86,9 @@ def sample_answers(
     )  # fmt: skip
     shortened, size = isinstance(tokens, dict), batch_size or len(questions)
     model = vlm.model.model if shortened else vlm.model  # a shortened prompt goes to the model itself
+    length = (tokens if shortened else batch)["input_ids"].shape[1]
+    if length + max_new_tokens > vlm.context_length:
+        raise ValueError(f"{length} tokens and {max_new_tokens} new ones exceed the {vlm.context_length} of {vlm.name}")
     parts = []
     with torch.no_grad(), _only(model, settings):
         for start in range(0, len(questions), size):
@@ -100,13 +105,18 @@ def sample_answers(
 @contextmanager
 def _only(model: nn.Module, settings: GenerationConfig) -> Iterator[None]:
     """Give the model no other generation config for a while: transformers fills what is None from the model's own."""
-    owner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    own = owner.generation_config
-    owner.generation_config = settings
+    owners = [model, model.get_base_model()] if hasattr(model, "get_base_model") else [model]  # peft hands its own down
+    own = [vars(owner).get("generation_config") for owner in owners]
+    for owner in owners:
+        owner.generation_config = settings
     try:
         yield
     finally:
-        owner.generation_config = own
+        for owner, config in zip(owners, own, strict=True):
+            if config is None:  # an adapter's model shows that of the model inside
+                del owner.generation_config
+            else:
+                owner.generation_config = config
 
 
 def logprobs(
