@@ -8,7 +8,6 @@
 Source: Holmes-VAU (arXiv 2412.06171, section 3, appendix A) and the released annotation files.
 """
 
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -278,7 +277,7 @@ def _note(problem: str, problems: list[str], strict: bool) -> None:
 
 def _object(line: str) -> dict:
     try:
-        row = json.loads(line)
+        row = artifacts.parse_json(line)
     except ValueError as error:
         raise RecordError(f"broken json ({error})") from error
     if not isinstance(row, dict):

@@ -9,7 +9,6 @@ Source: the repository of SmartHome-Bench (arXiv 2506.12992); its files are not 
 
 import csv
 import io
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -127,8 +126,11 @@ def _rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict]]:
     reader = csv.DictReader(io.StringIO(_text(path), newline=""))
     if lacking := [column for column in columns if column not in (reader.fieldnames or ())]:
         raise SmartHomeError(f"{path.name} has no column {lacking[0]}, it has {', '.join(reader.fieldnames or ['none'])}")
-    for row in reader:
-        yield reader.line_num, row
+    try:
+        for row in reader:
+            yield reader.line_num, {column: row[column] or "" for column in row if column is not None}
+    except csv.Error as error:  # a field of more than 128 KB
+        raise SmartHomeError(f"{path.name} line {reader.line_num}: {error}") from error
 
 
 def _clip(where: str, row: Mapping[str, str], tag: str) -> Clip:
@@ -136,8 +138,10 @@ def _clip(where: str, row: Mapping[str, str], tag: str) -> Clip:
         raise SmartHomeError(f"{where}: tag must be one of {', '.join(TAGS)}, got {row[tag]!r}")
     kinds = row["Category"] or ""
     try:
-        parts = json.loads(kinds)["choices"] if kinds.startswith("{") else kinds.split(",")
-    except (ValueError, KeyError) as error:
+        parts = artifacts.parse_json(kinds)["choices"] if kinds.startswith("{") else kinds.split(",")
+        if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
+            raise ValueError("choices must be a list of texts")
+    except (ValueError, KeyError, TypeError) as error:
         raise SmartHomeError(f"{where}: category {kinds!r} is neither a list nor JSON choices") from error
     text = (row.get("Video Description") or "", row.get("Reasoning behind Normality/Anomalies") or "")
     return Clip(row["Title"], row[tag], tuple(part.strip() for part in parts if part.strip()), *text)
@@ -155,7 +159,7 @@ def _aliased(clips: list[Clip], others: list[Clip], name: str) -> list[Clip]:
 def _answers(path: Path) -> Iterator[tuple[str, dict]]:
     text = _text(path)
     try:
-        content = json.loads(text)  # one document
+        content = artifacts.parse_json(text)  # one document
         content = [content] if isinstance(content, dict) and {"id", "pred"} <= set(content) else content
         rows = [{"id": name, "pred": answer} for name, answer in content.items()] if isinstance(content, dict) else content
         placed = [(f"{path.name} row {number}", row) for number, row in enumerate(rows, start=1)]
@@ -165,7 +169,7 @@ def _answers(path: Path) -> Iterator[tuple[str, dict]]:
         raise SmartHomeError(f"{path.name} holds no responses")
     for where, row in placed:
         try:
-            row = json.loads(row) if isinstance(row, str) else row
+            row = artifacts.parse_json(row) if isinstance(row, str) else row
             if not isinstance(row["id"], str) or not isinstance(row["pred"], str | None):
                 raise TypeError(f"id and pred must be texts, got {row['id']!r} and {str(row['pred'])[:40]!r}")
             yield where, {"id": row["id"], "pred": row["pred"], **({"truth": row["truth"]} if "truth" in row else {})}

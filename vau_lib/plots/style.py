@@ -10,6 +10,7 @@ from textwrap import fill
 import matplotlib.pyplot as plt
 import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from vau_lib.workspace import artifacts
 
@@ -64,6 +65,13 @@ class TitledFigure(Figure):
     def suptitle(self, t: str, **options):
         """Set the title in the house style, in lines as long as the figure is wide."""
         return super().suptitle(fill(t, max(20, int(TITLE_LETTERS * self.get_figwidth()))), **TITLE | options)
+
+    def draw(self, renderer) -> None:
+        """Draw, every text as it is: two dollar signs in a video's name, a camera's or an answer begin no formula."""
+        for text in self.findobj(Text):
+            if "\\mathdefault" not in text.get_text():  # matplotlib's own, the powers of a logarithmic axis
+                text.set_parse_math(False)
+        super().draw(renderer)
 
     def __repr__(self) -> str:
         titles = [self.get_suptitle(), *(axis.get_title(loc) for axis in self.axes for loc in ("left", "center"))]

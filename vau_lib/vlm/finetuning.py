@@ -304,7 +304,7 @@ def fit(
         )
         trainer.remove_callback(PrinterCallback)
         checkpoint = artifacts.last_checkpoint(folder)
-        state = json.loads((Path(checkpoint) / "trainer_state.json").read_text()) if checkpoint else {}
+        state = artifacts.read_json(Path(checkpoint) / "trainer_state.json", dict) if checkpoint else {}
         if state and state["global_step"] >= state["max_steps"]:  # finished; Trainer would take one step more
             trainer._load_from_checkpoint(checkpoint)
         else:

@@ -14,7 +14,6 @@ Sources: DeepSeekMath (GRPO), arXiv 2402.03300, Eq. 3 and 4; Dr. GRPO, arXiv 250
 """
 
 import math
-import pickle
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -332,8 +331,10 @@ def _resume(folder: Path | None, plan: GRPOPlan, weights: list, optimiser) -> tu
         return [], 0, [part.detach().clone() for part in weights] if plan.beta else []
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+    except Exception as error:  # a file cut short or hostile can fail in any way
         raise artifacts.StoreError(f"{path} cannot be read: {artifacts.one_line(error)}") from error
+    if not isinstance(state, dict) or not {"plan", "weights", "optimiser", "start", "rows", "random"} <= state.keys():
+        raise artifacts.StoreError(f"{path} cannot be read: it holds something else than a stopped run")
     known = {name: value for name, value in state["plan"].items() if name not in MAY_CHANGE}
     if known != {name: value for name, value in asdict(plan).items() if name not in MAY_CHANGE}:
         raise artifacts.StoreError(f"{path} belongs to another plan: {state['plan']}")

@@ -9,7 +9,6 @@ a sampler chose; here a row can.
 """
 
 import copy
-import json
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -235,7 +234,7 @@ def read_rows(files: Mapping[Path, Path], *, split: str = "train") -> list[dict]
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = artifacts.parse_json(line)
                 if row["split"] == split:
                     chosen.append({**row, "video": str(records.inside(row["video"], root).resolve())})
             except (ValueError, KeyError, TypeError) as error:

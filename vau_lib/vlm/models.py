@@ -252,11 +252,12 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
             os.replace(scratch, folder)
             return
         old = Path(mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
-        os.replace(folder, old / folder.name)
         try:
+            os.replace(folder, old / folder.name)
             os.replace(scratch, folder)
         except BaseException:
-            os.replace(old / folder.name, folder)  # the model before stays where the new one cannot stand
+            if not folder.exists():
+                os.replace(old / folder.name, folder)  # the model before stays where the new one cannot stand
             raise
         finally:
             shutil.rmtree(old, ignore_errors=True)
