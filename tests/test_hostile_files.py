@@ -356,3 +356,34 @@ def test_without_a_home_weights_are_looked_for_and_missed_in_one_line(tmp_path, 
     from vau_lib.workspace import presets
 
     assert presets.project().name == "x"
+
+
+def test_a_camera_whose_clock_starts_again_goes_on_in_time():
+    clock = video._rising_clock()
+    next(clock)
+    given = [5.0, 5.5, 6.0, 0.0, 0.5, None, 1.5, 9.0]
+    assert [clock.send(moment) for moment in given] == [0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.5, 11.0]
+
+
+def test_a_camera_that_stalls_is_said_to():
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as server:  # it takes the call and says nothing
+        with pytest.raises(video.VideoError, match=r"^tcp://127.0.0.1:\d+: no pictures from there: nothing came for 0.3 s$"):
+            next(video.live(f"tcp://user:secret@127.0.0.1:{server.getsockname()[1]}", timeout_s=0.3))
+
+
+def test_dollars_in_a_name_are_dollars(tmp_path):
+    from matplotlib import pyplot
+
+    from vau_lib.plots import style
+
+    figure, axis = style.subplots()
+    axis.plot([1, 10, 100], label=r"$\nonsense{$ and $x$")
+    axis.set(title=r"$5 to $\frac{", xlabel="a $^$ b", yscale="log")
+    axis.legend()
+    figure.suptitle(r"camera $\left( at $9")
+    assert all(path.stat().st_size for path in style.save(figure, tmp_path / "x.png"))
+    svg = (tmp_path / "x.svg").read_text(encoding="utf-8")
+    assert r"$\nonsense{$" in svg  # its comment holds what is drawn
+    pyplot.close("all")

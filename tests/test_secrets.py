@@ -92,6 +92,12 @@ def test_made_by_and_error_lines_hold_no_password(tmp_path):
         ("http://h/v.cgi?8f3a9c", "http://h/v.cgi"),
         ("rtsp://h/live?8f3a9c", "rtsp://h/live"),
         ("no address: a@b.org ://", "no address: a@b.org ://"),
+        ("rtsp://u:a b@h/x failed", "rtsp://h/x failed"),
+        ("rtsp://u:a\nb@h/x", "rtsp://h/x"),
+        ("rtsp:/u:pa@10.0.0.1/x", "rtsp:/10.0.0.1/x"),
+        ("admin:pa@10.0.0.1 is away", "10.0.0.1 is away"),
+        ("rtsp://u:p@a@h/x, http://h:80/y and bob@b.org", "rtsp://h/x, http://h:80/y and bob@b.org"),
+        ("rtsp://h/user=a_password=b_channel=1", "rtsp://h/…"),
     ],
 )
 def test_an_address_in_a_text_loses_what_is_secret_and_a_web_page_nothing(text, shown):

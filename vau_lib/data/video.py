@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from itertools import chain
@@ -152,15 +152,31 @@ def live(source: str | Path, *, timeout_s: float = 10.0) -> Iterator[tuple[float
         with _open_address(source, timeout_s) as container:
             if not container.streams.video:
                 raise VideoError(f"{name}: it has no video stream")
-            first = None
-            for frame in container.decode(video=0):
-                moment = frame.time or 0.0
-                first = moment if first is None else first
-                yield moment - first, video_index.turned(frame.to_ndarray(format="rgb24"), video_index.turn_of(frame))
+            pictures = container.decode(video=0)
+            clock = _rising_clock()
+            next(clock)
+            for frame in pictures:
+                moment = clock.send(frame.time)
+                yield moment, video_index.turned(frame.to_ndarray(format="rgb24"), video_index.turn_of(frame))
+    except av.error.ExitError:
+        problem = f"nothing came for {timeout_s:g} s"
     except (av.error.FFmpegError, OSError) as error:
         problem = artifacts.one_line(error.strerror or type(error).__name__, 160)
     if problem:  # outside `except`: the cause would carry the address, and with it the password, into a traceback
         raise VideoError(f"{name}: no pictures from there: {problem}")
+
+
+def _rising_clock() -> Generator[float, float | None, None]:
+    """Take a stream's moments, give seconds since the first; where the clock starts again or is missing, the usual step follows."""
+    given, before, seconds, step = (yield 0.0), None, 0.0, 1 / FOLDER_FPS
+    while True:
+        if given is not None and before is not None and given > before:
+            step = given - before
+            seconds += step
+        elif before is not None or seconds:
+            seconds += step
+        before = given if given is not None else before
+        given = yield seconds
 
 
 def source_name(source: str | Path) -> str:

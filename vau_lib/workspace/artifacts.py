@@ -26,6 +26,9 @@ import numpy as np
 import yaml
 
 ADDRESS = re.compile(r"""(?<![a-z0-9+.-])[a-z][a-z0-9+.-]*://(?:[^\s"'<>`]|'(?=\w))+""", re.I)
+# a password with a blank in it, or after one slash too few; user:password@host without a scheme
+SPOKEN = re.compile(r"((?<![a-z0-9+.-])[a-z][a-z0-9+.-]*:/{1,3})[^\s/?#@:\[]*:(?!\d+(?:[/\s?#]|$))[^@]{0,64}?@(?=[\w.\[])", re.I)
+BARE = re.compile(r"(?<![\w/@:.-])[\w.+-]+:[^\s/@]+@(?=\d{1,3}(?:\.\d{1,3}){3}\b|[\w-]+\.[\w.-]+)")
 SECRET = re.compile(r"pass|pwd|token|secret|key|auth|user|login|account|credential|sig|session|jwt", re.I)
 MAX_DEPTH = 100  # levels of lists and objects in a document; ours have about ten
 MAX_JSON, MAX_YAML, MAX_NPZ = 2**31, 2**20, 2**33  # bytes of a document, and of an archive's arrays when unpacked
@@ -57,6 +60,8 @@ def without_secrets(content: object) -> object:
     A query, and a part of a path, go where they hold a secret by their name, and always where the address is no web page's.
     """
     if isinstance(content, str):
+        if "@" in content:
+            content = BARE.sub("", SPOKEN.sub(r"\1", content))
         return ADDRESS.sub(lambda found: address_shown(found[0]), content) if "://" in content else content
     if isinstance(content, Mapping):
         return {without_secrets(key): without_secrets(value) for key, value in content.items()}
