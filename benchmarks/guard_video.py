@@ -1,0 +1,62 @@
+"""Tokens and time to first token of `vau guard`: frames as pictures and as one video, at keep ratio 1, .3 and .1, in one run.
+
+Qwen2.5-VL at its true widths with few layers and RANDOM weights: the work is real, answers mean nothing. The time is that of a
+row of `guard` for one new token: decoding, preparing, choosing tokens, vision tower, pre-fill. The scene is drawn: a fixed camera,
+one event.
+    python benchmarks/guard_video.py [LAYERS] [FRAMES]
+"""
+
+import os
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from vau_lib import guard
+from vau_lib.data import video
+from vau_lib.synthetic import dataset as synthetic_dataset
+from vau_lib.toy import few_layers
+
+KEEP_RATIOS = (1.0, 0.3, 0.1)
+ROUNDS = 2  # the faster one counts
+FRAME_PX = 448  # side of a square of a frame's area
+SECONDS, FPS = 16.0, 8.0
+
+
+def scene(path: Path) -> None:
+    """Write a drawn scene, large enough that pictures and video are made smaller to the same size."""
+    scenario = synthetic_dataset.scenario_for(
+        901, event="fall", duration_s=SECONDS, fps=FPS, num_people=3, num_vehicles=1, difficulty="hard"
+    )
+    frames = synthetic_dataset.render(scenario).frames
+    times = int(np.ceil(2 * FRAME_PX / min(frames.shape[1:3]) / 2))
+    video.write_video(path, frames.repeat(times, 1).repeat(times, 2), fps=FPS)
+
+
+def measure(layers: int, count: int) -> None:
+    vlm = few_layers.few_layers(scale=1, layers=layers, frame_px=FRAME_PX)
+    print(
+        f"{vlm.label}; {count} frames, {torch.get_num_threads()} threads of {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
+    )
+    first: dict[bool, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "scene.mp4"
+        scene(path)
+        plan = guard.GuardPlan(num_frames=count, max_new_tokens=1, max_pixels=FRAME_PX**2)
+        guard.guard(vlm, path, plan=replace(plan, num_frames=2), log=None, progress=False)  # first calls are slower
+        for as_video in (False, True):
+            for keep_ratio in KEEP_RATIOS:
+                asked = replace(plan, as_video=as_video, keep_ratio=keep_ratio)
+                rows = [guard.guard(vlm, path, plan=asked, log=None, progress=False)[0] for _ in range(ROUNDS)]
+                seconds, tokens = min(row["seconds"] for row in rows), rows[0]["prompt_tokens"]
+                first.setdefault(as_video, seconds)
+                kind, ratio = ("one video" if as_video else "pictures"), first[as_video] / seconds
+                print(f"  {kind:9}  keep {keep_ratio:<3g}  {tokens:6,} tokens  {seconds:6.2f} s  {ratio:5.1f} x", flush=True)
+
+
+if __name__ == "__main__":
+    given = [int(word) for word in sys.argv[1:]]
+    measure(*(given + [1, 32][len(given) :]))

@@ -1,0 +1,109 @@
+"""Answers in phrasings that were written, with their right values, before the parser saw them (issue 18, point 4)."""
+
+import pytest
+
+from vau_lib.data import answer_parsing
+
+VERDICTS = [
+    ("I can confirm that no unusual or anomalous activity takes place.", 0),
+    ("The footage is free of any anomaly.", 0),
+    ("Nothing out of the ordinary or abnormal is happening here.", 0),
+    ("There isn't anything anomalous about this clip.", 0),
+    ("No abnormal event was captured by the camera.", 0),
+    ("I did not observe any anomalies.", 0),
+    ("None of the frames show an anomaly.", 0),
+    ("It doesn't contain abnormal events.", 0),
+    ("An anomaly does not exist in the video.", 0),
+    ("The video is completely normal, a woman waters plants.", 0),
+    ("Everything appears normal in this clip.", 0),
+    ("Not an anomaly.", 0),
+    ("Yes, an anomaly is present, specifically named Robbery.", 1),
+    ("There is clearly an anomaly here: a car crashes.", 1),
+    ("The behaviour of the man is highly abnormal.", 1),
+    ("I would classify this as anomalous.", 1),
+    ("An abnormal event occurs at 0:12.", 1),
+    ("This clip depicts an abnormal situation.", 1),
+    ("We see something anomalous: smoke from the door.", 1),
+    ("**Verdict:** anomalous", 1),
+    ("**Anomaly detected:** Yes", 1),
+    ("Anomaly: No", 0),
+    ('```json\n{"anomaly": 0}\n```\nAfter another look:\n```json\n{"anomaly": 1}\n```', 1),
+    ('{"anomaly": true, "kind": "fire"}', 1),
+    ('{"anomaly": "no"}', 0),
+    ('{"is_anomaly": false}', 0),
+    ("{'anomaly': 1, 'kind': 'fall', 'from_s': 2, 'to_s': 4}", 1),
+    ("{'anomaly': None, 'kind': None}", None),
+    ('<think>The man seems abnormal, {"anomaly": 1}</think>\n<answer>{"anomaly": 0}</answer>', 0),
+    ("<think>no anomaly at first</think><answer>Yes</answer>", 1),
+    ("<answer>No anomaly</answer>", 0),
+    ("The answer is \\boxed{0}", 0),
+    ("$\\boxed{\\text{Yes}}$", 1),
+    ("\\boxed{anomaly}", 1),
+    ("anomaly anomaly anomaly", None),
+    ("anomal anomal", None),
+    ("", None),
+    ("null", None),
+    ('{"anomaly": "unknown"}', None),
+    ("I cannot determine whether an anomaly exists.", None),
+    ("Final answer: **1**", 1),
+    ("The final verdict is normal.", 0),
+    ("The label is 0.", 0),
+    ("No. Nothing abnormal happens.", 0),
+    ("Yes. Something abnormal happens.", 1),
+    ("No anomaly exists in the video.", 0),
+    ("Nothing suspicious happens in this video.", None),
+]
+SPANS = [
+    ("From 0:12 to 0:20.", (12, 20)),
+    ("The event lasts from 75 s until 80.5 s.", (75, 80.5)),
+    ("Between 3 and 7 seconds.", (3, 7)),
+    ('{"anomaly": 1, "from_s": "0:05", "to_s": "1:05"}', (5, 65)),
+    ('{"anomaly": 1, "start": 2.5, "end": 4}', (2.5, 4)),
+    ("[12.0, 20.0]", (12, 20)),
+    ("An anomaly exists from 00:01:05 to 00:01:10.", (65, 70)),
+    ("It starts at 0:03 and ends at 0:09.", (3, 9)),
+    ("12.5s - 14s", (12.5, 14)),
+    ("No anomaly exists in the video.", None),
+]
+REPORTS = [
+    ('{"anomaly": 1, "kind": "fall", "from_s": 1, "to_s": 2}', ("fall", 1, 2)),
+    ("An anomaly exists, specifically, the anomaly is named Fall.", ("Fall", None, None)),
+    ('An anomaly exists, specifically named "Road Accident".', ("Road Accident", None, None)),
+    ('```json\n{"anomaly": 1, "kind": "fire in a bin", "from_s": "0:02", "to_s": "0:08"}\n```', ("fire in a bin", 2, 8)),
+    ('{"anomaly": 0, "kind": "none", "from_s": 0, "to_s": 0}', (None, None, None)),
+    ("{'anomaly': True, 'type': 'theft'}", ("theft", None, None)),
+]
+ORDERS = [
+    ("Order: 1 2", 2, [1, 2]),
+    ("**Order:** 2, 1, 3", 3, [2, 1, 3]),
+    ("<answer>3 1 2</answer>", 3, [3, 1, 2]),
+    ("The correct order is 2 -> 1.", 2, [2, 1]),
+    ("\\boxed{2, 1}", 2, [2, 1]),
+]
+
+
+@pytest.mark.parametrize(("text", "verdict"), VERDICTS)
+def test_a_verdict_is_read(text, verdict):
+    assert answer_parsing.parse_verdict(text) == verdict
+
+
+@pytest.mark.parametrize(("text", "span"), SPANS)
+def test_seconds_are_read_in_any_notation(text, span):
+    assert answer_parsing.parse_span(text) == span
+
+
+@pytest.mark.parametrize(("text", "wanted"), REPORTS)
+def test_kind_and_seconds_are_read_from_json_and_from_words(text, wanted):
+    report = answer_parsing.parse_report(text)
+    assert (report["kind"], report["from_s"], report["to_s"]) == wanted
+
+
+@pytest.mark.parametrize(("text", "count", "order"), ORDERS)
+def test_an_order_is_read(text, count, order):
+    assert answer_parsing.parse_order(text, count) == order
+
+
+@pytest.mark.parametrize("text", ["At 12 seconds.", "From 20 s to 12 s.", '{"from_s": null, "to_s": 3}', "Yes."])
+def test_no_seconds_are_no_span(text):
+    with pytest.raises(ValueError, match="must name seconds that rise"):
+        answer_parsing.parse_span(text)
