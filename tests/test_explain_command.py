@@ -248,3 +248,19 @@ def test_a_scorer_without_training_is_called_random(tmp_path):
     torch.save(published_scorer(64), tmp_path / "tokens.pth")
     _, described = explain.load_scorer(tmp_path / "tokens.pth", tower)
     assert described.describe is explain.mean_and_max_tokens and artifacts.sha256(tmp_path / "tokens.pth")
+
+
+def test_frames_are_smaller_and_scored_by_the_second(long_video):
+    vlm = tiny_vlm.tiny("qwen2_5_vl", sizes=SMALL)
+    tower = explain.VisionTower(vlm, max_pixels=28 * 28 * 4)  # frames of 32 x 32 become 4 tokens at most
+    assert explain.stride_of(long_video, 5) == 5 and explain.stride_of(long_video, 100) == 1  # of 25 frames a second
+    options = dict(num_frames=2, stride=explain.stride_of(long_video, 5), max_new_tokens=3)
+    small = explain.explain_video(long_video, vlm, fixed_by_brightness(), tower=tower, **options)
+    own = explain.explain_video(long_video, vlm, fixed_by_brightness(), **options)
+    assert len(small.index) == len(own.index) == 40
+    assert tower.encode_frames(video.read_frames(long_video, [0]))[1].shape[1] <= 4 < tiny_vlm.IMAGE_PX**2 // 28**2
+    assert small.explanation.prompt_tokens < own.explanation.prompt_tokens
+    with pytest.raises(ValueError, match="fps must be positive, got 0"):
+        explain.stride_of(long_video, 0)
+    with pytest.raises(ValueError, match="max_pixels is positive, for Qwen"):
+        explain.VisionTower(tiny_vlm.tiny("internvl", sizes=SMALL), max_pixels=1000)

@@ -131,8 +131,12 @@ def explain(
     out: Annotated[Path | None, typer.Option(help="folder of the result; data/explained/NAME if not given")] = None,
     adapter: Annotated[Path | None, typer.Option(help="folder of a LoRA adapter that `vau tune` wrote")] = None,
     frames: Annotated[int, typer.Option(help="frames the model is shown")] = 12,
-    stride: Annotated[int, typer.Option(help="frames from one scored frame to the next")] = 16,
-    cap: Annotated[int | None, typer.Option(help="most scored frames of a long video: the stride grows")] = None,
+    stride: Annotated[int | None, typer.Option(help="frames from one scored frame to the next; 16 if not given")] = None,
+    fps: Annotated[float | None, typer.Option(help="scored frames per second, instead of --stride")] = None,
+    max_frames: Annotated[
+        int | None, typer.Option("--max-frames", "--cap", help="most scored frames of a long video: the stride grows")
+    ] = None,
+    max_pixels: Annotated[int | None, typer.Option(help="largest area of a frame; the model's own if not given")] = None,
     tau: Annotated[float | None, typer.Option(help="how evenly frames are chosen; the scorer's own, else 0.1")] = None,
     released: Annotated[bool, typer.Option("--released", help="choose frames as the published sampler does")] = False,
     max_new_tokens: Annotated[int, typer.Option(help="longest answer, in tokens")] = 256,
@@ -144,12 +148,16 @@ def explain(
 
     if scorer is None and model != "toy":
         raise ValueError("--scorer is needed: anomaly_scorer.pth as published, or the folder of a trained anomaly scorer")
+    if stride and fps:
+        raise ValueError(f"give --stride or --fps, got {stride} and {fps}")
+    file = presets.project_path(str(video))
     vlm = _with_adapter(models.load(_model_path(model)), adapter)
     place = presets.project_path(str(scorer or TOY_SCORER))
-    found, tower = explain.load_scorer(place, explain.VisionTower(vlm))
+    found, tower = explain.load_scorer(place, explain.VisionTower(vlm, max_pixels=max_pixels))
     made_by = artifacts.read_json(place / "made_by.json") if (place / "made_by.json").is_file() else {}
     explained = explain.explain_video(
-        presets.project_path(str(video)), vlm, found, num_frames=frames, stride=stride, cap=cap, released=released, tower=tower,
+        file, vlm, found, num_frames=frames, stride=explain.stride_of(file, fps) if fps else stride or 16, cap=max_frames,
+        released=released, tower=tower,
         tau=float(made_by.get("tau", 0.1)) if tau is None else tau, max_new_tokens=max_new_tokens,
         log=lambda line: typer.echo(line, err=True),
     )  # fmt: skip

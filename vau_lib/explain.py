@@ -44,18 +44,21 @@ class VisionTower:
     """A model's vision tower as an encoder of `frame_features.FrameFeatures`; `frame_count` counts the encoded frames.
 
     A frame's feature is the class token where the tower has one (InternVL), else the mean of its visual tokens;
-    `describe(feature (t, D), tokens (t, N, C)) -> (t, D')` makes another of both.
+    `describe(feature (t, D), tokens (t, N, C)) -> (t, D')` makes another of both. `max_pixels` makes frames smaller (Qwen only).
     """
 
-    def __init__(self, vlm: models.VLM, *, describe: Callable[[Tensor, Tensor], Tensor] | None = None):
+    def __init__(
+        self, vlm: models.VLM, *, describe: Callable[[Tensor, Tensor], Tensor] | None = None, max_pixels: int | None = None
+    ):
+        chat.check_max_pixels(vlm, max_pixels)
         if not hasattr(vlm.model, "get_image_features"):
             raise ValueError(f"{vlm.name} ({vlm.family}) does not give its visual tokens")
-        self.vlm, self.describe, self.frame_count = vlm, describe, 0
+        self.vlm, self.describe, self.max_pixels, self.frame_count = vlm, describe, max_pixels, 0
 
     @torch.inference_mode()
     def encode_frames(self, frames: np.ndarray) -> tuple[Tensor, Tensor]:
         """Return features (t, D) and visual tokens (t, N, C) of frames uint8 (t, H, W, 3)."""
-        inputs = chat.to_model(self.vlm, chat.prepare_images(self.vlm, chat.to_images(frames)))
+        inputs = chat.to_model(self.vlm, chat.prepare_images(self.vlm, chat.to_images(frames), max_pixels=self.max_pixels))
         output = chat.encode_images(self.vlm.model, inputs)
         self.frame_count += len(frames)
         tokens, own = torch.stack(chat.image_tokens(output)), torch.stack(list(output.pooler_output))
@@ -107,7 +110,7 @@ def load_scorer(source: str | Path, tower: VisionTower) -> tuple[Scorer, VisionT
     wanted, kind = net.settings.width, _kind(source)
     plain, tokens = tower.widths()
     if wanted == 2 * tokens != plain:
-        tower = VisionTower(tower.vlm, describe=mean_and_max_tokens)
+        tower = VisionTower(tower.vlm, describe=mean_and_max_tokens, max_pixels=tower.max_pixels)
     elif wanted != plain:
         raise ValueError(
             f"{source.name} reads features of {wanted}, the vision tower of {tower.vlm.name} gives {plain}: "
@@ -213,7 +216,8 @@ def explain_video(
     tokens = _visual_tokens(sampled, tower, index, reuse=reuse)
     clock.append(time.perf_counter())
     frames, times_s = video.read_frames(path, index, reader="pyav"), video.frame_times(path)
-    explanation = inference.explain(vlm, frames, times_s[index].round(3), tokens=tokens, max_new_tokens=max_new_tokens, log=log)
+    options = dict(tokens=tokens, max_new_tokens=max_new_tokens, max_pixels=tower.max_pixels, log=log)
+    explanation = inference.explain(vlm, frames, times_s[index].round(3), **options)
     clock.append(time.perf_counter())
     return ExplainedVideo(
         path=path,
@@ -228,6 +232,13 @@ def explain_video(
         vision_frames=tower.frame_count - encoded,
         token_bytes=sampled.most_token_bytes,
     )
+
+
+def stride_of(path: str | Path, fps: float) -> int:
+    """Return the stride that scores about `fps` frames of a video's second, at least 1."""
+    if not fps > 0:
+        raise ValueError(f"fps must be positive, got {fps}")
+    return max(1, round(video.probe(path).fps / fps))
 
 
 def choose_frames(

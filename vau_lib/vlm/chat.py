@@ -88,8 +88,7 @@ def encode(
     Raises ValueError in one line for too many frames, a prompt beyond the context, an empty answer.
     """
     check_frames(frames, max_frames)
-    if max_pixels is not None and vlm.family == "internvl":
-        raise ValueError(f"max_pixels is for Qwen2.5-VL and Qwen3-VL; {vlm.family} has one size of frames")
+    check_max_pixels(vlm, max_pixels)
     if as_video:
         inputs = _encode_video(vlm, frames, question, times_s, max_pixels)
     else:
@@ -117,6 +116,14 @@ def check_frames(frames: np.ndarray, max_frames: int = MAX_FRAMES) -> None:
         raise ValueError(f"{len(frames)} frames are more than max_frames={max_frames}: choose fewer")
 
 
+def check_max_pixels(vlm: VLM, max_pixels: int | None) -> None:
+    """Refuse another area of frames where a family has one size of them, and one that is not positive; ValueError."""
+    if max_pixels is not None and (vlm.family == "internvl" or max_pixels < 1):
+        raise ValueError(
+            f"max_pixels is positive, for Qwen2.5-VL and Qwen3-VL; got {max_pixels} for {vlm.family}, which may have one size only"
+        )
+
+
 def to_images(frames: np.ndarray) -> list[Tensor]:
     """Return frames uint8 (T, H, W, 3) as a list of images (3, H, W)."""
     return list(torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2))
@@ -126,9 +133,11 @@ def _one_tile(vlm: VLM) -> dict:
     return {"crop_to_patches": False} if vlm.family == "internvl" else {}
 
 
-def prepare_images(vlm: VLM, images: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Return images uint8 (3, H, W) as the family's image processor prepares them for the vision tower."""
-    inputs = vlm.processor.image_processor(images=list(images), return_tensors="pt", **_one_tile(vlm))
+def prepare_images(vlm: VLM, images: Sequence[Tensor], *, max_pixels: int | None = None) -> dict[str, Tensor]:
+    """Return images uint8 (3, H, W) as the family's image processor prepares them for the vision tower, of at most `max_pixels`."""
+    processor = vlm.processor.image_processor
+    size = {"size": _area(processor, max_pixels)} if max_pixels else {}
+    inputs = processor(images=list(images), return_tensors="pt", **_one_tile(vlm), **size)
     return {key: inputs[key] for key in IMAGE_INPUTS if key in inputs}
 
 

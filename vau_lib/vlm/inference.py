@@ -250,6 +250,7 @@ def explain(
     *,
     tokens: Sequence[Tensor] | None = None,
     max_new_tokens: int = 128,
+    max_pixels: int | None = None,
     log: Log | None = print,
 ) -> Explanation:
     """Ask for judgement, description and analysis of a video's frames, one prompt each.
@@ -263,11 +264,12 @@ def explain(
         times_s: seconds of the frames, rising.
         tokens: the frames' visual tokens (N, tokens, C) where they are known; else the vision tower is called once.
         max_new_tokens: tokens an answer may have.
+        max_pixels: largest area of a frame, see `chat.encode`; the one that `tokens` were made with.
         log: gets a line with the cost of each call of generate.
     """
     started = time.perf_counter()
     times_s = tuple(float(second) for second in times_s)
-    settings = dict(times_s=times_s, max_new_tokens=max_new_tokens)
+    settings = dict(times_s=times_s, max_new_tokens=max_new_tokens, max_pixels=max_pixels)
     questions = QUESTIONS | ({"judgement": vlm.question} if vlm.question else {})
     samples = {name: chat.encode(vlm, frames, question, **settings) for name, question in questions.items()}
     if tokens is None:
