@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tiny_project import make_project, write_notebook, write_params
+from typer.testing import CliRunner
 
-from vau_lib.workspace import notebook_runs, presets
+from vau_lib import cli
+from vau_lib.workspace import artifacts, notebook_runs, presets
 from vau_lib.workspace.presets import RunError
 
 
@@ -120,6 +122,17 @@ def test_notebooks_run_side_by_side_and_an_error_stops_what_needs_it(project, ca
     assert [notebook_runs.state("tiny", name) for name in ("01_first", "02_second", "03_third")] == ["done", "failed", "to run"]
     assert [step.why[:7] for step in notebook_runs.run("tiny", workers=2)] == ["", "stopped", "02 runs"]
     assert list(notebook_runs.table("tiny")["failed"]) == ["", "", ""]
+
+
+def test_what_a_choice_reads_and_nobody_made_is_named_and_run_with_needs(project):
+    (project / "params" / "needs.yaml").write_text('"02": []\n"03": ["01"]\n')
+    assert notebook_runs.not_run("tiny", ["3"]) == ["01_first"] and notebook_runs.not_run("tiny", ["1", "3"]) == []
+    shown = CliRunner().invoke(cli.app, ["run", "tiny", "3", "--dry-run"])
+    assert "03 read what 01 make: not run in tiny (--with-needs)" in shown.output
+    shown = CliRunner().invoke(cli.app, ["run", "tiny", "3", "--dry-run", "--with-needs"])
+    assert [line.split(":")[0] for line in shown.output.splitlines() if "asked for" in line] == ["01_first", "03_third"]
+    with pytest.raises(artifacts.StoreError, match=r"features is not made yet: .*--with-needs"):
+        artifacts.check_made_by(project / "features")
 
 
 def test_a_choice_or_fresh_always_runs(resumed):

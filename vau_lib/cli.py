@@ -67,9 +67,19 @@ def run_(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="show what would run, with its parameters")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="run finished notebooks again")] = False,
     workers: Annotated[int, typer.Option(help="notebooks that run at once, where none needs another")] = 1,
+    with_needs: Annotated[bool, typer.Option("--with-needs", help="run what they read from as well, where it has not run")] = False,
 ) -> None:
     """Run the notebooks of a preset into data/runs/PRESET/; a stopped run is resumed."""
     overrides = presets.parse_values(parameters or [])
+    if missing := notebook_runs.not_run(preset, notebooks or ()):
+        chosen = presets.members(preset, notebooks or ())
+        if with_needs:
+            notebooks = sorted([*missing, *chosen])
+        else:
+            numbers = [[name[:2] for name in names] for names in (chosen, missing)]
+            typer.echo(
+                f"{', '.join(numbers[0])} read what {', '.join(numbers[1])} make, not run in {preset}: --with-needs runs them"
+            )
     steps = notebook_runs.run(preset, notebooks or (), overrides, dry_run=True, fresh=fresh)
     for step in steps:
         typer.echo(f"{step.notebook}: {step.why or 'done'}")

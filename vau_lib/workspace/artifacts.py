@@ -410,6 +410,8 @@ def write_made_by(folder: str | Path, **facts: object) -> None:
 
 def check_made_by(folder: str | Path, **wanted: object) -> dict:
     """Return what made `folder`; StoreError when it does not say, or says otherwise than `wanted`."""
+    if not (Path(folder) / "made_by.json").exists():
+        raise StoreError(f"{folder} is not made yet: run the notebooks under Needs first (vau run PRESET NN --with-needs)")
     made_by = read_json(Path(folder) / "made_by.json", dict)
     for key, value in without_secrets(wanted).items():
         if made_by.get(key) != value:

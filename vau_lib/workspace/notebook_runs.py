@@ -368,6 +368,13 @@ def state(preset: str, notebook: str) -> str:
     return failed if failed in ("to run", "unfinished") else "failed" if failed else "done"
 
 
+def not_run(preset: str, selection: Iterable[str | int] = ()) -> list[str]:
+    """Return the notebooks that a selection reads from and that neither belong to it nor have finished in this preset."""
+    chosen = presets.members(preset, selection)
+    wanted = set().union(*(presets.needs(name) for name in chosen)) & set(presets.members(preset)) - set(chosen)
+    return sorted(name for name in wanted if state(preset, name) != "done")
+
+
 def table(preset: str | None = None) -> "pd.DataFrame":
     """Return one row per executed copy: preset, notebook, parameters that differ from their defaults, metrics, seconds,
     failed ("" or where and how it stopped), commit. A sweep's rows show what was swept even at its default."""
