@@ -137,3 +137,16 @@ def test_a_ray_worker_that_dies_is_one_error_line():
     ray.shutdown()
     assert "worker process died" in found.pop(2)[1]
     assert found == {n: (10 * n, None) for n in (0, 1, 3, 4, 5, 6, 7)}
+
+
+def begun(item):
+    path, name = item
+    with path.open("a") as file:
+        file.write(name)
+
+
+def test_what_the_longest_chain_waits_for_begins_first(tmp_path):
+    log = tmp_path / "order"
+    items, needs = {name: (log, name) for name in "abcd"}, {"a": set(), "b": set(), "c": {"b"}, "d": set()}
+    list(parallel.in_order(begun, items, needs, workers=1, seconds={"a": 4, "b": 2, "c": 3, "d": 1}))
+    assert log.read_text() == "bacd"  # b and c come to 5, a to 4, c to 3

@@ -21,22 +21,17 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from vau_lib.detectors.preprocessing import Sequences, pad_collate
 from vau_lib.evaluation import metrics
 from vau_lib.workspace import artifacts
+from vau_lib.workspace.seeds import seed_everything as seed_everything  # noqa: PLC0414
 
 NOISE_STATE = "noise_state.pt"  # of the generator of augmentations, in every checkpoint
 SHORT_S = 10  # shorter trainings say nothing: fifteen of them in a notebook would be fifteen lines
 LONG_S = 30  # a training estimated longer than this shows a bar
 SNIPPETS_PER_CHOICE = 16  # multiple instances: one more snippet enters a bag's mean for every 16 of a video (LSHMA, VadCLIP)
-
-
-def seed_everything(seed: int) -> np.random.Generator:
-    """Seed Python, NumPy and torch once per notebook; return a generator for what is drawn explicitly."""
-    set_seed(seed)
-    return np.random.default_rng(seed)
 
 
 def bag_probability(logits: Tensor, lengths: Tensor, counted: Tensor | None = None, *, every: int = SNIPPETS_PER_CHOICE) -> Tensor:

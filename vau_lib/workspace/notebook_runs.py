@@ -93,7 +93,7 @@ def run(
         overrides: parameters that replace the preset's
         dry_run: only return the plan
         fresh: run finished notebooks again
-        workers: notebooks that run at once, where none needs another
+        workers: notebooks that run at once, where none needs another; the longest chain begins first
         log: takes one line per notebook that ended: which of how many, its seconds
     """
     steps = plan(preset, selection, overrides, fresh)
@@ -107,7 +107,8 @@ def run(
         return steps
     failed = []
     with tqdm(total=len(waiting), unit="notebook", desc=preset) as bar, _fewer_threads(workers):
-        for name, error in parallel.in_order(_execute_quietly, waiting, {n: presets.needs(n) for n in waiting}, workers=workers):
+        needs, seconds = {n: presets.needs(n) for n in waiting}, presets.usual_seconds()
+        for name, error in parallel.in_order(_execute_quietly, waiting, needs, workers=workers, seconds=seconds):
             bar.update()
             log(_ended(waiting[name], bar.n, len(waiting), error))
             failed += [error] if error else []

@@ -165,9 +165,12 @@ def _ray(fn, items, workers):
             yield position, None, f"its worker process died ({type(error).__name__}); the others go on"
 
 
-def in_order(fn: Callable, items: Mapping, needs: Mapping, *, workers: int = 2) -> Iterator[tuple[object, str | None]]:
+def in_order(
+    fn: Callable, items: Mapping, needs: Mapping, *, workers: int = 2, seconds: Mapping | None = None
+) -> Iterator[tuple[object, str | None]]:
     """Run {key: item} in processes, each once all of `needs[key]` are done; yield (key, error line or None) as they finish.
 
+    Of those that can begin, the one with the most `seconds` of work on its longest chain begins first (1 where none are given).
     Keys in `needs` that are no items count as done. After an error nothing new begins; what runs is waited for. ValueError where
     items wait for each other.
     """
@@ -177,14 +180,22 @@ def in_order(fn: Callable, items: Mapping, needs: Mapping, *, workers: int = 2) 
     except CycleError as error:
         names = ", ".join(sorted({str(key) for key in error.args[1]}))
         raise ValueError(f"these wait for each other: {names}") from error
-    ready, failed = list(order.get_ready()), False
+    ready, failed, chains = list(order.get_ready()), False, _chains(items, needs, seconds or {})
     with _Workers(fn, workers) as pool:
         while pool.running or (ready and not failed):
             while ready and not failed and pool.free:
-                key = ready.pop(0)
+                key = ready.pop(max(range(len(ready)), key=lambda place: chains[ready[place]]))
                 pool.begin(key, items[key])
             for key, _, error in pool.finished():
                 failed = failed or error is not None
                 order.done(key)
                 yield key, error
             ready += order.get_ready()
+
+
+def _chains(items: Mapping, needs: Mapping, seconds: Mapping) -> dict:
+    """Return each item's seconds and those of the longest chain that waits for it."""
+    chains = {}
+    for key in reversed([*TopologicalSorter({key: set(needs[key]) & items.keys() for key in items}).static_order()]):
+        chains[key] = seconds.get(key, 1) + max((chains[later] for later in items if key in needs[later]), default=0)
+    return chains

@@ -118,6 +118,11 @@ def needs(notebook: str | int) -> set[str]:
     return direct.union(*(needs(other) for other in direct))
 
 
+def usual_seconds() -> dict[str, float]:
+    """Return {notebook: seconds} of a demo run, from params/seconds.yaml; they only decide which of two begins first."""
+    return {full_name(key): float(value) for key, value in _read_yaml(project() / "params" / "seconds.yaml").items()}
+
+
 def best_figures() -> dict[str, str]:
     """Return {name: id of the cell that draws it} of the figures to show first, from params/gallery.yaml; {} without it."""
     best = _read_yaml(project() / "params" / "gallery.yaml")
