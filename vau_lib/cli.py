@@ -77,9 +77,7 @@ def run_(
             notebooks = sorted([*missing, *chosen])
         else:
             numbers = [[name[:2] for name in names] for names in (chosen, missing)]
-            typer.echo(
-                f"{', '.join(numbers[0])} read what {', '.join(numbers[1])} make, not run in {preset}: --with-needs runs them"
-            )
+            typer.echo(f"{', '.join(numbers[0])} read what {', '.join(numbers[1])} make: not run in {preset} (--with-needs)")
     steps = notebook_runs.run(preset, notebooks or (), overrides, dry_run=True, fresh=fresh)
     for step in steps:
         typer.echo(f"{step.notebook}: {step.why or 'done'}")
