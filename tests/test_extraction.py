@@ -13,7 +13,7 @@ from conftest import moving_square
 from kornia.feature import XFeat
 from PIL import Image
 
-from vau_lib.data import records, video
+from vau_lib.data import download, records, video
 from vau_lib.features import augmentation, checkpoints, extraction, optical_flow, released, xfeat
 from vau_lib.workspace import artifacts
 
@@ -69,7 +69,7 @@ def test_weights_are_never_random_by_accident(tmp_path, monkeypatch):
     monkeypatch.setenv("VAU_WEIGHTS", str(tmp_path))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.delitem(checkpoints.PACKAGED, "xfeat")
-    monkeypatch.setattr(XFeat, "from_pretrained", _no_network)
+    monkeypatch.setattr(download, "download", _no_network)
     with pytest.raises(artifacts.StoreError, match=r"no weights .*xfeat.*the download failed"):
         xfeat.XFeatEncoder()
     assert xfeat.XFeatEncoder("random").made_by()["weights_sha256"] == "random"

@@ -1,8 +1,11 @@
 """Where weights are looked for, that a pip package gives its file only, and that the files are what they should be."""
 
 import hashlib
+import http.server
 import sys
+import threading
 from csv import DictReader
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +18,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torchvision.models._meta import _IMAGENET_CATEGORIES as IMAGENET_CLASSES
 
-from vau_lib.data import video
+from vau_lib.data import fetch, video
 from vau_lib.features import checkpoints, extraction, image_encoders, xfeat
 from vau_lib.workspace import artifacts
 
@@ -77,12 +80,26 @@ def test_a_package_with_other_bytes_is_refused_and_never_replaced_by_random(pack
         xfeat.XFeatEncoder()
 
 
-def test_a_download_with_other_bytes_is_refused(package, tmp_path, monkeypatch):
+def test_a_download_with_other_bytes_is_refused_before_anything_reads_it(package, tmp_path, monkeypatch):
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", "5")
+            self.end_headers()
+            self.wfile.write(b"other")
+
+        def log_message(self, *_):
+            pass
+
     package.unlink()
-    cached = tmp_path / "torch" / "hub" / "checkpoints" / "xfeat.pt"
-    monkeypatch.setattr(xfeat.XFeat, "from_pretrained", lambda: placed(cached))
-    with pytest.raises(artifacts.StoreError, match=r"xfeat.pt is refused: sha256 .*, expected"):
-        xfeat.find_xfeat()
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/xfeat.pt"
+        monkeypatch.setitem(fetch.SOURCES, "xfeat", replace(fetch.SOURCES["xfeat"], address=address))
+        with pytest.raises(artifacts.StoreError, match=r"the download failed too: .*xfeat.pt: sha256 .*, expected "):
+            xfeat.find_xfeat()
+        server.shutdown()
+    assert not list((tmp_path / "torch").rglob("xfeat.pt*"))
 
 
 # EfficientNet-Lite0

@@ -128,8 +128,7 @@ def seed_table(
 
 def write_curve(path: Path, table: pd.DataFrame) -> None:
     """Write the points behind a figure as csv, whole or not at all; notebook 13 draws from it."""
-    with artifacts.replacing(Path(path)) as temporary:
-        table.to_csv(temporary, index=False)
+    artifacts.write_table(path, table)
 
 
 def read_tables(*folders: Path) -> dict[str, pd.DataFrame]:
@@ -143,7 +142,8 @@ def read_tables(*folders: Path) -> dict[str, pd.DataFrame]:
         own: dict[str, pd.DataFrame] = {}
         for path in sorted(folder.rglob("*.csv")):
             name = path.stem if path.stem not in own else f"{path.relative_to(folder).parts[0]}/{path.stem}"
-            own[name] = pd.read_csv(path)
+            with artifacts.reading(path):
+                own[name] = pd.read_csv(path, encoding="utf-8").map(artifacts.as_written)
         tables |= own
     return tables
 

@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from kornia.feature import XFeat
 from torch import Tensor
 
-from vau_lib.data import video
+from vau_lib.data import download, fetch, video
 from vau_lib.data.records import SNIPPET_FRAMES
 from vau_lib.data.video import chunks
-from vau_lib.features.checkpoints import PACKAGED, find_weights, load_strictly, load_weights
+from vau_lib.features.checkpoints import find_weights, load_strictly, load_weights
 from vau_lib.features.local_change import LAGS, TOP_FRACTION, check_options, local_change
 from vau_lib.workspace import artifacts
 
@@ -166,11 +166,13 @@ def find_xfeat(weights: str | Path | None = None) -> Path:
         if weights:
             raise
         missing = error
-    try:
-        XFeat.from_pretrained()  # leaves xfeat.pt in torch hub's cache
-    except (OSError, RuntimeError) as error:
-        raise artifacts.MissingWeights(f"{missing}; the download failed too") from error
-    return artifacts.check_sha256(find_weights("xfeat"), PACKAGED["xfeat"].sha256)
+    try:  # kornia's own download reads the file before anybody compared its checksum
+        target = artifacts.torch_cache() / "xfeat.pt"
+        source = fetch.SOURCES["xfeat"]
+        download.download(source.address, target, sha256=source.sha256, tries=2, progress=False)
+    except (OSError, download.DownloadError) as error:
+        raise artifacts.MissingWeights(f"{missing}; the download failed too: {artifacts.one_line(error, 300)}") from error
+    return target
 
 
 def resized(gray: np.ndarray, side: int) -> Tensor:

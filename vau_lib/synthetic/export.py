@@ -71,7 +71,7 @@ def to_mot(truth: object, path: str | Path | None = None) -> str:
     text = "".join(line + "\n" for line in lines)
     if path is not None:
         with artifacts.replacing(Path(path)) as temporary:
-            Path(temporary).write_text(text)
+            Path(temporary).write_text(text, encoding="utf-8")
     return text
 
 

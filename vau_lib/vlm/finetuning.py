@@ -426,7 +426,7 @@ def training_arguments(
 def _configuration(path: str) -> dict:
     """Return a JSON file that holds one table; ValueError in one line for another."""
     try:
-        content = json.loads(Path(path).read_text())
+        content = artifacts.parse_json(Path(path).read_bytes())
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} is no configuration: {artifacts.one_line(error)}") from error
     if not isinstance(content, dict):

@@ -445,6 +445,11 @@ def check_sha256(path: str | Path, expected: str) -> Path:
     return Path(path)
 
 
+def torch_cache() -> Path:
+    """Return the folder where torch hub keeps weights; without a home below the working directory, as torch has it."""
+    return Path(os.environ.get("TORCH_HOME") or os.path.expanduser("~/.cache/torch")) / "hub" / "checkpoints"
+
+
 def find_weights(
     filename: str | Sequence[str], explicit: str | Path | None = None, *, packaged: Callable[[], Path | None] = lambda: None
 ) -> Path:
@@ -458,7 +463,7 @@ def find_weights(
             return Path(explicit)
         raise MissingWeights(f"no weights at {explicit}")
     names = [filename] if isinstance(filename, str) else list(filename)
-    hub = Path(os.environ.get("TORCH_HOME") or os.path.expanduser("~/.cache/torch")) / "hub" / "checkpoints"  # no HOME: "~"
+    hub = torch_cache()
     if folder := os.environ.get("VAU_WEIGHTS"):
         for name in names:
             if (place := Path(folder) / name).is_file():
