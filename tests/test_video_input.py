@@ -103,5 +103,8 @@ def test_guard_shows_a_film_by_the_second_and_its_own_seconds_in_windows(qwen, t
     halves = guard.GuardPlan(as_video=True, fps=2.0, max_new_tokens=2, question="What?", window_s=3.0)
     (row,) = guard.guard(qwen, path, plan=halves, log=None, progress=False)
     assert row["frames"] == 12 and row["times_s"] == [k / 2 for k in range(12)] and len(row["windows"]) == 2
+    tuned = guard.GuardPlan(as_video=True, max_new_tokens=2, question="What?")
+    (row,) = guard.guard(qwen.replace(num_frames=6), path, plan=tuned, log=None, progress=False)
+    assert row["frames"] == 6, "as many as in its tuning, unless frames per second are asked for"
     with pytest.raises(ValueError, match="fps and max_frames are of video input"):
         guard.guard(qwen, path, plan=guard.GuardPlan(fps=2.0), log=None, progress=False)

@@ -201,13 +201,14 @@ def _question(vlm: models.VLM | clients.Endpoint, plan: GuardPlan) -> str:
 
 
 def _num_frames(vlm: models.VLM | clients.Endpoint, plan: GuardPlan) -> int | None:
-    if plan.num_frames is None and not plan.as_video:
-        return getattr(vlm, "num_frames", 0) or NUM_FRAMES
-    return plan.num_frames
+    """Return how many frames are shown; None where frames per second decide."""
+    tuned = getattr(vlm, "num_frames", 0)
+    by_second = plan.as_video and (not tuned or plan.fps is not None or plan.max_frames is not None)
+    return plan.num_frames if plan.num_frames is not None or by_second else tuned or NUM_FRAMES
 
 
 def _video_plan(vlm: models.VLM, plan: GuardPlan) -> video_input.VideoInput:
-    given = dict(fps=plan.fps, max_frames=plan.max_frames, max_pixels=plan.max_pixels, num_frames=plan.num_frames)
+    given = dict(fps=plan.fps, max_frames=plan.max_frames, max_pixels=plan.max_pixels, num_frames=_num_frames(vlm, plan))
     return video_input.defaults(vlm, **given)
 
 
@@ -301,7 +302,7 @@ def _ask(vlm, shown: Sequence[Clip], plan: GuardPlan, stream, log) -> list[infer
         reader = vlm.replace(model=token_pruning.prune_tokens(vlm.model, keep_ratio=plan.keep_ratio))
     options = dict(as_video=plan.as_video, max_pixels=plan.max_pixels)
     if plan.as_video:
-        options["max_frames"] = _video_plan(vlm, plan).max_frames + 1
+        options["max_frames"] = max(len(clip.frames) for clip in shown)  # how many is the plan's
     start = [clip.span_s[0] if plan.as_video else 0.0 for clip in shown]  # a video's clock begins with it
     samples = [
         chat.encode(reader, clip.frames, question, times_s=clip.times_s - first, **options)
