@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 
 from vau_lib.data import records, video
 from vau_lib.synthetic import dataset as synthetic_dataset
-from vau_lib.synthetic import motion, people, scenarios, scenes
+from vau_lib.synthetic import camera, motion, people, scenarios, scenes
 from vau_lib.workspace import artifacts
 
 TINY = dict(height=72, width=96, fps=8.0, difficulty="hard")
@@ -75,12 +75,12 @@ def test_an_event_is_visible_in_its_span(scene, event):
 
 
 def test_a_stride_opens_and_closes():
-    camera, widths = scenes.Camera(4.0, 0.35, 0.0, 300.0, 320, 240), []
+    near, widths = scenes.Camera(4.0, 0.35, 0.0, 300.0, 320, 240), []
     look = people.random_look(np.random.default_rng(0))
     for phase in np.linspace(0, 2 * np.pi, 8, endpoint=False):
-        sketch, ids = scenes.Sketch(camera, actor=1), Image.new("L", (320, 240))
+        sketch, ids = scenes.Sketch(near, actor=1), Image.new("L", (320, 240))
         people.person(sketch, replace(look, carries=""), people.gait(phase, 1.4), (0.0, 9.0), 0.0)
-        scenes.paint(camera, sketch.strokes, Image.new("RGB", ids.size), ids=ids)
+        scenes.paint(near, sketch.strokes, Image.new("RGB", ids.size), ids=ids)
         seen = np.asarray(ids)[np.asarray(ids).any(1)]
         widths.append(np.ptp(np.nonzero(seen[-len(seen) // 4 :].any(0))[0]))
     assert max(widths) > 1.8 * min(widths)
@@ -247,3 +247,14 @@ def test_an_id_tells_its_event(video_id, event, hard):
     assert scenarios.event_of(video_id) == event and scenarios.is_hard_negative(video_id) == hard
     with pytest.raises(ValueError, match="is no id of a drawn video"):
         scenarios.event_of("Robbery102_x264")
+
+
+@pytest.mark.parametrize("event", ["fight", "vandalism"])
+@pytest.mark.parametrize(("scene", "lighting"), [("car_park_barrier", "dusk"), ("entrance", "day"), ("lobby", "night")])
+def test_what_is_painted_around_actors_is_the_whole_picture(scene, lighting, event, monkeypatch):
+    scenario = synthetic_dataset.scenario_for(5, event=event, scene=scene, lighting=lighting, **NEAR | {"duration_s": 3.0})
+    around = synthetic_dataset.render(scenario)
+    monkeypatch.setattr(camera, "_around", lambda *_: (0, 0, 10_000, 10_000))  # everything is painted in every frame
+    camera._built.cache_clear()
+    whole = synthetic_dataset.render(scenario)
+    assert np.array_equal(around.frames, whole.frames) and np.array_equal(around.masks, whole.masks)
