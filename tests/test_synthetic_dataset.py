@@ -8,8 +8,8 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from vau_lib.data import records, video
-from vau_lib.synthetic import dataset as synthetic_dataset
 from vau_lib.synthetic import camera, motion, people, scenarios, scenes
+from vau_lib.synthetic import dataset as synthetic_dataset
 from vau_lib.workspace import artifacts
 
 TINY = dict(height=72, width=96, fps=8.0, difficulty="hard")
