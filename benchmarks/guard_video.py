@@ -3,8 +3,9 @@
 Qwen2.5-VL at its true widths with few layers and RANDOM weights: the work is real, answers mean nothing. The time is that of a
 row of `guard` for one new token: decoding, preparing, choosing tokens, vision tower, pre-fill, in seconds of the process (two
 threads count twice), which other programs on a shared machine lengthen little. The scenes are drawn: a fixed camera, one event; in
-the quiet one a person who falls in a short while, in the busy one people and a car all the time, noise and sway.
-    python benchmarks/guard_video.py [quiet] [busy] [LAYERS] [FRAMES]
+the still one nothing moves but for two seconds, in the quiet one somebody walks and falls, in the busy one people and a car move
+all the time, with noise and sway.
+    python benchmarks/guard_video.py [still] [quiet] [busy] [LAYERS] [FRAMES]
 """
 
 import os
@@ -27,16 +28,18 @@ FRAME_PX = 336  # side of a square of a frame's area
 SECONDS, FPS = 16.0, 8.0
 
 
-SCENES = {
-    "quiet": dict(num_people=0, num_vehicles=0, difficulty="easy"),
-    "busy": dict(num_people=3, num_vehicles=1, difficulty="hard"),
-}
+EASY = dict(num_people=0, num_vehicles=0, difficulty="easy")
+SCENES = {"still": EASY, "quiet": EASY, "busy": dict(num_people=3, num_vehicles=1, difficulty="hard")}
+STILL_S = (7.0, 9.0)  # seconds in which the still scene moves
 
 
 def scene(path: Path, kind: str) -> None:
     """Write a drawn scene, large enough that pictures and video are made smaller to the same size."""
     scenario = synthetic_dataset.scenario_for(901, event="fall", duration_s=SECONDS, fps=FPS, **SCENES[kind])
     frames = synthetic_dataset.render(scenario).frames
+    if kind == "still":
+        seconds = np.arange(len(frames)) / FPS
+        frames = np.where(((seconds >= STILL_S[0]) & (seconds < STILL_S[1]))[:, None, None, None], frames, frames[:1])
     times = int(np.ceil(2 * FRAME_PX / min(frames.shape[1:3]) / 2))
     video.write_video(path, frames.repeat(times, 1).repeat(times, 2), fps=FPS)
 
