@@ -121,6 +121,9 @@ def test_an_array_that_claims_too_much_is_one_line(kind, tmp_path):
     with pytest.raises(artifacts.StoreError, match="bad.npy is not a plain array") as caught:
         artifacts.load_array(path)
     assert one_line(caught.value)
+    assert ("its header claims" in str(caught.value)) == (
+        kind in ("claims a petabyte", "claims gigabytes", "negative", "overflows", "cut")
+    )
 
 
 @pytest.mark.parametrize("kind", [*BAD_ARRAYS, "missing", "crc", "half"])
