@@ -39,6 +39,9 @@ CAPTIONS = {
     "crash": ("Two cars hit each other and stand in smoke.", "Cars collide and stop."),
     "left_package": ("A person puts a bag down and leaves it.", "Somebody leaves a bag behind."),
     "vandalism": ("A person strikes a machine with a bat.", "Somebody smashes a machine."),
+    "tie_shoe": ("A person bends down and ties a shoe.", "Somebody crouches to tie a lace."),
+    "greet": ("Two people greet each other.", "Two persons meet and shake hands."),
+    "use_machine": ("A person uses a machine.", "Somebody stands at a machine and presses its buttons."),
 }
 NAMES = {"fall": "Fall", "fight": "Fighting", "crash": "Car Accident", "left_package": "Abandoned Object", "vandalism": "Vandalism"}
 BASIS = {

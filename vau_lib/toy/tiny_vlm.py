@@ -70,6 +70,7 @@ class TinySizes:
     heads: int = 4
     context: int = 2048
     init_std: float = 0.08  # of the first weights
+    picture_px: int = IMAGE_PX  # side of a square of as many pixels as Qwen's pictures may have
 
 
 def tiny(family: str, *, sizes: TinySizes | None = None, seed: int = 0) -> VLM:
@@ -153,14 +154,14 @@ def _qwen(sizes: TinySizes, tokenizer):
         vision_config=dict(
             depth=sizes.vision_layers, hidden_size=sizes.vision_width, intermediate_size=2 * sizes.vision_width,
             num_heads=sizes.heads, out_hidden_size=sizes.width, patch_size=PATCH_PX, spatial_merge_size=PATCH_MERGE,
-            window_size=IMAGE_PX, fullatt_block_indexes=[sizes.vision_layers - 1], tokens_per_second=2,
+            window_size=2 * IMAGE_PX, fullatt_block_indexes=[sizes.vision_layers - 1], tokens_per_second=2,
             initializer_range=sizes.init_std,
         ),
         image_token_id=tokenizer.image_token_id, video_token_id=tokenizer.video_token_id,
         vision_start_token_id=tokenizer.vision_start_token_id, vision_end_token_id=tokenizer.vision_end_token_id,
         tie_word_embeddings=True, initializer_range=sizes.init_std,
     )  # fmt: skip
-    area = {"shortest_edge": IMAGE_PX**2, "longest_edge": IMAGE_PX**2}
+    area = {"shortest_edge": sizes.picture_px**2, "longest_edge": sizes.picture_px**2}
     processor = Qwen2_5_VLProcessor(
         Qwen2VLImageProcessor(size=area), tokenizer, Qwen2VLVideoProcessor(size=area, cap_pixels_per_frame=False),
         chat_template=_template("qwen2_5_vl"),
