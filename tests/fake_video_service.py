@@ -27,7 +27,7 @@ class FakeVideoService:
     Prompts are numbered as they first come. `submitted` counts how often each was paid for.
     """
 
-    def __init__(self, content: bytes, faults: dict[int, str] | None = None, *, polls: int = 1, hold_s: float = 0.6):
+    def __init__(self, content: bytes, faults: dict[int, str] | None = None, *, polls: int = 1, hold_s: float = 3.0):
         self.content, self.faults, self.polls, self.hold_s = content, faults or {}, polls, hold_s
         self.number_of, self.submitted, self.operations, self.done_once = {}, {}, {}, set()
         self.lock, self.patience = threading.Lock(), False

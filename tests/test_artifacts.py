@@ -43,7 +43,7 @@ def test_a_folder_made_otherwise_is_refused(tmp_path):
     assert artifacts.check_made_by(tmp_path, encoder="xfeat")["side"] == 224
     with pytest.raises(artifacts.StoreError, match="encoder='xfeat', asked for 'clip'"):
         artifacts.check_made_by(tmp_path, encoder="clip")
-    with pytest.raises(artifacts.StoreError, match="no file"):
+    with pytest.raises(artifacts.StoreError, match="is not made yet"):
         artifacts.check_made_by(tmp_path / "elsewhere")
 
 

@@ -184,6 +184,7 @@ def test_one_step_makes_the_better_answers_likelier():
     vlm = vlm_of("internvl")
     asked = prompts_of(vlm)(0, np.random.default_rng(0))[:1]
     plan = GRPOPlan(steps=1, questions=1, group_size=16, max_new_tokens=3, learning_rate=1e-3, warmup_steps=1)
+    vlm.model.eval()  # dropout would draw otherwise than the training does
     batch = chat.collate_prompts(vlm, [asked[0][0]])
     tokens = grpo.visual_tokens(vlm, batch)
     torch.manual_seed(plan.seed)

@@ -25,7 +25,7 @@ from vau_lib.workspace import artifacts, notebook_runs
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.real
-SMALL = ["world_videos=32", "stream_hours=0.6", "seeds=[0]", "recipe=ours", "epochs=2", "resamples=20"]
+SMALL = ["world_videos=32", "stream_hours=0.6", "seeds=[0]", "recipe=ours", "ours={epochs: 2, rate: 0.0003}", "resamples=20"]
 UCF_TEST = {  # official test videos whose events come early; frames of the stand-in
     "Explosion039_x264": 170, "RoadAccidents021_x264": 155, "Explosion027_x264": 200,
     "Normal_Videos_345_x264": 209, "Normal_Videos_881_x264": 224, "Normal_Videos_003_x264": 96,

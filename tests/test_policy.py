@@ -153,12 +153,14 @@ def test_micro_batches_have_the_gradient_of_one_batch(any_vlm, options):
     plan = replace(PLAN, learning_rate=1e-3, **options)
     (whole, curve), *others = [trained(any_vlm, replace(plan, micro_batch=n), train_vision=vision) for n in (0, 2, 1)]
     assert (curve["dead"] < 1).all()
-    for weights, other in others:
-        assert all(torch.allclose(weights[name], part, atol=2e-5) for name, part in whole.items())
+    start = dict(any_vlm.model.named_parameters())
+    moved = sum(float((part - start[name]).square().sum()) for name, part in whole.items()) ** 0.5
+    for weights, other in others:  # Adam turns rounding of a gradient near 0 into a whole step: compared as vectors
+        apart = sum(float((weights[name] - part).square().sum()) for name, part in whole.items()) ** 0.5
+        assert apart < 0.02 * moved, (apart, moved)
         assert other["loss"].tolist() == pytest.approx(curve["loss"].tolist(), abs=1e-5)
         assert other["kl"].tolist() == pytest.approx(curve["kl"].tolist(), abs=1e-5)
     tower = [name for name in whole if "visual" in name or "vision" in name]
-    start = dict(any_vlm.model.named_parameters())
     assert bool(tower) == vision and any(not torch.equal(whole[name], start[name]) for name in whole)
 
 

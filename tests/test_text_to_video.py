@@ -51,7 +51,7 @@ def key(monkeypatch):
 def client(service, **options):
     """Veo against the fake: no pauses, and a deadline that counts polls."""
     ticks = iter(range(10**6))
-    settings = dict(price_per_second=0.1, poll_s=0.0, deadline_s=6, timeout_s=0.3, sleep=lambda _: None, clock=lambda: next(ticks))
+    settings = dict(price_per_second=0.1, poll_s=0.0, deadline_s=6, timeout_s=2.0, sleep=lambda _: None, clock=lambda: next(ticks))
     return veo.Veo(base_url=service.url, **(settings | options))
 
 

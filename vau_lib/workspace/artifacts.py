@@ -310,6 +310,9 @@ def load_array(path: str | Path) -> np.ndarray:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
+            if file.read(2) == b"PK":  # an .npz is a zip file
+                raise ValueError(f"{path.name} holds several arrays, one .npy is needed")
+            file.seek(0)
             _check_header(file, size)
         return np.load(path, allow_pickle=False, mmap_mode="r" if size > MAPPED_BYTES else None)  # a map keeps a file open
     except FileNotFoundError as error:
