@@ -127,3 +127,10 @@ def test_files_of_json_lines_joined_with_their_marks_are_read(tmp_path):
     mark = "\ufeff".encode()
     (tmp_path / "joined.jsonl").write_bytes(mark + b'{"a": "x\xc2\x85y"}\r\n \r\n' + mark + b'{"a": 2}\n' + mark + b"\n")
     assert list(artifacts.json_lines(tmp_path / "joined.jsonl")) == [(1, {"a": "x\x85y"}), (3, {"a": 2})]
+
+
+def test_a_key_that_stands_twice_in_yaml_is_refused():
+    assert artifacts.parse_yaml("a: {b: 1}\nc: {b: 2}") == {"a": {"b": 1}, "c": {"b": 2}}
+    for text in ("a: 1\nb: 2\na: 3\n", "a: {b: 1, b: 2}"):
+        with pytest.raises(ValueError, match="the key '[ab]' stands twice"):
+            artifacts.parse_yaml(text)

@@ -284,6 +284,12 @@ class _Yaml(yaml.SafeLoader):
         self.depth -= 1
         return node
 
+    def construct_mapping(self, node, deep=False):
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise yaml.YAMLError(f"the key {twice[0]!r} stands twice: the second would replace the first")
+        return super().construct_mapping(node, deep)
+
 
 def parse_yaml(text: str | bytes) -> object:
     """Return the value of a YAML text: plain values without aliases; ValueError in one line for anything else."""
