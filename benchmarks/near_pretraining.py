@@ -284,10 +284,10 @@ def train_captions(vlm: models.VLM, train: Data, val: Data, steps: int, rate: fl
     vlm.model.eval()
     tokens = all_tokens(vlm.model.model.visual, val)
     index = even_moments(val.length)
-    told = captions.likeliest(tokens[torch.arange(len(index), device=device)[:, None], index].flatten(1, 2))
-    right = [(a in near_world.EVENTS) == (b in near_world.EVENTS) for a, b in zip(told, val.event, strict=True)]
+    named = captions.likeliest(tokens[torch.arange(len(index), device=device)[:, None], index].flatten(1, 2))
+    right = [(a in near_world.EVENTS) == (b in near_world.EVENTS) for a, b in zip(named, val.event, strict=True)]
     return dict(loss=round(float(loss.detach()), 4), judged_by_caption=round(float(np.mean(right)), 4),
-                named=round(float(np.mean([a == b for a, b in zip(told, val.event, strict=True)])), 4))  # fmt: skip
+                named=round(float(np.mean([a == b for a, b in zip(named, val.event, strict=True)])), 4))  # fmt: skip
 
 
 def sizes_of(options) -> tiny_vlm.TinySizes:

@@ -300,7 +300,7 @@ def test_a_redirect_is_not_followed(service, monkeypatch):
 
 @pytest.fixture
 def rude():
-    """A server that sends what it is told, byte for byte."""
+    """A server that sends given bytes, whatever it is asked."""
     server, plan = socket.create_server(("127.0.0.1", 0)), []
 
     def serve():

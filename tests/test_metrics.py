@@ -438,3 +438,12 @@ def test_smarthome_answers_give_the_published_row(method, name, real_data):
     report = metrics.binary_report(truth, decided)
     for key in ("accuracy", "precision", "recall", "f1"):
         assert round(100 * report[key], 2) == expected[key], key
+
+
+def test_a_grouped_mean_and_its_interval_are_of_the_same_quantity():
+    """Group a holds 1, 1, 1, 1, group b 0: the mean over groups is .5 (over values .8); two groups give 0, .5 or 1."""
+    found = metrics.grouped_mean([1, 1, 1, 1, 0], list("aaaab"), rng=np.random.default_rng(0))
+    assert found.value == 0.5 and (found.low, found.high) == (0.0, 1.0)
+    assert metrics.grouped_mean([1, 0, 1, 0], list("aabb"), rng=np.random.default_rng(0))[:3] == (0.5, 0.5, 0.5)
+    with pytest.raises(ValueError, match="as many values as groups"):
+        metrics.grouped_mean([1.0], [], rng=np.random.default_rng(0))

@@ -128,7 +128,7 @@ def test_what_a_choice_reads_and_nobody_made_is_named_and_run_with_needs(project
     (project / "params" / "needs.yaml").write_text('"02": []\n"03": ["01"]\n')
     assert notebook_runs.not_run("tiny", ["3"]) == ["01_first"] and notebook_runs.not_run("tiny", ["1", "3"]) == []
     shown = CliRunner().invoke(cli.app, ["run", "tiny", "3", "--dry-run"])
-    assert "03 read what 01 make: not run in tiny (--with-needs)" in shown.output
+    assert "not run yet in tiny, and read by 03: 01; --with-needs runs what has not run" in shown.output
     shown = CliRunner().invoke(cli.app, ["run", "tiny", "3", "--dry-run", "--with-needs"])
     assert [line.split(":")[0] for line in shown.output.splitlines() if "asked for" in line] == ["01_first", "03_third"]
     with pytest.raises(artifacts.StoreError, match=r"features is not made yet: .*--with-needs"):

@@ -76,8 +76,8 @@ def run_(
         if with_needs:
             notebooks = sorted([*missing, *chosen])
         else:
-            numbers = [[name[:2] for name in names] for names in (chosen, missing)]
-            typer.echo(f"{', '.join(numbers[0])} read what {', '.join(numbers[1])} make: not run in {preset} (--with-needs)")
+            before, after = (", ".join(name[:2] for name in names) for names in (missing, chosen))
+            typer.echo(f"not run yet in {preset}, and read by {after}: {before}; --with-needs runs what has not run")
     steps = notebook_runs.run(preset, notebooks or (), overrides, dry_run=True, fresh=fresh)
     for step in steps:
         typer.echo(f"{step.notebook}: {step.why or 'done'}")

@@ -18,6 +18,7 @@ import pandas as pd
 
 from vau_lib.compression import token_pruning, token_selection
 from vau_lib.data import records
+from vau_lib.evaluation import metrics
 from vau_lib.vlm import event_order, finetuning, grpo, inference, instruction_data
 from vau_lib.vlm.models import VLM
 from vau_lib.workspace import artifacts
@@ -126,14 +127,12 @@ def exam(vlm: VLM, rows: Sequence[dict], shown: Shown, *, batch_size: int = 8) -
 
 
 def summary(results: Mapping[str, pd.DataFrame], *, seed: int = 0) -> pd.DataFrame:
-    """Return accuracy per method and kind of question with a 95 % interval over videos, a row each."""
+    """Return accuracy per method and kind of question, the mean over videos, with its 95 % interval over videos, a row each."""
     rows = []
     for method, table in results.items():
         for question, part in table.groupby("question"):
-            each = part.groupby("video")["right"].mean().to_numpy()
-            resampled = each[np.random.default_rng(seed).integers(0, len(each), (2000, len(each)))].mean(1)
-            low, high = np.quantile(resampled, (0.025, 0.975))
-            facts = dict(accuracy=part["right"].mean(), low=low, high=high, questions=len(part), videos=len(each))
+            found = metrics.grouped_mean(part["right"], part["video"], rng=np.random.default_rng(seed))
+            facts = dict(accuracy=found.value, low=found.low, high=found.high, questions=len(part), videos=part["video"].nunique())
             rows.append({"question": question, "method": method, **facts})
     return pd.DataFrame(rows).sort_values(["question", "method"], ignore_index=True, ascending=[True, False])
 
@@ -173,7 +172,7 @@ def reinforce(
         results = {"before": pd.read_csv(before, keep_default_na=False)}
     else:
         results = {"before": exam(vlm, held_out, shown)}
-        _write_csv(before, results["before"])
+        artifacts.write_table(before, results["before"])
     curves = event_order.train(
         vlm, train, "/", plan=plan, judgement_fraction=judgement_fraction, frames=shown.frames, as_video=shown.as_video,
         max_pixels=shown.max_pixels, folder=out, progress=progress,
@@ -181,7 +180,7 @@ def reinforce(
     results["after"] = exam(vlm, held_out, shown)
     table = summary(results, seed=plan.seed)
     for name, part in {"exam_after": results["after"], "rewards": curves, "exam": table}.items():
-        _write_csv(out / f"{name}.csv", part)
+        artifacts.write_table(out / f"{name}.csv", part)
     inner = vlm.replace(model=vlm.model.model) if shown.keep_ratio < 1 else vlm
     question = vlm.question or instruction_data.judgement_question(train)
     finetuning.save_adapter(inner.replace(question=question, num_frames=shown.frames), out, **_facts(vlm, train, plan, shown))
@@ -201,8 +200,3 @@ def _claim(out: Path, vlm: VLM, rows: Sequence[dict], plan: grpo.GRPOPlan, shown
         artifacts.check_made_by(out, **facts)
     else:
         artifacts.write_made_by(out, model=vlm.name, kind=vlm.kind, **facts)
-
-
-def _write_csv(path: Path, table: pd.DataFrame) -> None:
-    with artifacts.replacing(path) as temporary:
-        table.to_csv(temporary, index=False)

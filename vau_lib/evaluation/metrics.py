@@ -193,6 +193,21 @@ def paired_bootstrap(
     return interval._replace(p_value=min(1.0, 2 * float(beyond)))
 
 
+def grouped_mean(
+    values: Sequence[float], groups: Sequence[str], *, rng: Rng, resamples: int = 4000, level: float = 0.95
+) -> Interval:
+    """Return the mean over groups of the mean inside each, with its percentile interval over resampled groups.
+
+    values (N,), groups (N,): a group is what belongs together, the questions of one video or the videos of one world.
+    """
+    values, groups = np.asarray(values, float), np.asarray(groups)
+    if not len(values) or values.shape != groups.shape:
+        raise ValueError(f"need as many values as groups and one at least, got {values.shape} and {groups.shape}")
+    each = np.array([values[groups == group].mean() for group in np.unique(groups)])
+    drawn = each[rng.integers(0, len(each), (resamples, len(each)))].mean(1)
+    return _interval(float(each.mean()), drawn, level)
+
+
 def sanity_rows(
     scores: Arrays, labels: Arrays, *, rng: Rng, energy: Arrays | None = None,
     metrics: Sequence[Metric] = (frame_auc, frame_ap, frame_auc_anomalous_only, frame_ap_anomalous_only), shuffles: int = 5,

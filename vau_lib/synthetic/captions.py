@@ -87,8 +87,9 @@ def instruction_answer(task: str, scenario: scenarios.Scenario, rng: np.random.G
     if task == "description":
         if scenario.label:
             return str(rng.choice([seen, f"In {scenarios.SCENE_TEXTS[scenario.scene]}: {seen}", f"{seen} {_others(scenario)}"]))
-        twin = [anomaly for anomaly, alike in scenarios.HARD_NEGATIVES.items() if alike == event]
-        alike = ALIKE.format(anomaly=_article(twin[0].replace("_", " "))) if twin and rng.random() < 0.5 else _others(scenario)
+        mistaken_for = [anomaly for anomaly, usual in scenarios.HARD_NEGATIVES.items() if usual == event]
+        likeness = mistaken_for and rng.random() < 0.5
+        alike = ALIKE.format(anomaly=_article(mistaken_for[0].replace("_", " "))) if likeness else _others(scenario)
         return f"{seen} {alike} {rng.choice(NOTHING)}"
     if task != "analysis" or not scenario.label:
         raise ValueError(f"task must be judgement, description, or analysis of an anomaly, got {task!r} of {event!r}")

@@ -103,7 +103,7 @@ class Veo:
                 job.note(sent=seed + len(reasons))
                 try:
                     name = self._start(text, scenario, seed + len(reasons))
-                except Exception:  # an answer that says no, or a doubt that is told: nothing is open
+                except Exception:  # an answer that says no, or a doubt that is reported: nothing is open
                     job.note(sent=None)
                     raise
                 job.note(operation=name, seed=seed + len(reasons), sent=None)

@@ -15,6 +15,7 @@ import pandas as pd
 from vau_lib.data import answer_parsing, records, video
 from vau_lib.data.records import VideoRecord
 from vau_lib.detectors import frame_sampling, trained_detector
+from vau_lib.evaluation import metrics
 from vau_lib.features import frame_features
 from vau_lib.toy import dataset as toy_dataset
 from vau_lib.vlm import inference, instruction_data
@@ -137,11 +138,7 @@ def summary(judged: pd.DataFrame) -> pd.DataFrame:
 
 def world_interval(values: np.ndarray, worlds: Sequence[str]) -> tuple[float, float, float]:
     """Return a mean and its 95 % interval over resampled worlds, whose videos stay together."""
-    values, worlds = np.asarray(values, float), np.asarray(worlds)
-    each = np.array([values[worlds == world].mean() for world in np.unique(worlds)])
-    resampled = each[np.random.default_rng(0).integers(0, len(each), (4000, len(each)))].mean(1)
-    low, high = np.quantile(resampled, (0.025, 0.975))
-    return float(each.mean()), float(low), float(high)
+    return metrics.grouped_mean(values, worlds, rng=np.random.default_rng(0))[:3]
 
 
 def load_scorer(folder: str | Path) -> tuple[trained_detector.TrainedDetector, float]:

@@ -127,15 +127,8 @@ def ask(
         blank = np.zeros((2 * len(batch[0]), *shape, 3), np.uint8)
         prompt = chat.encode(vlm, blank, question, times_s=near_world.clock(len(blank)), as_video=True)
         prompts = chat.collate_prompts(vlm, [{k: v for k, v in prompt.items() if k != "pixel_values_videos"}] * len(batch))
-        outputs = chat.encoder_outputs(vlm, [tokens.flatten(0, 1) for tokens in batch], videos=len(batch))
-        ids = vlm.model.generate(
-            **prompts,
-            mm_encoder_outputs=outputs,
-            do_sample=False,
-            max_new_tokens=max_new_tokens,
-            suppress_tokens=vlm.visual_token_ids,
-        )
-        texts += chat.decode(vlm, ids[:, prompt["input_ids"].shape[1] :])
+        tokens = [one.flatten(0, 1) for one in batch]
+        texts += near_world.answer_tokens(vlm, prompts, tokens, max_new_tokens=max_new_tokens)
     return texts
 
 

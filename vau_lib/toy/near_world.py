@@ -142,14 +142,13 @@ def answers(vlm: VLM, samples: TokenSamples, *, batch_size: int = 32, max_new_to
     texts = []
     for first in range(0, len(samples), batch_size):
         batch = chat.collate_prompts(vlm, [samples.sample(n, None) for n in range(first, min(first + batch_size, len(samples)))])
-        tokens = batch.pop(TOKENS)
-        outputs = chat.encoder_outputs(vlm, tuple(tokens), videos=len(tokens))
-        ids = vlm.model.generate(
-            **batch,
-            mm_encoder_outputs=outputs,
-            do_sample=False,
-            max_new_tokens=max_new_tokens,
-            suppress_tokens=vlm.visual_token_ids,
-        )
-        texts += chat.decode(vlm, ids[:, batch["input_ids"].shape[1] :])
+        texts += answer_tokens(vlm, batch, tuple(batch.pop(TOKENS)), max_new_tokens=max_new_tokens)
     return texts
+
+
+def answer_tokens(vlm: VLM, prompts: dict[str, Tensor], tokens: Sequence[Tensor], *, max_new_tokens: int) -> list[str]:
+    """Return the greedy answers to collated prompts, one for each video's visual tokens (N, C), given instead of pixels."""
+    outputs = chat.encoder_outputs(vlm, tokens, videos=len(tokens))
+    options = dict(do_sample=False, max_new_tokens=max_new_tokens, suppress_tokens=vlm.visual_token_ids)
+    ids = vlm.model.generate(**prompts, mm_encoder_outputs=outputs, **options)
+    return chat.decode(vlm, ids[:, prompts["input_ids"].shape[1] :])
