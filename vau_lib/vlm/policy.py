@@ -190,7 +190,7 @@ def _prompts(vlm: VLM, batch: Mapping[str, Tensor], tokens: VisualTokens, questi
 def visual_places(vlm: VLM, batch: Mapping[str, Tensor], count: int) -> tuple[list[list[int]], list[list[int]]]:
     """Return which of a batch's `count` visual inputs, images first, are each question's images and which its videos.
 
-    The placeholder tokens are counted: where they begin and end says nothing, for two images may touch. ValueError where they do not fit.
+    Placeholder tokens are counted; where runs of them end says nothing, for two images may touch. ValueError where they do not fit.
     """
     videos = len(batch["video_grid_thw"]) if "video_grid_thw" in batch else 0
     found, first = [], 0
