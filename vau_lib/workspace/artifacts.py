@@ -424,7 +424,8 @@ def check_made_by(folder: str | Path, **wanted: object) -> dict:
     made_by = read_json(Path(folder) / "made_by.json", dict)
     for key, value in without_secrets(wanted).items():
         if made_by.get(key) != value:
-            raise StoreError(f"{folder} was made with {key}={made_by.get(key)!r}, asked for {value!r}")
+            was = f"{folder} was made with {key}={made_by.get(key)!r}, asked for {value!r}"
+            raise StoreError(f"{was}: remove it or use another folder")
     return made_by
 
 
