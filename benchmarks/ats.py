@@ -153,6 +153,11 @@ def annotations(folder: Path) -> None:
         compare(f"noisy oracle of AUC {auc}, 20 draws", pd.concat(tables))
 
 
+def weighted_mean(values: dict[str, float], weights: dict[str, float]) -> float:
+    """Return the mean over videos, an event counting as much as another where the weights are numbers of events."""
+    return float(np.average([values[name] for name in weights], weights=list(weights.values())))
+
+
 def compare(name: str, table: pd.DataFrame) -> None:
     print(f"\n128 real videos, {name}: uniform, top-k, released, intended; intended - released with 95 % over videos")
     for count, part in table.groupby("num_frames"):
@@ -160,12 +165,11 @@ def compare(name: str, table: pd.DataFrame) -> None:
         for column in ("hit_rate", "coverage", "event_recall", "duplicates"):
             value = (part[column] * part["events"] if column == "event_recall" else part[column]).rename("value")
             each = part[["video", "sampler", "events"]].join(value).groupby(["video", "sampler"]).mean().unstack("sampler")
-            gap = (each["value"]["intended"] - each["value"]["released"]).to_numpy()
-            weight = each["events"]["intended"].to_numpy() if column == "event_recall" else np.ones(len(gap))
-            draws = np.random.default_rng(0).integers(0, len(gap), (2000, len(gap)))
-            low, high = np.quantile(gap[draws].sum(1) / weight[draws].sum(1), (0.025, 0.975))
+            weight = each["events"]["intended"] if column == "event_recall" else pd.Series(1.0, each.index)
+            sides = [(each["value"][sampler] / weight).to_dict() for sampler in ("intended", "released")]
+            gap = metrics.paired_bootstrap(weighted_mean, *sides, weight.to_dict(), rng=np.random.default_rng(0))
             row = " ".join(f"{means.loc[s, column]:.3f}" for s in ("uniform", "top-k", "released", "intended"))
-            print(f"  N {count:2} {column:13} {row}   {gap.sum() / weight.sum():+.4f} [{low:+.4f}, {high:+.4f}]")
+            print(f"  N {count:2} {column:13} {row}   {gap.value:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]")
 
 
 def main() -> None:

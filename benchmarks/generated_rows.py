@@ -18,6 +18,7 @@ import torch
 from sklearn.metrics import balanced_accuracy_score
 
 from vau_lib.data import answer_parsing
+from vau_lib.evaluation import metrics
 from vau_lib.synthetic import export, scenarios, text_to_video
 from vau_lib.toy import benchmark as toy_benchmark
 from vau_lib.toy import dataset as toy_dataset
@@ -58,6 +59,13 @@ def one_class_twice(rows: list[dict]) -> list[dict]:
     return [row for row in rows if row["level"] != "event" or row["video"] not in normal]
 
 
+def balanced_accuracy(chosen: dict[str, int], labels: dict[str, int]) -> float:
+    """Return the mean of both classes' recalls over videos."""
+    if len(set(labels.values())) < 2:
+        raise metrics.OneClassError("balanced accuracy needs both classes")
+    return balanced_accuracy_score(list(labels.values()), [chosen[name] for name in labels])
+
+
 def judged(vlm: models.VLM, rows: list[dict], root: Path) -> dict[str, float]:
     """Return balanced accuracy of the video-level judgements, its interval over videos, and how often "anomaly" is the answer."""
     exam = [
@@ -69,12 +77,9 @@ def judged(vlm: models.VLM, rows: list[dict], root: Path) -> dict[str, float]:
     truth = np.array([answer_parsing.parse_verdict(row["answer"]) for row in exam])
     read = [answer_parsing.parse_verdict(text) for text in texts]
     found = np.array([1 - true if verdict is None else verdict for verdict, true in zip(read, truth, strict=True)])  # none is wrong
-    rng, resampled = np.random.default_rng(0), []
-    for _ in range(2000):
-        places = np.concatenate([rng.choice(np.flatnonzero(truth == side), (truth == side).sum()) for side in (0, 1)])
-        resampled.append(balanced_accuracy_score(truth[places], found[places]))
-    low, high = np.quantile(resampled, (0.025, 0.975))
-    facts = dict(balanced_accuracy=balanced_accuracy_score(truth, found), low=low, high=high)
+    chosen, labels = (dict(zip((row["video"] for row in exam), side, strict=True)) for side in (found, truth))
+    balanced = metrics.bootstrap_ci(balanced_accuracy, chosen, labels, rng=np.random.default_rng(0))
+    facts = dict(balanced_accuracy=balanced.value, low=balanced.low, high=balanced.high)
     return facts | dict(answers_anomaly=np.mean([one == 1 for one in read]), no_verdict=np.mean([one is None for one in read]))
 
 

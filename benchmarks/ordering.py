@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from vau_lib.evaluation import result_tables
+from vau_lib.evaluation import metrics, result_tables
 from vau_lib.toy import benchmark as toy_benchmark
 from vau_lib.toy import dataset as toy_dataset
 from vau_lib.vlm import event_order, finetuning, grpo, inference, models
@@ -84,13 +84,12 @@ def accuracy_rows(method: str, results: list[pd.DataFrame]) -> list[dict]:
     """Return accuracy over seeds by part of the exam, with an interval over videos, a row each."""
     rows = []
     for question, part in pd.concat(dict(enumerate(results)), names=["seed"]).groupby("question"):
-        each, seeds = part.groupby("video")["right"].mean().to_numpy(), part.groupby("seed")["right"].mean()
-        resampled = each[np.random.default_rng(0).integers(0, len(each), (4000, len(each)))].mean(1)
-        low, high = np.quantile(resampled, (0.025, 0.975))
+        seeds = part.groupby("seed")["right"].mean()
+        mean = metrics.grouped_mean(part["right"], part["video"], rng=np.random.default_rng(0))
         rows.append({
-            "method": method, "question": question, "accuracy": part["right"].mean(), "low": low, "high": high,
+            "method": method, "question": question, "accuracy": mean.value, "low": mean.low, "high": mean.high,
             "seeds": len(results), "worst_seed": seeds.min(), "best_seed": seeds.max(),
-            "questions": len(part) // len(results), "videos": len(each),
+            "questions": len(part) // len(results), "videos": part["video"].nunique(),
         })  # fmt: skip
     return rows
 

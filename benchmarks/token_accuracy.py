@@ -22,7 +22,7 @@ import torch
 
 from vau_lib.compression import token_pruning, token_selection
 from vau_lib.data import answer_parsing, records
-from vau_lib.evaluation import result_tables
+from vau_lib.evaluation import metrics, result_tables
 from vau_lib.toy import benchmark as toy_benchmark
 from vau_lib.toy import dataset as toy_dataset
 from vau_lib.vlm import finetuning, inference, instruction_data, models
@@ -95,9 +95,7 @@ class Judge:
 
     def interval(self, values: np.ndarray) -> tuple[float, float, float]:
         """Return the mean over worlds and its 95 % interval."""
-        means = np.array([values[self.worlds == world].mean() for world in np.unique(self.worlds)])
-        resampled = means[np.random.default_rng(0).integers(0, len(means), (4000, len(means)))].mean(1)
-        return float(means.mean()), *(float(edge) for edge in np.quantile(resampled, (0.025, 0.975)))
+        return metrics.grouped_mean(values, self.worlds, rng=np.random.default_rng(0))[:3]
 
     def add(self, tuned_on: str, rule: str, keep_ratio: float, correct: np.ndarray, whole: np.ndarray) -> None:
         """Add a line to the table and print it; `whole` is what is correct from all tokens, by the same weights."""
