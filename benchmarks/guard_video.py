@@ -1,32 +1,43 @@
-"""Tokens and time to first token of `vau guard`: frames as pictures and as one video, at keep ratio 1, .3 and .1, in one run.
+"""Time to first token of `vau guard`, and accuracy of its answer, from a part of the visual tokens. Two studies.
 
-Qwen2.5-VL at its true widths with few layers and RANDOM weights: the work is real, answers mean nothing. The time is that of a
-row of `guard` for one new token: decoding, preparing, choosing tokens, vision tower, pre-fill, in seconds of the process (two
-threads count twice), which other programs on a shared machine lengthen little. The scenes are drawn: a fixed camera, one event; in
-the still one nothing moves but for two seconds, in the quiet one somebody walks and falls, in the busy one people and a car move
-all the time, with noise and sway.
-    python benchmarks/guard_video.py [still] [quiet] [busy] [LAYERS] [FRAMES]
+time: Qwen2.5-VL at its true widths with few layers and RANDOM weights: the work is real, answers mean nothing. As many layers of
+the tower as of the language model stand for the 3B model's 32 and 36. A row of `guard` for one new token: decoding, preparing,
+choosing tokens, vision tower, pre-fill, in seconds of the process (two threads count twice), which other programs on a shared
+machine lengthen little. `gflop` are counted operations of one pass of the model, scaled by layers to full depth (28 blocks of the
+tower attend within windows, 4 within a moment). The scenes are drawn, a fixed camera: in the still one nothing moves but for two
+seconds, in the quiet one somebody walks and falls, in the busy one people and a car move all the time, with noise and sway.
+accuracy: the tiny model of data/toy_models/near, which judges drawn near places and was not tuned for pruning, through `guard` with
+twelve moments of each video. The rules' numbers were chosen on the training and validation videos of the demo's world (seed 0).
+    python benchmarks/guard_video.py time [still] [quiet] [busy] [--layers 2] [--frames 32] [--pictures] [--write]
+    python benchmarks/guard_video.py accuracy ROOT [--splits test] [--write]      ROOT as notebook 02 or `vau generate` leaves it
 """
 
+import argparse
 import os
-import sys
 import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from vau_lib import guard
-from vau_lib.data import video
+from vau_lib.compression import token_selection
+from vau_lib.data import records, video
+from vau_lib.evaluation import metrics, result_tables
 from vau_lib.synthetic import dataset as synthetic_dataset
-from vau_lib.toy import few_layers
+from vau_lib.toy import few_layers, near_world
+from vau_lib.vlm import models
+from vau_lib.workspace import presets
 
-KEEP_RATIOS = (1.0, 0.3, 0.1)
 FRAME_PX = 336  # side of a square of a frame's area
 SECONDS, FPS = 16.0, 8.0
-
+DEPTHS = {"layers": 36, "windowed": 28, "full": 4}  # of Qwen2.5-VL-3B: language model, the tower's blocks by kind of attention
+WHOLE = ("keep all", "few moments", 1.0)
+WAYS = [WHOLE, *((rule, rule, ratio) for rule in guard.TOKEN_RULES for ratio in (0.3, 0.1))]
 
 EASY = dict(num_people=0, num_vehicles=0, difficulty="easy")
 SCENES = {"still": EASY, "quiet": EASY, "busy": dict(num_people=3, num_vehicles=1, difficulty="hard")}
@@ -44,30 +55,96 @@ def scene(path: Path, kind: str) -> None:
     video.write_video(path, frames.repeat(times, 1).repeat(times, 2), fps=FPS)
 
 
-def measure(layers: int, count: int, kind: str) -> None:
-    """Print tokens and seconds per input and keep ratio."""
-    vlm = few_layers.few_layers(scale=1, layers=layers, frame_px=FRAME_PX)
-    print(
-        f"{vlm.label}; {count} frames, {torch.get_num_threads()} threads of {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
-    )
-    first: dict[bool, float] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "scene.mp4"
-        scene(path, kind)
-        plan = guard.GuardPlan(num_frames=count, max_new_tokens=1, max_pixels=FRAME_PX**2)
-        guard.guard(vlm, path, plan=replace(plan, num_frames=2), log=None, progress=False)  # first calls are slower
-        for as_video in (False, True):
-            for keep_ratio in KEEP_RATIOS:
-                asked = replace(plan, as_video=as_video, keep_ratio=keep_ratio)
-                began = time.process_time()
-                (row,) = guard.guard(vlm, path, plan=asked, log=None, progress=False)
-                seconds, tokens = time.process_time() - began, row["prompt_tokens"]
-                first.setdefault(as_video, seconds)
-                kind, ratio = ("one video" if as_video else "pictures"), first[as_video] / seconds
-                print(f"  {kind:9}  keep {keep_ratio:<3g}  {tokens:6,} tokens  {seconds:6.2f} s  {ratio:5.1f} x", flush=True)
+def full_depth(counts: dict, layers: int) -> float:
+    """Return operations (billions) of a pass at full depth, counted with `layers` of each, the last block full."""
+    of = {name: sum(part.values()) / 1e9 for name, part in counts.items()}
+    text, tower = (next(name for name in of if name.endswith(end)) for end in ("language_model.layers.0", "visual.blocks.0"))
+    block = tower.removesuffix("0")
+    known = layers * of[text] + sum(of[f"{block}{n}"] for n in range(layers))
+    once = of["Global"] - known
+    return once + DEPTHS["layers"] * of[text] + DEPTHS["windowed"] * of[tower] + DEPTHS["full"] * of[f"{block}{layers - 1}"]
+
+
+def measure(layers: int, count: int, kinds: list[str], inputs: list[bool]) -> pd.DataFrame:
+    """Print and return tokens, seconds and operations per scene, input, rule and keep ratio."""
+    vlm, lines = few_layers.few_layers(scale=1, layers=layers, frame_px=FRAME_PX), []
+    vlm.model.model.visual.fullatt_block_indexes = [layers - 1]
+    print(f"{vlm.label}; {count} frames, {torch.get_num_threads()} threads of {os.cpu_count()} cores")
+    for kind in kinds:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "scene.mp4"
+            scene(path, kind)
+            plan = guard.GuardPlan(num_frames=count, max_new_tokens=1, max_pixels=FRAME_PX**2)
+            guard.guard(vlm, path, plan=replace(plan, num_frames=2), log=None, progress=False)  # first calls are slower
+            for as_video in inputs:
+                first = None
+                for name, rule, keep_ratio in WAYS:
+                    asked = replace(plan, as_video=as_video, keep_ratio=keep_ratio, token_rule=rule)
+                    began = time.process_time()
+                    (row,) = guard.guard(vlm, path, plan=asked, log=None, progress=False)
+                    seconds = time.process_time() - began
+                    with FlopCounterMode(display=False) as counter:
+                        guard.guard(vlm, path, plan=asked, log=None, progress=False)
+                    line = dict(scene=kind, input="one video" if as_video else "pictures", rule=name, keep_ratio=keep_ratio)
+                    line |= dict(tokens=row["prompt_tokens"], seconds=seconds, gflop=full_depth(counter.get_flop_counts(), layers))
+                    first = first or line
+                    line |= {f"times_{key}": first[key] / line[key] for key in ("seconds", "gflop")}
+                    lines.append(line)
+                    print(pd.DataFrame([line]).round(2).to_string(index=False, header=len(lines) == 1), flush=True)
+    return pd.DataFrame(lines).assign(model=vlm.label, frames=count)
+
+
+def even_moments(features, *, keep_ratio: float):
+    """Keep moments in the middles of equal parts of time: the control of `few_moments`."""
+    return token_selection.few_moments(features, keep_ratio=keep_ratio, even_mass=1e6)
+
+
+def accuracy(root: Path, splits: list[str]) -> pd.DataFrame:
+    """Print and return how often the verdict is right, per rule and keep ratio; intervals over worlds."""
+    vlm = models.load(presets.project() / "data" / "toy_models" / "near", dtype=torch.float32, local_only=True)
+    found = [record for record in records.read_records(root / "records.jsonl") if record.split in splits]
+    guard.TOKEN_RULES["even moments"] = even_moments
+    plan = guard.GuardPlan(num_frames=2 * near_world.MOMENTS, as_video=True, max_new_tokens=24, batch_size=32)
+    worlds, lines, whole = [record.group for record in found], [], None
+    listed = root / f"records_{'_'.join(splits)}.jsonl"
+    records.write_records(listed, found)
+    try:
+        for name, rule, ratio in [WHOLE, *((rule, rule, ratio) for rule in guard.TOKEN_RULES for ratio in (0.5, 0.3, 0.1))]:
+            rows = guard.guard(vlm, listed, plan=replace(plan, keep_ratio=ratio, token_rule=rule), log=None, progress=False)
+            right = np.array([row["anomaly"] == record.label for row, record in zip(rows, found, strict=True)], float)
+            whole = right if whole is None else whole
+            mean = metrics.grouped_mean(right, worlds, rng=np.random.default_rng(0))
+            fall = metrics.grouped_mean(whole - right, worlds, rng=np.random.default_rng(0))
+            line = dict(rule=name, keep_ratio=ratio, judgement=mean.value, low=mean.low, high=mean.high)
+            line |= dict(fall=fall.value, fall_low=fall.low, fall_high=fall.high)
+            line |= dict(tokens=float(np.mean([row["prompt_tokens"] for row in rows])), videos=len(rows))
+            lines.append(line)
+            print(pd.DataFrame([line]).round(3).to_string(index=False, header=len(lines) == 1), flush=True)
+    finally:
+        listed.unlink()
+    return pd.DataFrame(lines).assign(model=vlm.label)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("study", choices=["time", "accuracy"])
+    parser.add_argument("what", nargs="*", help="scenes, or the folder of the videos")
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--frames", type=int, default=32)
+    parser.add_argument("--pictures", action="store_true", help="frames as pictures too")
+    parser.add_argument("--splits", default="test")
+    parser.add_argument("--write", action="store_true", help="keep the table for RESULTS.md")
+    options = parser.parse_args()
+    if options.study == "time":
+        inputs = [True, False] if options.pictures else [True]
+        table = measure(options.layers, options.frames, options.what or list(SCENES), inputs)
+    else:
+        torch.set_num_threads(1)
+        table = accuracy(Path(options.what[0]), options.splits.split(","))
+    if options.write:
+        place = presets.project() / "data" / "results" / "studies" / "curves" / f"guard_{options.study}.csv"
+        result_tables.write_curve(place, table.round(4))
 
 
 if __name__ == "__main__":
-    given = [int(word) for word in sys.argv[1:] if word not in SCENES]
-    for kind in [word for word in sys.argv[1:] if word in SCENES] or SCENES:
-        measure(*(given + [1, 32][len(given) :]), kind)
+    main()

@@ -49,7 +49,7 @@ def lines(out):
     "other",
     [
         dict(question="Who is there?"), dict(num_frames=6), dict(max_new_tokens=5), dict(keep_ratio=0.5), dict(as_video=True),
-        dict(max_pixels=4000), dict(window_s=1.0),
+        dict(max_pixels=4000), dict(window_s=1.0), dict(keep_ratio=0.5, token_rule="spread"),
     ],
 )  # fmt: skip
 def test_another_question_or_input_is_not_done(qwen, folder, tmp_path, other):
@@ -59,6 +59,21 @@ def test_another_question_or_input_is_not_done(qwen, folder, tmp_path, other):
     again = watch(qwen, folder, out, plan=replace(PLAN, **other))
     assert len(lines(out)) == 4 and [row["asked"] for row in again] != [row["asked"] for row in first]
     assert watch(qwen, folder, out) == first and len(lines(out)) == 4, "what was asked first is still there"
+
+
+def test_the_tower_reads_few_moments_at_a_low_keep_ratio(qwen, folder):
+    """Of 16 frames, eight moments, 1.5 times .25 may be encoded; a spread over all moments, as before, encodes more."""
+
+    def encoded(**options):
+        rows = []
+        hook = qwen.model.model.visual.register_forward_pre_hook(lambda module, given: rows.append(len(given[0])))
+        watch(qwen, folder / "a.mp4", plan=replace(PLAN, num_frames=16, as_video=True, max_new_tokens=1, **options))
+        hook.remove()
+        return sum(rows)
+
+    assert encoded(keep_ratio=0.25) == encoded() * 3 // 8 < encoded(keep_ratio=0.25, token_rule="spread")
+    with pytest.raises(ValueError, match="token_rule must be one of few moments, spread, got 'many'"):
+        watch(qwen, folder, plan=replace(PLAN, token_rule="many"))
 
 
 def test_a_file_of_another_models_answers_is_refused(qwen, folder, tmp_path):

@@ -1,5 +1,6 @@
 """Every published kind of model is one of transformers' own classes: a small one is written as published, loaded, asked."""
 
+import copy
 import json
 
 import numpy as np
@@ -18,7 +19,7 @@ from transformers import (
 )
 
 from vau_lib import explain
-from vau_lib.compression import token_pruning
+from vau_lib.compression import pruning, token_pruning, token_selection
 from vau_lib.toy import tiny_vlm
 from vau_lib.vlm import chat, finetuning, inference, models, policy
 from vau_lib.workspace import artifacts
@@ -141,13 +142,120 @@ def test_what_is_scored_is_the_models_own_forward(vlm):
         assert torch.allclose(found[row, :count], plain_logprobs(vlm, samples[row // 2], answers.ids[row, :count]), atol=1e-4)
 
 
-def test_qwen3_reads_a_video_with_its_times_and_is_not_pruned():
+def qwen3_videos(vlm: models.VLM, texts: tuple[str, ...] = ("What?", "Is anything odd here?")) -> dict:
+    """Return a left-padded batch of questions about two unlike videos of four and six frames."""
+    frames = np.random.default_rng(1).integers(0, 255, (6, 112, 112, 3), dtype=np.uint8)
+    samples = [
+        chat.encode(vlm, frames[: 4 + 2 * n], text, times_s=np.arange(4 + 2 * n), as_video=True) for n, text in enumerate(texts)
+    ]
+    return chat.collate_prompts(vlm, samples)
+
+
+def every_third(features, *, keep_ratio):
+    """Keep every third token and nothing of the second moment."""
+    mask = torch.arange(features[..., 0].numel()).view(features.shape[:3]) % 3 == 0
+    mask[1] = False
+    return mask
+
+
+def test_qwen3_reads_a_video_with_its_times():
     vlm = qwen3_vl()
-    sample = chat.encode(vlm, np.concatenate([FRAMES, FRAMES[:1]]), "What?", times_s=[0, 1, 2, 3], as_video=True)
-    text = vlm.tokenizer.decode(sample["input_ids"][0])
-    assert "<0.5 seconds>" in text and "<2.5 seconds>" in text and "pixel_values_videos" in sample
-    with pytest.raises(ValueError, match="cannot be pruned: its tower feeds several layers"):
-        token_pruning.prune_tokens(vlm.model, keep_ratio=0.5)
+    text = vlm.tokenizer.decode(qwen3_videos(vlm)["input_ids"][0])
+    assert "<0.5 seconds>" in text and "<2.5 seconds>" in text
+
+
+@pytest.mark.parametrize("before_tower", [True, False])
+def test_qwen3_pruned_is_qwen3_that_cannot_see_the_dropped_tokens(before_tower):
+    """Right values are of the whole model with these tokens hidden by its attention mask, at the positions of the whole prompt."""
+    vlm = qwen3_vl()
+    batch = qwen3_videos(vlm)
+    small = token_pruning.prune_tokens(vlm.model, keep_ratio=0.5, rule=every_third, before_tower=before_tower)
+    rows = []
+    hook = vlm.model.model.visual.register_forward_pre_hook(lambda module, given: rows.append(len(given[0])))
+    with torch.inference_mode():
+        short = small(**batch).logits
+        hook.remove()
+        keep = small.token_mask
+        names = ("input_ids", "video_grid_thw", "mm_token_type_ids", "attention_mask")
+        positions = vlm.model.model.get_rope_index(**{name: batch[name] for name in names})[0]
+        whole = vlm.model(**{**batch, "attention_mask": keep.long(), "position_ids": positions}).logits
+        everything = token_pruning.prune_tokens(vlm.model, keep_ratio=1.0)(**batch).logits
+        plain = vlm.model(**batch).logits
+        new = small.generate(**batch, max_new_tokens=3, do_sample=False, num_return_sequences=1)[:, -3:]
+    assert sum(rows) == batch["pixel_values_videos"].shape[0] * (
+        3 / 5 if before_tower else 1
+    )  # two moments of five are not encoded
+    for row in range(2):
+        count = int(keep[row].sum())
+        assert count < int(batch["attention_mask"][row].sum())
+        assert torch.allclose(short[row, -count:], whole[row][keep[row]], atol=1e-4)
+    assert torch.allclose(everything, plain, atol=1e-5) and (short[:, -1] - plain[:, -1]).abs().max() > 1e-2
+    assert torch.equal(new[:, 0], whole[:, -1].argmax(-1))
+
+
+def test_qwen3_is_tuned_and_sampled_on_a_part_of_its_tokens_and_not_reinforced():
+    vlm = qwen3_vl()
+    batch = qwen3_videos(vlm)
+    small = token_pruning.prune_tokens(vlm.model, keep_ratio=0.4, rule=token_selection.few_moments)
+    labels = batch["input_ids"].masked_fill(batch["mm_token_type_ids"] > 0, -100).masked_fill(batch["attention_mask"] == 0, -100)
+    small(**batch, labels=labels).loss.backward()
+    grads = [part.weight.grad for part in (vlm.model.model.visual.deepstack_merger_list[0].linear_fc2, vlm.model.lm_head)]
+    assert all(grad is not None and grad.abs().sum() > 0 for grad in grads)
+    torch.manual_seed(0)
+    several = small.generate(**batch, max_new_tokens=2, do_sample=True, num_return_sequences=2)
+    assert several.shape == (4, batch["input_ids"].shape[1] + 2)
+    with pytest.raises(ValueError, match="Qwen3-VL is not reinforced with pruned tokens"):
+        policy.visual_tokens(vlm.replace(model=small), batch)
+
+
+@pytest.mark.parametrize("way", ["channels and heads", "uniform", "layers of the tower", "layers of the text model", "factors"])
+def test_qwen3_compressed_comes_back_the_same(way, tmp_path):
+    vlm = qwen3_vl()
+    batch, names = (
+        qwen3_videos(vlm),
+        {"layers of the tower": "model.visual.blocks", "layers of the text model": "model.language_model.layers"},
+    )
+    if way == "factors":
+        model = pruning.factorise(vlm.model, 0.7, [batch])
+    elif way in names:
+        vlm.model.model.language_model.layers.append(copy.deepcopy(vlm.model.model.language_model.layers[-1]))
+        vlm.model.config.text_config.num_hidden_layers = 4
+        vlm.model.model.visual.blocks.insert(0, copy.deepcopy(vlm.model.model.visual.blocks[-1]))  # feeds nothing
+        vlm.model.config.vision_config.depth, places = 4, [1, 2]
+        for owner in (vlm.model.config.vision_config, vlm.model.model.visual):
+            owner.deepstack_visual_indexes = list(places)
+        vlm.model.model.language_model.layers[3].self_attn.layer_idx = 3
+        model = pruning.prune(vlm.model, 0, [batch], num_layers=1, layer_list=names[way])
+        assert model.model.visual.deepstack_visual_indexes in ([[0, 1], [1, 2]] if "tower" in way else [[1, 2]])
+        with pytest.raises(ValueError, match="can drop 1 to 2 layers, asked for 3"):  # two have their place
+            pruning.prune(vlm.model, 0, [batch], num_layers=3, layer_list=names[way])
+    else:
+        model = pruning.prune(vlm.model, 0.5, [batch], head_ratio=0.5 * (way != "uniform"), uniform=way == "uniform")
+        block, merger = model.model.visual.blocks[0].mlp, model.model.visual.merger
+        assert block.linear_fc1.out_features < 64 and model.model.language_model.layers[0].mlp.up_proj.out_features <= 64
+        assert merger.linear_fc1.out_features == 128 or way != "uniform"  # no config states it
+    models.save(vlm.replace(model=model), tmp_path)
+    again = models.load(tmp_path, dtype=torch.float32, local_only=True)
+    assert sum(p.numel() for p in again.model.parameters()) < sum(p.numel() for p in vlm.model.parameters())
+    with torch.inference_mode():
+        assert torch.allclose(again.model(**batch).logits, model(**batch).logits, atol=1e-5)
+        sides = [token_pruning.prune_tokens(side, keep_ratio=0.4)(**batch).logits for side in (again.model, model)]
+    assert torch.allclose(*sides, atol=1e-5)
+
+
+def test_a_tower_that_lost_a_layer_attends_as_before_after_a_reload(tmp_path):
+    """Qwen2.5-VL's list of blocks that attend to the whole picture counts blocks, and they become fewer."""
+    vlm = tiny_vlm.tiny("qwen2_5_vl", sizes=tiny_vlm.TinySizes(width=32, vision_width=32, text_layers=2, vision_layers=3))
+    for owner in (vlm.model.config.vision_config, vlm.model.model.visual):
+        owner.fullatt_block_indexes = [2]
+    sample = chat.encode(vlm, FRAMES, "What?")
+    model = pruning.prune(vlm.model, 0, [sample], num_layers=1, layer_list="model.visual.blocks")
+    places = model.model.visual.fullatt_block_indexes
+    models.save(vlm.replace(model=model), tmp_path)
+    again = models.load(tmp_path, dtype=torch.float32, local_only=True)
+    assert again.model.model.visual.fullatt_block_indexes == places
+    with torch.inference_mode():
+        assert torch.allclose(again.model(**sample).logits, model(**sample).logits, atol=1e-5)
 
 
 @pytest.mark.parametrize("content", [{"model_type": "llava"}, {"model_type": "qwen2_vl"}, {}, []])

@@ -44,6 +44,9 @@ def guard(
     stride: Annotated[int, typer.Option(help="with --scorer: frames from one scored frame to the next")] = 16,
     cap: Annotated[int | None, typer.Option(help="with --scorer: most scored frames; the stride grows")] = None,
     keep_ratio: Annotated[float, typer.Option(help="fraction of the visual tokens that is kept, in (0, 1]")] = 1.0,
+    token_rule: Annotated[
+        str, typer.Option(help="which are kept: 'few moments' (the tower reads no others) or 'spread' over all moments")
+    ] = "few moments",
     question: Annotated[str, typer.Option(help="asked instead of the model's own question")] = "",
     max_new_tokens: Annotated[int, typer.Option(help="longest answer, in tokens")] = 768,
     batch: Annotated[int, typer.Option(help="videos per batch; with 1 the answer is shown while it is generated")] = 1,
@@ -68,7 +71,8 @@ def guard(
         vlm, as_video = _guard_model(model, adapter, as_video, pictures=scorer is not None, video=bool(fps or max_frames))
         chooser = _chooser(vlm, scorer, stride, cap) if scorer else None
     plan = guard.GuardPlan(
-        num_frames=frames, keep_ratio=keep_ratio, max_new_tokens=max_new_tokens, batch_size=batch, question=question,
+        num_frames=frames, keep_ratio=keep_ratio, token_rule=token_rule, max_new_tokens=max_new_tokens, batch_size=batch,
+        question=question,
         as_video=as_video, fps=fps, max_frames=max_frames, max_pixels=max_pixels, window_s=window, step_s=step,
     )  # fmt: skip
     stream = (lambda text: typer.echo(text, nl=False)) if batch == 1 else None

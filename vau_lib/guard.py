@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from vau_lib.compression import token_pruning
+from vau_lib.compression import token_pruning, token_selection
 from vau_lib.data import answer_parsing, records, video
 from vau_lib.vlm import chat, clients, inference, models, video_input
 from vau_lib.workspace import artifacts
@@ -32,6 +32,7 @@ vandalism, fire, a crash, an object left alone, a wild animal at a door. Walking
 End with one line of JSON: {"anomaly": 0 or 1, "kind": "a few words", "from_s": seconds, "to_s": seconds}"""
 MAX_NEW_TOKENS = 768  # of the released script
 NUM_FRAMES = 16  # pictures of a video
+TOKEN_RULES = {"few moments": token_selection.few_moments, "spread": token_selection.keep_mask}
 FAILURES = 3  # of a service in a row, after which nothing more is sent
 
 
@@ -41,12 +42,14 @@ class GuardPlan:
 
     `question` "" is the one the model carries from its tuning, and QUESTION for a model that carries none. `num_frames` None is
     NUM_FRAMES pictures, or as many as `fps` gives with `as_video`: one video, which takes half the tokens (Qwen only). `fps`,
-    `max_frames` and `max_pixels` (area of a frame) None are the model's own. `window_s` asks about windows of that length, one
-    every `step_s` (None: side by side).
+    `max_frames` and `max_pixels` (area of a frame) None are the model's own. `token_rule` is one of TOKEN_RULES: tokens of few
+    moments, the others are not even encoded, or of all moments where something is new. `window_s` asks about windows of that
+    length, one every `step_s` (None: side by side).
     """
 
     num_frames: int | None = None
     keep_ratio: float = 1.0
+    token_rule: str = "few moments"
     max_new_tokens: int = MAX_NEW_TOKENS
     batch_size: int = 1
     question: str = ""
@@ -176,7 +179,8 @@ def asked(vlm: models.VLM | clients.Endpoint, plan: GuardPlan, chooser: FrameCho
     settings |= {"num_frames": _num_frames(vlm, plan), "scorer": chooser.label if chooser else ""}
     if plan.as_video:
         settings |= asdict(_video_plan(vlm, plan))
-    return {key: value for key, value in sorted(settings.items()) if key not in ("batch_size", "question")}
+    left_out = {"batch_size", "question"} | ({"token_rule"} if plan.keep_ratio == 1 else set())
+    return {key: value for key, value in sorted(settings.items()) if key not in left_out}
 
 
 def _digest(content: bytes) -> str:
@@ -213,6 +217,8 @@ def _video_plan(vlm: models.VLM, plan: GuardPlan) -> video_input.VideoInput:
 
 
 def _check_plan(vlm, plan: GuardPlan, chooser: FrameChooser | None, stream) -> None:
+    if plan.token_rule not in TOKEN_RULES:
+        raise ValueError(f"token_rule must be one of {', '.join(TOKEN_RULES)}, got {plan.token_rule!r}")
     if plan.batch_size < 1:
         raise ValueError(f"batch_size must be 1 or more, got {plan.batch_size}")
     if stream is not None and plan.batch_size != 1:
@@ -299,7 +305,8 @@ def _ask(vlm, shown: Sequence[Clip], plan: GuardPlan, stream, log) -> list[infer
         return [_ask_service(vlm, clip, question, plan, stream) for clip in shown]
     reader = vlm
     if plan.keep_ratio != 1:
-        reader = vlm.replace(model=token_pruning.prune_tokens(vlm.model, keep_ratio=plan.keep_ratio))
+        rule = TOKEN_RULES[plan.token_rule]
+        reader = vlm.replace(model=token_pruning.prune_tokens(vlm.model, keep_ratio=plan.keep_ratio, rule=rule))
     options = dict(as_video=plan.as_video, max_pixels=plan.max_pixels)
     if plan.as_video:
         options["max_frames"] = max(len(clip.frames) for clip in shown)  # how many is the plan's

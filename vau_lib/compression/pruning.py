@@ -30,7 +30,13 @@ from vau_lib.compression.low_rank import LowRank
 from vau_lib.workspace import artifacts
 
 # names of the linear layers of an MLP: those that produce the hidden channels, then the one that reads them
-MLP_NAMES = (("gate_proj", "up_proj", "down_proj"), ("fc1", "fc2"), ("linear1", "linear2"), ("up_proj", "down_proj"))
+MLP_NAMES = (
+    ("gate_proj", "up_proj", "down_proj"),
+    ("fc1", "fc2"),
+    ("linear1", "linear2"),
+    ("linear_fc1", "linear_fc2"),
+    ("up_proj", "down_proj"),
+)
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 KEPT_FACTS = ("name", "family", "question")  # of what made the model that was compressed
 ELEMENTWISE = (nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Dropout, nn.LeakyReLU, nn.ELU, nn.Identity)
@@ -169,9 +175,11 @@ def drop_layers(model: nn.Module, count: int, batches: list, *, layer_list: str 
         return sum(parameter.numel() for parameter in model.get_submodule(name).parameters())
 
     name = layer_list if layer_list is not None else max(influence, key=size, default=None)
-    scores = influence.get(name, torch.zeros(0))
-    if not 0 < count < len(scores):
-        raise ValueError(f"can drop 1 to {max(0, len(scores) - 1)} layers, asked for {count}")
+    scores = influence.get(name, torch.zeros(0)).clone()
+    fixed = _fixed_layers(model, name)
+    if not 0 < count <= len(scores) - max(1, len(fixed)):
+        raise ValueError(f"can drop 1 to {max(0, len(scores) - max(1, len(fixed)))} layers, asked for {count}")
+    scores[fixed] = torch.inf
     dropped = sorted(scores.argsort(stable=True)[:count].tolist())
     _keep_layers(model, name, [n for n in range(len(scores)) if n not in dropped])
     return dropped
@@ -202,6 +210,15 @@ def block_influence(model: nn.Module, batches: list) -> dict[str, Tensor]:
     return {name: torch.tensor([sum(values[n]) / len(values[n]) for n in range(len(values))]) for name, values in complete.items()}
 
 
+def _fixed_layers(model: nn.Module, name: str) -> list[int]:
+    """Return layers whose place another part counts on: of a tower those that feed a language model (deepstack), and the fed."""
+    holder = model.get_submodule(name.rpartition(".")[0])
+    feeding = getattr(getattr(getattr(model, "config", None), "vision_config", None), "deepstack_visual_indexes", None) or ()
+    if hasattr(holder, "deepstack_visual_indexes"):
+        return list(holder.deepstack_visual_indexes)
+    return list(range(len(feeding))) if getattr(holder, "config", None) is getattr(model.config, "text_config", ()) else []
+
+
 def _keep_layers(model: nn.Module, name: str, indices: list[int]) -> None:
     before = model.get_submodule(name)
     layers = nn.ModuleList(before[n] for n in indices)
@@ -218,9 +235,12 @@ def _keep_layers(model: nn.Module, name: str, indices: list[int]) -> None:
         config.num_hidden_layers = len(indices)
         if getattr(config, "layer_types", None):
             config.layer_types = [config.layer_types[n] for n in indices]
-    for owner in (holder, config):  # Qwen's vision tower: the layers that attend to the whole image
-        if hasattr(owner, "fullatt_block_indexes"):
-            owner.fullatt_block_indexes = [n for n, old in enumerate(indices) if old in owner.fullatt_block_indexes]
+    elif getattr(config, "depth", None) == len(before):  # of Qwen's vision tower
+        config.depth = len(indices)
+    for owner in (holder, config):  # its layers that attend to the whole image, and those that feed the language model
+        for places in ("fullatt_block_indexes", "deepstack_visual_indexes"):
+            if hasattr(owner, places):
+                setattr(owner, places, [n for n, old in enumerate(indices) if old in getattr(owner, places)])
 
 
 # Heads
@@ -324,7 +344,8 @@ def _prune_channels(model: nn.Module, channel_ratio: float, batches: list, *, un
     if not mlps:
         raise ValueError(f"{type(model).__name__} has no MLP whose hidden channels can be pruned")
     if uniform:
-        mlps = {name: producers for name, producers in mlps.items() if _width_config(model, name) is not None}
+        following = _follow_config(model, mlps)
+        mlps = {name: producers for name, producers in mlps.items() if name in following}
     moments = layer_editing.input_moments(model, {name: model.get_submodule(name) for name in mlps}, batches)
     if not moments:
         stated = " whose width a config states" if uniform else ""
@@ -345,6 +366,27 @@ def _width_config(model: nn.Module, consumer: str) -> object | None:
     config = layer_editing.find_config(model, consumer.rpartition(".")[0], "intermediate_size")
     fits = config is not None and config.intermediate_size == model.get_submodule(consumer).in_features
     return config if fits else None
+
+
+def _follow_config(model: nn.Module, consumers: Iterable[str]) -> set[str]:
+    """Return the MLPs that a config with another width would build otherwise; one may have that width by chance (a merger)."""
+    by_config: dict[int, list[str]] = {}
+    configs = {name: config for name in consumers if (config := _width_config(model, name)) is not None}
+    for name, config in configs.items():
+        by_config.setdefault(id(config), []).append(name)
+    following = set()
+    for names in by_config.values():
+        config = configs[names[0]]
+        if not isinstance(model, transformers.PreTrainedModel):
+            following |= set(names)
+            continue
+        try:
+            config.intermediate_size += 1
+            wider = _empty(type(model), copy.deepcopy(model.config))
+        finally:
+            config.intermediate_size -= 1
+        following |= {name for name in names if wider.get_submodule(name).in_features == config.intermediate_size + 1}
+    return following
 
 
 # Checkpoints

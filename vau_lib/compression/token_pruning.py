@@ -7,6 +7,8 @@ Tokens are removed between the vision tower and the language model; the model it
 - By default the rule looks at pixels, before the vision tower. A temporal patch that keeps no token is then not encoded; this
   is exact, because the tower's attention never crosses temporal patches. With `before_tower=False` the rule looks at the
   tower's features.
+- Qwen3-VL's language model also takes features of some layers of the tower (deepstack). They stand behind a token's own,
+  (1 + layers) times as wide, are cut with it, and go to the model as the output of its tower.
 - A keep ratio of 1 changes nothing. Several videos, images and prompts of different lengths in a batch are fine.
 The rule is `keep_mask` or any other of `token_selection.RULES`.
 Source: Memories-S0 names "input token compression" and publishes no formula; the rule is ours.
@@ -22,6 +24,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from vau_lib.compression.token_selection import check_amount, keep_mask, patchify
 
@@ -81,7 +84,8 @@ class TokenPrunedModel(nn.Module):
         if not _has_visual_input(inputs):
             return self.model(**inputs)
         pruned, _ = self.prune(**inputs)
-        del pruned["input_ids"]  # the embeddings hold them
+        if "inputs_embeds" in pruned:
+            del pruned["input_ids"]  # the embeddings hold them
         return self.model(**pruned, **_others(inputs))
 
     @torch.no_grad()
@@ -119,8 +123,9 @@ class TokenPrunedModel(nn.Module):
     ) -> tuple[dict, Tensor]:
         """Return the shorter inputs and which tokens of the prompt they hold, bool (B, L).
 
-        The inputs are input_ids, attention_mask, inputs_embeds, position_ids and, where given, labels, padded on the side the
-        prompt was. ValueError for no or mismatched images, or when what is left exceeds the model's context.
+        The inputs are input_ids, attention_mask, position_ids and, where given, labels, padded on the side the prompt was, and
+        inputs_embeds; of a model with deepstack mm_encoder_outputs instead, good for one call of generate. ValueError for no or
+        mismatched images, or when what is left exceeds the model's context.
         """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         visual = _visual_inputs(self.model, input_ids, inputs)
@@ -128,20 +133,18 @@ class TokenPrunedModel(nn.Module):
         features, chosen = _select_features(self.model, visual, self.rule, before_tower=self.before_tower, masks=given)
         self.token_mask = keep = _kept(input_ids, attention_mask, visual, chosen)
         _check_length(self.model, keep)
-        embeddings = self.model.get_input_embeddings()(input_ids)
-        for part, feature, choice in zip(visual, features, chosen, strict=True):
-            columns = part.columns[choice.flatten().to(part.columns.device)]
-            rows = torch.full_like(columns, part.row)
-            embeddings = embeddings.index_put((rows, columns), feature.to(embeddings.device, embeddings.dtype))
         positions = _positions(self.model, input_ids, mask, inputs)
         columns, real = _kept_columns(keep, right=bool((mask[:, -1] == 0).any()))
         rows = torch.arange(len(columns), device=columns.device)[:, None]
         pruned = {
             "input_ids": input_ids[rows, columns].masked_fill(~real, _pad_token_id(self.model)),
             "attention_mask": real.to(mask.dtype),
-            "inputs_embeds": embeddings[rows, columns],
             "position_ids": positions[..., rows, columns].masked_fill(~real, 0),
         }
+        if deepstack_layers(self.model):
+            pruned["mm_encoder_outputs"] = _tower_outputs(self.model, visual, features)
+        else:
+            pruned["inputs_embeds"] = _embedded(self.model, input_ids, visual, features, chosen)[rows, columns]
         if inputs.get("labels") is not None:
             pruned["labels"] = inputs["labels"][rows, columns].masked_fill(~real, IGNORE_INDEX)
         return pruned, keep
@@ -166,10 +169,13 @@ def prune_tokens(
     check_amount(keep_ratio, threshold)
     if not hasattr(_core(model), "get_image_features"):
         raise ValueError(f"{type(model).__name__} has no vision tower: there are no video tokens to drop")
-    if getattr(getattr(model.config, "vision_config", None), "deepstack_visual_indexes", None):
-        raise ValueError(f"tokens of {type(model).__name__} cannot be pruned: its tower feeds several layers (deepstack)")
     amount = {"keep_ratio": keep_ratio} if threshold is None else {"threshold": threshold}
     return TokenPrunedModel(model, partial(rule, **amount), before_tower=before_tower)
+
+
+def deepstack_layers(model: nn.Module) -> int:
+    """Return how many layers of its tower a model reads besides the last (Qwen3-VL)."""
+    return len(getattr(getattr(model.config, "vision_config", None), "deepstack_visual_indexes", None) or ())
 
 
 def _kept(input_ids: Tensor, attention_mask: Tensor | None, visual: list[VisualInput], masks: list[Tensor]) -> Tensor:
@@ -287,8 +293,9 @@ def _select_features(
     else:
         encoded = [torch.ones(len(part.pixels), dtype=torch.bool, device=part.pixels.device) for part in visual]
         features = _encode(model, visual, encoded)
+        width = model.config.get_text_config().hidden_size  # behind it stand features of other layers
         masks = [
-            _choose(rule, part, lambda part=part, feature=feature: feature.detach().view(*part.grid, -1))
+            _choose(rule, part, lambda part=part, feature=feature: feature.detach().view(*part.grid, -1)[..., :width])
             for part, feature in zip(visual, features, strict=True)
         ]
     selected = [
@@ -333,11 +340,35 @@ def _encode(model: nn.Module, visual: list[VisualInput], encoded: list[Tensor]) 
             grids = torch.tensor(sum(grids, []), device=pixels[0].device)
             encode = core.get_image_features if kind == "image" else core.get_video_features
             output = encode(torch.cat([part.flatten(0, 1) for part in pixels]), grids)
-        flat = torch.cat([part.reshape(-1, part.shape[-1]) for part in output.pooler_output])
+        deep = [torch.cat(layer) for layer in getattr(output, "deepstack_features", None) or ()]
+        flat = torch.cat([torch.cat([part.reshape(-1, part.shape[-1]) for part in output.pooler_output]), *deep], -1)
         sizes = [len(part) * math.prod(visual[number].grid[1:]) for number, part in zip(numbers, pixels, strict=True)]
         for number, part, tokens in zip(numbers, pixels, flat.split(sizes), strict=True):
             features[number] = tokens.view(len(part), -1, tokens.shape[-1])
     return features
+
+
+def _embedded(
+    model: nn.Module, input_ids: Tensor, visual: list[VisualInput], features: list[Tensor], masks: list[Tensor]
+) -> Tensor:
+    """Return the embeddings of a batch (B, L, C), the features (K, C) of the kept tokens in their places."""
+    embeddings = model.get_input_embeddings()(input_ids)
+    for part, feature, mask in zip(visual, features, masks, strict=True):
+        columns = part.columns[mask.flatten().to(part.columns.device)]
+        rows = torch.full_like(columns, part.row)
+        embeddings = embeddings.index_put((rows, columns), feature.to(embeddings.device, embeddings.dtype))
+    return embeddings
+
+
+def _tower_outputs(model: nn.Module, visual: list[VisualInput], features: list[Tensor]) -> dict[str, BaseModelOutputWithPooling]:
+    """Return the features (K, (1 + layers) C) of the kept tokens as the output of the tower, by kind."""
+    outputs = {}
+    for kind in dict.fromkeys(part.kind for part in visual):
+        chunks = [f.chunk(1 + deepstack_layers(model), -1) for f, part in zip(features, visual, strict=True) if part.kind == kind]
+        own, *deep = zip(*chunks, strict=True)
+        outputs[kind] = BaseModelOutputWithPooling(pooler_output=own)
+        outputs[kind].deepstack_features = list(deep)
+    return outputs
 
 
 def _patch_grids(part: VisualInput, frames: int, merge: int) -> list[tuple[int, int, int]]:

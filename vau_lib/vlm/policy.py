@@ -41,6 +41,8 @@ def visual_tokens(vlm: VLM, batch: Mapping[str, Tensor], *, train_vision: bool =
     """
     with torch.set_grad_enabled(train_vision):
         if isinstance(vlm.model, token_pruning.TokenPrunedModel):
+            if token_pruning.deepstack_layers(vlm.model):
+                raise ValueError(f"{vlm.name} is not reinforced with pruned tokens: its tower feeds several layers (deepstack)")
             return vlm.model.prune(**chat.to_model(vlm, batch))[0]
         return chat.visual_tokens(vlm, batch)
 
