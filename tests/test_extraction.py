@@ -130,7 +130,7 @@ def test_a_second_run_keeps_what_is_there_and_other_settings_are_refused(batch, 
 
 def test_killed_midway_it_redoes_at_most_the_video_in_flight(batch, tmp_path):
     root, good, _ = batch
-    many = [records.VideoRecord(f"{r.id}{n}", r.path, "toy", "train", 0) for n in range(12) for r in good]
+    many = [records.VideoRecord(f"{r.id}{n}", r.path, "toy", "train", 0) for n in range(3) for r in good]
     records.write_records(tmp_path / "many.jsonl", many)
     code = """if True:
         import os, signal, sys

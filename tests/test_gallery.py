@@ -209,18 +209,18 @@ def test_the_best_figures_of_the_course_are_cells_that_draw():
 
 def test_exported_pictures_are_small_and_still_what_was_drawn(project):
     rng = np.random.default_rng(0)
-    noisy = np.kron(rng.integers(0, 255, (60, 120, 3)), np.ones((10, 10, 1))).astype(np.uint8)
+    noisy = np.kron(rng.integers(0, 255, (20, 40, 3)), np.ones((6, 6, 1))).astype(np.uint8)
     kept = io.BytesIO()
     Image.fromarray(np.clip(noisy + rng.normal(0, 9, noisy.shape), 0, 255).astype(np.uint8)).save(kept, "PNG")
     executed(project, "01_first", shown({"image/png": base64.b64encode(kept.getvalue()).decode()}), cell="a")
-    executed(project, "02_second", shown({"image/png": png((9, 99, 199), (300, 100))}), shown({"image/png": png()}), cell="b")
+    executed(project, "02_second", shown({"image/png": png((9, 99, 199), (150, 50))}), shown({"image/png": png()}), cell="b")
     (project / "params" / "gallery.yaml").write_text("plain: b\nlost: c\nnoise: a\n")
-    plain, noise = gallery.export("tiny", project / "out", limit=60_000)
-    assert (plain.name, noise.name) == ("plain.png", "noise.png") and noise.stat().st_size <= 60_000
+    plain, noise = gallery.export("tiny", project / "out", width=160, limit=3_000)
+    assert (plain.name, noise.name) == ("plain.png", "noise.png") and noise.stat().st_size <= 3_000
     image = Image.open(plain).convert("RGB")
-    assert image.size == (300, 100) and np.abs(np.asarray(image, int) - (9, 99, 199)).max() <= 2  # the first picture of its cell
+    assert image.size == (150, 50) and np.abs(np.asarray(image, int) - (9, 99, 199)).max() <= 2  # the first picture of its cell
     width, height = Image.open(noise).size
-    assert 200 <= width <= 1000 and abs(width - 2 * height) <= 2
+    assert 40 <= width < 160 and abs(width - 2 * height) <= 2
 
 
 @pytest.mark.parametrize("text", ["best: [a, b]\n", "a b: c\n", "../x: c\n"])
