@@ -55,16 +55,6 @@ def test_what_waits_for_each_other_is_said():
         list(parallel.in_order(halve, {"a": 2, "b": 2}, {"a": {"b"}, "b": {"a"}}))
 
 
-@pytest.mark.slow
-def test_ray_gives_the_same_answers():
-    pytest.importorskip("ray", reason='needs the extra: pip install -e ".[cluster]"')
-    import ray
-
-    found = {item: (result, error) for item, result, error in parallel.map_videos(int, ["4", "x"], engine="ray")}
-    ray.shutdown()
-    assert found["4"] == (4, None) and "invalid literal" in found["x"][1]
-
-
 def die_at_two(number: int) -> int:
     if number == 2:
         os._exit(7)
@@ -126,17 +116,6 @@ def test_no_worker_outlives_a_killed_parent(tmp_path):
     parent.kill()
     parent.wait()
     wait_for(lambda: all(map(ended, marks)))
-
-
-@pytest.mark.slow
-def test_a_ray_worker_that_dies_is_one_error_line():
-    pytest.importorskip("ray", reason='needs the extra: pip install -e ".[cluster]"')
-    import ray
-
-    found = {item: (result, error) for item, result, error in parallel.map_videos(die_at_two, range(8), engine="ray")}
-    ray.shutdown()
-    assert "worker process died" in found.pop(2)[1]
-    assert found == {n: (10 * n, None) for n in (0, 1, 3, 4, 5, 6, 7)}
 
 
 def begun(item):

@@ -136,6 +136,35 @@ def watch(
 app.add_typer(cli_models.commands)
 
 
+@app.command()
+def extract(
+    records_file: Annotated[Path, typer.Argument(metavar="RECORDS", help="a records.jsonl")],
+    encoder: Annotated[str, typer.Option(help="xfeat, flow, clip, squeezenet or efficientnet-lite0")] = "xfeat",
+    root: Annotated[Path | None, typer.Option(help="folder of the records' paths; by default that of RECORDS")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder to write to; by default data/features/DATASET/ENCODER")] = None,
+    snippet_frames: Annotated[int, typer.Option(help="frames a feature summarises")] = 16,
+    options: Annotated[
+        list[str] | None, typer.Option("-p", metavar="NAME=VALUE", help="an argument of the encoder, as weights=FILE; repeatable")
+    ] = None,
+    engine: Annotated[str, typer.Option(help="serial, processes or ray")] = "serial",
+    workers: Annotated[int, typer.Option(help="processes, or actors of Ray")] = 2,
+    device: Annotated[str, typer.Option(help="where the network runs: auto, cpu, cuda, cuda:1, mps")] = "auto",
+    shard: Annotated[str, typer.Option(metavar="I/N", help="the I-th of every N videos, I from 1; for job arrays")] = "1/1",
+    gpus: Annotated[float, typer.Option(help="with ray: GPUs of each actor; .5 lets two share one")] = 0.0,
+    address: Annotated[str | None, typer.Option(help="with ray: a running cluster; else $RAY_ADDRESS or this machine")] = None,
+    merge: Annotated[list[Path] | None, typer.Option(help="first take what this folder's shards made; may be repeated")] = None,
+) -> None:
+    """Extract features of all videos of a records.jsonl, one file each; the same command goes on where it was stopped."""
+    from vau_lib.features import extraction  # torch, only here
+
+    for line in extraction.job_lines(
+        records_file, encoder, options=presets.parse_values(options or []), root=root, out=out and presets.project_path(out),
+        snippet_frames=snippet_frames, engine=engine, workers=workers, device=device, shard=shard,
+        merge_from=merge or (), **({"num_gpus": gpus, "address": address} if engine == "ray" else {}),
+    ):  # fmt: skip
+        typer.echo(line)
+
+
 @app.command("import-features")
 def import_features(
     lists: Annotated[list[Path], typer.Argument(help="released lists of both sets: csv path,label (CLIP), or a file a line")],

@@ -4,12 +4,15 @@
 - optical flow says how things move and needs no training: a baseline that a learned score must beat
 - the folder's made_by.json says which encoder and weights made the features; another recipe is refused
 - sources.jsonl says of which bytes a video's features are; where the video is another one now, they are made again
+- a job may be cut into shards that write into one folder, or into folders that `merge` brings together
+- decoding runs ahead of the encoder in a thread where a second processor is free for it: on a GPU, and with engine "serial"
 Weights: an explicit path, the folder $VAU_WEIGHTS, torch hub's cache, then the hub; random only when asked for by name.
 """
 
 import hashlib
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,26 +22,29 @@ import torch
 
 from vau_lib.data import records, video
 from vau_lib.data.records import SNIPPET_FRAMES
+from vau_lib.features import devices
 from vau_lib.features.augmentation import Augmentation
 from vau_lib.features.image_encoders import CLIPEncoder, EfficientNetLiteEncoder, SqueezeNetEncoder
 from vau_lib.features.optical_flow import FlowEncoder
 from vau_lib.features.xfeat import XFeatEncoder
-from vau_lib.workspace import artifacts, parallel
+from vau_lib.workspace import artifacts, parallel, presets
 
-SOURCES = "sources.jsonl"
+SOURCES = "sources.jsonl"  # of shard 2 of 8: sources.2-of-8.jsonl
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How to build an encoder in any process: `encoder` is a key of ENCODERS, `options` its arguments.
 
-    `augmentation` changes the pixels of training videos (records of split "train") before XFeat sees them.
+    `augmentation` changes the pixels of training videos (records of split "train") before XFeat sees them. `device` is where the
+    network runs, see `devices.choose`; it is no part of what the features are.
     """
 
     encoder: str = "xfeat"
     snippet_frames: int = SNIPPET_FRAMES
     options: tuple[tuple[str, object], ...] = ()
     augmentation: Augmentation | None = None
+    device: str = "auto"
 
     def __post_init__(self):
         if self.augmentation and self.encoder != "xfeat":
@@ -62,7 +68,10 @@ TITLES |= {f"{name}_local_change": title for name, title in TITLES.items()}  # f
 
 @dataclass(frozen=True)
 class Extraction:
-    """What one extraction did: videos encoded now, already done, skipped with their reason; features, frames, seconds."""
+    """What one extraction did: videos encoded now, already done, skipped with their reason; features, frames, seconds.
+
+    `decode_s` and `encode_s` are summed over the `workers`, which had `seconds` each.
+    """
 
     encoded: int
     already_done: int
@@ -70,6 +79,15 @@ class Extraction:
     features: int
     frames: int
     seconds: float
+    decode_s: float = 0.0
+    encode_s: float = 0.0
+    workers: int = 1
+
+    def rates(self) -> str:
+        """Return frames per second, and which share of the workers' time went into decoding and encoding."""
+        time_s = max(self.seconds * self.workers, 1e-9)
+        shares = f"decode {self.decode_s / time_s:.0%}, encode {self.encode_s / time_s:.0%} of the time"
+        return f"{self.frames / max(self.seconds, 1e-9):,.0f} frames/s, {shares}"
 
 
 def extract(
@@ -80,31 +98,158 @@ def extract(
     *,
     engine: str = "serial",
     workers: int = 2,
+    shard: tuple[int, int] = (1, 1),
+    **cluster: object,
 ) -> Extraction:
     """Write `<folder>/<id>.npy`, (T, D) float32, for every record, and `made_by.json`; go on where a run was killed.
 
     Finished videos are kept when the folder was made the same way (StoreError otherwise) and the video holds the same bytes, so
     at most the videos in flight are done again. A video that cannot be read is listed in `skipped` with its one-line reason; the
     rest goes on.
+
+    Args:
+        video_records: the videos.
+        root: folder their paths are relative to.
+        folder: where features go.
+        recipe: encoder and its options.
+        engine: see `parallel.map_videos`.
+        workers: processes, or actors of Ray.
+        shard: (i, n), from 1: of every n videos the i-th; the n shards may run at once on machines that share `folder`.
+        cluster: `num_gpus` and `address` of engine "ray".
     """
+    (number, shards), workers = shard, 1 if engine == "serial" else workers
+    if not 1 <= number <= shards:
+        raise ValueError(f"a shard is i of n, i from 1 to n, got {number} of {shards}")
     wanted = recipe.made_by()
     if (folder / "made_by.json").exists():
         artifacts.check_made_by(folder, **wanted)
     else:
         artifacts.write_made_by(folder, **wanted)
+    notes = Path(folder) / (SOURCES if shards == 1 else SOURCES.replace(".jsonl", f".{number}-of-{shards}.jsonl"))
     started = time.perf_counter()
-    tasks = [_Task(record, Path(root), Path(folder), recipe) for record in video_records]
+    tasks = [_Task(record, Path(root), Path(folder), recipe, engine == "serial") for record in video_records[number - 1 :: shards]]
     made_of = _sources(Path(folder))
     todo = [task for task in tasks if not _is_done(task, made_of)]
-    encoded, features, frames, skipped = 0, 0, 0, []
-    for task, done, error in parallel.map_videos(_extract_one, todo, engine=engine, workers=workers, desc=recipe.encoder):
+    total, skipped = _Totals([task.record for task in todo], workers), []
+    options = {"engine": engine, "workers": workers, "desc": recipe.encoder, "note": total.note, **cluster}
+    for task, done, error in parallel.map_videos(_extract_one, todo, **options):
+        total.left_frames -= task.record.num_frames
         if error:
             skipped.append(error if task.record.id in error else f"{task.record.id}: {error}")
         else:
-            encoded, features, frames = encoded + 1, features + done[0], frames + done[1]
-            artifacts.append_json_line(Path(folder) / SOURCES, {"id": task.record.id, **done[2]})
-    seconds = time.perf_counter() - started
-    return Extraction(encoded, len(tasks) - len(todo), tuple(sorted(skipped)), features, frames, seconds)
+            total.add(done)
+            artifacts.append_json_line(notes, {"id": task.record.id, **done.source})
+    return total.extraction(len(tasks) - len(todo), tuple(sorted(skipped)), time.perf_counter() - started)
+
+
+@dataclass(frozen=True)
+class _Done:
+    """What became of one video."""
+
+    features: int
+    frames: int
+    source: dict
+    decode_s: float
+    encode_s: float
+
+
+class _Totals:
+    """Sums of an extraction, and what its progress bar says."""
+
+    def __init__(self, todo: Sequence[records.VideoRecord], workers: int):
+        self.workers, self.started = workers, time.perf_counter()
+        self.encoded = self.features = self.frames = self.decode_s = self.encode_s = 0
+        known = all(record.num_frames > 0 for record in todo)
+        self.left_frames = sum(record.num_frames for record in todo) if known else float("nan")
+
+    def add(self, done: _Done) -> None:
+        """Add a video."""
+        self.encoded += 1
+        for name in ("features", "frames", "decode_s", "encode_s"):
+            setattr(self, name, getattr(self, name) + getattr(done, name))
+
+    def extraction(self, already_done: int, skipped: tuple[str, ...], seconds: float) -> Extraction:
+        """Return the sums."""
+        sums = self.features, self.frames, seconds, self.decode_s, self.encode_s, self.workers
+        return Extraction(self.encoded, already_done, skipped, *sums)
+
+    def note(self) -> str:
+        """Return rates, shares and, where the records know how long their videos are, the minutes left by frames."""
+        so_far = self.extraction(0, (), time.perf_counter() - self.started)
+        left_s = self.left_frames * so_far.seconds / so_far.frames if so_far.frames else float("nan")
+        return so_far.rates() + (f", {left_s / 60:.1f} min left" if left_s >= 0 else "")
+
+
+def merge(folders: Sequence[Path], into: Path) -> int:
+    """Copy what shards made on machines without a common disk into one folder; return the number of new videos.
+
+    All folders must have been made the same way (StoreError otherwise); what `into` has already stays.
+    """
+    new, into = 0, Path(into)
+    for folder in map(Path, folders):
+        facts = artifacts.check_made_by(folder)
+        if (into / "made_by.json").exists():
+            artifacts.check_made_by(into, **facts)
+        else:
+            artifacts.write_made_by(into, **facts)
+        for video_id, note in (_sources(folder) or {}).items():
+            source, target = feature_path(folder, video_id), feature_path(into, video_id)
+            if not source.exists() or target.exists():
+                continue
+            with artifacts.replacing(target) as temporary:
+                shutil.copyfile(source, temporary)
+            artifacts.append_json_line(into / SOURCES, note)
+            new += 1
+    return new
+
+
+def job_lines(
+    records_file: Path, encoder: str, *, options: Mapping[str, object], root: Path | None = None, out: Path | None = None,
+    snippet_frames: int = SNIPPET_FRAMES, engine: str = "serial", workers: int = 2, device: str = "auto", shard: str = "1/1",
+    merge_from: Sequence[Path] = (), **cluster: object,
+) -> Iterator[str]:  # fmt: skip
+    """Do what `vau extract` does and yield what it prints; ValueError at the end where videos were skipped.
+
+    Args:
+        records_file: a records.jsonl.
+        encoder: a key of `ENCODERS`.
+        options: arguments of the encoder; texts become numbers or lists where its argument is one.
+        root: folder of the records' paths, by default the file's own.
+        out: folder to write to, by default data/features/DATASET/ENCODER.
+        snippet_frames: frames a feature summarises.
+        engine: see `parallel.map_videos`.
+        workers: processes, or actors of Ray.
+        device: where the network runs.
+        shard: "i/n", see `extract`.
+        merge_from: folders of other shards, brought in first.
+        cluster: `num_gpus` and `address` of engine "ray".
+    """
+    found, part = records.read_records(records_file), shard.split("/")
+    if not found:
+        raise ValueError(f"{records_file} holds no record")
+    if len(part) != 2 or not all(number.isdecimal() for number in part):
+        raise ValueError(f"a shard is I/N, as 3/8, got {shard!r}")
+    out = out or presets.project() / "data" / "features" / found[0].dataset / encoder
+    given = {name: _plain(value) for name, value in options.items()}
+    recipe = Recipe(encoder, snippet_frames, tuple(given.items()), device=device)
+    if merge_from:
+        yield f"{merge(merge_from, out)} videos from {', '.join(map(str, merge_from))}"
+    done = extract(
+        found, root or Path(records_file).parent, out, recipe,
+        engine=engine, workers=workers, shard=(int(part[0]), int(part[1])), **cluster,
+    )  # fmt: skip
+    yield f"{out}: {done.encoded} videos encoded, {done.already_done} were there, {done.features:,} features"
+    if done.frames:
+        yield f"{done.frames:,} frames in {done.seconds:.1f} s: {done.rates()} of {done.workers} worker{'s' * (done.workers > 1)}"
+    yield from (f"skipped: {line}" for line in done.skipped)
+    if done.skipped:
+        raise ValueError(f"{len(done.skipped)} of {done.encoded + done.already_done + len(done.skipped)} videos were skipped")
+
+
+def _plain(value: object) -> object:
+    """Return a value from the command line as a number, a truth value or a list where it looks like one; lists as tuples."""
+    value = artifacts.parse_yaml(str(value)) if isinstance(value, str) else value
+    return tuple(value) if isinstance(value, list) else value
 
 
 def load(folder: Path, video_records: Sequence[records.VideoRecord], **wanted: object) -> dict[str, np.ndarray]:
@@ -136,6 +281,7 @@ class _Task:
     root: Path
     folder: Path
     recipe: Recipe
+    alone: bool = False  # no other worker wants the processors
 
     @property
     def target(self) -> Path:
@@ -147,10 +293,12 @@ class _Task:
 
 
 def _sources(folder: Path) -> dict[str, dict] | None:
-    """Return {id: what its features were made of}, None for a folder older than that note."""
-    path = folder / SOURCES
-    rows = [row for _, row in artifacts.json_lines(path, cut_off=True)] if path.is_file() else None
-    return rows if rows is None else {row["id"]: row for row in rows if isinstance(row, dict) and isinstance(row.get("id"), str)}
+    """Return {id: what its features were made of}, of all shards, None for a folder older than that note."""
+    paths = sorted(folder.glob(SOURCES.replace(".", "*.")), key=lambda path: path.stat().st_mtime_ns)  # the latest counts
+    if not paths:
+        return None
+    rows = [row for path in paths for _, row in artifacts.json_lines(path, cut_off=True)]
+    return {row["id"]: row for row in rows if isinstance(row, dict) and isinstance(row.get("id"), str)}
 
 
 def _is_done(task: _Task, made_of: dict[str, dict] | None) -> bool:
@@ -190,10 +338,16 @@ def _content(path: Path) -> str:
 def _built(recipe: Recipe) -> XFeatEncoder | FlowEncoder | CLIPEncoder | SqueezeNetEncoder:
     if recipe.encoder not in ENCODERS:
         raise ValueError(f"encoder must be one of {', '.join(ENCODERS)}, got {recipe.encoder!r}")
-    return ENCODERS[recipe.encoder](**dict(recipe.options))
+    options = dict(recipe.options)
+    if recipe.encoder != "flow":  # which has no network
+        options.setdefault("device", recipe.device)
+    try:
+        return ENCODERS[recipe.encoder](**options)
+    except TypeError as error:
+        raise ValueError(f"{recipe.encoder} takes no such options: {artifacts.one_line(error, 160)}") from error
 
 
-def _extract_one(task: _Task) -> tuple[int, int, dict]:
+def _extract_one(task: _Task) -> _Done:
     torch.set_num_threads(1)  # parallel over videos, not inside one
     path = records.locate(task.record, task.root)
     task.target.unlink(missing_ok=True)  # of another video, or a kill came before its note
@@ -202,18 +356,19 @@ def _extract_one(task: _Task) -> tuple[int, int, dict]:
     if num_frames < 2:
         raise video.VideoError(f"{task.record.id}: {num_frames} frame, nothing can move in it")
     encoder, recipe = _built(task.recipe), task.recipe
-    if task.augmented:
-        changed = recipe.augmentation.gray_frames(path, task.record.id)
-        features = np.stack(list(encoder.snippet_features(changed, recipe.snippet_frames)))
-    else:
-        features = np.stack(list(encoder.encode(path, recipe.snippet_frames)))
+    frames = recipe.augmentation.gray_frames(path, task.record.id) if task.augmented else encoder.source(path)
+    overlap = task.alone or getattr(encoder, "on_gpu", False)
+    frames, started = devices.Ahead(frames, encoder.ahead if overlap else 0), time.perf_counter()
+    features = np.stack(list(encoder.snippet_features(frames, recipe.snippet_frames)))
+    encode_s = time.perf_counter() - started - frames.waited_s
     if _stat(path) != source["stat"] and _content(path) != source["sha256"]:
         raise video.VideoError(f"{task.record.id}: it was changed while it was read")
     artifacts.save_array(task.target, features.astype(np.float32))
-    return len(features), num_frames, source
+    return _Done(len(features), num_frames, source, frames.source_s, encode_s)
 
 
 def summary(done: Extraction) -> dict:
     """Return an extraction as a flat row for a table."""
     rate = done.frames / done.seconds if done.seconds else 0.0
-    return {**asdict(done), "skipped": len(done.skipped), "frames_per_s": round(rate, 1)}
+    seconds = {name: round(getattr(done, name), 2) for name in ("decode_s", "encode_s")}
+    return {**asdict(done), **seconds, "skipped": len(done.skipped), "frames_per_s": round(rate, 1)}

@@ -28,6 +28,7 @@ from torchvision.transforms import functional as TF
 
 from vau_lib.data import video
 from vau_lib.data.records import SNIPPET_FRAMES
+from vau_lib.features import devices
 from vau_lib.features.checkpoints import NEARBY, find_weights, load_strictly, load_weights
 from vau_lib.features.local_change import LAGS, check_options, local_change
 from vau_lib.workspace import artifacts
@@ -64,7 +65,17 @@ CHANGE_FLOOR = 0.05  # added before the logarithm of a change: what a still came
 class _StillEncoder:
     """Average features of single frames, a subclass's `encode_frames`, over snippets."""
 
-    drop_last, dtype = False, np.float32
+    drop_last, dtype, ahead = False, np.float32, 1  # batches of READ_FRAMES decoded ahead
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.net.parameters()).device
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the processors are free for decoding meanwhile."""
+        return self.device.type != "cpu"
 
     def __call__(self, frames: np.ndarray, *, snippet_frames: int = SNIPPET_FRAMES) -> np.ndarray:
         """Return (ceil(T / snippet_frames), D), with `drop_last` the floor but 1 at least, of frames (T, H, W, 3), RGB."""
@@ -85,12 +96,15 @@ class _StillEncoder:
         if part and not (self.drop_last and whole):
             yield np.mean(part, axis=0).astype(self.dtype)
 
-    def encode(self, path: Path, snippet_frames: int) -> Iterator[np.ndarray]:
-        """Yield the features of a video file, decoding as it goes."""
+    def source(self, path: Path) -> Iterator[np.ndarray]:
+        """Yield a video file's frames as `snippet_features` takes them: batches (t, H, W, 3), RGB."""
         num_frames = video.probe(path).num_frames
         starts = range(0, num_frames, READ_FRAMES)
-        batches = (video.read_frames(path, range(first, min(first + READ_FRAMES, num_frames))) for first in starts)
-        return self.snippet_features(batches, snippet_frames)
+        return (video.read_frames(path, range(first, min(first + READ_FRAMES, num_frames))) for first in starts)
+
+    def encode(self, path: Path, snippet_frames: int) -> Iterator[np.ndarray]:
+        """Yield the features of a video file, decoding as it goes."""
+        return self.snippet_features(self.source(path), snippet_frames)
 
 
 class CLIPEncoder(_StillEncoder):
@@ -100,14 +114,14 @@ class CLIPEncoder(_StillEncoder):
     preprocessor_config.json. `weights` is None, or "random" (seeded; every result must then say so) with the sizes of
     `config`, a transformers vision config, else of the folder, else of ViT-B/16. Features average `crops`, 0 to 9 as in
     `crop`, a choice to make before any test; they are float16. StoreError when no weights can be had or a tensor is missing.
-    The computation runs where `net` is: `encoder.net.to("cuda")`.
+    The computation runs on `device`, see `devices.choose`.
     """
 
     name, dtype = "clip", np.float16
 
     def __init__(
         self, model: str | Path = CLIP_MODEL, *, weights: str | None = None, config: object = None,
-        crops: Sequence[int] = (0,), drop_last: bool = True,
+        crops: Sequence[int] = (0,), drop_last: bool = True, device: str | torch.device = "auto",
     ):  # fmt: skip
         if weights not in (None, "random") or (config is not None and weights is None):
             raise ValueError(f'weights must be None, or "random" where a config is given, got {weights!r}')
@@ -123,19 +137,20 @@ class CLIPEncoder(_StillEncoder):
         _, self._feature, width, standard = TOWERS[self.net.config.model_type]
         self.width, self.side = int(getattr(self.net.config, width)), int(self.net.config.image_size)
         self.mean, self.std = standard if weights else _pixel_values(folder, standard)
+        self.net = self.net.to(devices.choose(device))
 
     @torch.inference_mode()
     def encode_frames(self, frames: np.ndarray) -> tuple[Tensor, None]:
         """Return the mean feature of the crops of each frame, (T, D) float32 on the CPU, of frames (T, H, W, 3); no tokens."""
         full = [round(size * self.side / CROP_PIXELS) for size in (FULL_HEIGHT, FULL_WIDTH)]
-        device = next(self.net.parameters()).device
+        device = self.device
         mean, std = (torch.tensor(values, device=device) for values in (self.mean, self.std))
         parts = []
         for first in range(0, len(frames), BATCH_FRAMES):
             shrunk = resized(frames[first : first + BATCH_FRAMES], *full)
             views = []
             for which in self.crops:
-                pixels = torch.from_numpy(crop(shrunk, which)).to(device).float() / 255  # (t, S, S, 3)
+                pixels = devices.placed(torch.from_numpy(crop(shrunk, which)), device).float() / 255  # (t, S, S, 3)
                 output = self.net(pixel_values=((pixels - mean) / std).permute(0, 3, 1, 2))
                 views.append(getattr(output, self._feature))  # (t, D)
             parts.append(torch.stack(views).mean(0).cpu())
@@ -227,7 +242,7 @@ class SqueezeNetEncoder(_MapEncoder):
 
     def __init__(
         self, weights: str | Path | None = None, *, side: int = 224, pooling: str = "pooled", lags: Sequence[int] = LAGS,
-        top_fraction: float = TOP_OF_MAP,
+        top_fraction: float = TOP_OF_MAP, device: str | torch.device = "auto",
     ):  # fmt: skip
         from torchvision.models import squeezenet1_0
 
@@ -242,16 +257,18 @@ class SqueezeNetEncoder(_MapEncoder):
             path = find_weights("squeezenet", weights)
             load_strictly(whole, load_weights(path), path)  # half precision on disk, float32 here
             self.weights = artifacts.sha256(path)
-        self.net = whole.features  # the classifier is loaded, so that a foreign file is refused, and not used
+        self.net = whole.features.to(
+            devices.choose(device)
+        )  # the classifier is loaded, so that a foreign file is refused, and not used
 
     @torch.inference_mode()
     def maps(self, frames: np.ndarray) -> Iterator[Tensor]:
         """Yield the last fire module's map, (t, 512, h, w) float32, of frames (T, H, W, 3), RGB, in batches."""
-        device = next(self.net.parameters()).device
+        device = self.device
         mean = torch.tensor(CAFFE_MEAN_BGR, device=device)
         for first in range(0, len(frames), BATCH_FRAMES):
             shrunk = resized(frames[first : first + BATCH_FRAMES], self.side, self.side)
-            pixels = torch.from_numpy(shrunk).to(device).float().flip(-1) - mean  # (t, side, side, 3), blue first
+            pixels = devices.placed(torch.from_numpy(shrunk), device).float().flip(-1) - mean  # (t, side, side, 3), blue first
             yield self.net(pixels.permute(0, 3, 1, 2))
 
 
@@ -268,6 +285,7 @@ class EfficientNetLiteEncoder(_MapEncoder):
     def __init__(
         self, weights: str | Path | None = None, *, side: int = 224, pooling: str = "pooled", lags: Sequence[int] = LAGS,
         top_fraction: float = TOP_OF_MAP, bfloat16: bool | None = False,
+        device: str | torch.device = "auto",
     ):  # fmt: skip
         if side < LITE_STRIDE or side % LITE_STRIDE:
             raise ValueError(f"side must be a multiple of {LITE_STRIDE} pixels, got {side}")
@@ -284,8 +302,9 @@ class EfficientNetLiteEncoder(_MapEncoder):
             # the same tensors in the same order, under the names of another PyTorch port; a wrong shape is refused by name
             load_strictly(self.net, dict(zip(ours, given.values(), strict=True)), path)
             self.weights = artifacts.sha256(path)
-        self.net = self.net.to(memory_format=torch.channels_last)
-        self.bfloat16 = torch.ops.mkldnn._is_mkldnn_bf16_supported() if bfloat16 is None else bfloat16
+        place = devices.choose(device)
+        self.net = self.net.to(place, memory_format=torch.channels_last)
+        self.bfloat16 = devices.has_bfloat16(place) if bfloat16 is None else bfloat16
 
     @torch.inference_mode()
     def maps(self, frames: np.ndarray) -> Iterator[Tensor]:
@@ -301,10 +320,10 @@ class EfficientNetLiteEncoder(_MapEncoder):
         return torch.cat([self.net(pixels).cpu() for pixels in self._pixels(frames)])
 
     def _pixels(self, frames: np.ndarray) -> Iterator[Tensor]:
-        device = next(self.net.parameters()).device
+        device = self.device
         for first in range(0, len(frames), BATCH_FRAMES):
             shrunk = resized(frames[first : first + BATCH_FRAMES], self.side, self.side)
-            pixels = (torch.from_numpy(shrunk).to(device).float() - LITE_MEAN) / LITE_STD
+            pixels = (devices.placed(torch.from_numpy(shrunk), device).float() - LITE_MEAN) / LITE_STD
             yield pixels.permute(0, 3, 1, 2)
 
 

@@ -18,7 +18,7 @@ class FlowEncoder:
     Training-free. The first frame of a video takes the second's flow.
     """
 
-    name = "flow"
+    name, ahead = "flow", 8  # frames decoded ahead
 
     def __init__(self, *, boxes: Sequence[int] = (1, 3, 5), height: int = 240, width: int = 360):
         self.boxes, self.height, self.width = tuple(boxes), height, width
@@ -39,9 +39,17 @@ class FlowEncoder:
         if waiting:  # a single frame: nothing moved
             yield np.zeros((self.height // 4, self.width // 4), np.float32)
 
+    def source(self, path: Path) -> Iterator[np.ndarray]:
+        """Yield a video file's frames as `snippet_features` takes them: gray, (H, W)."""
+        return video.gray_frames(path)
+
     def encode(self, path: Path, snippet_frames: int) -> Iterator[np.ndarray]:
-        """Yield the features of a video file; a snippet keeps the largest of its frames' values."""
-        for part in chunks(self.magnitudes(video.gray_frames(path)), snippet_frames):
+        """Yield the features of a video file, decoding as it goes."""
+        return self.snippet_features(self.source(path), snippet_frames)
+
+    def snippet_features(self, gray: Iterable[np.ndarray], snippet_frames: int) -> Iterator[np.ndarray]:
+        """Yield the features of a gray stream (H, W); a snippet keeps the largest of its frames' values."""
+        for part in chunks(self.magnitudes(gray), snippet_frames):
             smooth = [[cv2.blur(speed, (box, box)) for box in self.boxes] for speed in part]
             values = [[value for square in frame for value in (square.max(), square.mean())] for frame in smooth]
             yield np.asarray(values, np.float32).max(0)

@@ -20,6 +20,7 @@ from torch import Tensor
 from vau_lib.data import download, fetch, video
 from vau_lib.data.records import SNIPPET_FRAMES
 from vau_lib.data.video import chunks
+from vau_lib.features import devices
 from vau_lib.features.checkpoints import find_weights, load_strictly, load_weights
 from vau_lib.features.local_change import LAGS, TOP_FRACTION, check_options, local_change
 from vau_lib.workspace import artifacts
@@ -47,13 +48,15 @@ class XFeatEncoder:
         pooling: one of `POOLINGS`.
         lags: frames, for local change.
         top_fraction: of the places, in (0, 1], for local change.
+        device: where the network runs, see `devices.choose`.
     """
 
-    name = "xfeat"
+    name, ahead = "xfeat", 3 * BATCH_FRAMES  # frames decoded ahead of the network
 
     def __init__(
         self, weights: str | Path | None = None, *, side: int = 224, bfloat16: bool | None = None,
         sampled_frames: int | None = None, pooling: str = "pooled", lags: Sequence[int] = LAGS, top_fraction: float = TOP_FRACTION,
+        device: str | torch.device = "auto",
     ):  # fmt: skip
         check_options(pooling, lags, top_fraction)
         if pooling == "local_change" and sampled_frames is not None:
@@ -65,7 +68,8 @@ class XFeatEncoder:
         if sampled_frames is not None and sampled_frames < 1:
             raise ValueError(f"sampled_frames must be 1 or more, or None for all, got {sampled_frames}")
         self.side, self.sampled_frames = side, sampled_frames
-        self.bfloat16 = torch.ops.mkldnn._is_mkldnn_bf16_supported() if bfloat16 is None else bfloat16
+        place = devices.choose(device)
+        self.bfloat16 = devices.has_bfloat16(place) if bfloat16 is None else bfloat16
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             self.net = XFeat().net.eval().requires_grad_(False)  # kornia hands it over in training mode
@@ -74,7 +78,17 @@ class XFeatEncoder:
             path = find_xfeat(weights)
             load_strictly(self.net, load_weights(path), path)
             self.weights = artifacts.sha256(path)
-        self.net = self.net.to(memory_format=torch.channels_last)
+        self.net = self.net.to(place, memory_format=torch.channels_last)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.net.parameters()).device
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the processors are free for decoding meanwhile."""
+        return self.device.type != "cpu"
 
     @torch.inference_mode()
     def dense(self, frames: np.ndarray) -> Tensor:
@@ -82,7 +96,7 @@ class XFeatEncoder:
 
         H and W must be multiples of 32; values of any scale (each image is normalised first, in float32).
         """
-        pixels = torch.as_tensor(frames).to(next(self.net.parameters()).device)
+        pixels = devices.placed(torch.as_tensor(frames), self.device)
         if pixels.ndim == 4:
             pixels = pixels.float().mean(-1)
         if pixels.ndim != 3 or pixels.shape[1] % XFEAT_GRID or pixels.shape[2] % XFEAT_GRID:
@@ -145,9 +159,13 @@ class XFeatEncoder:
             return rows.mean(0).cpu().numpy()
         return torch.cat([rows[:, :64].mean(0), rows[:, 64:].amax(0)]).cpu().numpy()
 
+    def source(self, path: Path) -> Iterator[np.ndarray]:
+        """Yield a video file's frames as `snippet_features` takes them, gray and shrunk, (side, side)."""
+        return (resized(frame[None], self.side)[0].numpy() for frame in video.gray_frames(path))
+
     def encode(self, path: Path, snippet_frames: int) -> Iterator[np.ndarray]:
         """Yield the features of a video file, decoding as it goes."""
-        return self.snippet_features(video.gray_frames(path), snippet_frames)
+        return self.snippet_features(self.source(path), snippet_frames)
 
     def made_by(self) -> dict:
         """Return what a reader must agree on."""
@@ -178,6 +196,8 @@ def find_xfeat(weights: str | Path | None = None) -> Path:
 def resized(gray: np.ndarray, side: int) -> Tensor:
     """Shrink gray (T, H, W) to (T, side, side), averaging what it drops (antialiased)."""
     size = (side, side)
+    if gray.shape[1:] == size:
+        return torch.from_numpy(gray)
     return F.interpolate(torch.from_numpy(gray)[:, None], size, mode="bilinear", antialias=True)[:, 0]
 
 

@@ -4,18 +4,20 @@
 - processes start fresh ("spawn"): torch and codecs do not survive a fork
 - a worker that dies (a codec's abort, memory that ran out) is the error line of its own item; the others go on in new workers
 - a worker ends with its parent, a killed one too
-- no scheduler of our own: past one machine, Ray does it
+- no scheduler of our own: past one machine, Ray does it (`ray_pool`)
+- each worker process knows its number ($VAU_WORKER), so that several share out a machine's GPUs
 """
 
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from graphlib import CycleError, TopologicalSorter
 from multiprocessing import connection, get_context, parent_process
 
 from tqdm.auto import tqdm
 
-from vau_lib.workspace import artifacts
+from vau_lib.workspace import artifacts, ray_pool
 
 ENGINES = ("serial", "processes", "ray")
 
@@ -30,21 +32,41 @@ def _attempt(fn: Callable, item: object) -> tuple[object, str | None]:
 
 
 def map_videos(
-    fn: Callable, items: Iterable, *, engine: str = "serial", workers: int = 2, desc: str = "videos"
+    fn: Callable,
+    items: Iterable,
+    *,
+    engine: str = "serial",
+    workers: int = 2,
+    desc: str = "videos",
+    note: Callable[[], str] | None = None,
+    **cluster: object,
 ) -> Iterator[tuple[object, object, str | None]]:
     """Yield (item, result, None) or (item, None, error line) for every item, in the order they finish.
 
     `fn` and the items must pickle for "processes" and "ray". One progress bar. Stopping the iteration (Ctrl-C) cancels
     what has not begun; what `fn` wrote stays.
+
+    Args:
+        fn: the work on one item.
+        items: what is worked on.
+        engine: one of `ENGINES`.
+        workers: processes, or actors of Ray.
+        desc: what the progress bar is called.
+        note: what it says behind the count, asked after each item.
+        cluster: `num_gpus` and `address` of engine "ray", see `ray_pool.run`.
     """
     if engine not in ENGINES:
         raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
+    if cluster and engine != "ray":
+        raise ValueError(f"{', '.join(cluster)}: for engine ray, got {engine!r}")
     items = list(items)
-    finished = {"serial": _serial, "processes": _processes, "ray": _ray}[engine](fn, items, workers)
+    finished = {"serial": _serial, "processes": _processes, "ray": _ray}[engine](fn, items, workers, **cluster)
     with tqdm(total=len(items), desc=desc, unit="video") as bar:
         for position, result, error in finished:
-            bar.update()
             yield items[position], result, error
+            if note:
+                bar.set_postfix_str(note(), refresh=False)
+            bar.update()
 
 
 def _serial(fn, items, workers):
@@ -69,8 +91,9 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _work(fn: Callable, pipe: connection.Connection) -> None:
+def _work(fn: Callable, pipe: connection.Connection, number: int = 0) -> None:
     """Run items as they arrive until the pipe is closed."""
+    os.environ["VAU_WORKER"] = str(number)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     while True:
         try:
@@ -96,6 +119,7 @@ class _Workers:
         if number < 1:
             raise ValueError(f"workers must be 1 or more, got {number}")
         self.fn, self.number, self.context = fn, number, get_context("spawn")
+        self.begun = 0  # processes ever started
         self.idle: list[tuple] = []  # (process, pipe)
         self.running: dict[connection.Connection, tuple] = {}  # pipe: (process, key)
 
@@ -116,7 +140,8 @@ class _Workers:
             process, pipe = self.idle.pop()
         else:
             pipe, theirs = self.context.Pipe()
-            process = self.context.Process(target=_work, args=(self.fn, theirs), daemon=False)
+            process = self.context.Process(target=_work, args=(self.fn, theirs, self.begun), daemon=False)
+            self.begun += 1
             process.start()
             theirs.close()  # the only open end is the worker's: its death is the pipe's end
         pipe.send(item)
@@ -145,24 +170,8 @@ def _death(code: int | None) -> str:
     return f"its worker process died ({how}{', out of memory?' if code == -9 else ''}); the others go on"
 
 
-def _ray(fn, items, workers):
-    try:
-        import ray
-    except ImportError as error:
-        raise ValueError('engine="ray" needs the extra: pip install -e ".[cluster]"') from error
-    if not ray.is_initialized():
-        ray.init(num_cpus=None if "RAY_ADDRESS" in os.environ else workers, log_to_driver=False)
-    task = ray.remote(max_retries=0)(_attempt)  # an item that kills its worker would kill the next one too
-    waiting = {task.remote(fn, item): position for position, item in enumerate(items)}
-    while waiting:
-        (done,), _ = ray.wait(list(waiting))
-        position = waiting.pop(done)
-        try:
-            yield position, *ray.get(done)
-        except ray.exceptions.RayTaskError as error:  # a defect of ours
-            raise error.as_instanceof_cause() from None
-        except ray.exceptions.RayError as error:
-            yield position, None, f"its worker process died ({type(error).__name__}); the others go on"
+def _ray(fn, items, workers, **options):
+    yield from ((place, *answer) for place, answer in ray_pool.run(partial(_attempt, fn), items, workers=workers, **options))
 
 
 def in_order(

@@ -1,0 +1,114 @@
+"""Where networks run, and frames that are decoded while the ones before are encoded.
+
+- "auto" is CUDA, else Apple's MPS, else the CPU; of several GPUs a worker process takes the one of its number
+- pixels go to a GPU through pinned memory without waiting; on a CPU nothing is copied
+- a source can run ahead in a thread, a bounded number of items: decoding and networks release Python's lock, so that both work
+"""
+
+import os
+import queue
+import threading
+import time
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from vau_lib.workspace import artifacts
+
+
+def choose(device: str | torch.device = "auto") -> torch.device:
+    """Return the device of a name: auto, cpu, cuda, cuda:1, mps; ValueError where it cannot be used."""
+    if str(device) == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", int(os.environ.get("VAU_WORKER", "0")) % torch.cuda.device_count())
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        wanted = torch.device(device)
+        torch.empty(1, device=wanted)
+    except (RuntimeError, AssertionError) as error:  # no such name, or none here
+        raise ValueError(f"device {str(device)!r} cannot be used: {artifacts.one_line(error, 160)}") from error
+    return wanted
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Return whether bfloat16 is computed there and not emulated."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def placed(pixels: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor on the device; from the CPU to a GPU through pinned memory, without waiting for the copy."""
+    if device.type == "cuda" and pixels.device.type == "cpu":
+        return pixels.pin_memory().to(device, non_blocking=True)
+    return pixels.to(device)
+
+
+class Ahead:
+    """The items of an iterable, with the seconds it took to make them; with `depth` above 0 made in a thread, so many ahead.
+
+    `source_s` is the time the source worked, `waited_s` the time the reader waited for it: without a thread they are the same.
+    An error of the source is raised where its item would have come. Leaving the iteration ends the thread.
+    """
+
+    def __init__(self, items: Iterable, depth: int = 0):
+        self.items, self.depth, self.source_s, self.waited_s = items, depth, 0.0, 0.0
+
+    def __iter__(self) -> Iterator:
+        return self._from_thread() if self.depth else self._here()
+
+    def _timed(self) -> Iterator:
+        items = iter(self.items)
+        while True:
+            started = time.perf_counter()
+            try:
+                item = next(items)
+            except StopIteration:
+                return
+            finally:
+                self.source_s += time.perf_counter() - started
+            yield item
+
+    def _here(self) -> Iterator:
+        for item in self._timed():
+            self.waited_s = self.source_s
+            yield item
+        self.waited_s = self.source_s
+
+    def _from_thread(self) -> Iterator:
+        ready, left = queue.Queue(self.depth), threading.Event()
+
+        def put(kind: str, value: object) -> bool:
+            while not left.is_set():
+                try:
+                    ready.put((kind, value), timeout=0.1)
+                    return True
+                except queue.Full:
+                    continue
+            return False
+
+        def work() -> None:
+            try:
+                for item in self._timed():
+                    if not put("item", item):
+                        return
+                put("end", None)
+            except BaseException as error:  # raised again in the reader
+                put("error", error)
+
+        thread = threading.Thread(target=work, daemon=True, name="decode ahead")
+        thread.start()
+        try:
+            while True:
+                started = time.perf_counter()
+                kind, value = ready.get()
+                self.waited_s += time.perf_counter() - started
+                if kind == "error":
+                    raise value
+                if kind == "end":
+                    return
+                yield value
+        finally:
+            left.set()
+            thread.join()
