@@ -207,3 +207,14 @@ def test_a_notebook_needs_what_is_told_and_what_that_needs_or_all_before_it(proj
     needs.write_text('"01": ["02"]\n')
     with pytest.raises(RunError, match="^params/needs.yaml: 01 cannot need 02, which runs after it$"):
         presets.needs("01")
+
+
+def test_a_presets_own_lines_of_needs_replace_the_others_there_only(project):
+    write_params(project, "tiny", "_shared", "")
+    needs = project / "params" / "needs.yaml"
+    needs.write_text('"02": []\n"03": ["02"]\ntiny: {"03": ["01"]}\n')
+    assert presets.needs("03", "tiny") == {"01_first"} and presets.needs("02", "tiny") == set()
+    assert presets.needs("03") == presets.needs("03", "demo") == {"02_second"}
+    needs.write_text("tiny: [1]\n")
+    with pytest.raises(RunError, match=r"^params/needs.yaml: tiny must hold lines like .*, got \[1\]$"):
+        presets.needs("03", "tiny")

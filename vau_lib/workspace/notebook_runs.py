@@ -64,7 +64,7 @@ def plan(preset: str, selection: Iterable[str | int] = (), overrides: Mapping | 
     for name in names:
         own = presets.checked({key: value for key, value in overrides.items() if key in declared(name)}, declared(name), "-p")
         parameters = load_preset(preset, name) | own
-        output, needed = copies(preset) / f"{name}.ipynb", presets.needs(name)
+        output, needed = copies(preset) / f"{name}.ipynb", presets.needs(name, preset)
         before = next((step.notebook for step in steps if step.why and step.notebook in needed), None)
         why = reason or (f"{before[:2]} runs before it" if before else "")
         if not why:
@@ -107,7 +107,7 @@ def run(
         return steps
     failed = []
     with tqdm(total=len(waiting), unit="notebook", desc=preset) as bar, _fewer_threads(workers):
-        needs, seconds = {n: presets.needs(n) for n in waiting}, presets.usual_seconds()
+        needs, seconds = {n: presets.needs(n, preset) for n in waiting}, presets.usual_seconds()
         for name, error in parallel.in_order(_execute_quietly, waiting, needs, workers=workers, seconds=seconds):
             bar.update()
             log(_ended(waiting[name], bar.n, len(waiting), error))
@@ -372,7 +372,7 @@ def state(preset: str, notebook: str) -> str:
 def not_run(preset: str, selection: Iterable[str | int] = ()) -> list[str]:
     """Return the notebooks that a selection reads from and that neither belong to it nor have finished in this preset."""
     chosen = presets.members(preset, selection)
-    wanted = set().union(*(presets.needs(name) for name in chosen)) & set(presets.members(preset)) - set(chosen)
+    wanted = set().union(*(presets.needs(name, preset) for name in chosen)) & set(presets.members(preset)) - set(chosen)
     return sorted(name for name in wanted if state(preset, name) != "done")
 
 

@@ -99,23 +99,33 @@ def members(preset: str, selection: Iterable[str | int] = ()) -> list[str]:
     return [name for name in notebooks() if name in chosen]
 
 
-def needs(notebook: str | int) -> set[str]:
-    """Return the notebooks whose work one reads, and theirs: from params/needs.yaml, all earlier ones where it is not named."""
-    name, listed = full_name(notebook), None
+def needs(notebook: str | int, preset: str = "demo") -> set[str]:
+    """Return the notebooks whose work one reads, and theirs: from params/needs.yaml, all earlier ones where it is not named.
+
+    What stands there under a preset's name replaces its lines in that preset.
+    """
     try:
-        for key, value in _read_yaml(project() / "params" / "needs.yaml").items():
+        lines = _read_yaml(project() / "params" / "needs.yaml")
+        own = {key: lines.pop(key) for key in [*lines] if key in presets()}
+        if not isinstance(own.get(preset, {}), dict):
+            raise RunError(f'{preset} must hold lines like {{"02": ["01"]}}, got {own[preset]!r}')
+        direct = {}
+        for key, value in [*lines.items(), *own.get(preset, {}).items()]:
             if not isinstance(value, list):
                 raise RunError(f'{key} must hold a list like ["02"], got {value!r}')
-            if full_name(key) == name:
-                listed = value
-        direct = {full_name(item) for item in listed or ()}
+            direct[full_name(key)] = {full_name(item) for item in value}
     except RunError as error:
         raise RunError(f"params/needs.yaml: {error}") from error
-    if listed is None:
+    return _all_needs(full_name(notebook), direct)
+
+
+def _all_needs(name: str, direct: dict[str, set[str]]) -> set[str]:
+    """Return what a notebook needs and what that needs; RunError where one would need a later one."""
+    if name not in direct:
         return {other for other in notebooks() if other < name}
-    if wrong := sorted(other for other in direct if other >= name):
+    if wrong := sorted(other for other in direct[name] if other >= name):
         raise RunError(f"params/needs.yaml: {name[:2]} cannot need {wrong[0][:2]}, which runs after it")
-    return direct.union(*(needs(other) for other in direct))
+    return direct[name].union(*(_all_needs(other, direct) for other in direct[name]))
 
 
 def usual_seconds() -> dict[str, float]:
