@@ -38,6 +38,10 @@ bench: $(READY)  ## speed as ratios within one run (not the studies, which film 
 toy: $(READY)  ## pretrain the tiny vision-language models of notebook 09 anew
 	OMP_NUM_THREADS=1 $(BIN)/python -m vau_lib.toy.benchmark
 
+book: $(READY)  ## the last demo run as pages: data/runs/demo/book/index.html
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,book]'
+	$(BIN)/vau book demo
+
 figures: $(READY)  ## paper figures from the tables below data/results
 	$(BIN)/vau run demo 13
 
@@ -50,4 +54,4 @@ results: $(READY)  ## RESULTS.md from the tables below data/results
 clean:  ## remove executed notebooks, synthetic data, features and models; results and raw data stay
 	rm -rf data/runs data/instructions data/synthetic data/features data/models .pytest_cache .ruff_cache
 
-.PHONY: testlong help env demo test lab lint bench toy figures pictures results clean
+.PHONY: book testlong help env demo test lab lint bench toy figures pictures results clean

@@ -14,7 +14,7 @@ BELOW = {  # room -> the rooms it may import from, besides itself; what stands h
     "features": {"data"}, "evaluation": {"data"}, "synthetic": {"data"}, "plots": {"data"},
     "detectors": {"features", "evaluation"}, "vlm": {"compression", "data"}, "toy": {"vlm", "synthetic", "detectors"},
     "products": {"workspace", "data", "compression", "features", "evaluation", "plots", "detectors", "vlm"},
-    "cli": {"products", "synthetic", "toy"},
+    "publish": {"data", "evaluation"}, "cli": {"products", "publish", "synthetic", "toy"},
 }  # fmt: skip
 PLOTS = {
     "plots.confusion",
@@ -29,8 +29,8 @@ PLOTS = {
 DOORS = {  # library -> the only modules that name it
     "decord": {"data.video_readers"}, "torchcodec": {"data.video_readers"},
     "av": {"data.video", "data.video_index", "data.video_readers"}, "kornia": {"features.xfeat"}, "ray": {"workspace.ray_pool"},
-    "papermill": {"workspace.notebook_runs", "workspace.presets"}, "typer": {"cli", "cli_models"}, "rich": {"cli"},
-    "trl": {"vlm.finetuning"}, "google": {"synthetic.veo"}, "diffusers": {"synthetic.text_to_video"},
+    "papermill": {"workspace.notebook_runs", "workspace.presets"}, "typer": {"cli", "cli_models", "publish.commands"},
+    "rich": {"cli"}, "trl": {"vlm.finetuning"}, "google": {"synthetic.veo"}, "diffusers": {"synthetic.text_to_video"},
     "tokenizers": {"toy.tiny_vlm", "vlm.internlm2_tokenizer"}, "sentencepiece": {"vlm.internlm2_tokenizer"},
     "pycocoevalcap": {"evaluation.text_metrics"},
     "nltk": {"evaluation.text_metrics"}, "matplotlib": PLOTS, "seaborn": PLOTS,

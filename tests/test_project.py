@@ -52,6 +52,7 @@ def test_the_makefile_explains_every_target():
         "lab",
         "lint",
         "bench",
+        "book",
         "toy",
         "figures",
         "pictures",

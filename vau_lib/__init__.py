@@ -10,6 +10,7 @@ What a user runs on a video stands here; everything else lives in a room. Import
     watch.py       scores of a trained stream as frames arrive (LSHMA)
 
     toy/           tiny models and an easy data set, so that the course runs without downloads
+    publish/       the course as pages, models on a hub, records and reviews for other tools
     vlm/           vision-language models: load, ask, LoRA fine-tuning, GRPO
     detectors/     MemTSM-Net, LSHMA, Holmes-VAU's anomaly scorer, frame sampling, baselines, training
     synthetic/     the drawn data set with exact truth, and text-to-video generation

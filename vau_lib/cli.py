@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vau_lib import cli_models
+from vau_lib.publish import commands
 from vau_lib.workspace import artifacts, gallery, notebook_runs, presets
 
 PACKAGES = ("torch", "torchvision", "transformers", "kornia", "decord", "av", "numpy", "scikit-learn", "papermill")
@@ -134,6 +135,7 @@ def watch(
 
 
 app.add_typer(cli_models.commands)
+app.add_typer(commands.commands)
 
 
 @app.command()
