@@ -81,10 +81,9 @@ def measure(layers: int, count: int, kinds: list[str], inputs: list[bool]) -> pd
                 for name, rule, keep_ratio in WAYS:
                     asked = replace(plan, as_video=as_video, keep_ratio=keep_ratio, token_rule=rule)
                     began = time.process_time()
-                    (row,) = guard.guard(vlm, path, plan=asked, log=None, progress=False)
-                    seconds = time.process_time() - began
                     with FlopCounterMode(display=False) as counter:
-                        guard.guard(vlm, path, plan=asked, log=None, progress=False)
+                        (row,) = guard.guard(vlm, path, plan=asked, log=None, progress=False)
+                    seconds = time.process_time() - began
                     line = dict(scene=kind, input="one video" if as_video else "pictures", rule=name, keep_ratio=keep_ratio)
                     line |= dict(tokens=row["prompt_tokens"], seconds=seconds, gflop=full_depth(counter.get_flop_counts(), layers))
                     first = first or line

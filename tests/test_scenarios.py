@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import motmetrics
 import numpy as np
@@ -12,6 +13,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from vau_lib.data import smarthome, video
+from vau_lib.evaluation import smarthome_prompts
 from vau_lib.synthetic import camera, captions, export, motion, scenarios, scenes
 from vau_lib.synthetic import dataset as synthetic_dataset
 
@@ -320,6 +322,58 @@ def test_a_mot_file_that_does_not_fit_is_refused_in_one_line(text, message):
 
 
 def test_every_event_has_a_script():
-    assert set(motion.EVENT_SCRIPTS) == set(scenarios.LABELS) and set(scenes.SCENES + scenes.NEAR_SCENES) == set(
-        scenarios.SCENE_TEXTS
-    )
+    assert set(motion.EVENT_SCRIPTS) == set(scenarios.LABELS)
+    assert {*scenes.SCENES, *scenes.NEAR_SCENES, *scenarios.HOME_SCENES} == set(scenarios.SCENE_TEXTS)
+    assert {*scenarios.LABELS, *scenarios.HOME_EVENTS} == set(scenarios.EVENT_TEXTS)
+
+
+# Homes
+
+# numbers of second-level classes, normal and abnormal, in the taxonomy of SmartHome-Bench's repository (Code/ICL, appendix B)
+TAXONOMY = {
+    "Security": (2, 7), "Wildlife": (2, 3), "Pet Monitoring": (3, 5), "Baby Monitoring": (2, 4), "Kid Monitoring": (2, 3),
+    "Senior Care": (1, 3), "Other Category": (1, 4),
+}  # fmt: skip
+
+
+def test_every_class_of_smarthome_benchs_taxonomy_is_reachable():
+    chosen = scenarios.home_scenarios(58, 0)
+    reached = {scenarios.HOME_EVENTS[scenario.event] for scenario in chosen}
+    kinds = {
+        name: tuple(len({e.kind for e in reached if (e.category, e.label) == (name, side)}) for side in (0, 1)) for name in TAXONOMY
+    }
+    assert kinds == TAXONOMY and set(TAXONOMY) == set(smarthome_prompts.TAXONOMY)
+    for odd, usual in zip(chosen[::2], chosen[1::2], strict=True):
+        assert (odd.label, usual.label) == (1, 0) and odd.world_seed == usual.world_seed
+        assert {f for f in scenarios.FACTORS if odd.factors[f] != usual.factors[f]} == {"event"}
+    assert {s.event for s in scenarios.home_scenarios(6, 1, category="Senior Care") if s.label} == {
+        "senior_fall", "senior_distress", "senior_rough",
+    }  # fmt: skip
+    assert scenarios.home_scenarios(20, 3) == scenarios.home_scenarios(20, 3) != scenarios.home_scenarios(20, 4)
+
+
+def test_a_home_is_a_text_with_instructions_and_no_drawing(tmp_path):
+    texts = [scenarios.prompt(scenario) for scenario in scenarios.home_scenarios(58, 0)]
+    assert len(set(texts)) == 58 and all("security camera" in text and len(text) < 600 for text in texts)
+    scenario = scenarios.home_scenarios(2, 0, category="Wildlife")[0]
+    rows = export.instructions("one", SimpleNamespace(scenario=scenario, events=(), known=False), video="one.mp4", split="train")
+    assert {"judgement", "description"} <= {row["task"] for row in rows}
+    assert any(row["answer"].startswith("An anomaly exists") for row in rows)
+    with pytest.raises(ValueError, match=f"{scenario.event} in a {scenario.scene} is not drawn: homes are texts"):
+        synthetic_dataset.render(scenario)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(scene="nursery"), "^a bear bin needs a back_garden or driveway, got nursery$"),
+        (dict(event="fall", scene="kitchen"), "^fall and scene kitchen contradict: homes have their own events$"),
+        (dict(event="flooded_floor", scene="kitchen", weather="rain"), "^a kitchen has a roof"),
+    ],
+)
+def test_what_cannot_be_at_home_is_refused(change, message):
+    bear = next(s for s in scenarios.home_scenarios(6, 0, category="Wildlife") if s.event == "bear_bin")
+    with pytest.raises(ValueError, match=message):
+        replace(bear, **({"weather": "clear", "distractor": "none"} | change))
+    with pytest.raises(ValueError, match="a category of Security, Wildlife, .* got n=4 and 'Birds'"):
+        scenarios.home_scenarios(4, category="Birds")

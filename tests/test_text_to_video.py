@@ -3,10 +3,13 @@
 import json
 import logging
 import os
+import sys
+import threading
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from fake_video_service import FakeVideoService
 
 from vau_lib.data import records, video
@@ -99,6 +102,78 @@ def test_a_killed_run_loses_nothing_and_pays_nothing_twice(service, tmp_path):
     again = client(fake)
     table = text_to_video.run(again, chosen, tmp_path, confirm=again.price(chosen[0]), progress=False)  # one is still to be paid
     assert set(table["status"]) == {"done"} and set(fake.submitted.values()) == {1}
+
+
+class Counting(veo.Veo):
+    """Counts the most jobs that were open at once."""
+
+    now, most, lock = 0, 0, threading.Lock()
+
+    def generate(self, *args, **options):
+        with self.lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+        try:
+            return super().generate(*args, **options)
+        finally:
+            with self.lock:
+                self.now -= 1
+
+
+def test_jobs_side_by_side_are_bounded_and_each_is_paid_once(service, tmp_path):
+    fake, chosen = service({2: "refuse", 5: "rate limit", 7: "truncated"}), scenarios.covering_scenarios(10, 1, **FEW)
+    settings = dict(price_per_second=0.1, base_url=fake.url, poll_s=0.02, timeout_s=5.0)
+    backend = Counting(**settings)
+    text_to_video.run(backend, chosen, tmp_path, confirm=total(backend, chosen), jobs_at_once=3, progress=False)
+    assert 2 <= backend.most <= 3
+    rows = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
+    last = {row["id"]: row for row in rows}
+    assert sorted(row["status"] for row in last.values()) == ["done"] * 9 + ["rejected"]
+    assert sorted(fake.submitted.values()) == [1] * 9 + [3], "the refused one was tried with two more seeds"
+    intents = [row["id"] for row in rows if row.get("sent") is not None and "operation" not in row]
+    assert len(intents) == 12 and all(row.get("sent") is None for row in last.values()), "each was noted before it was sent"
+    with pytest.raises(ValueError, match="procedural makes one video at a time here, a service 1 or more: got jobs_at_once=2"):
+        text_to_video.run(text_to_video.Procedural(), chosen, tmp_path / "other", jobs_at_once=2, progress=False)
+
+
+def test_a_stop_ends_all_jobs_and_the_next_run_pays_only_what_was_not_sent(service, tmp_path):
+    fake, chosen, naps = service(), scenarios.covering_scenarios(8, 2, **FEW), []
+    fake.polls = 3
+
+    def stops(_):
+        naps.append(1)
+        if len(naps) == 4:
+            raise KeyboardInterrupt
+
+    backend = client(fake, sleep=stops, clock=lambda: 0)
+    with pytest.raises(KeyboardInterrupt):
+        text_to_video.run(backend, chosen, tmp_path, confirm=total(backend, chosen), jobs_at_once=2, progress=False)
+    sent = sum(fake.submitted.values())
+    assert sent < 8
+    table = text_to_video.run(client(fake), chosen, tmp_path, confirm=lambda _: True, jobs_at_once=2, progress=False)
+    assert set(table["status"]) == {"done"} and set(fake.submitted.values()) == {1} and len(fake.submitted) == 8
+
+
+def test_fields_of_the_service_reach_it_and_others_are_refused(service, tmp_path):
+    fake, bodies, answer = service(), [], None
+    answer = fake.answer
+    fake.answer = lambda request, body: (bodies.append(body), answer(request, body))
+    fields = dict(
+        negative_prompt="captions", person_generation="allow_adult", labels={"study": "vau"}, compression_quality="LOSSLESS"
+    )
+    chosen = scenarios.covering_scenarios(2, 3, **FEW)[:1]
+    text_to_video.run(client(fake, **fields), chosen, tmp_path, confirm=lambda _: True, progress=False)
+    sent = next(body["parameters"] for body in bodies if "parameters" in body)
+    assert (sent["negativePrompt"], sent["personGeneration"], sent["generateAudio"]) == ("captions", "allow_adult", False)
+    assert sent["compressionQuality"].lower() == "lossless" and (sent["sampleCount"], sent["durationSeconds"]) == (1, 4)
+    for wrong, message in (
+        (dict(mood="sad"), "no field 'mood' of the service"),
+        (dict(seed=3), "no field 'seed'"),
+        (dict(fps="x"), "fps"),
+    ):
+        with pytest.raises(ValueError, match=message) as refusal:
+            client(fake, **wrong)
+        assert "\n" not in str(refusal.value)
 
 
 @pytest.mark.parametrize("fault", ["server error", "rate limit"])
@@ -344,7 +419,57 @@ def test_an_open_model_out_of_memory_is_a_failed_line(tmp_path):
     assert table["status"].tolist() == ["failed"] * 2 and "out of memory. Tried" in table["detail"][0]
 
 
-def test_without_diffusers_it_says_what_to_install():
+def test_a_pipeline_of_diffusers_own_classes_keeps_its_device_and_takes_another_dtype(tmp_path):
+    """Random weights of a few kilobytes: the text-to-video pipeline of ModelScope, its classes unchanged."""
+    diffusers = pytest.importorskip("diffusers", reason="diffusers is of the extra 'generate'")
+    pipeline = tiny_pipeline(diffusers)
+    pipeline.save_pretrained(tmp_path / "model")
+    chosen = scenarios.covering_scenarios(2, 6, **FEW)[:1]
+    options = dict(num_frames=2, height=32, width=32, num_inference_steps=2, fps=8.0)
+    seen = []
+    for place, made in (
+        ("a", text_to_video.Diffusers(pipeline, **options)),
+        ("b", text_to_video.Diffusers(str(tmp_path / "model"), **options)),
+    ):
+        made.pipeline.unet.register_forward_pre_hook(lambda module, args: seen.append((args[0].dtype, args[0].device.type)))
+        table = text_to_video.run(made, chosen, tmp_path / place, progress=False)
+        assert table["status"].tolist() == ["done"], table["detail"][0]
+    frames = [video.read_frames(next((tmp_path / place / "videos").glob("*.mp4")), [0, 1]) for place in "ab"]
+    assert frames[0].shape == (2, 32, 32, 3) and np.array_equal(*frames), "a seed is a video"
+    assert set(seen) == {(torch.float32, "cpu")}
+    half = text_to_video.Diffusers(pipeline, dtype=torch.bfloat16, **options)
+    assert half.pipeline.unet.dtype == torch.bfloat16 == half.pipeline.vae.dtype
+
+
+def tiny_pipeline(diffusers):
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    torch.manual_seed(0)
+    letters = {chr(n): n - 32 for n in range(33, 127)}
+    words = dict.fromkeys([*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"])
+    vocabulary = {word: number for number, word in enumerate(words)}
+    tokens = CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=77)
+    text = CLIPTextModel(CLIPTextConfig(
+        vocab_size=len(vocabulary), hidden_size=32, intermediate_size=37, num_hidden_layers=1, num_attention_heads=4,
+        bos_token_id=vocabulary["<|startoftext|>"], eos_token_id=vocabulary["<|endoftext|>"],
+    ))  # fmt: skip
+    unet = diffusers.UNet3DConditionModel(
+        block_out_channels=(4, 8), layers_per_block=1, sample_size=16, in_channels=4, out_channels=4, norm_num_groups=2,
+        down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"), up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
+        cross_attention_dim=32, attention_head_dim=4,
+    )  # fmt: skip
+    vae = diffusers.AutoencoderKL(
+        block_out_channels=(8,), down_block_types=("DownEncoderBlock2D",), up_block_types=("UpDecoderBlock2D",), latent_channels=4,
+        norm_num_groups=2, sample_size=32,
+    )  # fmt: skip
+    scheduler = diffusers.DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False)
+    pipeline = diffusers.TextToVideoSDPipeline(vae=vae, text_encoder=text, tokenizer=tokens, unet=unet, scheduler=scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def test_without_diffusers_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(ImportError, match="need the package diffusers"):
         text_to_video.Diffusers("some/model")
 

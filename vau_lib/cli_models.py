@@ -185,6 +185,10 @@ def generate(
     price: Annotated[float | None, typer.Option(help="price of one second of video; needed by paid backends")] = None,
     confirm: Annotated[float | None, typer.Option(help="agree to this exact total price instead of being asked")] = None,
     workers: Annotated[int, typer.Option(help="processes of the procedural backend")] = 2,
+    parallel: Annotated[int, typer.Option(help="most jobs open at a service at once (veo)")] = 1,
+    home: Annotated[
+        bool, typer.Option("--home", help="homes, pets, children, wildlife (SmartHome-Bench); nothing draws them")
+    ] = False,
 ) -> None:
     """Make videos of scenarios in which every pair of factors occurs; a stopped run is resumed."""
     from vau_lib.synthetic import scenarios, text_to_video, veo
@@ -194,16 +198,19 @@ def generate(
         raise ValueError(f"no factor {wrong[0]!r}; there are {', '.join(scenarios.FACTORS)}")
     if backend == "veo" and not price:
         raise ValueError("veo costs money: give --price, what a second costs now")
-    chosen = scenarios.covering_scenarios(number, seed, **fixed)
+    if home and (fixed or backend == "procedural"):
+        raise ValueError("--home has no factors to fix, and is for text-to-video models: --backend veo or a diffusers model")
+    chosen = scenarios.home_scenarios(number, seed) if home else scenarios.covering_scenarios(number, seed, **fixed)
     makers = {"procedural": text_to_video.Procedural, "veo": lambda: veo.Veo(price_per_second=price)}
     maker = makers.get(backend, lambda: text_to_video.Diffusers(backend))()
     jobs = text_to_video.run(
         maker, chosen, presets.project_path(str(folder)), seed=seed, confirm=typer.confirm if confirm is None else confirm,
         splits={"train": 0.6, "val": 0.2, "test": 0.2}, workers=workers,
+        jobs_at_once=parallel,
     )  # fmt: skip
-    missing = scenarios.coverage(chosen)[1]
     statuses = ", ".join(f"{count} {status}" for status, count in jobs["status"].value_counts().items())
-    typer.echo(f"{folder}: {statuses}; {int(jobs['label'].sum())} anomalous; {len(missing)} pairs of factors never occur")
+    missing = "" if home else f"; {len(scenarios.coverage(chosen)[1])} pairs of factors never occur"
+    typer.echo(f"{folder}: {statuses}; {int(jobs['label'].sum())} anomalous{missing}")
     for row in jobs[jobs["status"] != "done"].itertuples():
         typer.echo(f"  {row.id}: {row.status}: {row.detail}")
 

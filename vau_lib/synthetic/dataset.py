@@ -135,6 +135,8 @@ def render(scenario: Scenario, path: str | Path | None = None) -> Truth:
 
 
 def _cast(scenario):
+    if not scenario.drawn:
+        raise ValueError(f"{scenario.event} in a {scenario.scene} is not drawn: homes are texts for a text-to-video model")
     return motion.direct(scenario, PLACES[scenario.scene](np.random.default_rng([scenario.world_seed, 4])))
 
 

@@ -5,8 +5,11 @@
 - `covering_scenarios` covers pairs greedily: the whole product is thousands of videos, random draws keep missing pairs
 - a hard negative looks like its anomaly for a moment: tying a shoe is no fall, two friends are no fight, a bag taken along is not
   left
+- smart homes (`home_scenarios`): every class of SmartHome-Bench's taxonomy, an anomaly and its everyday counterpart; people at the
+  door, wildlife, pets, babies, children, older people. They are texts for a text-to-video model only: nothing draws them
 - the same scenario is a rendering with its truth or a prompt for a text-to-video model: comparable by construction
 Source: Memories-S0's "scenario-driven generation" names the idea only; pairwise coverage as in software testing, factors ours.
+SmartHome-Bench (arXiv 2506.12992), appendix B, for the classes of home videos; words ours.
 """
 
 import itertools
@@ -35,6 +38,133 @@ FACTORS: dict[str, tuple[str, ...]] = {
     "camera": CAMERAS, "crowd": tuple(CROWDS), "distractor": DISTRACTORS,
 }  # fmt: skip
 ROADS = ("street", "car_park", "car_park_barrier")  # scenes where two cars can meet
+
+INDOORS = ("living_room", "kitchen", "nursery", "hallway", "stairwell", "garage")
+FRONT = ("porch", "driveway")
+OUTDOORS = (*FRONT, "back_garden")
+HOME_SCENES = INDOORS + OUTDOORS  # not drawn
+
+
+@dataclass(frozen=True)
+class HomeEvent:
+    """An event of a home: its category and class in SmartHome-Bench's taxonomy, its label, where it can be, its text."""
+
+    category: str
+    kind: str
+    label: int
+    scenes: tuple[str, ...]
+    text: str
+
+
+# category and label: name, class, places, text
+# fmt: off
+_HOME = {
+    ("Security", 0): (
+        ("come_home", "residents and known visitors", (*OUTDOORS, "hallway", "garage"),
+         "A resident comes home with shopping bags and waves to a neighbour."),
+        ("deliver", "deliveries", FRONT, "A courier puts a parcel at the door, rings and walks back to the van."),
+    ),
+    ("Security", 1): (
+        ("trespass", "break-in or trespassing", (*OUTDOORS, "garage"),
+         "A stranger climbs in over the fence and walks around the house."),
+        ("lurk", "loitering or unusual attire", FRONT,
+         "A masked person in a long coat stands still and stares at the door for a long time."),
+        ("force_lock", "forced entry", ("porch", "garage", "hallway"),
+         "A person works at the lock with a tool and pushes against the door."),
+        ("steal_parcel", "unauthorized removal", FRONT, "A person looks around, takes the parcel that lies there and runs off."),
+        ("break_window", "property damage", OUTDOORS, "A person throws a stone through a window and sprays paint on the wall."),
+        ("threaten", "threat or harm", ("porch", "driveway", "hallway"),
+         "A person shouts, grabs another by the arm and pulls them away."),
+        ("strange_act", "eccentric behaviour", OUTDOORS, "A person crawls backwards across the ground in a clown's mask."),
+    ),
+    ("Wildlife", 0): (
+        ("squirrel", "harmless sightings", OUTDOORS, "A squirrel runs along, stops to eat a nut and hops away; a bird lands."),
+        ("bugs", "harmless pests", OUTDOORS, "Beetles and moths crawl around a lamp."),
+    ),
+    ("Wildlife", 1): (
+        ("snake", "dangerous wildlife", (*OUTDOORS, "garage"), "A large snake slides along towards the house."),
+        ("bear_bin", "damage or danger by wildlife", ("back_garden", "driveway"),
+         "A black bear tips a bin over and tears the bags open."),
+        ("raccoon_inside", "wildlife inside a home", ("kitchen", "living_room", "garage", "hallway"),
+         "A raccoon comes in through an open window and climbs over the furniture."),
+    ),
+    ("Pet Monitoring", 0): (
+        ("pet_play", "play and rest", ("living_room", "kitchen", "back_garden"),
+         "A dog plays with a ball, drinks and lies down on its mat."),
+        ("pet_family", "with family or other pets", ("living_room", "hallway", "back_garden"),
+         "A cat and a dog greet a resident and are stroked."),
+        ("dog_walk", "with its guardian", OUTDOORS, "A resident walks a dog on a leash; it sits when asked."),
+    ),
+    ("Pet Monitoring", 1): (
+        ("pet_alone", "left outside alone", OUTDOORS,
+         "A dog sits alone outside as hours pass, whines and scratches at the closed door."),
+        ("pet_escape", "escape", OUTDOORS, "A dog digs under the fence, squeezes through and runs away."),
+        ("pet_damage", "property damage by a pet", ("living_room", "kitchen", "hallway"),
+         "A dog tears a cushion apart and chews the leg of a chair."),
+        ("pet_ill", "illness or distress of a pet", ("living_room", "kitchen", "back_garden"),
+         "A dog staggers, vomits and falls on its side."),
+        ("pet_fight", "conflict with a pet", ("back_garden", "driveway", "living_room"),
+         "A dog growls, snaps at a visitor and bites a sleeve."),
+    ),
+    ("Baby Monitoring", 0): (
+        ("baby_sleep", "play or sleep in safety", ("nursery", "living_room"),
+         "A baby sleeps, wakes and plays with a toy inside its cot."),
+        ("baby_held", "with caregivers", ("nursery", "living_room", "kitchen"),
+         "A parent lifts a baby, feeds it and rocks it in the arms."),
+    ),
+    ("Baby Monitoring", 1): (
+        ("baby_stairs", "danger without supervision", ("stairwell", "kitchen", "back_garden"),
+         "A baby crawls alone towards an edge it could fall from, and no adult is near."),
+        ("baby_out", "outside its place", ("nursery", "hallway", "living_room"),
+         "A baby climbs over the side of its cot and crawls off alone."),
+        ("baby_fall", "fall of a baby", ("nursery", "living_room", "kitchen"), "A baby rolls off and drops to the floor."),
+        ("baby_rough", "abuse of a baby", ("nursery", "living_room"), "A caregiver shakes a crying baby and pushes it down."),
+    ),
+    ("Kid Monitoring", 0): (
+        ("kid_play", "play in designated areas", ("living_room", "back_garden", "driveway"),
+         "Two children ride scooters and laugh."),
+        ("kid_daily", "daily activities with adults", ("kitchen", "living_room", "hallway"),
+         "A child puts on shoes and a jacket while a parent helps."),
+    ),
+    ("Kid Monitoring", 1): (
+        ("kid_wander", "wandering without supervision", OUTDOORS,
+         "A small child opens the gate and walks out towards the road alone."),
+        ("kid_knife", "dangerous actions", ("kitchen", "garage", "living_room"),
+         "A child takes a sharp knife from a drawer and waves it about."),
+        ("kid_fall", "fall of a child", ("stairwell", "back_garden", "living_room"),
+         "A child climbs up high, slips and falls to the ground."),
+    ),
+    ("Senior Care", 0): (
+        ("senior_routine", "routine activities", ("living_room", "kitchen", "hallway", "porch"),
+         "An older person walks with a stick, sits down and talks with a visitor."),
+    ),
+    ("Senior Care", 1): (
+        ("senior_fall", "fall of a senior", ("living_room", "hallway", "stairwell", "kitchen", "porch"),
+         "An older person stumbles, falls and stays down."),
+        ("senior_distress", "distress or call for help", ("living_room", "kitchen", "porch"),
+         "An older person clutches the chest and waves an arm for help."),
+        ("senior_rough", "abuse of a senior", ("living_room", "hallway"),
+         "A caregiver pulls an older person up by the arm and pushes them into a chair."),
+    ),
+    ("Other Category", 0): (
+        ("still_day", "harmless everyday motion", HOME_SCENES,
+         "Curtains and leaves move a little and shadows wander; nothing else happens."),
+    ),
+    ("Other Category", 1): (
+        ("storm", "severe weather or disaster", OUTDOORS, "Flames and thick smoke rise and spread."),
+        ("moving_object", "unexplained phenomena", ("living_room", "kitchen", "hallway", "nursery"),
+         "A chair slides across the floor and a door opens with nobody there."),
+        ("shelf_falls", "falling objects", ("garage", "kitchen", "living_room", "porch"),
+         "A heavy shelf tips over and crashes down."),
+        ("flooded_floor", "other risks", ("kitchen", "garage", "hallway"), "Water pours from a burst pipe and floods the floor."),
+    ),
+}
+# fmt: on
+HOME_EVENTS = {
+    name: HomeEvent(category, kind, label, places, text)
+    for (category, label), events in _HOME.items()
+    for name, kind, places, text in events
+}
 
 
 @dataclass(frozen=True)
@@ -91,7 +221,7 @@ class Scenario:
     distractor: str = "none"
 
     def __post_init__(self):
-        known = FACTORS | {"scene": scenes.SCENES + scenes.NEAR_SCENES}
+        known = FACTORS | {"scene": scenes.SCENES + scenes.NEAR_SCENES + HOME_SCENES, "event": (*LABELS, *HOME_EVENTS)}
         for name in ("scene", "event", "lighting", "weather", "camera", "distractor"):
             if getattr(self, name) not in known[name]:
                 raise ValueError(f"{name} must be one of {', '.join(known[name])}, got {getattr(self, name)!r}")
@@ -109,7 +239,12 @@ class Scenario:
     @property
     def label(self) -> int:
         """1 when the event is anomalous."""
-        return LABELS[self.event]
+        return HOME_EVENTS[self.event].label if self.event in HOME_EVENTS else LABELS[self.event]
+
+    @property
+    def drawn(self) -> bool:
+        """Whether the renderer knows place and event; others are texts for a text-to-video model."""
+        return self.scene not in HOME_SCENES and self.event not in HOME_EVENTS
 
     @property
     def crowd(self) -> str:
@@ -127,9 +262,14 @@ def contradiction(factors: dict) -> str:
     scene, event, weather = (factors.get(name) for name in ("scene", "event", "weather"))
     if event in ("crash", "stop_close") and scene not in (None, *ROADS):
         return f"a {event.replace('_', ' ')} needs a {' or '.join(ROADS)}, got {scene}"
-    if scene in scenes.ROOFED and weather not in (None, "clear"):
+    if event in HOME_EVENTS and scene not in (None, *HOME_EVENTS[event].scenes):
+        return f"a {event.replace('_', ' ')} needs a {' or '.join(HOME_EVENTS[event].scenes)}, got {scene}"
+    if event in LABELS and scene in HOME_SCENES:
+        return f"{event} and scene {scene} contradict: homes have their own events"
+    roofed = (*scenes.ROOFED, *INDOORS)
+    if scene in roofed and weather not in (None, "clear"):
         return f"a {scene} has a roof: weather {weather} and scene {scene} contradict"
-    if scene in scenes.ROOFED and factors.get("distractor") == "swaying_tree":
+    if scene in roofed and factors.get("distractor") == "swaying_tree":
         return f"no tree sways indoors: distractor swaying_tree and scene {scene} contradict"
     return ""
 
@@ -200,6 +340,46 @@ def covering_scenarios(
     return chosen[:n]
 
 
+def home_scenarios(
+    n: int, seed: int = 0, *, category: str = "", duration_s: float = 8.0, fps: float = 24.0, height: int = 720, width: int = 1280
+) -> list[Scenario]:
+    """Return `n` scenarios of homes, an anomaly and its everyday counterpart in turn; texts for a text-to-video model only.
+
+    Anomalous classes come in shuffled rounds, so that 58 scenarios hold all 29; the counterpart is a normal event of the same
+    category in the same world, the one shown least so far, where the place allows one, else nothing but an everyday scene.
+
+    Args:
+        n: number of scenarios, at least 2.
+        seed: of every random choice.
+        category: one of SmartHome-Bench's seven; all where empty.
+        duration_s, fps, height, width: of the videos that are asked for.
+
+    ValueError for another category and fewer than two videos.
+    """
+    known = dict.fromkeys(event.category for event in HOME_EVENTS.values())
+    if n < 2 or category not in ("", *known):
+        raise ValueError(f"need two videos or more and a category of {', '.join(known)}, got n={n} and {category!r}")
+    rng, shown, chosen = np.random.default_rng([seed, 23]), dict.fromkeys(HOME_EVENTS, 0), []
+    odd = [name for name, event in HOME_EVENTS.items() if event.label and event.category == (category or event.category)]
+    for name in shuffled_rounds(odd, (n + 1) // 2, rng):
+        usual = [e for e, event in HOME_EVENTS.items() if not event.label and event.category == HOME_EVENTS[name].category]
+        least = min(usual, key=lambda e: (not set(HOME_EVENTS[e].scenes) & set(HOME_EVENTS[name].scenes), shown[e]))
+        shared = [scene for scene in HOME_EVENTS[name].scenes if scene in HOME_EVENTS[least].scenes]
+        scene = str(rng.choice(shared or HOME_EVENTS[name].scenes))
+        counterpart = least if shared else "still_day"
+        shown[counterpart] += 1
+        factors = {f: str(rng.choice(FACTORS[f])) for f in ("lighting", "weather", "distractor")}
+        if scene in INDOORS:
+            factors |= {"weather": "clear", "distractor": str(rng.choice(("none", "insects", "lamp_flicker")))}
+        world_seed, first, second = (int(number) for number in rng.integers(2**31, size=3))
+        anomalous = Scenario(
+            scene=scene, event=name, seed=first, world_seed=world_seed, duration_s=duration_s, fps=fps, height=height, width=width,
+            num_people=2, num_vehicles=0, camera=str(rng.choice(("wall", "old_lens"))), **factors,
+        )  # fmt: skip
+        chosen += [anomalous, replace(anomalous, event=counterpart, seed=second)]
+    return chosen[:n]
+
+
 def _random_factors(rng: np.random.Generator, event: str, fixed: dict[str, str], missing: set) -> dict[str, str]:
     """Return factor values at random around a pair that is still missing, where there is one that fits."""
     wanted = sorted(pair for pair in missing if all(name != "event" and name not in fixed for name, _ in pair))
@@ -240,12 +420,15 @@ EVENT_TEXTS = {
     "rest_bag": "A person puts a bag down, waits beside it, picks it up and leaves with it.",
     "use_machine": "A person uses the machine, bends down to take something out and leaves.",
     "stop_close": "Two cars stop close to each other, wait and drive on unharmed.",
-}  # fmt: skip
+} | {name: event.text for name, event in HOME_EVENTS.items()}  # fmt: skip
 SCENE_TEXTS = {
     "street": "a street", "car_park": "a car park", "shop": "a shop's sales floor", "plaza": "a paved square",
     "entrance": "the entrance hall of a building", "lobby": "a lobby with lifts", "corridor": "a crossing of two corridors",
     "platform": "a station platform", "shop_counter": "the counter of a small shop",
     "car_park_barrier": "the barrier of a car park",
+    "living_room": "a living room", "kitchen": "a kitchen", "nursery": "a nursery with a cot", "hallway": "the hallway of a home",
+    "stairwell": "the stairs of a home", "garage": "a garage", "porch": "the porch of a house, seen from its doorbell camera",
+    "driveway": "the driveway of a house", "back_garden": "a back garden with a fence",
 }  # fmt: skip
 LIGHTING_TEXTS = {
     "day": "bright daylight with clear shadows",

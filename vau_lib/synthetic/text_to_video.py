@@ -9,8 +9,10 @@ Sources: Memories-S0 names Veo and "scenario-driven generation"; interface and l
 """
 
 import hashlib
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -71,7 +73,10 @@ class JobRecord:
 
 
 class Generator(Protocol):
-    """What `run` needs of a backend. `price` is per video in the service's currency, 0 for free."""
+    """What `run` needs of a backend. `price` is per video in the service's currency, 0 for free.
+
+    A backend that only waits for a service says so by `waits = True`: its jobs may be open side by side.
+    """
 
     name: str
     provides: frozenset[str]
@@ -106,19 +111,30 @@ class Procedural:
 class Diffusers:
     """An open text-to-video model: a hub name or folder for the package `diffusers`, or a pipeline already loaded.
 
-    `options` go to the pipeline's call (height, width, num_frames, guidance_scale, ...). ImportError in one line without diffusers.
+    A named model is loaded in bfloat16 on a GPU where there is one, else in float32; `device` and `dtype` say otherwise. A pipeline
+    stays where and as it is. Seeds are drawn on the pipeline's own device. `options` go to the pipeline's call (height, width,
+    num_frames, guidance_scale, ...). ImportError in one line without diffusers.
     """
 
     provides = PIXELS
 
-    def __init__(self, model: Any, *, prompt: Callable[[Scenario], str] = scenarios.prompt, fps: float = 16.0, **options: Any):
+    def __init__(
+        self, model: Any, *, prompt: Callable[[Scenario], str] = scenarios.prompt, fps: float = 16.0, device: Any = None,
+        dtype: Any = None, **options: Any,
+    ):  # fmt: skip
         self.name = f"diffusers {model if isinstance(model, str) else type(model).__name__}"
         if isinstance(model, str):
             try:
                 from diffusers import DiffusionPipeline
             except ImportError as error:
                 raise ImportError("open video models need the package diffusers: pip install 'vau-lib[generate]'") from error
-            model = DiffusionPipeline.from_pretrained(model)
+            import torch
+
+            device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+            dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+            model = DiffusionPipeline.from_pretrained(model, torch_dtype=dtype).to(device)
+        elif (device is not None or dtype is not None) and hasattr(model, "to"):
+            model = model.to(**{name: value for name, value in (("device", device), ("dtype", dtype)) if value is not None})
         self.pipeline, self.prompt, self.fps, self.options = model, prompt, fps, options
 
     def price(self, scenario: Scenario) -> float:
@@ -127,7 +143,8 @@ class Diffusers:
     def generate(self, scenario: Scenario, path: Path, *, seed: int, job: JobRecord) -> GeneratedVideo:
         import torch
 
-        prompt, generator = self.prompt(scenario), torch.Generator("cpu").manual_seed(seed)
+        device = getattr(self.pipeline, "_execution_device", None) or getattr(self.pipeline, "device", "cpu")
+        prompt, generator = self.prompt(scenario), torch.Generator(device).manual_seed(seed)
         try:
             output = self.pipeline(prompt=prompt, generator=generator, output_type="np", **self.options)
         except (RuntimeError, ValueError) as error:  # out of memory, sizes a model cannot take
@@ -141,7 +158,7 @@ class Diffusers:
 def run(
     generator: Generator, scenarios: Sequence[Scenario], folder: str | Path, *, seed: int = 0,
     confirm: float | Callable[[str], bool] | None = None, splits: Mapping[str, float] = ALL_TRAIN, workers: int = 1,
-    progress: bool = True,
+    jobs_at_once: int = 1, progress: bool = True,
 ) -> pd.DataFrame:  # fmt: skip
     """Make a video of each scenario under `folder`; return the report (`report`), a row per scenario.
 
@@ -157,17 +174,22 @@ def run(
         confirm: where it costs something, the exact sum, or a function that is shown it and returns True.
         splits: {name: fraction}; each world gets a split by its seed alone.
         workers: processes of the renderer.
+        jobs_at_once: most jobs that are open at a service at the same time (a backend that waits: Veo).
         progress: show a progress bar.
 
-    ValueError for no scenarios and an unconfirmed sum.
+    ValueError for no scenarios, jobs_at_once below 1 or above it for a backend that computes here, and an unconfirmed sum.
     """
     if not scenarios:
         raise ValueError("no scenarios to make videos of")
+    if jobs_at_once < 1 or (jobs_at_once > 1 and not getattr(generator, "waits", False)):
+        raise ValueError(f"{generator.name} makes one video at a time here, a service 1 or more: got jobs_at_once={jobs_at_once}")
     with artifacts.only_one(Path(folder) / "ledger.lock"):  # two runs at once would pay everything twice
-        return _run(generator, scenarios, Path(folder), seed, confirm, splits, workers, progress)
+        return _run(generator, scenarios, Path(folder), seed, confirm, splits, workers, jobs_at_once, progress)
 
 
-def _run(generator, scenarios, folder: Path, seed: int, confirm, splits, workers: int, progress: bool) -> pd.DataFrame:
+def _run(
+    generator, scenarios, folder: Path, seed: int, confirm, splits, workers: int, jobs_at_once: int, progress: bool
+) -> pd.DataFrame:
     jobs = {f"{seed}_{n:04d}_{s.scene}_{s.event}_{_short_hash(generator, s)}": s for n, s in enumerate(scenarios)}
     ledger = _Ledger(folder / "ledger.jsonl")
     open_jobs = [name for name in jobs if ledger.facts(name).get("status") not in ("done", "rejected")]
@@ -178,9 +200,10 @@ def _run(generator, scenarios, folder: Path, seed: int, confirm, splits, workers
         work = [(jobs[name], folder / "videos" / f"{name}.mp4") for name in open_jobs]
         results = parallel.map_videos(_render, work, engine="processes", workers=workers, desc="rendering")
         render_s = {path.stem: seconds or 0.0 for (_, path), seconds, _ in results}
-    for name in tqdm(open_jobs, desc=generator.name, unit="video", disable=not progress):
+
+    def make(name: str) -> None:
         started = time.perf_counter()
-        job = JobRecord(ledger.facts(name), lambda facts, name=name: ledger.write(name, facts))
+        job = JobRecord(ledger.facts(name), lambda facts: ledger.write(name, facts))
         path = folder / "videos" / f"{name}.mp4"
         try:
             result = generator.generate(jobs[name], path, seed=seed + 1000 * list(jobs).index(name), job=job)
@@ -192,8 +215,30 @@ def _run(generator, scenarios, folder: Path, seed: int, confirm, splits, workers
         except GenerationError as error:
             job.note(status="failed", detail=str(error))
         job.note(event=jobs[name].event, seconds=round(render_s.get(name, 0.0) + time.perf_counter() - started, 2))
+
+    with tqdm(total=len(open_jobs), desc=generator.name, unit="video", disable=not progress) as bar:
+        for _ in _side_by_side(make, open_jobs, jobs_at_once, getattr(generator, "stopped", None) or threading.Event()):
+            bar.update()
     _write_records(folder, generator, jobs, ledger, splits)
     return report(folder, jobs)
+
+
+def _side_by_side(make: Callable[[str], None], names: Sequence[str], at_once: int, stopped: threading.Event) -> Iterator[None]:
+    """Make the videos in order, or that many at once; after an error nothing new is begun, and `stopped` tells what is open."""
+    stopped.clear()
+    if at_once == 1:
+        yield from map(make, names)
+        return
+    with ThreadPoolExecutor(at_once) as pool:
+        futures = [pool.submit(make, name) for name in names]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        except BaseException:  # a stop by the user too
+            stopped.set()
+            for future in futures:
+                future.cancel()
+            raise
 
 
 def _short_hash(generator: Generator, scenario: Scenario) -> str:
@@ -227,7 +272,7 @@ class _Ledger:
     """The newest facts of each job; the file only grows, and the last line of a job counts."""
 
     def __init__(self, path: Path):
-        self.path, self.rows = path, {}
+        self.path, self.rows, self.lock = path, {}, threading.Lock()
         for line in path.read_bytes().split(b"\n") if path.is_file() else ():
             try:
                 row = artifacts.parse_json(line)
@@ -241,8 +286,9 @@ class _Ledger:
         return {key: value for key, value in self.rows.get(name, {}).items() if key != "id"}
 
     def write(self, name: str, facts: dict) -> None:
-        self.rows[name] = {"id": name, **facts}
-        artifacts.append_json_line(self.path, self.rows[name])
+        with self.lock:  # jobs that are open side by side write here
+            self.rows[name] = {"id": name, **facts}
+            artifacts.append_json_line(self.path, self.rows[name])
 
 
 def report(folder: str | Path, jobs: dict[str, Scenario]) -> pd.DataFrame:

@@ -6,12 +6,13 @@
 - before a job is sent the ledger says so; where its answer never came it may be paid, and is not sent again without a new yes
 - after a deadline the operation's name stays in the ledger, so that the next run fetches what was paid
 - sound is off, since its filter refuses without a reason
-Source: google-genai 3.4 (read for its protocol): models.generate_videos, operations.get.
+Source: google-genai 3.4 (read for its protocol and its fields): models.generate_videos, types.GenerateVideosConfig, operations.get.
 """
 
 import importlib
 import os
 import random
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -26,6 +27,7 @@ from vau_lib.workspace import artifacts
 
 MODEL = "veo-3.1-fast-generate-001"
 DURATIONS_S = (4, 6, 8)
+SET_HERE = {"number_of_videos", "duration_seconds", "seed", "generate_audio", "http_options", "output_gcs_uri"}  # fields
 MAX_PROMPT = 2000  # characters
 API_KEYS = ("GOOGLE_API_KEY", "GEMINI_API_KEY")
 RETRY_STATUS = (408, 429, 500, 502, 503, 504)  # answers worth another try
@@ -57,28 +59,33 @@ class Veo:
         prompt: makes a scenario's text.
         duration_s: seconds of each video (4, 6, 8); None takes the shortest that holds the scenario, at most 8.
         aspect_ratio, resolution: passed on to the service.
+        fields: others of the service's GenerateVideosConfig, like negative_prompt, person_generation (the service draws adults only
+            unless an account may more, so that babies and children are refused), compression_quality or labels.
         poll_s, deadline_s: seconds between two questions for a video, and until it is left for the next run.
         timeout_s: of one request.
         base_url: another address of the service, for tests.
         sleep, clock: replaced by tests.
     """
 
-    provides = PIXELS
+    provides, waits = PIXELS, True
 
     def __init__(
         self, *, price_per_second: float, model: str = MODEL, prompt: Callable[[Scenario], str] = scenarios.prompt,
         duration_s: int | None = None, aspect_ratio: str = "16:9", resolution: str = "720p", poll_s: float = 10.0,
         deadline_s: float = 900.0, timeout_s: float = 60.0, base_url: str | None = None,
-        sleep: Callable[[float], object] = time.sleep, clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], object] = time.sleep, clock: Callable[[], float] = time.monotonic, **fields: Any,
     ):  # fmt: skip
         if duration_s is not None and duration_s not in DURATIONS_S:
             raise ValueError(f"a video lasts {', '.join(map(str, DURATIONS_S))} s, got {duration_s}")
         if not price_per_second >= 0:
             raise ValueError(f"price_per_second must be 0 or more, got {price_per_second}")
         self.name, self.model, self.prompt, self.duration_s = f"Veo {model}", model, prompt, duration_s
-        self.price_per_second, self.options = price_per_second, {"aspect_ratio": aspect_ratio, "resolution": resolution}
+        self.price_per_second = price_per_second
+        self.options = {"aspect_ratio": aspect_ratio, "resolution": resolution} | fields
         self.poll_s, self.deadline_s, self.sleep, self.clock = poll_s, deadline_s, sleep, clock
+        self.stopped = threading.Event()  # a run that ends early asks no more for what is open
         self.client, self._secret = _client(base_url, timeout_s)
+        _check_fields(fields)
 
     def price(self, scenario: Scenario) -> float:
         return self.price_per_second * self.seconds(scenario)
@@ -99,6 +106,8 @@ class Veo:
             if not name and job.get("sent") is not None:  # a run before was stopped between the two
                 job.note(sent=None)
                 raise GenerationError(DOUBT)
+            if not name and self.stopped.is_set():
+                raise GenerationError("stopped before it was sent")
             if not name:
                 job.note(sent=seed + len(reasons))
                 try:
@@ -147,6 +156,8 @@ class Veo:
             operation = self._with_retries(lambda: self.client.operations.get(types.GenerateVideosOperation(name=name)))
             if operation.done:
                 return operation
+            if self.stopped.is_set():
+                raise GenerationError("stopped; the next run asks for it again, it is not paid twice")
             if self.clock() >= until:
                 raise GenerationError(
                     f"not done after {self.deadline_s:.0f} s; the next run asks for it again, it is not paid twice"
@@ -208,6 +219,19 @@ class Veo:
     def _clean(self, text: str) -> str:
         """Return a message as one line without the key, which a service may repeat."""
         return artifacts.masked(text, self._secret, limit=400)
+
+
+def _check_fields(fields: dict[str, Any]) -> None:
+    """Raise ValueError for what the service has no field for, and for what this backend sets itself."""
+    from google.genai import types
+
+    known = set(types.GenerateVideosConfig.model_fields) - SET_HERE
+    if odd := sorted(fields.keys() - known):
+        raise ValueError(f"no field {odd[0]!r} of the service to set; there are {', '.join(sorted(known))}")
+    try:
+        types.GenerateVideosConfig(**fields)
+    except ValueError as error:
+        raise ValueError(f"a field of the service: {artifacts.one_line(error, 300)}") from None
 
 
 def _client(base_url: str | None, timeout_s: float) -> tuple[Any, str]:
