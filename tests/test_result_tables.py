@@ -39,6 +39,19 @@ def test_intervals_hold_the_value():
     assert row["high"] - row["low"] < 0.5
 
 
+def test_the_interval_of_one_fold_is_that_of_resampling_by_hand():
+    rng = np.random.default_rng(0)
+    labels = {f"v{n}": n % 2 for n in range(20)}
+    scores = {name: round(rng.normal(label), 1) for name, label in labels.items()}  # with ties
+
+    def by_hand(scores, labels):
+        return sklearn.metrics.roc_auc_score([labels[name] for name in scores], list(scores.values()))
+
+    row = result_tables.video_row(method(scores), labels, dict.fromkeys(labels, 0), seed=3, resamples=50)
+    span = metrics.bootstrap_ci(by_hand, scores, labels, rng=np.random.default_rng(3), resamples=50)
+    assert (row["low"], row["high"], row["video_auc"]) == pytest.approx((span.low, span.high, span.value), abs=1e-12)
+
+
 def test_a_frame_row_holds_each_row_for_its_snippet():
     truth = {"a": np.array([0, 0, 0, 1, 1], np.uint8), "b": np.zeros(4, np.uint8)}
     rows = result_tables.per_row("m", "baseline", {"a": [0.1, 0.9, 0.9], "b": [0.2, 0.1]})

@@ -44,6 +44,16 @@ def fit(sets, tmp_path=None, plan=PLAN):
     return model, training.fit(model, objective, *sets, plan=plan, folder=tmp_path, progress=False)
 
 
+def test_curves_of_many_training_videos_are_of_some_and_what_is_learned_does_not_change(sets, monkeypatch):
+    model, table = fit(sets)
+    monkeypatch.setattr(training, "TRAIN_CURVE", 8)
+    again, few = fit(sets)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
+    assert table["val_video_auc"].equals(few["val_video_auc"])
+    scored = training._some(sets[0])
+    assert [sets[0].names[place] for place in scored.indices] == ["v00", "v03", "v07", "v10", "v13", "v16", "v20", "v23"]
+
+
 def test_it_learns_and_reports_every_epoch(sets):
     _, table = fit(sets)
     assert table["epoch"].tolist() == [1, 2, 3, 4]

@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import Sampler
+from torch.utils.data import Dataset, Sampler, Subset
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
@@ -30,6 +30,7 @@ from vau_lib.workspace.seeds import seed_everything as seed_everything  # noqa: 
 
 NOISE_STATE = "noise_state.pt"  # of the generator of augmentations, in every checkpoint
 SHORT_S = 10  # shorter trainings say nothing: fifteen of them in a notebook would be fifteen lines
+TRAIN_CURVE = 256  # training videos whose AUC is measured after every epoch
 LONG_S = 30  # a training estimated longer than this shows a bar
 SNIPPETS_PER_CHOICE = 16  # multiple instances: one more snippet enters a bag's mean for every 16 of a video (LSHMA, VadCLIP)
 
@@ -298,7 +299,8 @@ def fit(
     `objective(output, x, labels)` gives the scalar loss. With `folder`, checkpoints stay there and a stopped run goes on
     where it was; without, they live in a temporary folder. One line says how long it will take (`Estimate`).
     Columns: epoch, learning_rate, train_loss, val_loss, and
-    video_auc and video_ap (ROC-AUC and PR-AUC) of train_ and val_, measured in eval mode without noise.
+    video_auc and video_ap (ROC-AUC and PR-AUC) of train_ and val_, measured in eval mode without noise; train_ of at most
+    TRAIN_CURVE training videos spread evenly over their names.
     """
     with TemporaryDirectory() as scratch:
         out = Path(folder or scratch)
@@ -309,7 +311,7 @@ def fit(
             videos=train,
             args=_arguments(out, plan, whole=not train.preprocessing.steps, by_loss=len(val.labels.unique()) < 2),
             train_dataset=train,
-            eval_dataset={"train": train, "val": val},
+            eval_dataset={"train": _some(train), "val": val},
             compute_metrics=_video_metrics,
             data_collator=None if train.preprocessing.steps else pad_collate,
         )
@@ -318,6 +320,13 @@ def fit(
         last = artifacts.last_checkpoint(out)
         engine.train(resume_from_checkpoint=last)
         return curves(engine.state.log_history)
+
+
+def _some(videos: Sequences) -> Dataset:
+    """Return at most TRAIN_CURVE videos: thousands of training videos need not all be scored after every epoch."""
+    if len(videos) <= TRAIN_CURVE:
+        return videos
+    return Subset(videos, np.linspace(0, len(videos) - 1, TRAIN_CURVE).round().astype(int).tolist())
 
 
 def _arguments(out: Path, plan: TrainingPlan, *, whole: bool = False, by_loss: bool = False) -> TrainingArguments:

@@ -56,7 +56,12 @@ def per_video(name: str, kind: str, scores: Mapping[str, float], lengths: Mappin
 
 
 def fold_mean(metric: Callable, fold_of: Mapping[str, int]) -> Callable:
-    """Return `metric` taken in each test fold alone and averaged; a resampled copy is named "video copy"."""
+    """Return `metric` taken in each test fold alone and averaged; a resampled copy is named "video copy".
+
+    With one fold it is `metric` itself, whose resamples `metrics` counts at once.
+    """
+    if len(set(fold_of.values())) == 1:
+        return metric
 
     def averaged(scores: Mapping, labels: Mapping) -> float:
         inside: dict[int, list[str]] = {}
