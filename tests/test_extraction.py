@@ -191,6 +191,19 @@ def test_clip_squeezenet_and_efficientnet_rows_are_extracted(batch, tmp_path):
         extraction.Recipe("resnet").made_by()
 
 
+def test_sampled_frames_of_a_snippet_are_spread_evenly_and_stand_in_made_by():
+    frames = np.random.default_rng(0).integers(0, 256, (13, 40, 48, 3), dtype=np.uint8)
+    options = {"weights": "random", "side": 32}
+    every, two = (extraction.ENCODERS[LITE[0]](**options, **more) for more in ({}, {"sampled_frames": 2}))
+    each = every.encode_frames(frames)[0].numpy()
+    expected = [each[[1, 3]].mean(0), each[[6, 8]].mean(0), each[[10, 12]].mean(0)]  # middles of halves of 5, 5 and 3 frames
+    rows = list(two.snippet_features([frames[:7], frames[7:]], 5))
+    np.testing.assert_allclose(rows, expected, atol=1e-5)
+    assert two.made_by() == {**every.made_by(), "sampled_frames": 2} and "sampled_frames" not in every.made_by()
+    with pytest.raises(ValueError, match="sampled_frames must be 1 or more and is for pooled features, got 2 for local_change"):
+        extraction.ENCODERS[LITE[0]](**options, sampled_frames=2, pooling="local_change")
+
+
 def released_file(path, rows) -> np.ndarray:
     artifacts.save_array(path, np.asarray(rows))
     return rows

