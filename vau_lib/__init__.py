@@ -4,6 +4,8 @@ What a user runs on a video stands here; everything else lives in a room. Import
 
     cli.py         `vau`, the command line
     cli_models.py  its commands of language models
+    analyse.py     one look at a video: the cascade's report as a page, of a file, a folder or a camera
+    cascade.py     a trained stream's alarms, explained by a language model as they come
     explain.py     score a video, choose frames, ask a language model about them (Holmes-VAU)
     guard.py       ask a security model about a video, a folder or a records.jsonl (Memories-S0)
     tune.py        tune a model on instruction files, reinforce it by rewards

@@ -27,7 +27,6 @@ from vau_lib.workspace import artifacts, gallery, notebook_runs, presets
 
 PACKAGES = ("torch", "torchvision", "transformers", "kornia", "decord", "av", "numpy", "scikit-learn", "papermill")
 WEIGHTS = {"XFeat": "xfeat", "SqueezeNet": "squeezenet", "EfficientNet-Lite0": "efficientnet-lite0", "MemTSM-Net": "memtsm"}
-DEMO_LSHMA = Path("data/models/lshma/synthetic/intended/fold0_seed0")  # what the demo trains
 PLAIN_WIDTH = 10_000  # columns of a console that is no terminal: nothing is cut
 
 
@@ -119,7 +118,7 @@ def sweep(
 @app.command()
 def watch(
     source: Annotated[str, typer.Argument(help="a video, a camera's number, or an address (rtsp://...)")],
-    model: Annotated[Path, typer.Option(help="folder of a trained LSHMA model")] = DEMO_LSHMA,
+    model: Annotated[Path, typer.Option(help="folder of a trained LSHMA model")] = cli_models.DEMO_LSHMA,
     weights: Annotated[str | None, typer.Option(help="weights of the feature encoder; searched for if not given")] = None,
     threshold: Annotated[float, typer.Option(help="mark scores at or above it; choose it on validation data")] = 0.5,
     seconds: Annotated[float, typer.Option(help="stop after this many seconds of video; 0: never")] = 0.0,

@@ -14,6 +14,8 @@ from vau_lib.workspace import artifacts, presets
 
 TOY_VLM = "data/toy_models/internvl"  # knows the toy data set only; give a real model
 TOY_SCORER = Path("data/toy_models/scorer")  # of the same world
+DEMO_LSHMA = Path("data/models/lshma/synthetic/intended/fold0_seed0")  # what the demo trains
+TOY_NEAR = "data/toy_models/near"  # sees motion in pairs of frames, knows the near places only
 TOY_JUDGE = "data/toy_models/judge"  # its adapter that judges
 
 commands = typer.Typer()
@@ -107,6 +109,68 @@ def _chooser(vlm, scorer: Path, stride: int, cap: int | None):
     found, tower = explain.load_scorer(presets.project_path(str(scorer)), explain.VisionTower(vlm))
     choose = partial(explain.choose_frames, scorer=found, tower=tower, stride=stride, cap=cap)
     return guard.FrameChooser(choose, f"{found.label}, stride {stride}, cap {cap}")
+
+
+@commands.command()
+def analyse(
+    source: Annotated[str, typer.Argument(help="a video, a folder of videos, a camera's number, or an address (rtsp://...)")],
+    detector: Annotated[Path, typer.Option(help="folder of a trained LSHMA or MemTSM-Net")] = DEMO_LSHMA,
+    model: Annotated[
+        str | None, typer.Option(help="language model that explains events: a folder, a hub name, toy, near; none if not given")
+    ] = None,
+    adapter: Annotated[Path | None, typer.Option(help="folder of a LoRA adapter that `vau tune` wrote")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder of the report; data/analysed/NAME if not given")] = None,
+    threshold: Annotated[float | None, typer.Option(help="of a score; from the detector's validation videos if not given")] = None,
+    events: Annotated[
+        str, typer.Option(help="known events: records.jsonl, UCF-Crime annotation, or like 36-52,60-71 (s)")
+    ] = "",
+    weights: Annotated[str | None, typer.Option(help="weights of the feature encoder; searched for if not given")] = None,
+    frames: Annotated[int | None, typer.Option(help="frames the language model gets of an event; its own, else 12")] = None,
+    as_video: Annotated[bool | None, typer.Option("--as-video/--pictures", help="frames as one video")] = None,
+    question: Annotated[str, typer.Option(help="asked instead of the model's own question")] = "",
+    max_new_tokens: Annotated[int, typer.Option(help="longest answer, in tokens")] = 256,
+    embed: Annotated[float, typer.Option(help="MiB; a larger video lies beside the report")] = 8.0,
+    seconds: Annotated[float, typer.Option(help="stop after this many seconds of video; 0: never")] = 0.0,
+    every: Annotated[float, typer.Option(help="a camera's report is written again after so many seconds")] = 10.0,
+    webhook: Annotated[str | None, typer.Option(help="post each alarm and explanation as JSON to this address")] = None,
+    server: Annotated[str | None, typer.Option(help="ask this OpenAI-compatible service instead: http(s)://host:port/v1")] = None,
+    key_env: Annotated[str, typer.Option(help="with --server: environment variable that holds its key")] = "VAU_API_KEY",
+    timeout: Annotated[float, typer.Option(help="with --server: seconds to wait for one answer")] = 120.0,
+) -> None:
+    """Look at a video: scores, events, explanations, and a page (report.html) of them; a camera's alarms as JSON lines."""
+    from vau_lib import analyse, cascade
+    from vau_lib.vlm import clients  # torch, only here
+
+    log, live = partial(typer.echo, err=True), source.isdigit() or "://" in source
+    place = Path(source) if live or Path(source).exists() else presets.project_path(source)
+    found = cascade.load_detector(presets.project_path(str(detector)), weights, threshold)
+    post = cascade.webhook(webhook, log=log) if webhook else None
+    vlm, near = None, model == "near"
+    if server:
+        vlm, as_video = clients.Endpoint(server, model or "default", key_env=key_env, timeout_s=timeout), False
+    elif model:
+        vlm, as_video = _guard_model(TOY_NEAR if near else model, adapter, as_video, pictures=False, video=False)
+    plan = cascade.AnalysisPlan(
+        num_frames=frames or getattr(vlm, "num_frames", 0) or 12, max_new_tokens=max_new_tokens, question=question,
+        as_video=bool(as_video), pair_lag_s=0.2 if near else None, embed_mb=embed,
+    )  # fmt: skip
+
+    def send(message: dict) -> None:
+        typer.echo(artifacts.json_line(message), nl=False)
+        if post:
+            post(message)
+
+    options = dict(plan=plan, vlm=vlm, events=events, seconds=seconds, send=send if live else post)
+    folder = presets.project_path(str(out or Path("data/analysed") / ("camera" if live else place.stem)))
+    if not live and (place.suffix == ".jsonl" or (place.is_dir() and analyse.holds_videos(place))):
+        rows = analyse.analyse_folder(place, found, folder, log=typer.echo, **options)
+        count = sum(bool(row["report"]) for row in rows)
+        typer.echo(f"{count} of {len(rows)} videos; look at {presets.display_path(folder / 'index.html')}")
+        return
+    content = analyse.analyse(source if live else place, found, folder, every_s=every, **options)
+    for line in () if live else analyse.lines(content):
+        typer.echo(line)
+    typer.echo(f"look at {presets.display_path(folder / 'report.html')}", err=live)
 
 
 @commands.command()

@@ -281,14 +281,14 @@ def _rows(vlm, batch: dict[str, Path], plan: GuardPlan, chooser, stream, log, *,
             if plan.window_s is None:
                 shown += [(name, clip) for clip in clips(path, vlm, plan, chooser)]
             else:  # one window's frames in memory at a time
-                parts = [(clip, _ask(vlm, [clip], plan, stream, log)[0]) for clip in clips(path, vlm, plan)]
+                parts = [(clip, ask(vlm, [clip], plan, stream, log)[0]) for clip in clips(path, vlm, plan)]
                 yield _row(name, path, vlm, plan, parts, digests[name], started)
         except (video.VideoError, OSError, clients.AnswerError) as error:
             if alone:
                 raise
             yield _row(name, path, vlm, plan, [], digests[name], started, error=artifacts.one_line(error))
     try:
-        answers = _ask(vlm, [clip for _, clip in shown], plan, stream, log) if shown else []
+        answers = ask(vlm, [clip for _, clip in shown], plan, stream, log) if shown else []
     except clients.AnswerError as error:
         if alone:
             raise
@@ -299,7 +299,11 @@ def _rows(vlm, batch: dict[str, Path], plan: GuardPlan, chooser, stream, log, *,
         yield _row(name, batch[name], vlm, plan, [(clip, answer)], digests[name], started, share=len(shown))
 
 
-def _ask(vlm, shown: Sequence[Clip], plan: GuardPlan, stream, log) -> list[inference.Answer]:
+def ask(
+    vlm: models.VLM | clients.Endpoint, shown: Sequence[Clip], plan: GuardPlan, stream: inference.Log | None = None,
+    log: inference.Log | None = None,
+) -> list[inference.Answer]:  # fmt: skip
+    """Return the answer about each clip, as one batch, to the plan's question; `stream` and `log` as in `guard`."""
     question = _question(vlm, plan)
     if isinstance(vlm, clients.Endpoint):
         return [_ask_service(vlm, clip, question, plan, stream) for clip in shown]

@@ -1,4 +1,4 @@
-"""Live anomaly scores of a camera or a video file by a trained LSHMA, with bounded memory.
+"""Live anomaly scores of a camera or a video file by a trained LSHMA or MemTSM-Net, with bounded memory.
 
 - a model's folder says which features it was trained on; the same encoder is built again, other weights are refused
 - the scores equal those of the whole video at once: features, temporal difference, clips and state in one pass
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from vau_lib.data import video
-from vau_lib.detectors import lshma, preprocessing, trained_detector
+from vau_lib.detectors import lshma, memtsm, preprocessing, trained_detector
 from vau_lib.features import extraction, image_encoders, xfeat
 from vau_lib.plots import style, timeline
 from vau_lib.workspace import artifacts
@@ -91,8 +91,12 @@ def watch(
     """Yield a `ScoredClip` as each clip of (seconds, RGB frame (H, W, 3)) completes, the last one with what is left.
 
     `lag_s` is how long after the clip's last frame was due its score is there, taking the first frame as on time: near 0
-    while the machine keeps up, below 0 for a file that is read faster than it plays.
+    while the machine keeps up, below 0 for a file that is read faster than it plays. MemTSM-Net gives a clip for every snippet, the
+    causal score of the window that ends with it.
     """
+    if isinstance(trained.model, memtsm.MemTSM):
+        yield from _watch_windows(frames, trained, encode, snippet_frames)
+        return
     source, state, model, ends = _Source(frames), None, trained.model, []
     segments = _segments(source, snippet_frames, ends)
     for features in _preprocess((encode(segment) for segment in segments), trained.preprocessing):
@@ -106,6 +110,18 @@ def watch(
         left = model.flush(state)
     if left.shape[1]:
         yield source.scored_clip(ends, left[0], model.settings.layers)
+
+
+def _watch_windows(frames, trained, encode, snippet_frames) -> Iterator[ScoredClip]:
+    model, fitted = trained.model, trained.preprocessing
+    if model.settings.as_released:
+        raise artifacts.StoreError("MemTSM-Net as released gives one score per video: it cannot be watched")
+    source, ends, rows = _Source(frames), [], deque(maxlen=(fitted.window or fitted.steps) + 1)
+    for segment in _segments(source, snippet_frames, ends):
+        rows.append(encode(segment))
+        with torch.inference_mode():
+            logit = memtsm.newest_value(lambda x: model(x.to(model.device)).segment_logit, np.stack(rows), fitted)
+        yield source.scored_clip(ends, torch.tensor([logit]), 1)
 
 
 class _Source:

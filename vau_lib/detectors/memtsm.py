@@ -250,13 +250,26 @@ def row_values(
         batch = ends[first : first + BATCH_WINDOWS]
         x = preprocessing.windows(features, batch)  # (N, D, steps)
         if causal:
-            x = torch.cat([x[..., MIRROR_STEPS:], x[..., -1 - MIRROR_STEPS : -1].flip(-1)], dim=-1)
+            x = _mirrored(x)
         for end, values in zip(batch, read(x).cpu().numpy(), strict=True):
             size = min(window, end)
             rows = slice(end - 1, end - 1 + hop) if causal else slice(end - size, end)
             total[rows] += values[-1 - MIRROR_STEPS] if causal else values[step_of_row(size, steps)]
             windows_of[rows] += 1
     return (total / windows_of).astype(np.float32)
+
+
+def newest_value(read: Callable[[Tensor], Tensor], features: np.ndarray, preprocessing: Preprocessing) -> float:
+    """Return the causal value of the last row of a stream, of its newest features (n, D): a window and one more, or all so far.
+
+    `read` and `preprocessing` as in `row_values`, whose causal value it is at hop 1.
+    """
+    return float(read(_mirrored(preprocessing.windows(features, [len(features)])))[0, -1 - MIRROR_STEPS])
+
+
+def _mirrored(x: Tensor) -> Tensor:
+    """Return windows (N, D, steps) that go on with their last steps mirrored; as many of the first are left out."""
+    return torch.cat([x[..., MIRROR_STEPS:], x[..., -1 - MIRROR_STEPS : -1].flip(-1)], dim=-1)
 
 
 def loss(

@@ -7,7 +7,7 @@
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -70,7 +70,8 @@ class Preprocessing:
     `steps` is the length of a training sequence, None leaves videos whole. `temporal_difference` replaces x[t] by
     |x[t] - x[t - 1]|: XFeat describes places, and a fight changes how they move. `mean` and `std` (D,) standardise channels.
     `window` is how many rows `steps` steps stand for when rows are scored: half the median training video, but no fewer than
-    `steps` where training videos have as many (benchmarks/long_videos.py); None is `steps`.
+    `steps` where training videos have as many (benchmarks/long_videos.py); None is `steps`. `farthest` is the largest `distance` of
+    a training video from all of them; None where a detector was saved before it was kept.
     """
 
     steps: int | None
@@ -78,6 +79,7 @@ class Preprocessing:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     window: int | None = None
+    farthest: float | None = None
 
     @classmethod
     def fit(
@@ -89,7 +91,8 @@ class Preprocessing:
         typical = int(np.median([len(x) for x in features.values()]))
         window = max(typical // 2, min(steps, typical)) if steps else None
         mean, std = (mean, np.maximum(std, 1e-6)) if standardise else (np.zeros_like(std), np.ones_like(std))
-        return cls(steps, temporal_difference, tuple(map(float, mean)), tuple(map(float, std)), window)
+        fitted = cls(steps, temporal_difference, tuple(map(float, mean)), tuple(map(float, std)), window)
+        return replace(fitted, farthest=max(fitted.distance(fitted._steps(x, None).mean(0)) for x in features.values()))
 
     def __call__(self, features: np.ndarray, steps: int | None = None) -> Tensor:
         """Return features (T, D) as a model reads them: (D, steps), or (D, T) when `steps` is None."""
@@ -97,6 +100,13 @@ class Preprocessing:
         if not np.isfinite(standard).all():
             raise ValueError(f"features hold NaN or infinity, first in row {np.isfinite(features).all(1).argmin()}")
         return torch.from_numpy(np.ascontiguousarray(standard.T))
+
+    def distance(self, mean: np.ndarray) -> float:
+        """Return how far a video's mean row (D,), after the temporal difference if one is taken, is from the training videos'.
+
+        The root mean square over channels, in standard deviations of a training row.
+        """
+        return float(np.sqrt(np.square(self._standard(np.asarray(mean, np.float32))).mean()))
 
     def windows(self, features: np.ndarray, ends: Sequence[int]) -> Tensor:
         """Return windows of features (T, D) as a model reads them, (N, D, steps): the rows before each of N `ends`, no later one.

@@ -186,6 +186,29 @@ def replay(path: str | Path, *, source: str, id_key: str = "id", text_key: str =
     return Replay(texts, source)
 
 
+def check_address(address: str) -> None:
+    """Raise AnswerError, without the address, unless it is http(s)://host[:port]/path without a user in it."""
+    try:
+        url = urlsplit(address)
+        fits = url.scheme in ("http", "https") and url.hostname and not url.username and (url.port or 1)
+    except ValueError:
+        fits = False
+    if not fits:
+        raise AnswerError("the address must be http(s)://host[:port]/path without a user in it")
+
+
+def post(address: str, message: Mapping, *, timeout_s: float = 10.0) -> int:
+    """Post a message as JSON and return the HTTP status; no redirect is followed, no proxy used, no answer read.
+
+    AnswerError, without the address, where nothing answers in time.
+    """
+    check_address(address)
+    try:
+        return _post(address, json.dumps(message).encode(), {"Content-Type": "application/json"}, timeout_s)[0]
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise AnswerError(f"{urlsplit(address).hostname}: {type(error).__name__}") from None
+
+
 class _TryAgain(Exception):
     def __init__(self, line: str, wait_s: float | None = None):
         super().__init__(line)
