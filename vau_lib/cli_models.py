@@ -121,9 +121,7 @@ def analyse(
     adapter: Annotated[Path | None, typer.Option(help="folder of a LoRA adapter that `vau tune` wrote")] = None,
     out: Annotated[Path | None, typer.Option(help="folder of the report; data/analysed/NAME if not given")] = None,
     threshold: Annotated[float | None, typer.Option(help="of a score; from the detector's validation videos if not given")] = None,
-    events: Annotated[
-        str, typer.Option(help="known events: records.jsonl, UCF-Crime annotation, or like 36-52,60-71 (s)")
-    ] = "",
+    events: Annotated[str, typer.Option(help="known events: records.jsonl, UCF-Crime annotation, or like 36-52,60-71 (s)")] = "",
     weights: Annotated[str | None, typer.Option(help="weights of the feature encoder; searched for if not given")] = None,
     frames: Annotated[int | None, typer.Option(help="frames the language model gets of an event; its own, else 12")] = None,
     as_video: Annotated[bool | None, typer.Option("--as-video/--pictures", help="frames as one video")] = None,
