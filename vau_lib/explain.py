@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vau_lib.data import records, video
+from vau_lib.data import records, video, video_worker
 from vau_lib.detectors import anomaly_scorer, frame_sampling, trained_detector
 from vau_lib.features import frame_features
 from vau_lib.plots import timeline
@@ -94,6 +94,7 @@ def random_scorer(width: int, *, seed: int = 0) -> Scorer:
     return Scorer(partial(_score, net), "scorer with RANDOM weights")
 
 
+@artifacts.reader()
 def load_scorer(source: str | Path, tower: VisionTower) -> tuple[Scorer, VisionTower]:
     """Return a scorer and the tower that makes its features, of the published anomaly_scorer.pth or a trained detector's folder.
 
@@ -123,8 +124,8 @@ def load_scorer(source: str | Path, tower: VisionTower) -> tuple[Scorer, VisionT
 def _kind(source: Path) -> str:
     """Return what a detector's folder says its scores are worth."""
     path = source / "made_by.json"
-    facts = artifacts.read_json(path) if source.is_dir() and path.is_file() else {}
-    return str(facts.get("kind", "")) if isinstance(facts, dict) else ""
+    facts = artifacts.read_json(path, dict) if source.is_dir() and path.is_file() else {}
+    return str(facts.get("kind", ""))
 
 
 @torch.inference_mode()
@@ -164,6 +165,7 @@ class ExplainedVideo:
         return {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in row.items()}
 
 
+@video_worker.apart()
 def explain_video(
     path: str | Path,
     vlm: models.VLM,
@@ -234,6 +236,7 @@ def explain_video(
     )
 
 
+@video_worker.apart()
 def stride_of(path: str | Path, fps: float) -> int:
     """Return the stride that scores about `fps` frames of a video's second, at least 1."""
     if not fps > 0:
@@ -298,6 +301,7 @@ def _visual_tokens(sampled: frame_features.FrameFeatures, tower: VisionTower, in
     return tower.encode_frames(video.read_frames(sampled.path, index, reader="pyav"))[1]
 
 
+@video_worker.apart()
 def figure(explained: ExplainedVideo, *, events: Sequence[records.Span] = (), note: str = ""):
     """Draw the chosen frames over the score curve, in the container's own time, with the three answers; a Figure.
 

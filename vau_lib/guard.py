@@ -21,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from vau_lib.compression import token_pruning, token_selection
-from vau_lib.data import answer_parsing, records, video
+from vau_lib.data import answer_parsing, records, video, video_worker
 from vau_lib.vlm import chat, clients, inference, models, video_input
 from vau_lib.workspace import artifacts
 
@@ -78,6 +78,7 @@ class Clip:
     times_s: np.ndarray
 
 
+@artifacts.reader()
 def sources(where: str | Path) -> list[tuple[str, Path]]:
     """Return (id, path) of every video in a file, a folder (all below it, by name) or a records.jsonl; ValueError for none."""
     where = Path(where)
@@ -113,6 +114,7 @@ def check_writable(out: str | Path | None) -> None:
         raise artifacts.StoreError(f"cannot write to {out}: {error.strerror or error}") from error
 
 
+@video_worker.apart()
 def guard(
     vlm: models.VLM | clients.Endpoint,
     source: str | Path,
@@ -390,6 +392,7 @@ def _together(windows: Sequence[dict]) -> dict:
     return result
 
 
+@artifacts.reader()
 def _read_rows(out: str | Path | None) -> list[dict]:
     """Return the rows of an output file; a last line that was cut off is dropped, another broken line is an error."""
     if out is None or not Path(out).is_file():

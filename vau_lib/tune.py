@@ -21,7 +21,7 @@ from vau_lib.data import records
 from vau_lib.evaluation import metrics
 from vau_lib.vlm import event_order, finetuning, grpo, inference, instruction_data
 from vau_lib.vlm.models import VLM
-from vau_lib.workspace import artifacts
+from vau_lib.workspace import artifacts, formats
 
 EXAM_TOKENS = 32  # longest answer in an exam
 
@@ -169,7 +169,7 @@ def reinforce(
     _claim(out, vlm, train, plan, shown)
     before = out / "exam_before.csv"
     if before.is_file() and (out / "policy.pt").is_file():  # a run that goes on: the weights have changed since
-        results = {"before": pd.read_csv(before, keep_default_na=False)}
+        results = {"before": formats.read_table(before, keep_default_na=False)}
     else:
         results = {"before": exam(vlm, held_out, shown)}
         artifacts.write_table(before, results["before"])

@@ -21,13 +21,12 @@ import torch
 import torch.nn.functional as F
 import transformers
 from accelerate import init_empty_weights
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file, save_model
+from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
 
 from vau_lib.compression import layer_editing, low_rank
 from vau_lib.compression.low_rank import LowRank
-from vau_lib.workspace import artifacts
+from vau_lib.workspace import artifacts, formats
 
 # names of the linear layers of an MLP: those that produce the hidden channels, then the one that reads them
 MLP_NAMES = (
@@ -136,7 +135,7 @@ def factorise(
             ranks = low_rank.allocate_ranks(spectra, keep_ratio * sum(linears[name].weight.numel() for name in spectra))
         for name, rank in ranks.items():
             if rank is not None:
-                parts = load_file(files[name], device=str(linears[name].weight.device))
+                parts = formats.read_safetensors(files[name], str(linears[name].weight.device))
                 layer = low_rank.low_rank_layer(linears[name], parts["u"], parts["s"], parts["v"], rank)
                 layer_editing.replace_module(model, name, layer)
     model.compressed = True
@@ -435,6 +434,7 @@ def _save_company(model: transformers.PreTrainedModel, folder: Path, processor: 
         artifacts.write_made_by(folder, **{key: facts[key] for key in KEPT_FACTS if key in facts} | {"kind": kind})
 
 
+@artifacts.reader()
 def load(folder: str | Path, original: nn.Module | None = None) -> nn.Module:
     """Return the saved model in eval mode; its full size is never in memory.
 
@@ -442,7 +442,7 @@ def load(folder: str | Path, original: nn.Module | None = None) -> nn.Module:
     full shape, best built under `torch.device("meta")`. StoreError where shapes, weights and model do not fit.
     """
     folder = Path(folder)
-    shapes = artifacts.read_json(folder / "compression.json")
+    shapes = artifacts.read_json(folder / "compression.json", dict)
     model = _from_config(folder) if original is None else copy.deepcopy(original)
     try:
         _reshape(model, shapes)
@@ -450,7 +450,7 @@ def load(folder: str | Path, original: nn.Module | None = None) -> nn.Module:
         devices = {name: part.device for name, part in model.state_dict().items() if part.device.type != "meta"}
         state = {name: part.to(devices.get(name, part.device)) for name, part in state.items()}
         model.load_state_dict(state, strict=True, assign=True)
-    except (OSError, RuntimeError, AttributeError, LookupError, TypeError, ValueError, SafetensorError) as error:
+    except (OSError, RuntimeError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise artifacts.StoreError(f"{folder} does not fit this model: {artifacts.one_line(error)}") from error
     if isinstance(model, transformers.PreTrainedModel):
         model.tie_weights()
@@ -483,7 +483,7 @@ def _reshape(model: nn.Module, shapes: dict) -> None:
 
 
 def _weights(path: Path) -> dict[str, Tensor]:
-    with safe_open(path, framework="pt") as file:
+    with formats.safetensors_file(path) as file:
         state = {name: file.get_tensor(name) for name in file.keys()}
         tied = file.metadata() or {}
     return state | {name: state[source] for name, source in tied.items() if source in state}

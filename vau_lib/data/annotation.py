@@ -22,7 +22,7 @@ from vau_lib.data import video
 from vau_lib.data.answer_parsing import parse_verdict
 from vau_lib.data.hivau import Instruction
 from vau_lib.data.records import RecordError, Span, VideoRecord
-from vau_lib.workspace import artifacts
+from vau_lib.workspace import artifacts, formats
 
 # question pools, of the sizes of HIVAU-70k's (24, 10, 10, 10) and worded here; `read_prompt_pools` reads the released ones
 PROMPT_POOLS: dict[str, tuple[str, ...]] = {
@@ -68,6 +68,7 @@ ENGINE_PROMPTS = {  # what a captioner and a language model are asked while anno
 }
 
 
+@artifacts.reader(RecordError)
 def read_prompt_pools(path: str | Path) -> dict[str, tuple[str, ...]]:
     """Read pools from a JSON object {task: [question, ...]}; other keys are left alone. RecordError names what lacks."""
     content = artifacts.read_json(path)
@@ -250,9 +251,13 @@ def collect(out: str | Path, records: Iterable[VideoRecord]) -> list[Instruction
     for record in records:
         place = artifacts.inside(out, f"{record.id}.json")
         if place.exists():
-            with artifacts.reading(place):
-                rows += [_instruction(content) for content in artifacts.read_json(place, dict)["rows"]]
+            rows += _rows_of(place)
     return rows
+
+
+@artifacts.reader()
+def _rows_of(place: Path) -> list[Instruction]:
+    return [_instruction(content) for content in artifacts.read_json(place, dict)["rows"]]
 
 
 def flags(rows: Sequence[Instruction], records: Iterable[VideoRecord]) -> dict[str, str]:
@@ -322,9 +327,9 @@ def apply_review(
     return kept, tally
 
 
+@artifacts.reader(RecordError)
 def _read_review(path: str | Path) -> pd.DataFrame:
-    with artifacts.reading(path, ValueError):
-        return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig").map(artifacts.as_written)
+    return formats.read_table(path, dtype=str, keep_default_na=False)
 
 
 def _request(record, level, span, label, texts, engine) -> AnnotationRequest:

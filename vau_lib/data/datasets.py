@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from vau_lib.data import video
+from vau_lib.data import video, video_worker
 from vau_lib.data.records import RecordError, Span, VideoRecord, frame_labels, leaks, locate, overrun
 from vau_lib.workspace import artifacts, parallel
 
@@ -140,6 +140,7 @@ def ucsd_ped2(root: str | Path) -> list[VideoRecord]:
     return found
 
 
+@artifacts.reader(RecordError)
 def clip_folder(root: str | Path, csv: str | Path, *, test_fold: int | str | None = None) -> list[VideoRecord]:
     """Return one record per row of a csv with the columns clip and label (0 or 1); the files lie anywhere below `root`.
 
@@ -162,6 +163,7 @@ def clip_folder(root: str | Path, csv: str | Path, *, test_fold: int | str | Non
     return _placed(list(found.values()), root, {})
 
 
+@artifacts.reader(RecordError)
 def frame_counts(source: str | Path | Mapping[str, int] | None) -> dict[str, int]:
     """Return {video id: frames} from a mapping, a JSON object of the same, or a .npz of per-video frame labels."""
     if source is None:
@@ -177,6 +179,7 @@ def frame_counts(source: str | Path | Mapping[str, int] | None) -> dict[str, int
     return {name.removesuffix(".mp4"): int(count) for name, count in source.items()}
 
 
+@video_worker.apart()
 def measured(records: Iterable[VideoRecord], root: str | Path) -> list[VideoRecord]:
     """Return the records with path, frame rate and number of frames as found below `root`; events keep their frames.
 
@@ -403,7 +406,7 @@ def _lines(path: str | Path, blank: bool = False) -> Iterator[tuple[str, str]]:
     path = Path(path)
     try:
         lines = artifacts.text_lines(path)
-    except (OSError, UnicodeDecodeError) as error:
+    except artifacts.StoreError as error:
         raise RecordError(f"{path}: not a readable list ({error})") from error
     if not any(map(str.strip, lines)):
         raise RecordError(f"{path.name} is empty")
@@ -454,6 +457,7 @@ def _placed(records: list[VideoRecord], root: str | Path | None, counts: Mapping
     return [replace(record, num_frames=counts.get(record.id, record.num_frames)) for record in records]
 
 
+@video_worker.apart()
 def _opens(item: tuple[VideoRecord, Path]) -> bool:
     path = locate(*item)
     if not path.exists():

@@ -9,6 +9,7 @@ import csv
 import hashlib
 import os
 import re
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -172,7 +173,7 @@ def _weights(name: str, target: Path, agree: Callable[[str], bool], given: str |
     if given and Path(given).is_file():
         artifacts.check_sha256(given, of.sha256)
         with artifacts.replacing(target) as temporary:
-            temporary.write_bytes(Path(given).read_bytes())
+            shutil.copyfile(given, temporary)
         return target
     _download(name, str(given or of.address), target, of.sha256, agree, options)
     return target
@@ -195,8 +196,13 @@ def _archive(
     return archive, address
 
 
+@artifacts.reader()
 def _checksums(root: Path) -> dict:
-    return artifacts.read_json(root / "checksums.json") if (root / "checksums.json").exists() else {}
+    path = root / "checksums.json"
+    known = artifacts.read_json(path, dict) if path.exists() else {}
+    if odd := [address for address, facts in known.items() if not isinstance(facts, dict)]:
+        raise artifacts.StoreError(f"{path} must hold an object for {artifacts.one_line(odd[0], 80)}")
+    return known
 
 
 def _keep_checksum(root: Path, address: str, archive: Path, log: Callable) -> None:
@@ -238,7 +244,7 @@ def arrange_ped2(archive: Path, folder: Path, labels: object = None) -> None:
     if not truth.exists():
         raise DownloadError(f"{archive.name} holds no UCSDped2/Test/UCSDped2.m, the labels of the frames")
     with artifacts.replacing(folder / "frame_gt.npz") as temporary, temporary.open("wb") as file:
-        np.savez(file, **ped2_frame_labels(truth.read_text(encoding="latin-1"), lengths))
+        np.savez(file, **ped2_frame_labels(artifacts.read_text(truth, "latin-1"), lengths))
     found = datasets.ucsd_ped2(folder)
     counts = {split: sum(r.num_frames for r in found if r.split == split) for split in PED2_FRAMES}
     if counts != PED2_FRAMES:
@@ -287,14 +293,14 @@ def arrange_fights(archive: Path, folder: Path, labels: str | Path | None = None
     """Unpack the fight clips as `datasets.clip_folder` reads them, with labels.csv from videos.txt or the one given."""
     unpack(archive, folder, choose=_fight_place)
     if labels:
-        (folder / "labels.csv").write_bytes(Path(labels).read_bytes())
+        shutil.copyfile(labels, folder / "labels.csv")
         datasets.clip_folder(folder, folder / "labels.csv")
         return
     listed = folder / "videos.txt"
     if not listed.exists():
         raise DownloadError(f"{archive.name} holds no videos.txt, which says where clips come from; give --labels CSV")
     clips = sorted(path.stem for path in folder.glob("*/*.mp4"))
-    rows = fight_labels(listed.read_text(encoding="utf-8"), clips)
+    rows = fight_labels(artifacts.read_text(listed), clips)
     with artifacts.replacing(folder / "labels.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, ["clip", "label", "source_group", "fold"])
         writer.writeheader()

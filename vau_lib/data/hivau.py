@@ -115,6 +115,7 @@ class Quality:
         return [*rows, repeated | {"first": f"{self.clip_rows} rows are {self.clip_files} files"}]
 
 
+@artifacts.reader(RecordError)
 def hivau_instructions(path: str | Path, *, strict: bool = False) -> RecordList:
     """Read an instruction file, train rows (`conversations`) or test rows (`prompt`, `anwser`), as Instructions.
 
@@ -137,6 +138,7 @@ def hivau_instructions(path: str | Path, *, strict: bool = False) -> RecordList:
     return RecordList(rows, problems)
 
 
+@artifacts.reader(RecordError)
 def hivau_raw(path: str | Path, *, subset: str = "", split: str = "", strict: bool = False) -> RecordList:
     """Read a raw annotation json as HivauVideos; `.problems` names the videos that could not be read and says why.
 
@@ -244,6 +246,7 @@ def write_samples(path: str | Path, instructions: Iterable[Instruction]) -> None
     artifacts.write_json_lines(path, map(as_sample, instructions))
 
 
+@artifacts.reader(RecordError)
 def read_samples(path: str | Path, *, strict: bool = False) -> RecordList:
     """Read what `write_samples` wrote; problems as in `hivau_instructions`."""
     path, rows, problems = Path(path), [], []
@@ -262,7 +265,7 @@ def read_samples(path: str | Path, *, strict: bool = False) -> RecordList:
 def _lines(path: Path) -> list[str]:
     try:
         lines = artifacts.text_lines(path)
-    except (OSError, UnicodeDecodeError) as error:
+    except artifacts.StoreError as error:
         raise RecordError(f"{path}: not a readable instruction file ({error})") from error
     if not any(map(str.strip, lines)):
         raise RecordError(f"{path.name} is empty")

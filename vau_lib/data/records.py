@@ -125,6 +125,7 @@ def write_records(path: str | Path, records: Iterable[VideoRecord]) -> None:
     artifacts.write_json_lines(path, map(asdict, records))
 
 
+@artifacts.reader(RecordError)
 def read_records(path: str | Path) -> list[VideoRecord]:
     """Read a records.jsonl; RecordError names the file and the line that is not a record."""
     path = Path(path)
@@ -161,10 +162,11 @@ def write_coverage(path: str | Path, listed: Iterable[VideoRecord], present: Ite
     artifacts.write_json(_coverage(path), {split: {"expected": n, "videos": videos[split]} for split, n in expected.items()})
 
 
+@artifacts.reader(RecordError)
 def expected_videos(path: str | Path, split: str = "test") -> int:
     """Return how many videos the lists behind a records.jsonl name in a split; without that note, how many it holds."""
     if _coverage(path).exists():
-        return int(artifacts.read_json(_coverage(path)).get(split, {}).get("expected", 0))
+        return int(artifacts.read_json(_coverage(path), dict).get(split, {}).get("expected", 0))
     return sum(record.split == split for record in read_records(path))
 
 

@@ -69,6 +69,7 @@ class Responses:
 # Reading
 
 
+@artifacts.reader(SmartHomeError)
 def read_annotations(path: str | Path, *, urls: str | Path | None = None, aliases: str | Path | None = None) -> list[Clip]:
     """Read the annotation csv (columns Title, Category, and Anomaly Tag or Label); SmartHomeError names what is off.
 
@@ -90,6 +91,7 @@ def read_annotations(path: str | Path, *, urls: str | Path | None = None, aliase
     return clips if aliases is None else _aliased(clips, read_annotations(aliases), Path(aliases).name)
 
 
+@artifacts.reader(SmartHomeError)
 def read_benchmark(folder: str | Path) -> list[Clip]:
     """Read the benchmark's folder: Video_Annotation.csv, Video_url.csv and, where it is there, the older ids."""
     folder = Path(folder)
@@ -98,6 +100,7 @@ def read_benchmark(folder: str | Path) -> list[Clip]:
     return read_annotations(folder / "Video_Annotation.csv", urls=folder / "Video_url.csv", aliases=aliases)
 
 
+@artifacts.reader(SmartHomeError)
 def read_responses(path: str | Path, *, name: str = "", style: str = "") -> Responses:
     """Read answers: JSON lines of {id, pred, truth} (truth optional), a JSON list of such, or a JSON object {id: text}.
 
@@ -117,9 +120,9 @@ def write_responses(path: str | Path, answers: Mapping[str, str | None]) -> None
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")  # the benchmark's files start with a byte order mark
-    except (OSError, UnicodeDecodeError) as error:
-        raise SmartHomeError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+        return artifacts.read_text(path)
+    except artifacts.StoreError as error:
+        raise SmartHomeError(f"cannot read it: {error}") from error
 
 
 def _rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict]]:

@@ -22,7 +22,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from vau_lib.data import video_index, video_readers
+from vau_lib.data import video_index, video_readers, video_worker
 from vau_lib.data.video_index import FOLDER_FPS, VideoError, VideoInfo
 from vau_lib.workspace import artifacts
 
@@ -34,6 +34,7 @@ ADDRESSES = {"rtsp", "rtsps", "rtmp", "rtmps", "rtp", "srt", "http", "https", "u
 ADDRESS_OPTIONS = {"protocol_whitelist": "rtsp,rtsps,rtmp,rtmps,rtp,srtp,srt,http,https,httpproxy,tls,tcp,udp,crypto,data"}
 
 
+@video_worker.reads
 def probe(path: str | Path) -> VideoInfo:
     """Return rate, size and length of a video, counted from its packets; VideoError for what is no video, empty, or cut short."""
     if Path(path).is_dir():
@@ -49,6 +50,7 @@ def is_video_name(path: Path) -> bool:
     return path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith(".")
 
 
+@video_worker.reads
 def frame_times(path: str | Path) -> np.ndarray:
     """Return when each frame is shown, seconds from the first, float64 (T,); rises even at a variable rate."""
     if Path(path).is_dir():
@@ -57,6 +59,7 @@ def frame_times(path: str | Path) -> np.ndarray:
     return np.array(track.ticks) * float(track.time_base)
 
 
+@video_worker.reads
 def index_at(path: str | Path, times_s: Sequence[float]) -> np.ndarray:
     """Return the frame on screen at each moment (seconds from the first frame), int (N,), cut to the video."""
     starts = frame_times(path)
@@ -71,6 +74,7 @@ def sample_index(num_frames: int, count: int) -> np.ndarray:
     return ((np.arange(count) + 0.5) / count * num_frames).astype(int)
 
 
+@video_worker.reads
 def read_frames(path: str | Path, index: Sequence[int], *, reader: str = "auto") -> np.ndarray:
     """Return the frames at `index` in the order asked, repeats allowed: RGB uint8 (T, H, W, 3).
 
@@ -96,6 +100,7 @@ def read_frames(path: str | Path, index: Sequence[int], *, reader: str = "auto")
     return _read(video_index.track(path), wanted, reader)[0][order]
 
 
+@video_worker.reads
 def reader_of(path: str | Path, reader: str = "auto") -> tuple[str, str]:
     """Return who reads a file's last frame when `reader` is asked, and why it is another ("" if it is the one asked)."""
     if Path(path).is_dir():
@@ -120,6 +125,7 @@ def _read(track: video_index.Track, wanted: np.ndarray, reader: str) -> tuple[np
     return np.stack([video_readers.rgb(frame, track) for frame in video_readers.read_av(track, wanted)]), "pyav", why
 
 
+@video_worker.reads_frames
 def gray_frames(path: str | Path) -> Iterator[np.ndarray]:
     """Yield every frame as gray, float32 (H, W) in [0, 255], in order: the mean of R, G and B (what XFeat takes).
 
@@ -144,8 +150,9 @@ def live(source: str | Path, *, timeout_s: float = 10.0) -> Iterator[tuple[float
     """
     source = os.fspath(source)
     if not (source.isdigit() or "://" in source):
-        frames = _all_pixels(_images(source)) if Path(source).is_dir() else _rgb_frames(source)
-        yield from zip(frame_times(source).tolist(), frames, strict=True)
+        with video_worker.apart():
+            times_s, frames = frame_times(source).tolist(), rgb_frames(source)
+        yield from zip(times_s, frames, strict=True)
         return
     name, problem = source_name(source), None
     try:
@@ -227,9 +234,15 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], *, fps: float = 
     return VideoInfo(float(fps), count, height, width, count / fps)
 
 
-def _rgb_frames(path: str) -> Iterator[np.ndarray]:
+@video_worker.reads_frames
+def rgb_frames(path: str | Path) -> Iterator[np.ndarray]:
+    """Yield every frame in order, RGB uint8 (H, W, 3), by PyAV."""
+    if Path(path).is_dir():
+        yield from _all_pixels(_images(path))
+        return
     track = video_index.track(path)
-    return (video_readers.rgb(frame, track) for frame in video_readers.read_av(track, range(len(track.pts))))
+    for frame in video_readers.read_av(track, range(len(track.pts))):
+        yield video_readers.rgb(frame, track)
 
 
 def _images(folder: str | Path) -> list[Path]:

@@ -30,6 +30,7 @@ from vau_lib.data.records import SNIPPET_FRAMES
 from vau_lib.detectors import training
 from vau_lib.detectors.preprocessing import Preprocessing
 from vau_lib.features import checkpoints
+from vau_lib.workspace import artifacts
 
 NEAR_ROWS = 64  # e^(-64 / e) is 6e-11: what is farther adds nothing to a float32
 LOSS_WEIGHTS = {  # the weight of each part of the training loss
@@ -267,6 +268,7 @@ _RELEASED_NAMES = (
 )
 
 
+@artifacts.reader()
 def load_released(source: str | Path | Mapping[str, Tensor], config: ScorerConfig | None = None) -> AnomalyScorer:
     """Return a scorer in eval mode with the release's 34 tensors (a state dict or a file of one), strictly; else StoreError.
 

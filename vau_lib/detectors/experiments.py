@@ -58,6 +58,7 @@ def features_note(made_by: Mapping) -> str:
     return f"{extraction.TITLES.get(encoder, encoder)} {kind}{random}"
 
 
+@artifacts.reader()
 def input_of(place: Path) -> str:
     """Return what a variant's trainings below `place` read, as they saved it.
 
@@ -110,7 +111,7 @@ def training_facts(
 ) -> dict:
     """Return all that a training depends on, for its made_by.json: how features were made, every video used, the choices.
 
-    A video is its split, its label, a digest of its events, rate and length, and one of its features (of 16 rows of them).
+    A video is its split, its label, a digest of its events, rate and length, and one of its features, every row.
     """
     videos = {}
     for r in fold_records:
@@ -126,8 +127,10 @@ def _digest(*values: object) -> str:
 
 
 def _features_digest(features: np.ndarray) -> str:
-    some = np.ascontiguousarray(features[np.linspace(0, len(features) - 1, 16).astype(int)])
-    return hashlib.sha256(f"{features.shape} {features.dtype}".encode() + some.tobytes()).hexdigest()[:12]
+    digest = hashlib.sha256(f"{features.shape} {features.dtype}".encode())
+    for first in range(0, len(features), 4096):  # a large file is a memory map, read part by part
+        digest.update(np.ascontiguousarray(features[first : first + 4096]))
+    return digest.hexdigest()[:12]
 
 
 def changes(before: Mapping, now: Mapping) -> list[str]:
@@ -154,6 +157,7 @@ def _features_change(before: Mapping, now: Mapping) -> str:
     return f"features made with {odd[0]} {after}, before {earlier}"
 
 
+@artifacts.reader()
 def is_done(place: Path, facts: Mapping, *, file: str = "scores.json") -> bool:
     """Say whether `place` holds the last `file` of a training that was made with exactly these facts.
 
@@ -168,6 +172,7 @@ def is_done(place: Path, facts: Mapping, *, file: str = "scores.json") -> bool:
     return False
 
 
+@artifacts.reader()
 def unfinished(place: Path, facts: Mapping) -> Path:
     """Return the folder of an unfinished training's checkpoints; those of other facts are removed, in one printed line."""
     folder, now = place / "unfinished", json.loads(json.dumps(facts))
@@ -233,6 +238,7 @@ def write_scores(
     artifacts.write_json(place / "scores.json", table)
 
 
+@artifacts.reader()
 def frame_aucs(place: Path, records_file: str, fold: int) -> tuple[float, float]:
     """Return the frame AUC of the scores saved at `place` over one fold's test videos, and the same when nothing is known early.
 
@@ -253,6 +259,7 @@ def frame_aucs(place: Path, records_file: str, fold: int) -> tuple[float, float]
     return metrics.frame_auc(own, truth), metrics.frame_auc(known, truth)
 
 
+@artifacts.reader()
 def test_scores(place: Path, *, by_highest: bool = False) -> tuple[dict[str, float], dict[str, int]]:
     """Return {id: score} and {id: label} of a training's test videos; `by_highest` takes a video's highest snippet score."""
     test = {name: row for name, row in artifacts.read_json(place / "scores.json").items() if row["split"] == "test"}
@@ -260,6 +267,7 @@ def test_scores(place: Path, *, by_highest: bool = False) -> tuple[dict[str, flo
     return scores, {name: row["label"] for name, row in test.items()}
 
 
+@artifacts.reader()
 def outdated(
     place: Path, parts: Sequence[Sequence[records.VideoRecord]], rows: Mapping[str, Mapping[str, np.ndarray]], made_by: Mapping
 ) -> list[str]:
@@ -288,6 +296,7 @@ def outdated(
     return lines
 
 
+@artifacts.reader()
 def read_trainings(place: Path, fold_of: Mapping[str, int]) -> tuple[dict, dict]:
     """Return a variant's trainings below `place` (fold*_seed*/scores.json): ({seed: {test id: (video score, snippet scores)}},
     {(seed, fold): {validation id: (video score, label)}}); a test video counts in the fold that `fold_of` names."""

@@ -393,6 +393,7 @@ def published_config(weights: Mapping[str, Tensor], name: str | Path = "the stat
     return makers[window, layers](released=True, width=position.shape[-1])
 
 
+@artifacts.reader()
 def load_released(source: str | Path | Mapping[str, Tensor], config: LSHMAConfig | None = None) -> LSHMA:
     """Return a model in eval mode with the published weights in it; every tensor has to fit by name and shape.
 

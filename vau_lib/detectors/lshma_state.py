@@ -14,12 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from vau_lib.detectors.key_clips import KeyState
-from vau_lib.workspace import artifacts
+from vau_lib.workspace import artifacts, formats
 
 
 @dataclass(frozen=True)
@@ -129,11 +128,12 @@ class StreamState:
             save_file(values, temporary, metadata={"lshma": json.dumps(asdict(self.config))})
 
     @classmethod
+    @artifacts.reader()
     def load(cls, path: str | Path) -> "StreamState":
         """Return a saved state; StoreError for any other file."""
         try:
-            with safe_open(path, "pt") as file:
-                config = LSHMAConfig(**json.loads(file.metadata()["lshma"]))
+            with formats.safetensors_file(path) as file:
+                config = LSHMAConfig(**artifacts.parse_json(file.metadata()["lshma"]))
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
             keys = KeyState(*(tensors.pop(f"keys.{name}") for name in KeyState._fields))
             return cls(config, **tensors, keys=keys)

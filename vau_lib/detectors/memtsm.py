@@ -24,6 +24,7 @@ from torchvision.ops import sigmoid_focal_loss
 
 from vau_lib.detectors.preprocessing import Preprocessing, step_of_row
 from vau_lib.features import checkpoints
+from vau_lib.workspace import artifacts
 
 RELEASED_STEPS = 32  # time steps the published model is fed; its decoder rebuilds steps 8 to 24
 RELEASED_CENTRE = slice(8, 24)
@@ -360,6 +361,7 @@ def released_input(features: np.ndarray) -> Tensor:
     return torch.from_numpy(features.mean(0)[: 3 * RELEASED_STEPS].reshape(3, RELEASED_STEPS).astype(np.float32))
 
 
+@artifacts.reader()
 def load_released(path: str | Path) -> MemTSM:
     """Return the published model (159,347 parameters) in eval mode, its weights loaded strictly; StoreError otherwise."""
     model = MemTSM(MemTSMConfig.released())

@@ -103,6 +103,7 @@ def save(folder: str | Path, trained: TrainedDetector, **made_by: object) -> Non
     shutil.rmtree(Path(folder) / "unfinished", ignore_errors=True)
 
 
+@artifacts.reader()
 def load(folder: str | Path, kind: type[Model] | None = None) -> TrainedDetector:
     """Return a saved detector in eval mode; StoreError for anything else, and for another model than `kind`, where given."""
     folder = Path(folder)
@@ -124,6 +125,7 @@ def load(folder: str | Path, kind: type[Model] | None = None) -> TrainedDetector
     return TrainedDetector(model.eval(), fitted, table)
 
 
+@artifacts.reader()
 def features_of(folder: str | Path) -> dict:
     """Return what a trained detector's made_by.json says of its features, {} where it says nothing."""
     facts = artifacts.read_json(Path(folder) / "made_by.json", dict).get("facts")

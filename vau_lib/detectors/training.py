@@ -25,7 +25,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from vau_lib.detectors.preprocessing import Sequences, pad_collate
 from vau_lib.evaluation import metrics
-from vau_lib.workspace import artifacts
+from vau_lib.workspace import artifacts, formats
 from vau_lib.workspace.seeds import seed_everything as seed_everything  # noqa: PLC0414
 
 NOISE_STATE = "noise_state.pt"  # of the generator of augmentations, in every checkpoint
@@ -224,7 +224,7 @@ class _Engine(Trainer):
     def _load_rng_state(self, checkpoint):
         super()._load_rng_state(checkpoint)
         if checkpoint and (Path(checkpoint) / NOISE_STATE).is_file():  # a resumed training draws what an uninterrupted one would
-            self.generator.set_state(torch.load(Path(checkpoint) / NOISE_STATE, map_location="cpu", weights_only=True))
+            self.generator.set_state(formats.read_torch(Path(checkpoint) / NOISE_STATE))
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         x, labels = inputs["x"], inputs["labels"]

@@ -14,11 +14,11 @@ STATES = {"here": "made here", "data": "needs your data", "cannot": "cannot be m
 KEYS = {"here": "at", "data": "preset", "cannot": "why"}  # what an item of a state has to say
 
 
+@artifacts.reader(ValueError)
 def read(path: Path) -> pd.DataFrame:
     """Return a row per item: source, item, shows, state, at (list of places), preset, why; ValueError for one that is wrong."""
     rows, content = [], artifacts.read_yaml(path)
-    with artifacts.reading(path, ValueError):
-        parts = [(part["source"], dict(entry)) for part in content for entry in part["items"]]
+    parts = [(part["source"], dict(entry)) for part in content for entry in part["items"]]
     for source, entry in parts:
         name = f"{source}, {entry.get('item')}"
         if unknown := sorted(entry.keys() - {"item", "shows", "state", "at", "preset", "why"}):

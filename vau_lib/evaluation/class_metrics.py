@@ -164,6 +164,7 @@ def write_class_scores(path: str | Path, class_scores: Arrays, classes: Sequence
         np.savez_compressed(file, classes=np.array(classes, str), **arrays)
 
 
+@artifacts.reader()
 def read_class_scores(path: str | Path) -> tuple[dict[str, np.ndarray], list[str]]:
     """Return ({video: (n, C)}, names of the classes) of a file of `write_class_scores`; names as the records have them."""
     try:

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from vau_lib.evaluation import metrics
-from vau_lib.workspace import artifacts, presets
+from vau_lib.workspace import artifacts, formats, presets
 
 KINDS = ("ours", "baseline", "released", "sanity")
 RESULTS = ("data/results/RESULTS.template.md", "RESULTS.md")  # template and what `make results` writes of it
@@ -136,6 +136,7 @@ def write_curve(path: Path, table: pd.DataFrame) -> None:
     artifacts.write_table(path, table)
 
 
+@artifacts.reader()
 def read_tables(*folders: Path) -> dict[str, pd.DataFrame]:
     """Return {name: table} of every csv below the folders; a later folder's table replaces an earlier one's of the same name.
 
@@ -147,8 +148,7 @@ def read_tables(*folders: Path) -> dict[str, pd.DataFrame]:
         own: dict[str, pd.DataFrame] = {}
         for path in sorted(folder.rglob("*.csv")):
             name = path.stem if path.stem not in own else f"{path.relative_to(folder).parts[0]}/{path.stem}"
-            with artifacts.reading(path):
-                own[name] = pd.read_csv(path, encoding="utf-8").map(artifacts.as_written)
+            own[name] = formats.read_table(path)
         tables |= own
     return tables
 
@@ -188,7 +188,7 @@ def write_results(folder: Path, template: Path, target: Path) -> str:
     Detector tables (with a column `level`) go through `as_markdown`, a section per data set; others are printed as they are.
     """
     tables, out = read_tables(folder), []
-    for line in Path(template).read_text(encoding="utf-8").splitlines():
+    for line in artifacts.read_text(template).splitlines():
         if not line.startswith("{{table "):
             out.append(line)
             continue

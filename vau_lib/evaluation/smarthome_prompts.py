@@ -92,6 +92,7 @@ def filled(text: str, answers: Mapping[str, str], *, partly: bool = False) -> st
     return NAMED.sub(lambda found: known.get(found[1], found[0]), text)  # one pass: answers are not filled in again
 
 
+@artifacts.reader()
 def read_prompts(path: str | Path) -> dict[str, Style]:
     """Read {style: text} or {style: [{name, text, sees_video, once}, ...]} from a JSON file; StoreError names what is off."""
     content = artifacts.read_json(path)

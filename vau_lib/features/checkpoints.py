@@ -10,11 +10,10 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import numpy as np
-import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vau_lib.workspace import artifacts, presets
+from vau_lib.workspace import artifacts, formats, presets
 
 WRAPPERS = ("model_state_dict", "state_dict")  # where training scripts keep a model's weights beside their optimiser's
 NUMBERS = [np._core.multiarray.scalar, np.dtype, *(type(np.dtype(kind)) for kind in "fdlq")]  # a metric beside the weights
@@ -91,6 +90,7 @@ def given_weights(encoder: str, words: str) -> str | None:
         return "random"
 
 
+@artifacts.reader()
 def load_weights(path: str | Path) -> dict[str, Tensor]:
     """Return a state dict on the CPU from safetensors or a torch file; StoreError for anything that could run code.
 
@@ -100,10 +100,9 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise artifacts.StoreError(f"no weights at {path}")
     try:
-        with torch.serialization.safe_globals(NUMBERS):
-            weights = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a broken or hostile file can fail in any way; whichever, it is refused by name
-        raise artifacts.StoreError(f"{path.name} is refused: not plain tensors ({type(error).__name__})") from error
+        weights = formats.read_safetensors(path) if path.suffix == ".safetensors" else formats.read_torch(path, allowed=NUMBERS)
+    except artifacts.StoreError as error:
+        raise artifacts.StoreError(f"{path.name} is refused: not plain tensors ({type(error.__cause__).__name__})") from error
     if isinstance(weights, Mapping):
         weights = next((weights[name] for name in WRAPPERS if isinstance(weights.get(name), Mapping)), weights)
     if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vau_lib.data import records, video
+from vau_lib.data import records, video, video_worker
 from vau_lib.data.records import SNIPPET_FRAMES
 from vau_lib.features import devices
 from vau_lib.features.augmentation import Augmentation
@@ -252,6 +252,7 @@ def _plain(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
+@artifacts.reader()
 def load(folder: Path, video_records: Sequence[records.VideoRecord], **wanted: object) -> dict[str, np.ndarray]:
     """Return {id: (T, D)} of the records that have features; StoreError when the folder was made otherwise than `wanted`."""
     artifacts.check_made_by(folder, **wanted)
@@ -347,6 +348,7 @@ def _built(recipe: Recipe) -> XFeatEncoder | FlowEncoder | CLIPEncoder | Squeeze
         raise ValueError(f"{recipe.encoder} takes no such options: {artifacts.one_line(error, 160)}") from error
 
 
+@video_worker.apart()
 def _extract_one(task: _Task) -> _Done:
     torch.set_num_threads(1)  # parallel over videos, not inside one
     path = records.locate(task.record, task.root)

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from vau_lib.data import datasets
 from vau_lib.data.records import SNIPPET_FRAMES, VideoRecord, write_records
-from vau_lib.workspace import artifacts
+from vau_lib.workspace import artifacts, formats
 
 CROPS = (5, 10)  # of XD-Violence, of UCF-Crime and ShanghaiTech
 PARTS = 32  # equal parts of a video in Sultani's files
@@ -37,6 +37,7 @@ class ListedVideo(NamedTuple):
     files: tuple[Path, ...]
 
 
+@artifacts.reader()
 def feature_list(path: str | Path, folder: str | Path, *, anomalous_first: int | None = None) -> list[ListedVideo]:
     """Return the videos of a list, in its order, with their files below `folder`.
 
@@ -89,6 +90,7 @@ def read_crops(files: Sequence[Path], *, width: int, crop_axis: int | None = Non
     return np.concatenate(parts)
 
 
+@artifacts.reader()
 def import_lists(
     lists: Sequence[str | Path], source_dir: str | Path, folder: str | Path, *, width: int, crops: str = "mean",
     crop_axis: int | None = None, num_frames: Mapping[str, int] | None = None, anomalous_first: int | None = None,
@@ -173,10 +175,7 @@ def _videos(lists: Sequence[str | Path], folder: str | Path, first: int | None) 
 
 def _stems(path: Path) -> list[tuple[str, str, tuple[str, ...]]]:
     """Return (`file line n`, stem, (folder, file name)) of every line."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise artifacts.StoreError(f"{path}: not a readable list ({error})") from error
+    lines = artifacts.text_lines(path)
     found = []
     for number, line in enumerate(lines, start=1):
         if line.strip():
@@ -232,10 +231,7 @@ def _places(folder: Path) -> dict[str, list[Path]]:
 def _array(path: Path) -> np.ndarray:
     if path.suffix != ".txt":
         return artifacts.load_array(path)
-    try:
-        return np.loadtxt(path, dtype=np.float32, comments=None, ndmin=2)
-    except (OSError, ValueError) as error:
-        raise artifacts.StoreError(f"{path.name}: not rows of numbers ({artifacts.one_line(error)})") from error
+    return formats.number_rows(path)
 
 
 def _by_crop(path: Path, found: np.ndarray, width: int, crop_axis: int | None) -> np.ndarray:

@@ -464,6 +464,7 @@ def _random_tower(model: str | Path, config: object) -> nn.Module:
         return _tower_class(config)(config).eval().requires_grad_(False)
 
 
+@artifacts.reader()
 def _vision_config(folder: Path) -> object:
     from transformers import AutoConfig
 
@@ -485,14 +486,15 @@ def _tower_class(config: object) -> type[nn.Module]:
     return getattr(transformers, TOWERS[config.model_type][0])
 
 
+@artifacts.reader()
 def _pixel_values(folder: Path, standard: tuple) -> tuple[Sequence[float], Sequence[float]]:
     """Return RGB mean and standard deviation, of values in [0, 1], as the folder says, else `standard`."""
     for name in ("preprocessor_config.json", "processor_config.json"):
         if (folder / name).exists():
-            said = artifacts.read_json(folder / name)
-            said = said.get("image_processor", said)
-            if "image_mean" in said and "image_std" in said:
-                return said["image_mean"], said["image_std"]
+            found = artifacts.read_json(folder / name, dict)
+            found = found.get("image_processor", found)
+            if "image_mean" in found and "image_std" in found:
+                return found["image_mean"], found["image_std"]
     return standard
 
 

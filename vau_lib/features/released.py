@@ -107,6 +107,7 @@ def released_list(csv: str | Path, folder: str | Path, *, partial: bool = False)
     return [(key, labels[key], sorted(files[key], key=lambda path: path.name)) for key in kept]
 
 
+@artifacts.reader()
 def import_features(
     lists: Sequence[str | Path],
     source_dir: str | Path,
@@ -164,7 +165,7 @@ def _list_lines(csv: Path) -> Iterator[tuple[str, str, str]]:
     """Yield (`file line n`, path, label) of a csv `path,label`."""
     try:
         lines = artifacts.text_lines(csv)
-    except (OSError, UnicodeDecodeError) as error:
+    except artifacts.StoreError as error:
         raise artifacts.StoreError(f"{csv}: not a readable list ({error})") from error
     numbered = [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
     if not numbered or numbered[0][1] != "path,label":

@@ -172,10 +172,13 @@ class CaptionTemplates:
         return {"run": "walk and one runs", "loiter": "walk and some linger"}.get(scenario["event"], "walk by")
 
     def _truth(self, record: VideoRecord) -> tuple[np.ndarray, np.ndarray, dict]:
-        path = self.root / "truth" / f"{record.id}.npz"
-        truth = artifacts.load_arrays(path, "boxes", "kinds", "scenario")
-        with artifacts.reading(path):
-            return truth["boxes"], truth["kinds"], dict(artifacts.parse_json(str(truth["scenario"])))
+        return _read_truth(self.root / "truth" / f"{record.id}.npz")
+
+
+@artifacts.reader()
+def _read_truth(path: Path) -> tuple[np.ndarray, np.ndarray, dict]:
+    truth = artifacts.load_arrays(path, "boxes", "kinds", "scenario")
+    return truth["boxes"], truth["kinds"], dict(artifacts.parse_json(str(truth["scenario"])))
 
 
 def _overlap_s(span: Span, other: Span) -> float:

@@ -187,6 +187,7 @@ def _is_complete(path, truth_path, expected, num_frames) -> bool:
         return False
 
 
+@artifacts.reader()
 def read_truth(path: str | Path) -> dict[str, np.ndarray]:
     """Read a video's truth: boxes (T, N, 4), masks (T, H, W), depth (T, N), track_ids, kinds (N,); StoreError when it is none."""
     try:

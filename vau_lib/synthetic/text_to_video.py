@@ -27,7 +27,7 @@ from vau_lib.data import records, video
 from vau_lib.synthetic import dataset as synthetic_dataset
 from vau_lib.synthetic import export, scenarios
 from vau_lib.synthetic.scenarios import Scenario
-from vau_lib.workspace import artifacts, parallel
+from vau_lib.workspace import artifacts, formats, parallel
 
 TRUTH = frozenset({"pixels", "boxes", "tracks", "masks", "events"})
 PIXELS = frozenset({"pixels"})
@@ -273,11 +273,7 @@ class _Ledger:
 
     def __init__(self, path: Path):
         self.path, self.rows, self.lock = path, {}, threading.Lock()
-        for line in path.read_bytes().split(b"\n") if path.is_file() else ():
-            try:
-                row = artifacts.parse_json(line)
-            except ValueError:
-                continue  # cut off by a stop: the line before it still counts
+        for _, row in artifacts.json_lines(path, skip_broken=True) if path.is_file() else ():
             if isinstance(row, dict) and isinstance(row.get("id"), str):
                 self.rows[row["id"]] = row
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -291,6 +287,7 @@ class _Ledger:
             artifacts.append_json_line(self.path, self.rows[name])
 
 
+@artifacts.reader()
 def report(folder: str | Path, jobs: dict[str, Scenario]) -> pd.DataFrame:
     """Return a row per job of a folder: id, event, label, status (done, rejected, failed, not made), detail, seconds."""
     ledger, rows = _Ledger(Path(folder) / "ledger.jsonl"), []
@@ -376,6 +373,7 @@ def track_by_overlap(detections: Sequence[Detections], *, min_overlap: float = M
     return tracks
 
 
+@artifacts.reader()
 def review_sheet(folder: str | Path) -> pd.DataFrame:
     """Return the folder's review.csv (id, event, label, verdict, note), made where there is none; a person fills it in."""
     folder = Path(folder)
@@ -386,16 +384,18 @@ def review_sheet(folder: str | Path) -> pd.DataFrame:
             for r in records.read_records(folder / "records.jsonl")
         ]
         artifacts.write_table(folder / "review.csv", pd.DataFrame(rows))
-    with artifacts.reading(folder / "review.csv"):
-        return pd.read_csv(folder / "review.csv", keep_default_na=False, encoding="utf-8-sig").map(artifacts.as_written)
+    return formats.read_table(folder / "review.csv", keep_default_na=False)
 
 
+@artifacts.reader()
 def apply_review(folder: str | Path) -> tuple[list[records.VideoRecord], dict[str, int]]:
     """Return the records a person did not reject, labels as edited, and how many had which verdict ("" is not reviewed).
 
     ValueError for a verdict that is none of accept, reject, edit, and a label that is not 0 or 1.
     """
     sheet, accepted = review_sheet(folder), []
+    if absent := sorted({"id", "verdict", "label"} - set(sheet.columns)):
+        raise ValueError(f"{Path(folder) / 'review.csv'} has no column {absent[0]}")
     verdicts = {row["id"]: row for row in sheet.to_dict("records")}
     if odd := [row["verdict"] for row in verdicts.values() if row["verdict"] not in VERDICTS]:
         raise ValueError(f"a verdict is accept, reject or edit, got {odd[0]!r}")
@@ -409,6 +409,7 @@ def apply_review(folder: str | Path) -> tuple[list[records.VideoRecord], dict[st
     return accepted, sheet["verdict"].value_counts().to_dict()
 
 
+@artifacts.reader()
 def reviewed_instructions(folder: str | Path) -> list[dict]:
     """Return the folder's instruction rows of the videos that a person did not reject.
 

@@ -141,6 +141,7 @@ def world_interval(values: np.ndarray, worlds: Sequence[str]) -> tuple[float, fl
     return metrics.grouped_mean(values, worlds, rng=np.random.default_rng(0))[:3]
 
 
+@artifacts.reader()
 def load_scorer(folder: str | Path) -> tuple[trained_detector.TrainedDetector, float]:
     """Return the kept anomaly scorer and its tau, chosen on the videos that chose its epoch."""
     return trained_detector.load(folder), artifacts.read_json(Path(folder) / "made_by.json")["tau"]

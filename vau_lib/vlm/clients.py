@@ -168,6 +168,7 @@ class Replay:
         return self.texts[name]
 
 
+@artifacts.reader(AnswerError)
 def replay(path: str | Path, *, source: str, id_key: str = "id", text_key: str = "answer") -> Replay:
     """Read answers: a JSON object {id: text}, or a list (.json, or one object per line) with `id_key` and `text_key`."""
     path = Path(path)

@@ -172,13 +172,14 @@ def save_adapter(vlm: VLM, folder: str | Path, **facts: object) -> None:
     artifacts.write_made_by(folder, model=vlm.name, kind=vlm.kind, **tuning, **facts)
 
 
+@artifacts.reader()
 def with_adapter(vlm: VLM, folder: str | Path, *, kind: str | None = None) -> VLM:
     """Return a model with a saved adapter merged into its weights; it asks for a judgement as the adapter was tuned.
 
     `kind` says what its answers are worth; by default the model's, and the folder of the adapter.
     """
     merged, made_by = merge(vlm.model, folder), Path(folder) / "made_by.json"
-    facts = artifacts.read_json(made_by) if made_by.is_file() else {}
+    facts = artifacts.read_json(made_by, dict) if made_by.is_file() else {}
     kind = ", ".join(part for part in (vlm.kind, f"tuned: {folder}") if part) if kind is None else kind
     tuning = dict(
         question=facts.get("question", vlm.question), num_frames=facts.get("num_frames", facts.get("frames", vlm.num_frames))
@@ -186,6 +187,7 @@ def with_adapter(vlm: VLM, folder: str | Path, *, kind: str | None = None) -> VL
     return vlm.replace(model=merged, kind=kind, **tuning)
 
 
+@artifacts.reader()
 def load_adapter(model: nn.Module, folder: str | Path) -> PeftModel:
     """Return the model with a trained adapter from a folder; StoreError where there is none or it does not fit."""
     if not (Path(folder) / "adapter_config.json").is_file():
@@ -205,9 +207,10 @@ def load_adapter(model: nn.Module, folder: str | Path) -> PeftModel:
     return adapted.requires_grad_(False).eval()
 
 
+@artifacts.reader()
 def trainable_adapter(vlm: VLM, folder: str | Path) -> VLM:
     """Return the model with a saved adapter that trains on, not merged; it asks as the adapter was tuned."""
-    facts = artifacts.read_json(Path(folder) / "made_by.json") if (Path(folder) / "made_by.json").is_file() else {}
+    facts = artifacts.read_json(Path(folder) / "made_by.json", dict) if (Path(folder) / "made_by.json").is_file() else {}
     adapted = load_adapter(vlm.model, folder)
     stored = {id(part) for name, part in adapted.named_parameters() if "lora_" in name or "trainable_tokens_" in name}
     for part in adapted.parameters():
@@ -426,8 +429,8 @@ def training_arguments(
 def _configuration(path: str) -> dict:
     """Return a JSON file that holds one table; ValueError in one line for another."""
     try:
-        content = artifacts.parse_json(Path(path).read_bytes())
-    except (OSError, ValueError) as error:
+        content = artifacts.read_json(path)
+    except ValueError as error:
         raise ValueError(f"{path} is no configuration: {artifacts.one_line(error)}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} is no configuration: it holds a {type(content).__name__}, not a table")

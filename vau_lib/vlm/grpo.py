@@ -29,7 +29,7 @@ from tqdm import tqdm
 from vau_lib.vlm import chat
 from vau_lib.vlm.models import VLM
 from vau_lib.vlm.policy import Rollout, VisualTokens, logprobs, sample_answers, visual_places, visual_tokens
-from vau_lib.workspace import artifacts
+from vau_lib.workspace import artifacts, formats
 
 MAY_CHANGE = ("steps", "save_steps", "micro_batch")  # of a plan, when a stopped run goes on
 
@@ -324,15 +324,13 @@ def _save(folder: Path, plan: GRPOPlan, weights: list, start: list, optimiser, r
         torch.save(state, temporary)
 
 
+@artifacts.reader()
 def _resume(folder: Path | None, plan: GRPOPlan, weights: list, optimiser) -> tuple[list[dict], int, list[Tensor]]:
     """Return a stopped run's rows, the next step, and the weights it started from (kept only where KL needs them)."""
     path = folder and Path(folder) / "policy.pt"
     if not path or not path.is_file():
         return [], 0, [part.detach().clone() for part in weights] if plan.beta else []
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a file cut short or hostile can fail in any way
-        raise artifacts.StoreError(f"{path} cannot be read: {artifacts.one_line(error)}") from error
+    state = formats.read_torch(path)
     if not isinstance(state, dict) or not {"plan", "weights", "optimiser", "start", "rows", "random"} <= state.keys():
         raise artifacts.StoreError(f"{path} cannot be read: it holds something else than a stopped run")
     known = {name: value for name, value in state["plan"].items() if name not in MAY_CHANGE}

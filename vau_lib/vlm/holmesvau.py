@@ -14,11 +14,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
 from accelerate import init_empty_weights
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -33,7 +31,7 @@ from transformers import (
 
 from vau_lib.vlm import internlm2_tokenizer
 from vau_lib.vlm.models import new_folder
-from vau_lib.workspace import artifacts
+from vau_lib.workspace import artifacts, formats
 
 IMAGENET = dict(image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225])
 SHARD_BYTES = 2 * 2**30
@@ -71,6 +69,7 @@ WRAPPERS = (  # of peft around either model, and of a data-parallel training
 )
 
 
+@artifacts.reader()
 def convert(folder: str | Path, out: str | Path, *, progress: bool = True) -> dict:
     """Write a released folder as one that `models.load` reads; return what was converted (tensors, LoRA rank, name).
 
@@ -210,7 +209,7 @@ class _Stored:
         file, stored = self._place[name]
         if file.suffix == ".bin":
             return self._bin(file)[stored]
-        with safe_open(file, framework="pt") as opened:
+        with formats.safetensors_file(file) as opened:
             return opened.get_tensor(stored)
 
     def _files(self) -> dict[Path, set[str] | None]:
@@ -235,9 +234,9 @@ class _Stored:
             if file.suffix == ".bin":
                 shapes = {name: tuple(part.shape) for name, part in self._bin(file).items()}
             else:
-                with safe_open(file, framework="pt") as opened:
+                with formats.safetensors_file(file) as opened:
                     shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}
-        except (OSError, RuntimeError, ValueError, EOFError, SafetensorError, UnpicklingError, AttributeError) as error:
+        except (OSError, RuntimeError, ValueError, AttributeError) as error:
             raise artifacts.StoreError(f"{file} cannot be read: {artifacts.one_line(error, 200)}") from error
         if listed is not None and (odd := listed ^ shapes.keys()):
             raise artifacts.StoreError(f"{file} and its index differ in {len(odd)} tensors, the first is {min(odd)}")
@@ -251,7 +250,7 @@ class _Stored:
 
     def _bin(self, file: Path) -> Mapping[str, Tensor]:
         if getattr(self, "_opened", (None,))[0] != file:
-            self._opened = file, torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            self._opened = file, formats.read_torch(file, mmap=True)
         return self._opened[1]
 
     def _check_pair(self, target: str, pair: Mapping[str, str], rank: int) -> None:

@@ -227,22 +227,24 @@ def read_rows(files: Mapping[Path, Path], *, split: str = "train") -> list[dict]
 
     ValueError in one line for a line that is no row, a file without rows of the split, and videos that are missing.
     """
-    rows = []
-    for file, root in files.items():
-        chosen, lines = [], artifacts.text_lines(file)
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = artifacts.parse_json(line)
-                if row["split"] == split:
-                    chosen.append({**row, "video": str(records.inside(row["video"], root).resolve())})
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{file} line {number} is no instruction row: {error!r}") from error
-        if not chosen:
-            raise ValueError(f"{file}: none of {len(lines)} rows is of split {split!r}")
-        missing = sorted({row["video"] for row in chosen if not Path(row["video"]).is_file()})
-        if missing:
-            raise ValueError(f"{file}: {len(missing)} videos are not under {root}, the first is {missing[0]}")
-        rows += chosen
-    return rows
+    return [row for file, root in files.items() for row in _rows_of(file, root, split)]
+
+
+@artifacts.reader(ValueError)
+def _rows_of(file: Path, root: Path, split: str) -> list[dict]:
+    chosen, lines = [], artifacts.text_lines(file)
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = artifacts.parse_json(line)
+            if row["split"] == split:
+                chosen.append({**row, "video": str(records.inside(row["video"], root).resolve())})
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{file} line {number} is no instruction row: {error!r}") from error
+    if not chosen:
+        raise ValueError(f"{file}: none of {len(lines)} rows is of split {split!r}")
+    missing = sorted({row["video"] for row in chosen if not Path(row["video"]).is_file()})
+    if missing:
+        raise ValueError(f"{file}: {len(missing)} videos are not under {root}, the first is {missing[0]}")
+    return chosen

@@ -36,6 +36,7 @@ PROBES = (  # texts on which both must agree; spaces, lines, digits, scripts, by
 )  # fmt: skip
 
 
+@artifacts.reader()
 def convert(folder: str | Path, *, vocab_size: int) -> PreTrainedTokenizerFast:
     """Return the tokenizer of a released folder; `vocab_size` is the number of the model's embeddings.
 

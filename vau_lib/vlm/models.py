@@ -72,6 +72,7 @@ RELEASED = "internvl_chat"  # the type of InternVL2-2B and HolmesVAU-2B, which c
 CONVERT = "{} is an internvl_chat, which comes with code of its own: run `vau convert holmesvau {} OUT` once, and take OUT"
 
 
+@artifacts.reader()
 def load(
     name_or_path: str | Path,
     *,
@@ -129,8 +130,8 @@ def load(
 
 def _made_by(folder: Path) -> dict:
     path = folder / "made_by.json"
-    facts = artifacts.read_json(path) if path.is_file() else {}
-    if not isinstance(facts, dict) or not all(isinstance(facts.get(key, ""), str) for key in ("name", "kind", "question")):
+    facts = artifacts.read_json(path, dict) if path.is_file() else {}
+    if not all(isinstance(facts.get(key, ""), str) for key in ("name", "kind", "question")):
         raise artifacts.StoreError(f"{path} does not say name and kind of a model")
     return facts
 

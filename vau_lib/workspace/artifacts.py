@@ -7,6 +7,7 @@
 """
 
 import hashlib
+import inspect
 import json
 import math
 import os
@@ -17,11 +18,13 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
+from contextvars import ContextVar
+from functools import cache, wraps
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote
 
+import filelock
 import numpy as np
 import yaml
 
@@ -34,6 +37,8 @@ MAX_DEPTH = 100  # levels of lists and objects in a document; ours have about te
 MAX_JSON, MAX_YAML, MAX_NPZ = 2**31, 2**20, 2**33  # bytes of a document, and of an archive's arrays when unpacked
 FORMULA = r"'*[=+\-@\t\n]"  # how a cell begins that a spreadsheet runs, and one that was quoted for it
 PLAIN = "biufcSUMm"  # kinds of numpy types that hold no Python object
+READERS: dict[str, Callable] = {}  # every function that reads what others wrote, "room.module.function": see `reader`
+_last_read: ContextVar[str | Path] = ContextVar("last_read", default="")  # the file that a message names
 MAPPED_BYTES = 2**26  # files above are mapped, not read: 64 MiB, an hour and a half of 512 features in float32
 
 
@@ -75,6 +80,7 @@ def address_shown(address: str) -> str:
     if "@" in first or (":" in first and not re.fullmatch(r"[^:]*:\d*|\[.*\](:\d*)?", first)):  # else @ is part of a page's path
         rest = rest.rpartition("@")[2]  # the last one: a password may hold one, and a slash
     where, mark, query = re.fullmatch(r"([^?#]*)([?#]?)(.*)", rest, re.S).groups()
+    where = re.sub(r"(?<=/).*[^/]@", "…@", where, flags=re.S)  # a user with a slash in it: http://h/SECRET@x; /@name is a page's
     page = scheme.lower() in ("http", "https")
     host, *parts = where.split("/")
     hidden = [bool(re.search("[=&;]", part)) and not (page and not SECRET.search(part)) for part in parts]
@@ -149,16 +155,11 @@ def only_one(path: str | Path) -> Iterator[None]:
     """Hold the lock file at `path`; StoreError at once where another process holds it. A killed process lets go of it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as file:
-        try:
-            import fcntl  # not on Windows, where two runs are the user's to prevent
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:
-            pass
-        except OSError as error:
-            raise StoreError(f"another run is at work in {path.parent}") from error
-        yield
+    try:
+        with filelock.FileLock(path, timeout=0):
+            yield
+    except filelock.Timeout as error:
+        raise StoreError(f"another run is at work in {path.parent}") from error
 
 
 def key_from(name: str) -> str:
@@ -181,22 +182,25 @@ def masked(text: object, *keys: str, limit: int = 300) -> str:
 def text_lines(path: str | Path) -> list[str]:
     """Return the lines of a text file, cut at newlines only (str.splitlines cuts at U+2028, U+2029 and U+0085 too).
 
-    A byte order mark and the \\r of \\r\\n are left out; the text after the last newline counts where there is any.
+    A byte order mark and the \\r of \\r\\n are left out; the text after the last newline counts where there is any. StoreError as
+    `read_text`.
     """
-    lines = [line.removesuffix("\r") for line in Path(path).read_bytes().decode("utf-8-sig").split("\n")]
+    lines = [line.removesuffix("\r") for line in read_text(path).split("\n")]
     return lines if lines[-1] else lines[:-1]
 
 
-def json_lines(path: str | Path, *, cut_off: bool = False) -> Iterator[tuple[int, object]]:
+def read_text(path: str | Path, encoding: str = "utf-8-sig") -> str:
+    """Return a file's text, without a byte order mark; StoreError in one line where there is none, too much, or no UTF-8."""
+    return _document(Path(path), f"a text in {encoding.upper().removesuffix('-SIG')}", MAX_JSON, lambda raw: raw.decode(encoding))
+
+
+def json_lines(path: str | Path, *, cut_off: bool = False, skip_broken: bool = False) -> Iterator[tuple[int, object]]:
     """Yield (line number, value) of a file of JSON lines; blank lines say nothing.
 
     With `cut_off` a last line without its newline that is no JSON is left out: a kill cut it. StoreError names any other
-    line that is no JSON.
+    line that is no JSON, unless `skip_broken` leaves those out.
     """
-    try:
-        raw = Path(path).read_bytes()
-    except FileNotFoundError as error:
-        raise StoreError(f"no file at {path}") from error
+    raw = _bytes(Path(path), "a text", MAX_JSON)
     pieces = [piece.removeprefix(b"\xef\xbb\xbf") for piece in raw.split(b"\n")]  # joined files hold a mark in the middle
     for number, piece in enumerate(pieces, start=1):
         if not piece.strip():
@@ -204,8 +208,8 @@ def json_lines(path: str | Path, *, cut_off: bool = False) -> Iterator[tuple[int
         try:
             yield number, parse_json(piece)
         except ValueError as error:
-            if cut_off and number == len(pieces):
-                return
+            if skip_broken or (cut_off and number == len(pieces)):
+                continue
             raise StoreError(f"{Path(path).name} line {number} is not JSON: {one_line(error, 120)}") from error
 
 
@@ -239,34 +243,81 @@ def read_json(path: str | Path, kind: type | None = None) -> object:
 
 
 def _document(path: Path, what: str, limit: int, parse: Callable[[bytes], object]) -> object:
+    raw = _bytes(path, what, limit)
     try:
-        if (size := path.stat().st_size) > limit:
-            raise StoreError(f"{path} is too large for a {what} file: {size:,} bytes, at most {limit:,}")
-        return parse(path.read_bytes())
+        return parse(raw)
     except StoreError:
         raise
-    except FileNotFoundError as error:
-        raise StoreError(f"no file at {path}") from error
-    except OSError as error:
-        raise StoreError(f"{path} cannot be read: {error.strerror or error}") from error
     except ValueError as error:
         raise StoreError(f"{path} is not {what}: {one_line(error, 160)}") from error
+
+
+def _bytes(path: Path, what: str, limit: int) -> bytes:
+    _last_read.set(path)
+    try:
+        if not path.is_file():
+            raise StoreError(f"{path} is no file" if path.exists() else f"no file at {path}")  # a pipe would be waited for
+        if (size := path.stat().st_size) > limit:
+            raise StoreError(f"{path} is too large for {what.removeprefix('a ')}: {size:,} bytes, at most {limit:,}")
+        return path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        if isinstance(error, StoreError):
+            raise
+        raise StoreError(f"{one_line(path)} cannot be read: {one_line(error)}") from error
 
 
 @contextmanager
 def reading(path: str | Path, kind: type[Exception] = StoreError) -> Iterator[None]:
     """Turn what a well-formed file of another shape raises in this block (a missing key, a number for a list) into one line.
 
-    `kind` is the error that is raised, with the file's name; errors of that kind pass.
+    `kind` is the error that is raised, with the name of the file that was read last; errors that say so themselves pass.
     """
+    token = _last_read.set(path)
     try:
         yield
-    except (kind, StoreError):
+    except (OSError, ImportError):
         raise
-    except KeyError as error:
-        raise kind(f"{Path(path).name} does not hold what is read from it: no {error}") from error
-    except (TypeError, AttributeError, IndexError, ValueError, OverflowError, RecursionError, zipfile.BadZipFile) as error:
-        raise kind(f"{Path(path).name} does not hold what is read from it: {one_line(error, 160)}") from error
+    except Exception as error:
+        name, said = Path(_last_read.get()).name, one_line(f"no {error}" if isinstance(error, KeyError) else error, 160)
+        if isinstance(error, ValueError) and (type(error).__module__.startswith("vau_lib.") or (name and name in said)):
+            raise
+        raise kind(f"{name} does not hold what is read from it: {said}") from error
+    finally:
+        _last_read.reset(token)
+
+
+def reader(kind: type[Exception] = StoreError) -> Callable[[Callable], Callable]:
+    """Mark a function that reads a file or a folder which others may have written, its first text or path.
+
+    Whatever such a file makes it raise is one line of `kind` with the file's name (`reading`), and READERS knows it: `make torture`
+    gives it damaged files, and fails where it has no good one to damage.
+    """
+
+    def marked(function: Callable) -> Callable:
+        READERS[f"{function.__module__.removeprefix('vau_lib.')}.{function.__qualname__}"] = function
+
+        def path_of(args: tuple, options: Mapping) -> str | Path:
+            return next((value for value in (*args, *options.values()) if isinstance(value, str | Path)), function.__name__)
+
+        @wraps(function)
+        def read(*args, **options):
+            with reading(path_of(args, options), kind):
+                return function(*args, **options)
+
+        @wraps(function)
+        def read_parts(*args, **options):  # one part at a time: what the caller does between them is not a reader's
+            parts = function(*args, **options)
+            while True:
+                with reading(path_of(args, options), kind):
+                    try:
+                        part = next(parts)
+                    except StopIteration:
+                        return
+                yield part
+
+        return read_parts if inspect.isgeneratorfunction(function) else read
+
+    return marked
 
 
 class _Yaml(yaml.SafeLoader):
@@ -313,6 +364,7 @@ def save_array(path: str | Path, array: np.ndarray) -> None:
 def load_array(path: str | Path) -> np.ndarray:
     """Read one .npy array, a large one as a memory map; StoreError where it is missing, broken, or holds Python objects."""
     path = Path(path)
+    _last_read.set(path)
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -344,6 +396,7 @@ def _check_header(file: object, size: int) -> None:
 def load_arrays(path: str | Path, *names: str) -> dict[str, np.ndarray]:
     """Read the named arrays of an .npz, all where none is named; StoreError as `load_array`, and where one is missing."""
     path = Path(path)
+    _last_read.set(path)
     try:
         with zipfile.ZipFile(path) as archive:
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}

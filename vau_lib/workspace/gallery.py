@@ -6,7 +6,6 @@
 """
 
 import base64
-import csv
 import html
 import io
 import re
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from vau_lib.workspace import artifacts, notebook_runs, presets
+from vau_lib.workspace import artifacts, formats, notebook_runs, presets
 
 RASTER = ("image/png", "image/jpeg", "image/gif")  # an SVG is a document that may hold scripts: it stays in its notebook
 WIDTH = 1400  # pixels of a picture in the page: the widest figure of the notebooks
@@ -264,8 +263,11 @@ def _results(runs: dict) -> str:
         path = presets.project_path(file or ".").resolve()
         if path.suffix != ".csv" or not path.is_relative_to(presets.project()) or not path.is_file():
             continue
-        with path.open(encoding="utf-8", errors="replace", newline="") as opened:
-            rows = list(csv.DictReader(opened))
+        try:
+            rows = [row for _, row in formats.csv_rows(path)]
+        except artifacts.StoreError as error:
+            parts.append(f"<p class=bad>{text(error)}</p>")
+            continue
         for level in dict.fromkeys(row.get("level") for row in rows):
             part = [row for row in rows if row.get("level") == level]
             columns = [key for key in part[0] if key and any(row.get(key) for row in part)]

@@ -219,7 +219,7 @@ class _CopyWriter:
 
     def write(self, text: str, path: str) -> None:
         """Write a notebook's JSON to `path`, which begins with COPIES."""
-        path, copy = Path(path.removeprefix(COPIES)), artifacts.without_secrets(json.loads(text))
+        path, copy = Path(path.removeprefix(COPIES)), artifacts.without_secrets(artifacts.parse_json(text))
         copy["metadata"].setdefault("papermill", {})["output_path"] = str(path)
         artifacts.write_json(path, copy)
 
