@@ -166,6 +166,20 @@ def extract(
         typer.echo(line)
 
 
+@app.command()
+def export(
+    model: Annotated[Path, typer.Argument(help="folder of a trained detector, or xfeat")],
+    out: Annotated[Path, typer.Option(help="folder to write to")] = Path("data/models/exported"),
+    weights: Annotated[str | None, typer.Option(help="with xfeat: its weights; searched for if not given")] = None,
+    side: Annotated[int, typer.Option(help="with xfeat: pixels a frame is shrunk to")] = 224,
+) -> None:
+    """Write a detector or XFeat for ONNX Runtime and OpenVINO, refused where their numbers are not torch's within 1e-4."""
+    from vau_lib.detectors import exports  # torch, only here
+
+    for line in exports.command_lines(model, presets.project_path(out), weights=weights, side=side):
+        typer.echo(line)
+
+
 @app.command("import-features")
 def import_features(
     lists: Annotated[list[Path], typer.Argument(help="released lists of both sets: csv path,label (CLIP), or a file a line")],

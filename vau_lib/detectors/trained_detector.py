@@ -18,7 +18,7 @@ from vau_lib.detectors.lshma import LSHMA
 from vau_lib.detectors.lshma_state import LSHMAConfig
 from vau_lib.detectors.memtsm import MemTSM, MemTSMConfig
 from vau_lib.detectors.preprocessing import Preprocessing, preprocess_splits
-from vau_lib.features import checkpoints
+from vau_lib.features import checkpoints, devices
 from vau_lib.workspace import artifacts
 
 Model = MemTSM | LSHMA | AnomalyScorer
@@ -104,25 +104,34 @@ def save(folder: str | Path, trained: TrainedDetector, **made_by: object) -> Non
 
 
 @artifacts.reader()
-def load(folder: str | Path, kind: type[Model] | None = None) -> TrainedDetector:
-    """Return a saved detector in eval mode; StoreError for anything else, and for another model than `kind`, where given."""
+def load(folder: str | Path, kind: type[Model] | None = None, *, device: str = "auto") -> TrainedDetector:
+    """Return a saved detector in eval mode, on a device (see `devices.choose`).
+
+    StoreError for anything else, and for another model than `kind`, where given.
+    """
     folder = Path(folder)
-    config = artifacts.read_json(folder / "config.json")
+    trained = untrained(folder)
+    if kind is not None and type(trained.model) is not kind:
+        raise artifacts.StoreError(f"{folder} holds {type(trained.model).__name__}, not {kind.__name__}")
+    path = folder / "model.safetensors"
+    checkpoints.load_strictly(trained.model, checkpoints.load_weights(path), path)
+    curves = folder / "curves.json"
+    with artifacts.reading(curves):
+        table = pd.DataFrame(artifacts.read_json(curves, dict) if curves.exists() else {})
+    return TrainedDetector(trained.model.to(devices.choose(device)).eval(), trained.preprocessing, table)
+
+
+@artifacts.reader()
+def untrained(folder: str | Path) -> TrainedDetector:
+    """Return a saved detector's model with random weights, and its preprocessing: what its config.json says."""
+    config = artifacts.read_json(Path(folder) / "config.json")
     try:
         made, sizes = DETECTORS[config["detector"]]
-        model, fitted = made(sizes(**config["sizes"])), Preprocessing(**config["preprocessing"])
+        return TrainedDetector(made(sizes(**config["sizes"])).eval(), Preprocessing(**config["preprocessing"]), pd.DataFrame())
     except Exception as error:  # sizes of other types fail in the layers they reach
         raise artifacts.StoreError(
             f"{folder}/config.json is not of a trained detector: {artifacts.one_line(repr(error), 160)}"
         ) from error
-    if kind is not None and made is not kind:
-        raise artifacts.StoreError(f"{folder} holds {made.__name__}, not {kind.__name__}")
-    path = folder / "model.safetensors"
-    checkpoints.load_strictly(model, checkpoints.load_weights(path), path)
-    curves = folder / "curves.json"
-    with artifacts.reading(curves):
-        table = pd.DataFrame(artifacts.read_json(curves, dict) if curves.exists() else {})
-    return TrainedDetector(model.eval(), fitted, table)
 
 
 @artifacts.reader()

@@ -20,10 +20,10 @@ from torch import Tensor
 from vau_lib.data import download, fetch, video
 from vau_lib.data.records import SNIPPET_FRAMES
 from vau_lib.data.video import chunks
-from vau_lib.features import devices
+from vau_lib.features import devices, runtimes
 from vau_lib.features.checkpoints import find_weights, load_strictly, load_weights
 from vau_lib.features.local_change import LAGS, TOP_FRACTION, check_options, local_change
-from vau_lib.workspace import artifacts
+from vau_lib.workspace import artifacts, presets
 
 BATCH_FRAMES = 16  # frames per pass through the network; larger is slower on a CPU (page faults)
 XFEAT_GRID = 32  # pixels; height and width must be multiples of it
@@ -49,6 +49,7 @@ class XFeatEncoder:
         lags: frames, for local change.
         top_fraction: of the places, in (0, 1], for local change.
         device: where the network runs, see `devices.choose`.
+        runtime: "torch", or "onnx" or "openvino" on the CPU: the network is exported once below data/models/exported.
     """
 
     name, ahead = "xfeat", 3 * BATCH_FRAMES  # frames decoded ahead of the network
@@ -56,7 +57,7 @@ class XFeatEncoder:
     def __init__(
         self, weights: str | Path | None = None, *, side: int = 224, bfloat16: bool | None = None,
         sampled_frames: int | None = None, pooling: str = "pooled", lags: Sequence[int] = LAGS, top_fraction: float = TOP_FRACTION,
-        device: str | torch.device = "auto",
+        device: str | torch.device = "auto", runtime: str = "torch",
     ):  # fmt: skip
         check_options(pooling, lags, top_fraction)
         if pooling == "local_change" and sampled_frames is not None:
@@ -79,6 +80,12 @@ class XFeatEncoder:
             load_strictly(self.net, load_weights(path), path)
             self.weights = artifacts.sha256(path)
         self.net = self.net.to(place, memory_format=torch.channels_last)
+        self._session = None
+        if runtime != "torch":
+            path = exported_path(self.weights, side)
+            if not path.is_file():
+                export(self, path)
+            self._session = runtimes.Session(path, runtime, bfloat16=self.bfloat16)
 
     @property
     def device(self) -> torch.device:
@@ -101,6 +108,11 @@ class XFeatEncoder:
             pixels = pixels.float().mean(-1)
         if pixels.ndim != 3 or pixels.shape[1] % XFEAT_GRID or pixels.shape[2] % XFEAT_GRID:
             raise ValueError(f"frames must be (T, H, W[, 3]), H and W multiples of {XFEAT_GRID}, got {tuple(frames.shape)}")
+        if self._session is not None and pixels.shape[1:] == (self.side, self.side):
+            return torch.from_numpy(self._session(gray=pixels.float().numpy())["dense"])
+        return self._network(pixels)
+
+    def _network(self, pixels: Tensor) -> Tensor:
         net = self.net
         gray = net.norm(pixels.float()[:, None] / 255)  # (T, 1, H, W)
         with torch.autocast(pixels.device.type, torch.bfloat16) if self.bfloat16 else nullcontext():
@@ -174,6 +186,32 @@ class XFeatEncoder:
             "encoder": self.name, "weights_sha256": self.weights, "side": self.side, "sampled_frames": self.sampled_frames,
             "local_change": change if self.pooling == "local_change" else None,  # None is pooled, as in folders made before
         }  # fmt: skip
+
+
+class DenseMap(torch.nn.Module):
+    """gray (T, side, side) -> XFeat's descriptor map (T, 64, side/8, side/8), in float32: what is exported."""
+
+    def __init__(self, encoder: XFeatEncoder):
+        super().__init__()
+        self.net, self.encoder = encoder.net, encoder
+
+    def forward(self, gray: Tensor) -> Tensor:
+        return self.encoder._network(gray)
+
+
+def exported_path(weights: str, side: int) -> Path:
+    """Return where the exported network of weights (their sha256, or "random") is kept."""
+    return presets.project() / "data" / "models" / "exported" / f"xfeat_{weights[:16]}_{side}.onnx"
+
+
+def export(encoder: XFeatEncoder, path: Path) -> dict[str, float]:
+    """Write an encoder's network as an ONNX file, float32; return {runtime: largest difference from torch}."""
+    before, encoder.bfloat16 = encoder.bfloat16, False
+    try:
+        frames = 255 * torch.rand(3, encoder.side, encoder.side, generator=torch.Generator().manual_seed(0))
+        return runtimes.write_onnx(DenseMap(encoder), {"gray": frames}, ["dense"], path, free={"gray": (0,)})
+    finally:
+        encoder.bfloat16 = before
 
 
 def find_xfeat(weights: str | Path | None = None) -> Path:

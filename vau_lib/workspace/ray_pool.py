@@ -51,7 +51,8 @@ def _connect(ray, address: str | None, workers: int) -> None:
         return
     address = address or os.environ.get("RAY_ADDRESS")
     try:
-        ray.init(address=address, num_cpus=None if address else workers, log_to_driver=False, include_dashboard=None)
+        # "local", or Ray would look for a cluster that was here before
+        ray.init(address=address or "local", num_cpus=None if address else workers, log_to_driver=False)
     except (ConnectionError, RuntimeError) as error:
         raise ValueError(f"no Ray cluster at {address}: {artifacts.one_line(error, 200)}") from error
 
