@@ -1,59 +1,94 @@
-"""What does an hour of LSHMA cost, alone, beside other cameras, and with the rows it reads? One run, one thread, ratios.
+"""What does LSHMA cost a clip, alone and with 16 or 64 cameras in a call, by torch and by exported networks? One run, one thread.
 
 The published code took 6.2 ms (XD-Violence) and 12.0 ms (UCF-Crime) a clip on a machine of this kind, no early exit. Weights do
-not change the time, so they are random here, and so are CLIP's (the real ViT-B/16 architecture).
-    python benchmarks/streaming.py [hours]
+not change the time, so they are random. The floor is the matrix products of a clip alone, as one product of as many operations.
+    python benchmarks/streaming.py [--clip] [--hour]    adds the CLIP tower that makes its features; an hour of clips, for memory
 """
 
 import sys
-import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
+import pandas as pd
+import timing
 import torch
 
 from vau_lib.data import records
-from vau_lib.detectors import lshma, lshma_state, stream_profiling, training
+from vau_lib.detectors import exports, lshma, lshma_state, preprocessing, stream_profiling, trained_detector
+from vau_lib.evaluation import result_tables
+from vau_lib.features import runtimes
 from vau_lib.features.image_encoders import CLIPEncoder
+from vau_lib.workspace import presets
 
 REFERENCE_MS = {"XD-Violence": 6.2, "UCF-Crime": 12.0}  # per clip, measured on the published code
 MAKERS = {"XD-Violence": lshma_state.LSHMAConfig.xd, "UCF-Crime": lshma_state.LSHMAConfig.ucf}
+STREAMS = (1, 16, 64)
 
 
-def main(hours: float) -> None:
+def sessions(model: lshma.LSHMA, folder: Path) -> dict[str, runtimes.Session]:
+    """Return {runtime: the exported step}, of the runtimes that are installed."""
+    trained = trained_detector.TrainedDetector(model, preprocessing.Preprocessing(None, False, (0.0,), (1.0,)), None)
+    made = exports.graph(trained)
+    try:
+        found = runtimes.write_onnx(made.module, made.example, made.outputs, folder / "step.onnx", free=made.free)
+    except ValueError as error:
+        print(error)
+        return {}
+    return {name: runtimes.Session(folder / "step.onnx", name) for name in found}
+
+
+def ways(name: str, folder: Path) -> dict:
+    """Return {(runtime, streams): one step} of a model whose memory is full."""
+    torch.manual_seed(0)
+    model, found = lshma.LSHMA(MAKERS[name](exit_threshold=1.0)).eval(), {}
+    config = model.settings
+    exported = sessions(model, folder)
+    for streams in STREAMS:
+        clip, state = torch.randn(streams, config.window, config.width), None
+        for _ in range(config.memory):
+            _, state = model.step(clip, state)
+        found[f"torch, {streams}"] = lambda clip=clip, state=state: model.step(clip, state)
+        given = {"clip": clip.numpy(), "valid": np.full(streams, config.window), **exports.empty_state(config, streams)}
+        given["filled"][:] = config.memory - 1
+        for runtime, session in exported.items():
+            found[f"{runtime}, {streams}"] = lambda session=session, given=given: session(**given)
+    return found
+
+
+def measure(rounds: int = 30) -> pd.DataFrame:
+    """Return a row per data set, runtime and number of streams: milliseconds a call."""
+    tables = []
+    with TemporaryDirectory() as folder, torch.inference_mode():
+        for name in MAKERS:
+            table = timing.interleaved(ways(name, Path(folder)), rounds)
+            table[["runtime", "streams"]] = table.pop("way").str.split(", ", expand=True).to_numpy()
+            table = table.assign(dataset=name, streams=table["streams"].astype(int), reference_ms=REFERENCE_MS[name])
+            alone = table[table["streams"] == 1].set_index("runtime")["best_cpu_ms"]
+            table["times_one_stream"] = table["best_cpu_ms"] / table["runtime"].map(alone)
+            tables.append(table)
+    order = ["dataset", "runtime", "streams", "median_ms", "best_ms", "best_cpu_ms", "times_one_stream", "reference_ms"]
+    return pd.concat(tables)[order].sort_values(order[:3], ascending=[False, True, True])
+
+
+def main() -> None:
     torch.set_num_threads(1)
-    eye = CLIPEncoder(weights="random")
-    frames = np.random.default_rng(0).integers(0, 256, (16, 256, 340, 3), dtype=np.uint8)
-    eye(frames)
-    row_ms = 1000 * min(_timed(lambda: eye(frames)) for _ in range(3))
-    print(f"CLIP ViT-B/16 (random weights), one row of 16 frames: {row_ms:,.0f} ms")
-    for name, made in MAKERS.items():
+    table = measure()
+    print(f"LSHMA, milliseconds a call of one clip a stream, one thread; {timing.machine()}")
+    print(table.round(3).to_string(index=False))
+    place = presets.project() / "data" / "results" / "studies" / "streaming.csv"
+    result_tables.write_curve(place, table.assign(load=timing.machine()).round(4))
+    if "--clip" in sys.argv:
+        encoder = CLIPEncoder(weights="random", device="cpu")
+        frames = np.random.default_rng(0).integers(0, 256, (16, 256, 340, 3), dtype=np.uint8)
+        row = timing.interleaved({"CLIP": lambda: encoder(frames)}, 3, 1).iloc[0]
+        print(f"CLIP ViT-B/16, one row of 16 frames ({records.ROW_S:.2f} s of video): {row.best_ms:,.0f} ms")
+    for name, made in MAKERS.items() if "--hour" in sys.argv else ():
         model = lshma.LSHMA(made(exit_threshold=1.0)).eval()
-        n = model.settings.window
-        one, many = (stream_profiling.latency(model.step, (batch, n, 512), calls=120) for batch in (1, 16))
-        print(f"\n{name}: clips of {n} rows, {sum(p.numel() for p in model.parameters()):,} parameters")
-        for streams, told in ((1, one), (16, many)):
-            times = "  ".join(f"{key[:-3]} {told[key]:6.2f}" for key in ("p50_ms", "p95_ms", "p99_ms"))
-            print(f"  {streams:2} stream(s)  {times} ms a clip and stream")
-        clip_s, share = n * records.ROW_S, one["p50_ms"] / (n * row_ms)
-        slower, shared = one["p50_ms"] / REFERENCE_MS[name], one["p50_ms"] / many["p50_ms"]
-        print(f"  x{slower:.2f} of the published {REFERENCE_MS[name]} ms; x{shared:.2f} faster by sharing a call")
-        print(f"  with CLIP {n * row_ms + one['p50_ms']:,.0f} ms a clip of {clip_s:.2f} s; LSHMA adds {share:.2%} to its rows")
-        print(f"  a clip fills in {clip_s:.2f} s; the released smoothing would wait {7 * records.ROW_S:.2f} s more")
-        table, slope = stream_profiling.endure(model.step, (1, n, 512), clips=int(hours * 3600 / clip_s), clip_s=clip_s)
-        print(f"  {hours:g} h of video: {table['clips'].iloc[-1]:,} clips, state {set(table['state_bytes'])} bytes,"
-              f" process {slope / 1e6:+.3f} MB per hour")  # fmt: skip
-    small = lshma.LSHMA(lshma_state.LSHMAConfig.xd(width=16, exit_threshold=1.0)).eval()
-    table, _ = stream_profiling.endure(small.step, (1, 8, 16), clips=100_000, clip_s=8 * records.ROW_S)
-    shown = table[table["clips"].isin([10, 1000, 100_000])]
-    print(f"\nstate after 10, 1,000 and 100,000 clips (width 16): {shown['state_bytes'].tolist()} bytes")
-
-
-def _timed(work) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+        n, clip_s = model.settings.window, model.settings.window * records.ROW_S
+        table, slope = stream_profiling.endure(model.step, (1, n, 512), clips=int(3600 / clip_s), clip_s=clip_s)
+        print(f"{name}, an hour: state {set(table['state_bytes'])} bytes, process {slope / 1e6:+.3f} MB per hour")
 
 
 if __name__ == "__main__":
-    training.seed_everything(0)
-    main(float(sys.argv[1]) if len(sys.argv) > 1 else 6.0)
+    main()

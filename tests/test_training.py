@@ -1,5 +1,9 @@
 """The engine learns, stops, goes on, and chooses by validation."""
 
+import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -315,3 +319,24 @@ def test_features_that_are_not_finite_are_named_before_anything_is_trained_or_sc
     fitted = preprocessing.Preprocessing.fit({"good": features["good"]}, steps=32, temporal_difference=False)
     with pytest.raises(ValueError, match="features hold NaN or infinity, first in row 7"):
         memtsm.MemTSM(memtsm.MemTSMConfig(in_channels=6, width=16, slots=8)).eval().score_video(features["bad"], fitted)
+
+
+def test_two_processes_learn_what_one_does_at_the_same_batch(tmp_path):
+    """LSHMA has no batch norm and no dropout: half a batch in each of two processes has the gradients of the whole."""
+    script = Path(__file__).with_name("two_ranks_detector.py")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    for name, command in (("one", [sys.executable]), ("two", launcher)):
+        done = subprocess.run([*command, script, tmp_path / name], env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True)
+        assert done.returncode == 0, done.stderr.decode()[-2000:]
+    losses = [json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two")]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
+    assert losses[0][0] != losses[0][1]
+    weights = [torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("one", "two")]
+    for one, two in zip(*weights, strict=True):
+        torch.testing.assert_close(two, one, atol=1e-4, rtol=1e-4)
+
+
+def test_a_batch_that_processes_cannot_share_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(ValueError, match="a batch of 16 videos cannot be shared by 3 processes"):
+        training._share_of(16)

@@ -124,12 +124,15 @@ def watch(
     seconds: Annotated[float, typer.Option(help="stop after this many seconds of video; 0: never")] = 0.0,
     plot: Annotated[Path | None, typer.Option(help="draw the scores into this image file while they arrive")] = None,
     csv: Annotated[Path | None, typer.Option(help="write second and score of every clip to this csv at the end")] = None,
+    device: Annotated[str, typer.Option(help="where the networks run: auto, cpu, cuda, mps")] = "auto",
+    runtime: Annotated[str, typer.Option(help="torch, or onnx or openvino with a folder of `vau export`")] = "torch",
 ) -> None:
     """Print LSHMA's anomaly scores while frames arrive, one line per clip; Ctrl-C ends it and keeps the results."""
     from vau_lib import watch  # torch, only here
 
     model = presets.project_path(model)
-    for line in watch.report_lines(source, model, weights, threshold=threshold, seconds=seconds, plot=plot, csv=csv):
+    options = {"threshold": threshold, "seconds": seconds, "plot": plot, "csv": csv, "device": device, "runtime": runtime}
+    for line in watch.report_lines(source, model, weights, **options):
         typer.echo(line)
 
 
@@ -150,6 +153,7 @@ def extract(
     engine: Annotated[str, typer.Option(help="serial, processes or ray")] = "serial",
     workers: Annotated[int, typer.Option(help="processes, or actors of Ray")] = 2,
     device: Annotated[str, typer.Option(help="where the network runs: auto, cpu, cuda, cuda:1, mps")] = "auto",
+    runtime: Annotated[str, typer.Option(help="of xfeat: torch, onnx or openvino")] = "torch",
     shard: Annotated[str, typer.Option(metavar="I/N", help="the I-th of every N videos, I from 1; for job arrays")] = "1/1",
     gpus: Annotated[float, typer.Option(help="with ray: GPUs of each actor; .5 lets two share one")] = 0.0,
     address: Annotated[str | None, typer.Option(help="with ray: a running cluster; else $RAY_ADDRESS or this machine")] = None,
@@ -158,8 +162,9 @@ def extract(
     """Extract features of all videos of a records.jsonl, one file each; the same command goes on where it was stopped."""
     from vau_lib.features import extraction  # torch, only here
 
+    chosen = presets.parse_values(options or []) | ({"runtime": runtime} if runtime != "torch" else {})
     for line in extraction.job_lines(
-        records_file, encoder, options=presets.parse_values(options or []), root=root, out=out and presets.project_path(out),
+        records_file, encoder, options=chosen, root=root, out=out and presets.project_path(out),
         snippet_frames=snippet_frames, engine=engine, workers=workers, device=device, shard=shard,
         merge_from=merge or (), **({"num_gpus": gpus, "address": address} if engine == "ray" else {}),
     ):  # fmt: skip

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from vau_lib.data import video
-from vau_lib.detectors import lshma, memtsm, preprocessing, trained_detector
+from vau_lib.detectors import exports, lshma, memtsm, preprocessing, trained_detector
 from vau_lib.features import extraction, image_encoders, xfeat
 from vau_lib.plots import style, timeline
 from vau_lib.workspace import artifacts
@@ -40,26 +40,30 @@ class ScoredClip:
     frame: np.ndarray
 
 
-def live_encoder(folder: str | Path, weights: str | Path | None = None) -> tuple[Encode, int]:
+def live_encoder(
+    folder: str | Path, weights: str | Path | None = None, *, device: str = "auto", runtime: str = "torch"
+) -> tuple[Encode, int]:
     """Return the encoder of the features the model in `folder` was trained on, and the number of frames in a snippet.
 
     `weights` is where that encoder's weights are, searched for when None; for CLIP a hub name or a folder. StoreError for
     weights that are not those of the training features, and for encoders that need more than one snippet. An encoder of local
-    change remembers the frames before: it is for one stream.
+    change remembers the frames before: it is for one stream. `device` is where its network runs; `runtime` is torch, or for XFeat
+    onnx or openvino.
     """
     trained_on = trained_detector.features_of(folder)
     with artifacts.reading(Path(folder) / "made_by.json"):
-        return _live_encoder(folder, trained_on, weights)
+        return _live_encoder(folder, trained_on, weights, {"device": device, "runtime": runtime})
 
 
-def _live_encoder(folder: str | Path, trained_on: dict, weights: str | Path | None) -> tuple[Encode, int]:
+def _live_encoder(folder: str | Path, trained_on: dict, weights: str | Path | None, place: dict) -> tuple[Encode, int]:
     kind, random = trained_on.get("encoder"), trained_on.get("weights_sha256") == "random"
     if kind in ("xfeat", "squeezenet", "efficientnet-lite0"):
         change = trained_on.get("local_change") or {}
         options = {"side": trained_on["side"], **({"pooling": "local_change", **change} if change else {})}
+        options |= place if kind == "xfeat" else {"device": place["device"]}
         encoder = extraction.ENCODERS[kind]("random" if random else weights, **options)
     elif kind == "clip" and not random:
-        options = {"crops": trained_on["crops"], "drop_last": trained_on["drop_last"]}
+        options = {"crops": trained_on["crops"], "drop_last": trained_on["drop_last"], "device": place["device"]}
         encoder = image_encoders.CLIPEncoder(*([weights] if weights else []), **options)
     else:
         raise artifacts.StoreError(f"{folder}: features of {kind or 'no known encoder'} cannot be made live")
@@ -179,14 +183,27 @@ def _preprocess(features: Iterable[np.ndarray], fitted: preprocessing.Preprocess
 
 def report_lines(
     source: str, model: Path, weights: str | Path | None = None, *, threshold: float = 0.5, seconds: float = 0.0,
-    plot: Path | None = None, csv: Path | None = None,
+    plot: Path | None = None, csv: Path | None = None, device: str = "auto", runtime: str = "torch",
 ) -> Iterator[str]:  # fmt: skip
-    """Yield what `vau watch` prints, a line per clip, then a summary; Ctrl-C stops the stream, not the summary."""
+    """Yield what `vau watch` prints, a line per clip, then a summary; Ctrl-C stops the stream, not the summary.
+
+    Args:
+        source: a video, a camera or an address.
+        model: folder of a trained stream; with a runtime, of an exported one.
+        weights: of the encoder, see `live_encoder`.
+        threshold: scores at or above it are alarms.
+        seconds: of video after which to stop, 0 for never.
+        plot: an image file of the scores.
+        csv: a table of the scores.
+        device: where torch's networks run.
+        runtime: torch, onnx or openvino.
+    """
     if not (model / "config.json").exists():
         raise artifacts.StoreError(
             f"{model.name}: no trained stream in {model}: `vau run demo 06` trains one, --model names another"
         )
-    trained, (encode, snippet_frames) = trained_detector.load(model, lshma.LSHMA), live_encoder(model, weights)
+    trained = trained_detector.load(model, lshma.LSHMA, device=device) if runtime == "torch" else exports.load(model, runtime)
+    encode, snippet_frames = live_encoder(model, weights, device=device, runtime=runtime)
     trained_on = trained_detector.features_of(model)
     note = "; RANDOM encoder weights, the scores mean nothing" if trained_on.get("weights_sha256") == "random" else ""
     window = trained.model.settings.window

@@ -7,6 +7,7 @@
 - short videos first, as a schedule over epochs; sorting once and shuffling afterwards (as released) does nothing
 """
 
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler, Subset
 from torch.utils.flop_counter import FlopCounterMode
@@ -196,7 +199,7 @@ class _Engine(Trainer):
     def __init__(self, *, objective: Callable, plan: TrainingPlan, videos: Sequences, **arguments):
         self.objective, self.plan, self.videos = objective, plan, videos
         super().__init__(**arguments)
-        self.generator = torch.Generator(self.args.device).manual_seed(plan.seed)
+        self.generator = torch.Generator(self.args.device).manual_seed(plan.seed + self.args.process_index)  # its own videos
 
     def _get_train_sampler(self, dataset=None) -> Sampler:
         labels = self.videos.labels.numpy() if self.plan.balanced else None
@@ -298,12 +301,14 @@ def fit(
 
     `objective(output, x, labels)` gives the scalar loss. With `folder`, checkpoints stay there and a stopped run goes on
     where it was; without, they live in a temporary folder. One line says how long it will take (`Estimate`).
+    Under torchrun or accelerate all processes call it: `plan.batch_size` is shared out among them, so that the gradients are those
+    of one process; where there is batch norm (MemTSM-Net) each process measures its own part. All return the same model.
     Columns: epoch, learning_rate, train_loss, val_loss, and
     video_auc and video_ap (ROC-AUC and PR-AUC) of train_ and val_, measured in eval mode without noise; train_ of at most
     TRAIN_CURVE training videos spread evenly over their names.
     """
     with TemporaryDirectory() as scratch:
-        out = Path(folder or scratch)
+        out = _common_folder(Path(folder or scratch))
         engine = _Engine(
             model=model,
             objective=objective,
@@ -329,13 +334,21 @@ def _some(videos: Sequences) -> Dataset:
     return Subset(videos, np.linspace(0, len(videos) - 1, TRAIN_CURVE).round().astype(int).tolist())
 
 
+def _common_folder(folder: Path) -> Path:
+    """Return the first process's folder, where several train together: they all load the best epoch from there."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return folder
+    PartialState(cpu=not torch.cuda.is_available())
+    return broadcast_object_list([folder])[0]
+
+
 def _arguments(out: Path, plan: TrainingPlan, *, whole: bool = False, by_loss: bool = False) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(out),
         num_train_epochs=plan.epochs,
         learning_rate=plan.learning_rate,
         weight_decay=plan.weight_decay,
-        per_device_train_batch_size=plan.batch_size,
+        per_device_train_batch_size=_share_of(plan.batch_size),
         per_device_eval_batch_size=plan.batch_size if whole else 256,  # whole videos are padded to the longest
         lr_scheduler_type="cosine",
         warmup_steps=plan.warmup_fraction,
@@ -354,6 +367,14 @@ def _arguments(out: Path, plan: TrainingPlan, *, whole: bool = False, by_loss: b
         dataloader_pin_memory=False,
         use_cpu=not torch.cuda.is_available(),
     )
+
+
+def _share_of(batch_size: int) -> int:
+    """Return this process's part of a batch; ValueError where the processes cannot share it out evenly."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if batch_size % processes:
+        raise ValueError(f"a batch of {batch_size} videos cannot be shared by {processes} processes")
+    return batch_size // processes
 
 
 def _video_metrics(prediction) -> dict[str, float]:

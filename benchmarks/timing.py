@@ -1,0 +1,34 @@
+"""Seconds of several ways to do the same, taken in turn, so that a busy moment of the machine meets all of them."""
+
+import os
+import time
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import pandas as pd
+
+
+def interleaved(ways: Mapping[str, Callable[[], object]], rounds: int = 20, warm_up: int = 2) -> pd.DataFrame:
+    """Return a row per way: median and best milliseconds by the wall, and the best CPU milliseconds of this process.
+
+    Where others use the machine, CPU time is what the way itself costs; it counts all threads of the process.
+    """
+    wall, cpu = ({name: [] for name in ways} for _ in range(2))
+    for turn in range(rounds + warm_up):
+        for name, work in ways.items():
+            work() if turn < warm_up else None
+            begun, used = time.perf_counter(), time.process_time()
+            work()
+            if turn >= warm_up:
+                wall[name].append(time.perf_counter() - begun)
+                cpu[name].append(time.process_time() - used)
+    rows = [
+        {"way": n, "median_ms": 1e3 * np.median(wall[n]), "best_ms": 1e3 * min(wall[n]), "best_cpu_ms": 1e3 * min(cpu[n])}
+        for n in ways
+    ]
+    return pd.DataFrame(rows)
+
+
+def machine() -> str:
+    """Return how many processors there are and how many tasks wanted them in the last minute."""
+    return f"{os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}"
