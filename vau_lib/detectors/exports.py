@@ -7,6 +7,7 @@
 Sources: as in `lshma`, `memtsm` and `anomaly_scorer`.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -80,15 +81,34 @@ class MemTSMScores(nn.Module):
         return (output.logit,) if output.segment_logit is None else (output.logit, output.segment_logit)
 
 
+class _WholeAttention(nn.Module):
+    """The scorer's attention with weights by distance in time as one (T, T) matrix: the same numbers, of any length."""
+
+    def __init__(self, attention: nn.Module):
+        super().__init__()
+        self.heads, self.norm, self.to_qkv, self.out = attention.heads, attention.norm, attention.to_qkv, attention.out
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = self.to_qkv(self.norm(x)).chunk(4, dim=-1)
+        query, key, value, nearby = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
+        place = torch.arange(x.shape[1], device=x.device)
+        decay = (-(place[:, None] - place).abs().to(x.dtype) / math.e).exp()
+        alike = (query @ key.mT * query.shape[-1] ** -0.5).softmax(-1) @ value
+        heads = torch.cat([alike, decay @ (nearby / decay.sum(-1, keepdim=True))], dim=-1)
+        return self.out(heads.transpose(1, 2).flatten(2))
+
+
 class ScorerScores(nn.Module):
     """features (B, T, D) -> scores (B, T), without the check of the values, which a graph cannot make."""
 
     def __init__(self, model: AnomalyScorer):
         super().__init__()
-        for name in ("embed", "attention", "abnormal", "normal", "mean", "classifier"):
+        for name in ("embed", "abnormal", "normal", "mean", "classifier"):
             setattr(self, name, getattr(model, name))
-        parts = zip(*((layer[name] for name in ("norm", "in", "out")) for layer in model.feed_forward), strict=True)
-        self.norms, self.ups, self.downs = map(nn.ModuleList, parts)  # "in" is no name that exported code may hold
+        self.attention = nn.ModuleList(map(_WholeAttention, model.attention))
+        # "in" is no name that exported code may hold
+        layers = list(model.feed_forward)
+        self.norms, self.ups, self.downs = (nn.ModuleList(layer[name] for layer in layers) for name in ("norm", "in", "out"))
 
     def forward(self, features: Tensor) -> Tensor:
         x = self.embed(features.mT).relu().mT
