@@ -127,6 +127,7 @@ class Graph:
     example: dict[str, Tensor]
     outputs: tuple[str, ...]
     free: dict[str, tuple[int, ...]]
+    width: int  # of a feature
 
 
 def graph(trained: trained_detector.TrainedDetector) -> Graph:
@@ -139,10 +140,10 @@ def graph(trained: trained_detector.TrainedDetector) -> Graph:
     if isinstance(model, MemTSM):
         x = draw(EXAMPLE_STREAMS, model.settings.in_channels, trained.preprocessing.steps)
         names = ("logit",) if model.settings.as_released else ("logit", "segment_logit")
-        return Graph(MemTSMScores(model), {"x": x}, names, {"x": (0,)})
+        return Graph(MemTSMScores(model), {"x": x}, names, {"x": (0,)}, model.settings.in_channels)
     if isinstance(model, AnomalyScorer):
         features = draw(EXAMPLE_STREAMS, 70, model.settings.width)
-        return Graph(ScorerScores(model), {"features": features}, ("scores",), {"features": (0, 1)})
+        return Graph(ScorerScores(model), {"features": features}, ("scores",), {"features": (0, 1)}, model.settings.width)
     config = model.settings
     if odd := [name for name in UNEXPORTED if getattr(config, name)]:
         raise ValueError(f"a stream with {odd[0]} is not exported: its decisions go row by row")
@@ -152,7 +153,8 @@ def graph(trained: trained_detector.TrainedDetector) -> Graph:
         "clip": draw(EXAMPLE_STREAMS, config.window, config.width), "valid": torch.tensor([config.window, config.window, 1]),
         "memory": draw(*state["memory"].shape), "filled": full[:, None].expand(-1, config.layers).contiguous(),
     }  # fmt: skip
-    return Graph(LSHMAStep(model).eval(), example, ("logits", "depth", "memory_out", "filled_out"), dict.fromkeys(example, (0,)))
+    outputs = ("logits", "depth", "memory_out", "filled_out")
+    return Graph(LSHMAStep(model).eval(), example, outputs, dict.fromkeys(example, (0,)), config.width)
 
 
 def empty_state(config: LSHMAConfig, streams: int) -> dict[str, np.ndarray]:
@@ -170,12 +172,25 @@ def export(folder: str | Path, out: str | Path) -> dict[str, float]:
     trained = trained_detector.load(folder, device="cpu")
     made = graph(trained)
     found = runtimes.write_onnx(made.module, made.example, made.outputs, out / NETWORK, free=made.free)
+    artifacts.write_json(out / "config.json", artifacts.read_json(folder / "config.json"))
+    _compare(trained, out, found)
     if "openvino" in found:
         runtimes.write_openvino(out / NETWORK, out / "network.xml")
-    artifacts.write_json(out / "config.json", artifacts.read_json(folder / "config.json"))
     facts = {"features": trained_detector.features_of(folder), "model_sha256": artifacts.sha256(folder / "model.safetensors")}
     artifacts.write_made_by(out, **facts, largest_difference=found)
     return found
+
+
+def _compare(trained: trained_detector.TrainedDetector, out: Path, found: dict[str, float]) -> None:
+    """Compare the scores of a drawn video with the detector's own; ValueError, and no network, where they differ."""
+    features = np.random.default_rng(0).normal(size=(67, graph(trained).width)).astype(np.float32)
+    expected = trained.score(features)
+    for runtime in found:
+        worst = float(np.abs(load(out, runtime).score(features) - expected).max())
+        found[runtime] = max(found[runtime], worst)
+        if not worst <= runtimes.PARITY:
+            (out / NETWORK).unlink()
+            raise ValueError(f"{out} is not written: by {runtime} its scores are {worst:.1e} from torch's")
 
 
 def command_lines(model: Path, out: Path, *, weights: str | None = None, side: int = 224) -> Iterator[str]:
