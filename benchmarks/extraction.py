@@ -1,8 +1,9 @@
-"""How much faster are our XFeat rows than kornia's network fed by decord, at equal features? One run, ratios.
+"""How much faster are our XFeat features than kornia's network fed by decord, at equal features? One run, ratios, limits.
 
 Stock: decord (default), frames to float32 RGB, antialiased resize, kornia's forward pass in eager float32, pooled.
-Ours: summed gray planes, channels-last, descriptor map only, bfloat16 where the processor has it.
-Both on one thread, then ours as the workspace runs it: two processes over several videos.
+Ours: summed gray planes, channels-last, descriptor map only, bfloat16 where the processor has it, OpenVINO where it is installed.
+Each on one thread; then as `vau extract` runs: decoding ahead of the network, and one worker process against two on 32 videos.
+Limits beside it: the codec alone, and what the network's operations would take at the peak that a matrix product reaches here.
     python benchmarks/extraction.py [video ...]      real weights: set VAU_WEIGHTS (or VAU_REAL_DATA)
 """
 
@@ -12,22 +13,27 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import av
 import numpy as np
+import pandas as pd
+import timing
 import torch
 import torch.nn.functional as F
 from kornia.feature import XFeat
+from torch.utils.flop_counter import FlopCounterMode
 
 from vau_lib.data import records, video
-from vau_lib.detectors import training
+from vau_lib.evaluation import result_tables
 from vau_lib.features import checkpoints, extraction, xfeat
-from vau_lib.synthetic import dataset as synthetic_dataset
+from vau_lib.workspace import presets
+from vau_lib.workspace.seeds import seed_everything
 
-SNIPPET, BATCH, SIDE, ROUNDS = records.SNIPPET_FRAMES, 16, 224, 3
+SNIPPET, SIDE, ROUNDS, FRAMES, VIDEOS, SHORT = records.SNIPPET_FRAMES, 224, 3, 128, 32, 64
 
 
-def stock_rows(net, path: Path) -> np.ndarray:
+def stock_rows(net, path: Path, num_frames: int) -> np.ndarray:
     """Return rows the plain way: decode colour, resize, whole network, pool."""
-    num_frames, rows = video.probe(path).num_frames, []
+    rows = []
     for start in range(0, num_frames, SNIPPET):
         frames = video.read_frames(path, range(start, min(start + SNIPPET, num_frames)), reader="decord")
         pixels = torch.as_tensor(frames).permute(0, 3, 1, 2).float() / 255
@@ -38,11 +44,12 @@ def stock_rows(net, path: Path) -> np.ndarray:
     return np.stack(rows)
 
 
-def timed(work) -> tuple[float, np.ndarray]:
-    """Return the best of a few interleaved rounds' seconds and the result."""
-    start = time.perf_counter()
-    result = work()
-    return time.perf_counter() - start, result
+def codec_only(path: Path) -> None:
+    """Decode every frame and look at none."""
+    with av.open(str(path)) as container:
+        container.streams.video[0].thread_count = 1
+        for _ in container.decode(video=0):
+            pass
 
 
 def weights() -> str:
@@ -53,62 +60,119 @@ def weights() -> str:
 
 
 def videos(scratch: Path) -> list[Path]:
-    """Return the videos named, else a real one, else a synthetic one."""
-    if len(sys.argv) > 1:
-        return [Path(name) for name in sys.argv[1:]]
+    """Return the first frames of the videos named, else of a real one, else drawn ones."""
     real = Path(os.environ.get("VAU_REAL_DATA", "")) / "videos" / "ucf_crime" / "Robbery102_x264.mp4"
-    if real.is_file():
-        return [real]
-    scenario = synthetic_dataset.scenario_for(0, event="fight", duration_s=20.0)
-    video.write_video(scratch / "synthetic.mp4", synthetic_dataset.render(scenario).frames, fps=scenario.fps)
-    return [scratch / "synthetic.mp4"]
+    given = [Path(name) for name in sys.argv[1:]] or ([real] if real.is_file() else [])
+    found = []
+    for path in given:
+        found.append(scratch / f"{path.stem}.mp4")
+        frames = video.read_frames(path, range(min(FRAMES, video.probe(path).num_frames)))
+        video.write_video(found[-1], frames, fps=30)
+    if not found:
+        found.append(scratch / "drawn.mp4")
+        noise = np.random.default_rng(0).integers(0, 255, (240, 320, 3), dtype=np.uint8)
+        video.write_video(found[-1], (np.roll(noise, place, axis=1) for place in range(FRAMES)), fps=30)
+    return found
+
+
+def encoders(found: str) -> dict[str, xfeat.XFeatEncoder]:
+    """Return our ways by name; OpenVINO only where it is installed."""
+    made = {
+        "ours, float32": xfeat.XFeatEncoder(found, bfloat16=False, device="cpu"),
+        "ours, as shipped": xfeat.XFeatEncoder(found, device="cpu"),
+    }
+    for name, bfloat16 in (("ours, OpenVINO float32", False), ("ours, OpenVINO bfloat16", True)):
+        try:
+            made[name] = xfeat.XFeatEncoder(found, bfloat16=bfloat16, device="cpu", runtime="openvino")
+        except ValueError as error:
+            print(error)
+    return made
+
+
+def peak_gflops(dtype: torch.dtype, side: int = 1024) -> float:
+    """Return what a square matrix product reaches on one thread, best of some, by CPU time."""
+    a = torch.randn(side, side).to(dtype)
+    best = timing.interleaved({"product": lambda: a @ a}, 8)["best_cpu_ms"].iloc[0]
+    return 2 * side**3 / best / 1e6
+
+
+def compare(path: Path, net, ours: dict[str, xfeat.XFeatEncoder]) -> pd.DataFrame:
+    """Return a row per way: frames per second, the ratio to stock, the difference of the features."""
+    num_frames, first, rows = video.probe(path).num_frames, "stock: kornia eager float32, decord", {}
+
+    def keep(name: str, work) -> None:
+        rows[name] = work()
+
+    ways = {first: lambda: keep(first, lambda: stock_rows(net, path, num_frames))}
+    for name, encoder in ours.items():
+        ways[name] = lambda name=name, encoder=encoder: keep(name, lambda: np.stack(list(encoder.encode(path, SNIPPET))))
+    source = next(iter(ours.values()))
+    ways |= {
+        "limit: gray and shrunk, no network": lambda: sum(1 for _ in source.source(path)),
+        "limit: codec": lambda: codec_only(path),
+    }
+    table = timing.interleaved(ways, ROUNDS, 1)
+    stock = table.set_index("way").loc[first]
+    size = {n: np.linalg.norm(r - rows[first]) / np.linalg.norm(rows[first]) for n, r in rows.items()}
+    table["frames_per_cpu_s"] = 1e3 * num_frames / table["best_cpu_ms"]
+    table["times_stock"] = stock["best_cpu_ms"] / table["best_cpu_ms"]
+    table["times_stock_by_wall"] = stock["best_ms"] / table["best_ms"]
+    table["difference"] = table["way"].map(size)
+    return table.assign(video=path.name, frames=num_frames)
+
+
+def network_share(encoder: xfeat.XFeatEncoder) -> None:
+    """Print what share of the measured peak the network reaches."""
+    frames = 255 * torch.rand(SNIPPET, SIDE, SIDE)
+    with FlopCounterMode(display=False) as counter:
+        encoder._network(frames)
+    flops = counter.get_total_flops() / SNIPPET
+    ms = timing.interleaved({"network": lambda: encoder.dense(frames)}, 8)["best_cpu_ms"].iloc[0] / SNIPPET
+    for dtype in (torch.float32, torch.bfloat16):
+        peak = peak_gflops(dtype)
+        print(f"  {flops / 1e9:.2f} GFLOP a frame in {ms:.2f} ms is {flops / ms / 1e6 / peak:.0%} of {peak:.0f} GFLOP/s ({dtype})")
+
+
+def scale(path: Path, found: str, folder: Path) -> pd.DataFrame:
+    """Return wall and shares of 32 copies: one process, decoding ahead; one worker; two workers."""
+    video.write_video(folder / "short.mp4", video.read_frames(path, range(SHORT)), fps=30)
+    path = folder / "short.mp4"
+    copies = [records.VideoRecord(f"copy{n}", path.name, "bench", "train", 0) for n in range(VIDEOS)]
+    recipe = extraction.Recipe("xfeat", SNIPPET, (("weights", str(found)),), device="cpu")
+    rows = []
+    for name, engine, workers in (("ahead", "serial", 1), ("one worker", "processes", 1), ("two workers", "processes", 2)):
+        done = extraction.extract(copies, path.parent, folder / name, recipe, engine=engine, workers=workers)
+        print(f"  {name}: {done.seconds:.1f} s, {done.rates()}; {timing.machine()}")
+        slower = max(done.decode_s, done.encode_s) / workers
+        rows.append({"way": name, **extraction.summary(done), "wall_over_slower_stage": done.seconds / slower})
+    one, two = rows[1]["seconds"], rows[2]["seconds"]
+    busy = [row["decode_s"] + row["encode_s"] for row in rows[1:]]
+    ratio, work = one / two, busy[1] / busy[0]
+    print(f"  two workers: x{ratio:.2f} by the wall, efficiency {ratio / 2:.2f}; their work {work:.2f} of one's")
+    return pd.DataFrame(rows)
 
 
 def main() -> None:
     torch.set_num_threads(1)
     found = weights()
-    stock = XFeat().eval()
-    encoder, exact = xfeat.XFeatEncoder(found), xfeat.XFeatEncoder(found, bfloat16=False)
-    stock.net.load_state_dict(encoder.net.state_dict())
+    stock, ours = XFeat().eval(), encoders(found)
+    stock.net.load_state_dict(ours["ours, float32"].net.state_dict())
     kind = "RANDOM weights" if found == "random" else Path(found).name
-    print(f"XFeat rows, {kind}; torch {torch.__version__}, bfloat16 here: {encoder.bfloat16}")
+    print(
+        f"XFeat features, {kind}; torch {torch.__version__}, bfloat16 here: {ours['ours, as shipped'].bfloat16}; {timing.machine()}"
+    )
+    studies, started = presets.project() / "data" / "results" / "studies", time.perf_counter()
     with TemporaryDirectory() as folder:
         paths = videos(Path(folder))
-        for path in paths:
-            compare(path, stock.net, encoder, exact)
-        scale(paths[0], found, Path(folder))
-
-
-def compare(path: Path, net, encoder, exact) -> None:
-    ways = {
-        "stock kornia eager float32 + decord": lambda: stock_rows(net, path),
-        "ours, float32": lambda: np.stack(list(exact.encode(path, SNIPPET))),
-        "ours, as shipped": lambda: np.stack(list(encoder.encode(path, SNIPPET))),
-    }
-    best, rows = {}, {}
-    for _ in range(ROUNDS):  # interleaved: a busy neighbour disturbs all alike
-        for name, work in ways.items():
-            seconds, rows[name] = timed(work)
-            best[name] = min(best.get(name, seconds), seconds)
-    first = next(iter(ways))
-    num_frames = video.probe(path).num_frames
-    print(f"\n{path.name}: {num_frames} frames, one thread, best of {ROUNDS} interleaved rounds")
-    for name in ways:
-        error = np.linalg.norm(rows[name] - rows[first]) / np.linalg.norm(rows[first])
-        print(f"  {name:38} {num_frames / best[name]:7.0f} frames/s   x{best[first] / best[name]:5.2f}   pooled error {error:.1e}")
-
-
-def scale(path: Path, found: Path | str, folder: Path) -> None:
-    """Compare one process with two on eight copies of the video."""
-    copies = [records.VideoRecord(f"copy{n}", path.name, "bench", "train", 0) for n in range(8)]
-    recipe = extraction.Recipe("xfeat", SNIPPET, (("weights", str(found)),))
-    seconds = {}
-    for engine in ("serial", "processes"):
-        done = extraction.extract(copies, path.parent, folder / engine, recipe, engine=engine, workers=2)
-        seconds[engine] = done.seconds
-    print(f"\neight videos: two processes x{seconds['serial'] / seconds['processes']:.2f} over one (start-up included)")
+        table = pd.concat([compare(path, stock.net, ours) for path in paths])
+        print(table.round(3).to_string(index=False))
+        result_tables.write_curve(studies / "extraction.csv", table.assign(load=timing.machine()).round(5))
+        network_share(ours["ours, float32"])
+        if "--no-scale" not in sys.argv:
+            result_tables.write_curve(studies / "extraction_workers.csv", scale(paths[0], found, Path(folder)).round(3))
+    print(f"{time.perf_counter() - started:.0f} s")
 
 
 if __name__ == "__main__":
-    training.seed_everything(0)
+    seed_everything(0)
     main()

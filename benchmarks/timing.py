@@ -8,15 +8,16 @@ import numpy as np
 import pandas as pd
 
 
-def interleaved(ways: Mapping[str, Callable[[], object]], rounds: int = 20, warm_up: int = 2) -> pd.DataFrame:
+def interleaved(ways: Mapping[str, Callable[[], object]], rounds: int = 20, warm_up: int = 2, hot: bool = False) -> pd.DataFrame:
     """Return a row per way: median and best milliseconds by the wall, and the best CPU milliseconds of this process.
 
-    Where others use the machine, CPU time is what the way itself costs; it counts all threads of the process.
+    Where others use the machine, CPU time is what the way itself costs; it counts all threads of the process. With `hot` each timed
+    call follows one that is not: the way before has filled the caches.
     """
     wall, cpu = ({name: [] for name in ways} for _ in range(2))
     for turn in range(rounds + warm_up):
         for name, work in ways.items():
-            work() if turn < warm_up else None
+            work() if hot or turn < warm_up else None
             begun, used = time.perf_counter(), time.process_time()
             work()
             if turn >= warm_up:

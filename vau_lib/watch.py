@@ -202,7 +202,10 @@ def report_lines(
         raise artifacts.StoreError(
             f"{model.name}: no trained stream in {model}: `vau run demo 06` trains one, --model names another"
         )
-    trained = trained_detector.load(model, lshma.LSHMA, device=device) if runtime == "torch" else exports.load(model, runtime)
+    if runtime == "torch":
+        trained = trained_detector.load(model, lshma.LSHMA, device=device)
+    else:
+        trained = exports.load(model, runtime, lshma.LSHMA)
     encode, snippet_frames = live_encoder(model, weights, device=device, runtime=runtime)
     trained_on = trained_detector.features_of(model)
     note = "; RANDOM encoder weights, the scores mean nothing" if trained_on.get("weights_sha256") == "random" else ""

@@ -208,13 +208,15 @@ def command_lines(model: Path, out: Path, *, weights: str | None = None, side: i
     yield "largest difference from torch: " + ", ".join(f"{name} {value:.1e}" for name, value in found.items())
 
 
-def load(folder: str | Path, runtime: str = "onnx") -> trained_detector.TrainedDetector:
-    """Return an exported detector whose model is run by a runtime; StoreError for anything else."""
+def load(folder: str | Path, runtime: str = "onnx", kind: type[nn.Module] | None = None) -> trained_detector.TrainedDetector:
+    """Return an exported detector whose model is run by a runtime; StoreError for anything else, and for another than `kind`."""
     folder = Path(folder)
     trained = trained_detector.untrained(folder)
+    if kind is not None and type(trained.model) is not kind:
+        raise artifacts.StoreError(f"{folder} holds {type(trained.model).__name__}, not {kind.__name__}")
     session = runtimes.Session(folder / NETWORK, runtime)
-    kind = {LSHMA: RuntimeLSHMA, MemTSM: RuntimeMemTSM, AnomalyScorer: RuntimeScorer}[type(trained.model)]
-    return replace(trained, model=kind(session, trained.model))
+    made = {LSHMA: RuntimeLSHMA, MemTSM: RuntimeMemTSM, AnomalyScorer: RuntimeScorer}[type(trained.model)]
+    return replace(trained, model=made(session, trained.model))
 
 
 class _Runtime:

@@ -89,6 +89,7 @@ def write_onnx(
     except ImportError as error:
         raise ValueError('ONNX needs the extra: pip install -e ".[export]"') from error
     dynamic = [{axis: torch.export.Dim.DYNAMIC for axis in free.get(name, ())} for name in example]
+    module.eval()
     with torch.no_grad():
         program = torch.onnx.export(
             module, tuple(example.values()), dynamo=True, input_names=[*example], output_names=[*outputs],
