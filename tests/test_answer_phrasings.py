@@ -107,3 +107,53 @@ def test_an_order_is_read(text, count, order):
 def test_no_seconds_are_no_span(text):
     with pytest.raises(ValueError, match="must name seconds that rise"):
         answer_parsing.parse_span(text)
+
+
+# Written on 27 November 2026 before the parser saw them; 16 of 50 were read wrongly, these are of the kinds that were then read
+FRESH = [
+    ("Verdict: positive (robbery in progress).", 1),
+    ("Verdict: negative.", 0),
+    ("I'd say everything here looks perfectly fine.", 0),
+    ("Not everything looks fine here.", 1),
+    ("The footage shows a routine delivery; nothing out of the ordinary takes place.", 0),
+    ("There is something unusual: a car stands on the pavement.", 1),
+    ("| anomaly | kind |\n|---|---|\n| 1 | fall |", 1),
+    ("| frame | anomaly |\n| :-- | --: |\n| 1 | 1 |\n| 2 | 0 |\n", 0),
+    ("Final answer: (B) abnormal", 1),
+    ("The answer is C. No anomaly", 0),
+    ("Status: ALERT. A person is breaking in.", 1),
+    ("Status: OK. No threat.", 0),
+    ("The person appears to be stealing a parcel, an anomalous event, between 4s and 9s.", 1),
+    ("An anomaly from 00:01:05 to 00:01:20.", 1),
+    ("No signs of anomalous behavior except for a man who falls and does not get up.", None),
+    ("NO ANOMALY DETECTED", 0),
+    ("It is not a normal situation: the man collapses.", 1),
+    ("While at first it may look like a fight, the two friends are just playing, so no anomaly.", 0),
+    ("There is neither an anomaly nor any suspicious behaviour.", 0),
+    ("I'm unable to determine whether there is an anomaly.", None),
+    ("Anomaly score: 0.92", None),  # a number without its threshold is no verdict
+    ("The likelihood of an anomaly is low.", None),
+    ("No. Wait, at 00:07 a man pulls a knife. So yes, there is an anomaly.", None),  # says both
+    ("{anomaly: 1, kind: fire}", 1),
+    ('{"anomaly": 1,}', 1),
+]
+
+
+@pytest.mark.parametrize(("text", "verdict"), FRESH)
+def test_a_fresh_phrasing_is_read(text, verdict):
+    assert answer_parsing.parse_verdict(text) == verdict
+
+
+@pytest.mark.parametrize(
+    ("text", "span"),
+    [
+        ("anomaly: true\nkind: fight\nfrom_s: 3\nto_s: 7", (3.0, 7.0)),
+        ("Anomaly: yes; start: 0:12; end: 1:05", (12.0, 65.0)),
+        ("- anomaly: 1\n- from: 3 s\n- to: 7.5 s", (3.0, 7.5)),
+        ("anomaly: 1\nfrom_s: 9\nto_s: 3", None),
+        ("An anomaly from 00:01:05 to 00:01:20.", (65.0, 80.0)),
+    ],
+)
+def test_times_on_lines_of_their_own_are_read(text, span):
+    report = answer_parsing.parse_report(text)
+    assert report["anomaly"] == 1 and (report["from_s"], report["to_s"]) == (span or (None, None))

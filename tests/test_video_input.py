@@ -1,12 +1,13 @@
 """Video input: frames and tokens follow from a processor's configuration; the arithmetic is done here again."""
 
+import json
 import math
 
 import numpy as np
 import pytest
 from transformers import Qwen2VLImageProcessor, Qwen2VLVideoProcessor
 
-from vau_lib import guard
+from vau_lib import cli_models, guard
 from vau_lib.data import video
 from vau_lib.toy import tiny_vlm
 from vau_lib.vlm import chat, video_input
@@ -108,3 +109,14 @@ def test_guard_shows_a_film_by_the_second_and_its_own_seconds_in_windows(qwen, t
     assert row["frames"] == 6, "as many as in its tuning, unless frames per second are asked for"
     with pytest.raises(ValueError, match="fps and max_frames are of video input"):
         guard.guard(qwen, path, plan=guard.GuardPlan(fps=2.0), log=None, progress=False)
+
+
+def test_frames_go_in_as_video_where_a_model_can_unless_its_tuning_was_otherwise(qwen, tmp_path):
+    """For guard, tune and reinforce alike: --video or --pictures, else the adapter's own way, else video."""
+    pictures_only = tiny_vlm.tiny("internvl", sizes=SMALL)
+    assert cli_models._as_video(qwen, None) and not cli_models._as_video(pictures_only, None)
+    assert not cli_models._as_video(qwen, False) and cli_models._as_video(pictures_only, True)  # refused later, with its reason
+    assert not cli_models._as_video(qwen.replace(question="Odd?"), None), "tuned, and not known to be on video"
+    for tuned_so in (True, False):
+        (tmp_path / "made_by.json").write_text(json.dumps({"as_video": tuned_so}))
+        assert cli_models._as_video(qwen, None, tmp_path) is tuned_so

@@ -90,17 +90,26 @@ def guard(
 
 def _guard_model(model: str, adapter: Path | None, as_video: bool | None, *, pictures: bool, video: bool):
     """Return the model, and whether it gets frames as one video: as in its tuning, else wherever it reads videos."""
-    from vau_lib.vlm import models, video_input  # torch, only here
+    from vau_lib.vlm import models  # torch, only here
 
     if adapter is None and _model_path(model) == _model_path(TOY_VLM):
         adapter = Path(TOY_JUDGE)  # the toy alone describes and does not judge
     vlm = _with_adapter(models.load(_model_path(model)), adapter)
     if as_video is None:
-        place = presets.project_path(str(adapter)) / "made_by.json" if adapter else None
-        facts = artifacts.read_json(place) if place and place.is_file() else {}
-        tuned_so = bool(facts.get("as_video")) if adapter or vlm.question else True
-        as_video = video or (tuned_so and not pictures and video_input.reads_video(vlm))
+        as_video = video or (not pictures and _as_video(vlm, None, adapter))
     return vlm, as_video
+
+
+def _as_video(vlm, given: bool | None, adapter: Path | None = None) -> bool:
+    """Return whether frames go in as one video: as `given`, else as in the model's tuning, else wherever it reads videos."""
+    from vau_lib.vlm import video_input
+
+    if given is not None:
+        return given
+    place = presets.project_path(str(adapter)) / "made_by.json" if adapter else None
+    facts = artifacts.read_json(place) if place and place.is_file() else {}
+    tuned_so = bool(facts.get("as_video")) if adapter or vlm.question else True
+    return tuned_so and video_input.reads_video(vlm)
 
 
 def _chooser(vlm, scorer: Path, stride: int, cap: int | None):
@@ -281,7 +290,10 @@ Files = Annotated[list[Path], typer.Argument(help="instruction files, like data/
 Roots = Annotated[list[Path] | None, typer.Option("--root", help="folder of each file's videos; its own folder if not given")]
 TuneModel = Annotated[str, typer.Option(help="folder or hub name of InternVL or Qwen-VL")]
 Frames = Annotated[int, typer.Option(help="frames sampled per video, or the most of them with --fps")]
-AsVideo = Annotated[bool, typer.Option("--video", help="show frames as one video, for half the tokens (Qwen-VL)")]
+AsVideo = Annotated[
+    bool | None,
+    typer.Option("--video/--pictures", help="frames as one video, for half the tokens; the default where the model can"),
+]
 Fps = Annotated[float | None, typer.Option(help="frames a second of a video, up to --frames; with --video")]
 MaxPixels = Annotated[int | None, typer.Option(help="largest area of a frame; the model's own if not given (Qwen-VL)")]
 KeepRatio = Annotated[float, typer.Option(help="train on a random fraction of the visual tokens, from this to 1")]
@@ -296,7 +308,7 @@ def tune(
     model: TuneModel = TOY_VLM,
     keep_ratio: KeepRatio = 1.0,
     frames: Frames = 16,
-    as_video: AsVideo = False,
+    as_video: AsVideo = None,
     fps: Fps = None,
     max_pixels: MaxPixels = None,
     steps: Annotated[int, typer.Option(help="optimizer steps; -1: --epochs")] = -1,
@@ -321,7 +333,6 @@ def tune(
     from vau_lib import tune as tuning
     from vau_lib.vlm import finetuning, models  # torch, only here
 
-    shown = tuning.Shown(frames, as_video, fps, max_pixels, keep_ratio)
     plan = finetuning.LoraPlan(
         epochs=epochs, max_steps=steps, learning_rate=rate, batch_size=batch, accumulation=accumulation, seed=seed,
         checkpointing=checkpointing, deepspeed=deepspeed, fsdp=fsdp, workers=workers, save_steps=save_steps,
@@ -329,6 +340,7 @@ def tune(
     )  # fmt: skip
     places = _places(files, roots)
     vlm = models.load(_model_path(model), bits=bits)
+    shown = tuning.Shown(frames, _as_video(vlm, as_video), fps, max_pixels, keep_ratio)
     options = dict(plan=plan, shown=shown, rank=rank, balance=balance, progress=True)
     tuned, losses, count = tuning.tune(vlm, places, presets.project_path(str(out)), **options)
     first, last = losses["loss"].iloc[[0, -1]]
@@ -346,7 +358,7 @@ def reinforce(
     judgements: Annotated[float, typer.Option(help="fraction of the questions that are judgements")] = 0.5,
     keep_ratio: Annotated[float, typer.Option(help="fraction of the visual tokens that is kept, in (0, 1]")] = 1.0,
     frames: Annotated[int, typer.Option(help="frames shown per question")] = 6,
-    as_video: AsVideo = False,
+    as_video: AsVideo = None,
     max_pixels: MaxPixels = None,
     steps: Annotated[int, typer.Option(help="roll-outs")] = 150,
     questions: Annotated[int, typer.Option(help="questions per roll-out")] = 8,
@@ -376,8 +388,9 @@ def reinforce(
         vlm = vlm.replace(model=finetuning.lora(vlm.model, r=rank, alpha=2 * rank, seed=seed))
     else:
         vlm = finetuning.trainable_adapter(vlm, presets.project_path(str(adapter)))
+    shown = tuning.Shown(frames, _as_video(vlm, as_video, adapter), None, max_pixels, keep_ratio)
     table = tuning.reinforce(
-        vlm, places, presets.project_path(str(out)), plan=plan, shown=tuning.Shown(frames, as_video, None, max_pixels, keep_ratio),
+        vlm, places, presets.project_path(str(out)), plan=plan, shown=shown,
         counts=[count for count in pieces or [2] if count], judgement_fraction=judgements, exam_split=exam, progress=True,
     )  # fmt: skip
     for row in table.itertuples():

@@ -35,6 +35,7 @@ WORDS = {
     **dict.fromkeys(
         ("0", "0.0", "false", "no", "normal", "none", "no anomaly", "not anomalous", "not abnormal", "absent", "not present"), 0
     ),
+    **{"positive": 1, "negative": 0},  # of a test for anomalies
 }
 WORD = "|".join(sorted((re.escape(word).replace(r"\ ", r"\s+") for word in WORDS), key=len, reverse=True))
 ANNOUNCED = "answer|output|verdict|decision|conclusion|classification|prediction|label|result"
@@ -74,6 +75,7 @@ PRESENT = (
     r"|spotted|visible|evident|apparent|named|called|recorded|captured|shown|confirmed|recognized|recogni[sz]able)\b"
 )
 
+STRANGE = r"(?:out\s+of\s+the\s+ordinary|unusual|strange|irregular)"  # not "suspicious", which is no event
 MEANINGS = ["|".join(word for word, label in WORDS.items() if label == number and word[0].isalpha()) for number in (0, 1)]
 ONLY_WORD = rf"(?:{WORD})\W*\Z"  # and nothing after it
 SPELLINGS = tuple(  # one way to say what is said in several
@@ -82,6 +84,17 @@ SPELLINGS = tuple(  # one way to say what is said in several
         (r"\bnon[\s-]?(?=(?:anomalous|abnormal)\b)", "not "),
         (r"\banomaly[\s-]free\b", "free of anomalies"),
         (r"\b0\s+(?=anomal)", "no "),
+        (rf"\b(nothing|anything|something)\s+(?:\w+ly\s+)?{STRANGE}\b", r"\1 anomalous"),
+        (
+            r"\b(everything|all)\s+((?:\w+\s+){0,2}?(?:looks?|seems?|appears?|is))\s+(?:\w+ly\s+)?"
+            r"(?:fine|ok(?:ay)?|in\s+order|as\s+usual|all\s+right)\b",
+            r"\1 \2 normal",
+        ),
+        # who names an exception does not deny: "no anomaly except for a man who falls"
+        (rf"\b(?:{NO}|{NOT})\s+[^.!?;\n]{{0,80}}?{ODD}[^.!?;,\n]{{0,60}}?\b(?:except|apart\s+from|aside\s+from)\b[^.!?;\n]*", " "),
+        (r"\A\W*(?:status|alert(?:\s+level)?)\s*:\s*(?:alert|alarm|danger|emergency)\b", "answer: anomaly. "),
+        (r"\A\W*(?:status|alert(?:\s+level)?)\s*:\s*(?:ok(?:ay)?|all\s+clear|clear|safe)\b", "answer: normal. "),
+        (rf"\b(?:answer|option|choice)(?:\s+is)?\s*:?\s*\(?[a-d][).:]+\s*(?={ONLY_WORD})", "answer: "),
         (r"^\W*(?:class|category)\s*:\s*(?=(?:ab)?normal\b|anomal)", "label: "),
         (r"\[(?:final\s+)?answer\]\s*:?", "answer: "),
         (rf"^\W*((?:final\s+)?(?:{ANNOUNCED}|{'|'.join(KEYS)}))\s*(?:\s[-–—]\s|[-=]+>|→)\s*(?=(?:{WORD})\W*$)", r"\1: "),
@@ -101,6 +114,9 @@ SPELLINGS = tuple(  # one way to say what is said in several
 CLASSES = (
     r"(?:abuse|arrest|arson|assault|burglary|explosion|fight(?:ing)?|(?:road|car|traffic)\s+accident|robbery|shooting|shoplifting|stealing"
     r"|theft|vandalism|riot|fall(?:ing)?|fire|crash|collision|intrusion|trespassing)"
+)
+TABLE = re.compile(
+    r"^[ \t]*(\|[^\n]{1,400}\|)[ \t]*\n[ \t]*\|[\s:|-]{1,200}\|[ \t]*\n((?:[ \t]*\|[^\n]{1,400}\|[ \t]*(?:\n|$))+)", re.M
 )
 LABELLED = re.compile(  # "should be labeled 1", "I would rate this video as 0"; not "not labeled 1"
     rf"(\b{NOT}\b[^.!?;\n]{{0,120}})?\b(?:label|classif|categori[sz]|rat)(?:l?ed|ies|ied|y|es?)?\s+"
@@ -146,6 +162,8 @@ AFFIRMATION = re.compile(
     rf"|(?<!\bto )\b{SHOW}\s+(?:(?!(?:to|for|about)\b){CLAUSE}){{0,3}}?{ODD}|(?<!for )\bsomething\s+{ODD}"
     rf"|\bthere(?:\s+|(?='s))(?:{BE}|exist\w*|occur\w*|happen\w*)\s+(?:{CLAUSE}){{0,4}}?{ODD}"
     rf"|\b{ODD}{INSERTED}\s+(?:(?!(?:that|to|such)\b){CLAUSE}){{0,4}}?{PRESENT}|\b{JUDGING}\s+(?:{CLAUSE}){{0,4}}?as\s+(?:\w+\s+)?{ODD}"
+    rf"|(?<=,)\s*an?\s+(?:\w+ly\s+)?{ODD}\s+{KIND}\s*(?=[,.]|$)"  # "a man takes a parcel, an anomalous event"
+    rf"|^\W*(?:an?|one)\s+{ODD}(?:\s+{KIND})?\s+(?:from|between|at|starting)\s+(?:at\s+)?\d"
     rf"|\bthe\s+(?:\w+\s+)?{ODD}(?:\s+{KIND}){{0,2}}\s+(?:is|are|was|were|involves?|consists?)\b(?!\s+(?:something|an?y?\s+\w+\s+that)\b)",
     re.I | re.M,
 )
@@ -171,6 +189,11 @@ SPAN_KEYS = (
     ("start", "end"),
     ("start_time", "end_time"),
     ("begin", "end"),
+)
+SPAN_LINE = re.compile(  # "from_s: 3", a line or a part of one, as in YAML
+    rf"""(?:^|[,;|])\W*({"|".join(dict.fromkeys(key for pair in SPAN_KEYS for key in pair))})["']?\s*[:=]\s*["']?"""
+    rf"({MOMENT}(?:\s*s(?:ec(?:ond)?s?)?)?)(?![\d:])",
+    re.I | re.M,
 )
 KIND_KEYS = ("kind", "anomaly_type", "anomaly_kind", "type", "category", "class", "label", "event")
 KIND_LINE = re.compile(rf"""(?<!\w)["']?({"|".join(KIND_KEYS)})["']?\s*[:=]\s*["']?([^"'\n,;{{}}]{{1,80}})""", re.I)
@@ -262,6 +285,10 @@ def _span(text: str) -> tuple[float, float] | None:
         for start, end in SPAN_KEYS:
             if found.get(start) is not None and found.get(end) is not None:
                 return (found[start], found[end]) if found[end] > found[start] else None
+    lines = {key.lower(): _seconds(value) for key, value in SPAN_LINE.findall(text)}
+    for start, end in SPAN_KEYS:
+        if lines.get(start) is not None and lines.get(end) is not None and lines[end] > lines[start]:
+            return lines[start], lines[end]
     spans = [(_seconds(found[1]), _seconds(found[2])) for found in BETWEEN.finditer(text)]
     return next(((start, end) for start, end in spans if end > start), None)
 
@@ -290,8 +317,14 @@ def _final_part(text: str) -> str:
         text = marked[-1]
     for pattern, plain in SPELLINGS:
         text = pattern.sub(plain, text)
-    text = LABELLED.sub(lambda found: found[0] if found[1] else "label: ", text)
+    text = TABLE.sub(_lines_of_table, LABELLED.sub(lambda found: found[0] if found[1] else "label: ", text))
     return MARKUP.sub("", COUNTED.sub("anomaly", HEADING.sub(r"\1:", text)))
+
+
+def _lines_of_table(table: re.Match) -> str:
+    """Return a Markdown table's last row as lines `head: cell`."""
+    head, last = (line.strip().strip("|").split("|") for line in (table[1], table[2].strip().rpartition("\n")[2]))
+    return "\n".join(f"{name.strip()}: {cell.strip()}" for name, cell in zip(head, last, strict=False)) + "\n"
 
 
 def _word(text: str) -> str:
