@@ -58,7 +58,7 @@ def scene(path: Path, kind: str) -> None:
 def full_depth(counts: dict, layers: int) -> float:
     """Return operations (billions) of a pass at full depth, counted with `layers` of each, the last block full."""
     of = {name: sum(part.values()) / 1e9 for name, part in counts.items()}
-    text, tower = (next(name for name in of if name.endswith(end)) for end in ("language_model.layers.0", "visual.blocks.0"))
+    text, tower = (next(name for name in of if name.endswith(end)) for end in (".layers.0", ".blocks.0"))
     block = tower.removesuffix("0")
     known = layers * of[text] + sum(of[f"{block}{n}"] for n in range(layers))
     once = of["Global"] - known

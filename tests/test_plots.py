@@ -5,6 +5,7 @@ import shutil
 import matplotlib.colors as colors
 import numpy as np
 import pandas as pd
+import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -118,3 +119,13 @@ def test_the_name_of_a_panel_does_not_lie_on_its_seconds():
     name = boxes[0].y1 - boxes[0].height / 2  # the middle of two lines: the name is above it
     assert all(box.y1 <= name + 1 or box.x0 >= boxes[0].x1 for box in boxes[1:])
     assert [text.get_text().split("\n")[-1] for text in shown[:2]] == ["0.6 s", "1.9 s"]
+
+
+def test_every_name_gets_its_line_or_there_is_a_refusal():
+    """Eight rules of token selection are drawn; a ninth would have no colour of its own and was left out without a word before."""
+    table = pd.DataFrame([(f"rule {n}", x, n) for n in range(9) for x in (0, 1)], columns=["who", "x", "y"])
+    eight = table[table["y"] < 8]
+    lines = curves.lines(eight, x="x", y="y", hue="who").axes[0].lines
+    assert len({line.get_color() for line in lines}) == 8
+    with pytest.raises(ValueError, match="at most 8 lines can be told apart, got 9 values of who"):
+        curves.lines(table, x="x", y="y", hue="who")

@@ -111,7 +111,10 @@ def lines(
     figure, axis = subplots(figsize=(8.5, 3.6))
     for start, end in spans:
         axis.axvspan(start, end, color=TRUTH, alpha=0.35, lw=0)
-    for colour, (name, part) in zip((ANOMALOUS, NORMAL, *SERIES[2:], QUIET), table.groupby(hue, sort=False), strict=False):
+    colours = (ANOMALOUS, NORMAL, *SERIES[2:], QUIET, "#E69F00")
+    if table[hue].nunique() > len(colours):
+        raise ValueError(f"at most {len(colours)} lines can be told apart, got {table[hue].nunique()} values of {hue}")
+    for colour, (name, part) in zip(colours, table.groupby(hue, sort=False), strict=False):
         axis.plot(part[x], part[y], color=colour, label=name, marker="o" if marks else None, ms=4)
         if low and high:
             axis.fill_between(part[x], part[low], part[high], color=colour, alpha=0.18, lw=0)
