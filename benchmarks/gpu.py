@@ -1,18 +1,28 @@
-"""Do the detectors train, score and stream on this device, and how fast? One call, under five minutes; a table to stdout.
+"""What this project does on a GPU, beside the CPU path's numbers: one call, under eight minutes; tables to stdout and a csv.
 
-Random weights and features of the published sizes: the numbers are times, not quality.
+- the detectors train, score and stream there, and their scores are the CPU's
+- XFeat against stock kornia on the same card; decoding on the card (torchcodec) against decoding on the CPU, colours compared
+- prefill of a language model of Qwen2.5-VL-3B's text sizes at keep ratios, with memory
+Random weights and features of the published sizes: the numbers are times, not quality. No card was at hand when this was written:
+the dry run on a CPU, at tiny sizes, is what the tests run.
     python benchmarks/gpu.py [--device cuda|cpu]
 """
 
 import argparse
 import platform
 import time
+import warnings
 from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
+from kornia.feature import XFeat
 
+from vau_lib.data import video
 from vau_lib.detectors import anomaly_scorer, lshma, lshma_state, memtsm, preprocessing, trained_detector, training
 from vau_lib.features import xfeat
 
@@ -28,14 +38,63 @@ MODELS = {  # name: (model, feature width, videos a step, snippets of a video, s
 
 def main(device: str) -> None:
     here = f"{platform.processor() or 'CPU'}, {torch.get_num_threads()} threads, a dry run of small sizes"
-    card = torch.cuda.get_device_name() if device == "cuda" else here
+    print(f"{torch.cuda.get_device_name() if device == 'cuda' else here}; torch {torch.__version__}", flush=True)
     rows = [measure(name, *sizes, device) for name, sizes in MODELS.items()]
-    encoder = xfeat.XFeatEncoder("random")
-    encoder.net.to(device)
-    frames = np.random.default_rng(0).integers(0, 255, (32, 240, 320, 3), dtype=np.uint8)
-    seconds = timed(lambda: encoder(frames), device)
-    print(f"{card}; XFeat (random weights) {len(frames) / seconds:,.0f} frames/s with resizing")
-    print(pd.DataFrame(rows).round(3).to_string(index=False))
+    print(pd.DataFrame(rows).round(3).to_string(index=False), flush=True)
+    print(features(device).round(3).to_string(index=False), flush=True)
+    print(prefill(device).round(3).to_string(index=False), flush=True)
+
+
+def features(device: str) -> pd.DataFrame:
+    """Return frames per second of XFeat, stock and ours, of pixels in memory and of a file, and of the decoders."""
+    frames_of, size, batch = (1024, (240, 320), 64) if device == "cuda" else (32, (64, 64), 16)
+    encoder = xfeat.XFeatEncoder("random", device=device)
+    frames = np.random.default_rng(0).integers(0, 255, (batch, *size, 3), dtype=np.uint8)
+    stock = XFeat().eval().to(device)
+    pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).float().to(device) / 255
+    shrunk = F.interpolate(pixels, (encoder.side, encoder.side), mode="bilinear", antialias=True)
+    gray = 255 * shrunk.mean(1)
+    rows = [
+        ("stock kornia, float32, pixels there", batch, lambda: stock.net(shrunk)),
+        ("ours, pixels there", batch, lambda: encoder.dense(gray)),
+        ("ours, arrays of the CPU, resizing too", batch, lambda: encoder(frames)),
+    ]
+    with TemporaryDirectory() as folder, torch.inference_mode(), warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        path, still = Path(folder) / "film.mp4", np.random.default_rng(1).integers(0, 255, (*size, 3), dtype=np.uint8)
+        video.write_video(path, (np.roll(still, place, axis=1) for place in range(frames_of)), fps=30)
+        rows += [
+            ("decoding on the CPU, gray", frames_of, lambda: sum(1 for _ in video.gray_frames(path))),
+            ("decoding on the card", frames_of, lambda: sum(map(len, video.device_frames(path, device) or []))),
+            ("a file to features", frames_of, lambda: list(encoder.encode(path, 16))),
+        ]
+        table = [{"what": name, "frames/s": count / timed(work, device)} for name, count, work in rows]
+    print("\n".join(sorted({str(note.message) for note in notes if "decoded on the CPU" in str(note.message)})))
+    return pd.DataFrame(table)
+
+
+def prefill(device: str) -> pd.DataFrame:
+    """Return milliseconds and memory of reading a prompt of video tokens at keep ratios: Qwen2.5-VL-3B's text sizes, random."""
+    from transformers import Qwen2Config, Qwen2Model
+
+    sizes = {"hidden_size": 2048, "intermediate_size": 11_008, "num_hidden_layers": 36, "num_attention_heads": 16}
+    if device == "cpu":
+        sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = Qwen2Config(**sizes, num_key_value_heads=2, vocab_size=1000)
+    kind = torch.bfloat16 if device == "cuda" else torch.float32
+    with torch.device(device):
+        model = Qwen2Model(config).to(kind).eval()
+    tokens, text, rows = (16_384 if device == "cuda" else 64), 64, []
+    for keep in (1.0, 0.5, 0.25, 0.1):
+        x = torch.randn(1, int(tokens * keep) + text, config.hidden_size, device=device, dtype=kind)
+        if device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        with torch.inference_mode():
+            seconds = timed(lambda x=x: model(inputs_embeds=x), device)
+        memory = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else float("nan")
+        rows.append({"keep ratio": keep, "tokens": x.shape[1], "prefill ms": 1000 * seconds, "peak GiB": memory})
+    table = pd.DataFrame(rows)
+    return table.assign(times=table["prefill ms"].iloc[0] / table["prefill ms"])
 
 
 def measure(name: str, make: Callable, width: int, videos: int, snippets: int, steps: int | None, device: str) -> dict:

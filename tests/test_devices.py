@@ -5,6 +5,7 @@ Trained here as `Trainer` does it: the network and each batch moved, everything 
 
 from collections.abc import Callable
 from copy import deepcopy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -233,3 +234,17 @@ def test_a_detector_trains_and_scores_on_a_gpu(name, tmp_path):
     again = trained_detector.load(tmp_path)
     for key in features:
         np.testing.assert_allclose(again.score(features[key]), trained.score(features[key]), atol=1e-3)
+
+
+def test_the_gpu_benchmark_runs_dry(capsys, monkeypatch):
+    """benchmarks/gpu.py at tiny sizes: every table has its rows, and the detectors' scores are the CPU's."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    import gpu
+
+    config = ScorerConfig(width=WIDTH, hidden=32, heads=2, head_width=8, slots=16)
+    monkeypatch.setattr(gpu, "MODELS", {"anomaly scorer": (lambda: AnomalyScorer(config), WIDTH, 4, 40, 16)})
+    gpu.main("cpu")
+    said = capsys.readouterr().out
+    assert "a dry run of small sizes" in said and "stock kornia, float32" in said and "keep ratio" in said
+    (row,) = [line.split() for line in said.splitlines() if line.strip().startswith("anomaly scorer")]
+    assert float(row[-1]) < 1e-4

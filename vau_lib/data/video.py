@@ -141,6 +141,30 @@ def gray_frames(path: str | Path) -> Iterator[np.ndarray]:
         yield video_readers.gray(frame, track)
 
 
+def device_frames(path: str | Path, device: str) -> Iterator | None:
+    """Return an iterator of all frames as torch tensors uint8 (t, H, W, 3) decoded on a GPU, or None where that is not possible.
+
+    Then one warning says why, and the caller decodes on the CPU. Colours are the CPU's within `video_readers.COLOUR_TOLERANCE`,
+    checked on the first frame of every file.
+    """
+    if Path(path).is_dir():
+        return None
+    frames = video_readers.device_frames(video_index.track(path), device)
+    try:
+        first = next(frames)
+    except (video_readers.Uncertain, VideoError) as error:
+        warnings.warn(f"{video_index.short_name(path)} is decoded on the CPU: {error}", stacklevel=2)
+        return None
+
+    def rest() -> Iterator:
+        try:
+            yield from frames
+        except video_readers.Uncertain as error:
+            raise VideoError(f"{video_index.short_name(path)}: {error}") from error
+
+    return chain([first], rest())
+
+
 def live(source: str | Path, *, timeout_s: float = 10.0) -> Iterator[tuple[float, np.ndarray]]:
     """Yield (seconds since the first frame, RGB uint8 (H, W, 3)) as frames arrive.
 

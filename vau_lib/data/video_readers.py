@@ -24,6 +24,7 @@ from vau_lib.data import video_index
 from vau_lib.data.video_index import Track, VideoError
 from vau_lib.workspace import artifacts
 
+COLOUR_TOLERANCE = 2.0  # of 255, mean over the first frame: NVDEC's conversion to RGB rounds otherwise than FFmpeg's
 SEEK_TRIES = 4  # keyframes tried one before the other: a container without an index lands late
 Placed = Iterator[tuple[int, av.VideoFrame]]  # (place in the list, frame)
 _agreed: WeakKeyDictionary[Track, dict[str, bool]] = WeakKeyDictionary()  # what a file's check said, by reader
@@ -114,17 +115,45 @@ def read_torchcodec(track: Track, wanted: np.ndarray) -> np.ndarray:
         raise Uncertain(_failure(track, "torchcodec", error)) from error
 
 
+def device_frames(track: Track, device: str, batch: int = 32) -> Iterator:
+    """Yield all frames of a file as torch tensors uint8 (t, H, W, 3) on a GPU, decoded there by torchcodec (NVDEC).
+
+    Uncertain where times or sizes are not those of the list, or where the first frame's colours are further from the CPU's than
+    `COLOUR_TOLERANCE`; VideoError where torchcodec is missing. Another GPU decoder (DALI) would stand here.
+    """
+    video_decoder = _torchcodec()
+    if not track.unique or list(track.pts) != sorted(track.pts):
+        raise Uncertain("the clock starts again or is missing")
+    try:
+        decoder = video_decoder(track.path, stream_index=track.stream, dimension_order="NHWC", device=device)
+        for first in range(0, len(track.pts), batch):
+            frames = _tensor_by_time(track, decoder, np.arange(first, min(first + batch, len(track.pts))))
+            if not first:
+                apart = np.abs(frames[0].cpu().numpy().astype(np.int16) - _expected(track, 0)).mean()
+                if apart > COLOUR_TOLERANCE:
+                    raise Uncertain(f"its colours are {apart:.1f} of 255 from the CPU's, at most {COLOUR_TOLERANCE:g} is allowed")
+            yield frames
+    except Uncertain:
+        raise
+    except (RuntimeError, ValueError, IndexError) as error:  # a codec the card does not know
+        raise Uncertain(_failure(track, "torchcodec", error)) from error
+
+
 def _by_time(track: Track, decoder, wanted: np.ndarray) -> np.ndarray:
+    return _tensor_by_time(track, decoder, wanted).numpy()
+
+
+def _tensor_by_time(track: Track, decoder, wanted: np.ndarray):
     seconds = np.array([float(track.pts[place] * track.time_base) for place in wanted])
     step = float(min(np.diff(track.ticks), default=1) * track.time_base)
     if len(decoder) == len(track.pts):
         batch = decoder.get_frames_at(wanted.tolist())
     else:  # it counts what an edit list hides
         batch = decoder.get_frames_played_at((seconds + step / 2).tolist())
-    frames = batch.data.numpy()
-    if np.abs(batch.pts_seconds.numpy() - seconds).max() > step / 4:
+    frames = batch.data
+    if np.abs(batch.pts_seconds.cpu().numpy() - seconds).max() > step / 4:
         raise Uncertain("its frames have other times")
-    if frames.shape[1:3] != (track.info.height, track.info.width):
+    if tuple(frames.shape[1:3]) != (track.info.height, track.info.width):
         raise Uncertain("its frames have another size")
     return frames
 

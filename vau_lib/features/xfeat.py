@@ -142,7 +142,7 @@ class XFeatEncoder:
             gray, snippet_frames = _spread(gray, snippet_frames, self.sampled_frames), self.sampled_frames
         past = None
         for batch in chunks(gray, max(snippet_frames, BATCH_FRAMES // snippet_frames * snippet_frames)):
-            rows, past = self._frame_rows(np.stack(batch), past)
+            rows, past = self._frame_rows(torch.stack(batch) if isinstance(batch[0], Tensor) else np.stack(batch), past)
             for first in range(0, len(batch), snippet_frames):
                 yield self._snippet_row(rows[first : first + snippet_frames])
 
@@ -154,7 +154,7 @@ class XFeatEncoder:
         rows, past = self._frame_rows(np.stack([frame.mean(-1, dtype=np.float32) for frame in frames]), past)
         return self._snippet_row(rows), past
 
-    def _frame_rows(self, gray: np.ndarray, past: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def _frame_rows(self, gray: np.ndarray | Tensor, past: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return what is kept of each frame of gray (T, H, W), (T, `width`), and the maps that later frames need."""
         rows = []
         for part in resized(gray, self.side).split(BATCH_FRAMES):
@@ -172,7 +172,13 @@ class XFeatEncoder:
         return torch.cat([rows[:, :64].mean(0), rows[:, 64:].amax(0)]).cpu().numpy()
 
     def source(self, path: Path) -> Iterator[np.ndarray]:
-        """Yield a video file's frames as `snippet_features` takes them, gray and shrunk, (side, side)."""
+        """Yield a video file's frames as `snippet_features` takes them, gray and shrunk, (side, side).
+
+        On CUDA they are decoded and shrunk on the card where torchcodec can (see `video.device_frames`).
+        """
+        decoded = video.device_frames(path, str(self.device)) if self.device.type == "cuda" else None
+        if decoded is not None:
+            return (gray for frames in decoded for gray in resized(frames.float().mean(-1), self.side))
         return (resized(frame[None], self.side)[0].numpy() for frame in video.gray_frames(path))
 
     def encode(self, path: Path, snippet_frames: int) -> Iterator[np.ndarray]:
@@ -231,12 +237,13 @@ def find_xfeat(weights: str | Path | None = None) -> Path:
     return target
 
 
-def resized(gray: np.ndarray, side: int) -> Tensor:
+def resized(gray: np.ndarray | Tensor, side: int) -> Tensor:
     """Shrink gray (T, H, W) to (T, side, side), averaging what it drops (antialiased)."""
     size = (side, side)
+    gray = torch.as_tensor(gray)
     if gray.shape[1:] == size:
-        return torch.from_numpy(gray)
-    return F.interpolate(torch.from_numpy(gray)[:, None], size, mode="bilinear", antialias=True)[:, 0]
+        return gray
+    return F.interpolate(gray[:, None], size, mode="bilinear", antialias=True)[:, 0]
 
 
 def _spread(frames: Iterable[np.ndarray], snippet_frames: int, count: int) -> Iterator[np.ndarray]:
