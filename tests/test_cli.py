@@ -3,10 +3,12 @@
 import json
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from rich.console import Console
 from tiny_project import make_project, write_notebook, write_params
 from typer.testing import CliRunner
 
@@ -86,6 +88,21 @@ def test_a_sweep_leaves_a_row_per_point_and_a_failed_point_does_not_stop_it(proj
     assert "03_third" in vau("table").stdout and "AssertionError: four" in vau("table").stdout
     assert vau("table", "--csv", str(project / "rows.csv")).exit_code == 0
     assert list(pd.read_csv(project / "rows.csv")["count"]) == [3, 4]
+
+
+def test_a_table_fits_a_terminal_and_cuts_nothing():
+    columns = {"preset": ["tiny"] * 4, "note": [f"a longer note of run {k}" for k in range(4)]}
+    columns |= {f"metric_{n}": [f"{n}.{k}23" for k in range(4)] for n in range(12)}
+    for width in (60, 80, 300):
+        console = Console(width=width, file=StringIO())
+        blocks = list(cli._fitting(columns, "01_first", width))
+        for shown in blocks:
+            console.print(shown)
+        lines = console.file.getvalue().splitlines()
+        words = " ".join(lines)
+        assert max(map(len, lines)) <= width and (len(blocks) == 1) == (width == 300)
+        assert all(value in words for cells in columns.values() for value in cells)
+        assert all(words.count(name) >= len(blocks) for name in columns)
 
 
 def test_doctor_says_what_is_missing_and_goes_on(project, monkeypatch):

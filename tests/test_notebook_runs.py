@@ -194,27 +194,38 @@ def test_an_empty_project_has_an_empty_table(project):
         notebook_runs.table("tyni")
 
 
-def test_ctrl_c_leaves_a_copy_to_resume_from(project):
+@pytest.mark.skipif(os.name != "posix", reason="needs process groups")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ctrl_c_is_one_line_and_leaves_a_copy_to_resume_from(project, workers):
+    """A terminal's Ctrl-C reaches every process of the run."""
     wait = "running.touch()\nfor _ in range(10_000):\n    if Path('never comes').exists():\n        break\n    time.sleep(0.1)"
     imports = f"import time\nfrom pathlib import Path\nrunning = Path({str(project / 'running')!r})"
     write_notebook(project, "01_first", "", imports, wait, "done = True")
     write_params(project, "tiny", "_shared", "notebooks: [01]")
-    command = [sys.executable, "-c", "from vau_lib.cli import app; app()", "run", "tiny"]
+    command = [sys.executable, "-c", "from vau_lib.cli import app; app()", "run", "tiny", "--workers", str(workers)]
     # a suite started in the background of a shell has Ctrl-C ignored, and its children with it
-    heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)} if os.name == "posix" else {}
+    heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), "start_new_session": True}
     job = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **heard)
     limit = time.monotonic() + 600
     try:
         while not (project / "running").exists():  # the cell itself says that it runs, however long that takes
             assert job.poll() is None and time.monotonic() < limit, job.communicate(timeout=1)
             time.sleep(0.05)
-        job.send_signal(signal.SIGINT)
+        os.killpg(job.pid, signal.SIGINT)
         _, said = job.communicate(timeout=600)
     finally:
         job.kill()
-    assert job.returncode == 130 and "vau: stopped; the same command goes on from here" in said
+    lines = [line for line in said.splitlines() if line.strip() and "%|" not in line]  # without progress bars
+    assert job.returncode == 130 and lines == ["vau: stopped; the same command goes on from here"]
     assert reasons("tiny")[0].startswith("stopped last time: interrupted at In [")
     assert notebook_runs.state("tiny", "01_first") == "failed"
+
+
+def test_a_second_run_of_a_preset_at_once_says_so(project):
+    with artifacts.only_one(notebook_runs.copies("tiny") / ".lock"):
+        with pytest.raises(artifacts.StoreError, match="^another run is at work in .*data/runs/tiny$"):
+            notebook_runs.run("tiny", ["3"])
+    assert [step.why for step in notebook_runs.run("tiny", ["3"])] == ["asked for"]
 
 
 def test_a_kernel_that_dies_is_named_with_its_cell(project):

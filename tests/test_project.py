@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -27,7 +28,7 @@ def test_every_dependency_has_its_reason_and_no_other():
 def test_conda_gets_what_pip_gets():
     content = yaml.safe_load((ROOT / "environment.yml").read_text())
     (pip,) = [entry["pip"] for entry in content["dependencies"] if isinstance(entry, dict)]
-    assert pip == ["-e .[dev]"]
+    assert pip == ["-c constraints.txt", "-e .[dev]"]  # lines of a requirements file: the tested versions as with `make env`
     (python,) = [entry for entry in content["dependencies"] if str(entry).startswith("python")]
     minimum = PROJECT["requires-python"].removeprefix(">=")
     assert python.split("=")[1] >= minimum
@@ -38,6 +39,16 @@ def test_tested_versions_are_exact_and_cover_what_is_installed_by_default():
     assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.+!]+", line) for line in lines)
     pinned = {line.split("==")[0].lower().replace("_", "-") for line in lines}
     assert names(PROJECT["dependencies"]) | names(PROJECT["optional-dependencies"]["dev"]) <= pinned
+
+
+def test_decord_is_asked_for_only_where_it_has_a_wheel():
+    """PyPI has wheels of 0.6.0 for Linux x86-64 and Windows, and for macOS up to Python 3.8 only."""
+    (line,) = [line for line in PROJECT["dependencies"] if line.startswith("decord")]
+    marker = Requirement(line).marker
+    machines = {("linux", "x86_64"): True, ("win32", "AMD64"): True, ("darwin", "arm64"): False, ("darwin", "x86_64"): False}
+    machines |= {("linux", "aarch64"): False, ("win32", "ARM64"): False}
+    for (system, machine), wanted in machines.items():
+        assert marker.evaluate({"sys_platform": system, "platform_machine": machine}) == wanted, (system, machine)
 
 
 def test_the_makefile_explains_every_target():

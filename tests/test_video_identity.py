@@ -80,20 +80,34 @@ def test_times_rise_at_the_rate_of_the_recording(name, numbered_files):
     assert [numbers.number_of(numbers.upright(frame, encoding)) for frame in frames] == list(encoding.numbers)
 
 
+def test_without_decord_pyav_reads_and_says_so(numbered_files, monkeypatch):
+    """As on macOS and on Linux with ARM, where decord has no wheel."""
+    path, places = numbered_files("h264.mp4"), [40, 3, 41]
+    expected = video.read_frames(path, places, reader="pyav")
+    monkeypatch.setitem(sys.modules, "decord", None)  # its import fails
+    video.video_readers._decord.cache_clear()
+    for reader in ("auto", "decord"):
+        assert np.array_equal(video.read_frames(path, places, reader=reader), expected)
+        by, why = video.reader_of(path, reader)
+        assert by == "pyav" and why.startswith("decord cannot be imported")
+
+
 def test_decord_reads_where_it_is_exact_and_nowhere_else(numbered_files):
+    pytest.importorskip("decord")
     assert {name for name in ENCODINGS if video.reader_of(numbered_files(name))[0] == "decord"} == BY_DECORD
     assert video.reader_of(numbered_files("hevc open.mp4"), "decord") == ("pyav", "an open group of pictures")
 
 
 def test_decord_whose_first_sought_frame_is_another_is_not_asked_again(numbered_files, tmp_path, monkeypatch):
     path = shutil.copy(numbered_files("h264.mp4"), tmp_path / "copy.mp4")
-    real = video.video_readers.decord.VideoReader
+    decord = pytest.importorskip("decord")
+    real = decord.VideoReader
 
     class Shifted(real):
         def get_batch(self, places):
             return super().get_batch([max(int(place) - 1, 0) for place in places])
 
-    monkeypatch.setattr(video.video_readers.decord, "VideoReader", Shifted)
+    monkeypatch.setattr(decord, "VideoReader", Shifted)
     assert numbers.number_of(video.read_frames(path, [40])[0]) == 40
     assert "frame 16 is not the one" in video.reader_of(path)[1]
 

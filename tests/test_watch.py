@@ -60,16 +60,27 @@ def test_a_watched_stream_keeps_no_graph(model, clip, monkeypatch):
     assert len(states) > 10 and not any(value.requires_grad for state in states for value in state._tensors().values())
 
 
-def test_the_command_prints_a_line_per_clip_and_leaves_picture_and_table(model, clip, tmp_path):
+def test_the_command_prints_a_line_per_clip_and_leaves_picture_and_table(model, clip, tmp_path, monkeypatch):
+    draw, titles = watch.timeline.scores, []
+    monkeypatch.setattr(watch.timeline, "scores", lambda *a, title, **k: titles.append(title) or draw(*a, title=title, **k))
     words = ["watch", str(clip), "--model", str(model), "--plot", str(tmp_path / "w.png"), "--csv", str(tmp_path / "w.csv")]
     said = CliRunner().invoke(cli.app, [*words, "--threshold", "0"])
     assert said.exit_code == 0, said.stderr
     lines = said.stdout.splitlines()
-    assert "RANDOM encoder weights" in lines[0] and all("ALARM" in line for line in lines[1:8])
-    assert lines[-1].startswith("7 clips to 2.0 s, 7 at or above 0")
+    assert "RANDOM encoder weights" in lines[0] and not any("ALARM" in line for line in lines)  # scores that mean nothing
+    assert lines[-1].startswith("7 clips to 2.0 s, no alarms") and titles and all("mean nothing" in t for t in titles)
     assert Image.open(tmp_path / "w.png").size[0] > 500
     table = np.genfromtxt(tmp_path / "w.csv", delimiter=",", names=True)
     assert len(table) == 13 and (np.diff(table["known_at_s"]) >= 0).all()
+
+
+def test_a_clip_at_the_threshold_is_an_alarm():
+    report, frame = watch.StreamReport(0.5), np.zeros((4, 4, 3), np.uint8)
+    clips = [watch.ScoredClip(np.array([s]), np.array([score]), 1, 1.0, 0.0, frame) for s, score in ((1.0, 0.5), (2.0, 0.4))]
+    for clip in clips:
+        report.add(clip)
+    assert ["ALARM" in report.line(clip) for clip in clips] == [True, False]
+    assert report.summary().startswith("2 clips to 2.0 s, 1 at or above 0.5; ")
 
 
 def test_seconds_end_a_stream(model, clip):

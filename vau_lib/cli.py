@@ -6,7 +6,7 @@
 - `list`, `table` and `run --dry-run` never import torch; only `doctor` looks at the heavy libraries
 """
 
-import importlib
+import importlib.util
 import os
 import shutil
 import sys
@@ -306,10 +306,9 @@ def table(
     for name, part in rows.groupby("notebook"):  # each notebook measures other things
         part = part.drop(columns="notebook")
         part = part.loc[:, (part.notna() & (part != "")).any()]
-        shown = _table(*part.columns, title=name)
-        for row in part.astype(object).where(part.notna(), "").itertuples(index=False):
-            shown.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row))
-        _console().print(shown)
+        cells = part.astype(object).where(part.notna(), "").map(lambda v: f"{v:.4g}" if isinstance(v, float) else str(v))
+        for shown in _fitting(cells.to_dict("list"), name, _console().width):
+            _console().print(shown)
     if rows.empty:
         typer.echo("nothing has run yet: vau run demo")
 
@@ -346,8 +345,10 @@ def _checks() -> Iterator[tuple[str, Callable[[], object]]]:
 
 
 def _imports() -> str:
-    broken = []
-    for name in ("torch", "torchvision", "kornia", "decord", "av", "sklearn", "papermill"):
+    broken, names = [], ["torch", "torchvision", "kornia", "av", "sklearn", "papermill"]
+    if importlib.util.find_spec("decord"):  # it has no wheel for every machine; without it PyAV reads
+        names.append("decord")
+    for name in names:
         try:
             importlib.import_module(name)
         except Exception as error:  # a wrong build fails as OSError, RuntimeError and others
@@ -405,6 +406,29 @@ def _table(*columns: str, title: str | None = None) -> Table:
     for column in columns:
         table.add_column(column, overflow="fold")
     return table
+
+
+def _fitting(columns: dict[str, list[str]], title: str, width: int) -> Iterator[Table]:
+    """Yield a table of runs, one a row, where it fits into `width` columns, else a line a field and the runs side by side."""
+    widest = {name: max(map(len, [str(name), *cells])) for name, cells in columns.items()}
+    if sum(widest.values()) + 2 * (len(widest) - 1) <= width:
+        shown = _table(*columns, title=title)
+        for row in zip(*columns.values(), strict=True):
+            shown.add_row(*row)
+        yield shown
+        return
+    names, left = max(map(len, columns)), max((len(cells) for cells in columns.values()), default=0)
+    room, first = width - names - 2, 0
+    while first < left:
+        sizes = [min(room, max(len(cells[k]) for cells in columns.values())) for k in range(first, left)]
+        fits = [k for k in range(1, len(sizes) + 1) if sum(sizes[:k]) + 2 * (k - 1) <= room]
+        last = first + (fits[-1] if fits else 1)
+        shown = _table(*[""] * (1 + last - first), title=title if not first else f"{title}, further runs")
+        shown.show_header = False
+        for name, cells in columns.items():
+            shown.add_row(str(name), *cells[first:last])
+        yield shown
+        first = last
 
 
 def _console() -> Console:

@@ -208,13 +208,15 @@ def report_lines(
         trained = exports.load(model, runtime, lshma.LSHMA)
     encode, snippet_frames = live_encoder(model, weights, device=device, runtime=runtime)
     trained_on = trained_detector.features_of(model)
-    note = "; RANDOM encoder weights, the scores mean nothing" if trained_on.get("weights_sha256") == "random" else ""
+    untrained = trained_on.get("weights_sha256") == "random"
+    note = "; RANDOM encoder weights, the scores mean nothing: no alarms" if untrained else ""
     window = trained.model.settings.window
     name = video.source_name(source)  # a camera's password goes to the camera only
     yield f"{name}: {trained_on.get('encoder')} features of {snippet_frames} frames, clips of {window} snippets{note}"
     frames = video.live(source)
     frames = itertools.takewhile(lambda timed: timed[0] < seconds, frames) if seconds else frames
-    report, drawn = StreamReport(threshold), 0.0
+    report, drawn = StreamReport(None if untrained else threshold), 0.0
+    name += " (RANDOM encoder weights: the scores mean nothing)" if untrained else ""
     try:
         for clip in watch(frames, trained, encode, snippet_frames=snippet_frames):
             report.add(clip)
@@ -235,9 +237,9 @@ def report_lines(
 
 
 class StreamReport:
-    """The last hour of scores, its frames that scored highest, and totals of the whole stream."""
+    """The last hour of scores, its frames that scored highest, and totals of the whole stream; no threshold, no alarms."""
 
-    def __init__(self, threshold: float):
+    def __init__(self, threshold: float | None):
         self.threshold, self.clips, self.alarms, self.spent_ms, self.worst_ms = threshold, 0, 0, 0.0, 0.0
         self.ends_s, self.known_s, self.scores = (deque(maxlen=KEPT_SCORES), deque(maxlen=KEPT_SCORES), deque(maxlen=KEPT_SCORES))
         self.top_frames = []  # (second, score, frame): the highest
@@ -245,7 +247,7 @@ class StreamReport:
     def add(self, clip: ScoredClip) -> None:
         """Add a clip."""
         self.clips, self.spent_ms = self.clips + 1, self.spent_ms + clip.compute_ms
-        self.alarms += int(clip.scores.max() >= self.threshold)
+        self.alarms += self._is_alarm(clip)
         self.worst_ms = max(self.worst_ms, clip.compute_ms)
         self.ends_s.extend(clip.ends_s)
         self.known_s.extend([clip.ends_s[-1]] * len(clip.scores))
@@ -258,14 +260,18 @@ class StreamReport:
         """Return the clip as a line."""
         top = float(clip.scores.max())
         bar = "█" * round(BAR * top) + "·" * (BAR - round(BAR * top))
-        mark = "  ALARM" if top >= self.threshold else ""
+        mark = "  ALARM" if self._is_alarm(clip) else ""
         lag = f"  lag {clip.lag_s:.1f} s" if clip.lag_s > 1 else ""
         return f"{clip.ends_s[-1]:9.1f} s  {top:.3f} {bar}  depth {clip.depth}  {clip.compute_ms:6.1f} ms{lag}{mark}"
 
+    def _is_alarm(self, clip: ScoredClip) -> bool:
+        return self.threshold is not None and bool(clip.scores.max() >= self.threshold)
+
     def summary(self) -> str:
         """Return the totals as a line."""
+        alarms = "no alarms" if self.threshold is None else f"{self.alarms} at or above {self.threshold:g}"
         return (
-            f"{self.clips} clips to {self.ends_s[-1]:.1f} s, {self.alarms} at or above {self.threshold:g}; "
+            f"{self.clips} clips to {self.ends_s[-1]:.1f} s, {alarms}; "
             f"{self.spent_ms / self.clips:.1f} ms a clip with its features, at most {self.worst_ms:.1f}"
         )
 

@@ -1,7 +1,8 @@
 """Three readers of one list of frames: decord, PyAV, torchcodec; no frame is given away whose clock was not compared.
 
 - PyAV: from the start, or from a keyframe that decodes all that follows; the frame's clock must equal the list's
-- decord: only where `Track.not_decord` is empty and its own times equal the list's
+- decord (where it is installed: it has no wheels for macOS and for Linux on ARM): only where `Track.not_decord` is empty and its
+  own times equal the list's
 - torchcodec (optional): exact mode; the times of its frames equal the list's
 - all three: the picture at the first place a file is sought at must have the bits that decoding from the start gives; this costs
   one group of pictures per file
@@ -12,12 +13,12 @@
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import chain
+from types import ModuleType
 from weakref import WeakKeyDictionary
 
 import av
-import decord
 import numpy as np
 
 from vau_lib.data import video_index
@@ -85,6 +86,7 @@ def read_decord(track: Track, wanted: np.ndarray) -> np.ndarray:
     """Return frames (T, H, W, 3) by decord; Uncertain where it may find others, VideoError where it fails."""
     if track.not_decord:
         raise Uncertain(track.not_decord)
+    decord = _decord()
     try:
         reader = decord.VideoReader(track.path, num_threads=1)
         if not _agrees(track, "decord times", lambda: _same_times(track, reader)):
@@ -95,6 +97,16 @@ def read_decord(track: Track, wanted: np.ndarray) -> np.ndarray:
     except decord.DECORDError as error:
         raise VideoError(_failure(track, "decord", error)) from error
     return frames
+
+
+@cache
+def _decord() -> ModuleType:
+    """Return decord, imported when a file is first read with it; Uncertain where there is none, and PyAV reads."""
+    try:
+        import decord
+    except (ImportError, OSError, RuntimeError) as error:  # absent, or a library of another machine
+        raise Uncertain(f"decord cannot be imported ({artifacts.one_line(error, 100)})") from error
+    return decord
 
 
 def read_torchcodec(track: Track, wanted: np.ndarray) -> np.ndarray:
@@ -282,7 +294,7 @@ def _seek_agrees(track: Track) -> bool:
     return _agrees(track, "pyav", compare)
 
 
-def _same_times(track: Track, reader: decord.VideoReader) -> bool:
+def _same_times(track: Track, reader) -> bool:
     """Return whether decord's list of frames has the times of ours."""
     if len(reader) != len(track.ticks):
         return False

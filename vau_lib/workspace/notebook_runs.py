@@ -10,6 +10,7 @@
 import hashlib
 import itertools
 import json
+import logging
 import math
 import os
 import re
@@ -85,7 +86,7 @@ def run(
     """Execute a preset's notebooks in order into data/runs/<preset>/, resuming where the last run stopped.
 
     RunError names the notebook and cell that failed; its executed copy stays and later notebooks do not run. Ctrl-C leaves
-    the copy too.
+    the copy too. StoreError where another run of the preset is at work.
 
     Args:
         preset: folder of params/, or demo
@@ -98,13 +99,21 @@ def run(
     """
     steps = plan(preset, selection, overrides, fresh)
     waiting = {} if dry_run else {step.notebook: step for step in steps if step.why}
+    if not waiting:
+        return steps
+    with artifacts.only_one(copies(preset) / ".lock"):  # two runs at once would overwrite each other's copies and data
+        _run_waiting(preset, waiting, workers, log)
+    return steps
+
+
+def _run_waiting(preset: str, waiting: dict[str, Step], workers: int, log: Callable[[str], None]) -> None:
     if workers < 2:
         for number, step in enumerate(waiting.values(), start=1):
             try:
                 execute(step)
             finally:
                 log(_ended(step, number, len(waiting)))
-        return steps
+        return
     failed = []
     with tqdm(total=len(waiting), unit="notebook", desc=preset) as bar, _fewer_threads(workers):
         needs, seconds = {n: presets.needs(n, preset) for n in waiting}, presets.usual_seconds()
@@ -114,7 +123,6 @@ def run(
             failed += [error] if error else []
     if failed:
         raise RunError(failed[0])
-    return steps
 
 
 def _ended(step: Step, number: int, total: int, error: str | None = None) -> str:
@@ -183,18 +191,28 @@ def execute(step: Step, *, progress: bool = True) -> None:
     bar = {"desc": step.notebook} if progress else False
     secrecy = "auto" if zmq.has("curve") else "disabled"  # on a shared machine others can listen to a kernel's ports
     config = Config(KernelManager={"transport_encryption": secrecy})
+    quiet = ["--log-level=CRITICAL"]  # a kernel that is stopped in a cell would print how its socket closed
+    for name in ("papermill", "asyncio"):
+        logging.getLogger(name).addFilter(_no_dead_kernel)
     failed = None
     try:
         with _inline_figures():
             papermill.execute_notebook(
-                *paths, step.parameters, kernel_name=KERNEL, language="python", cwd=source.parent, progress_bar=bar, config=config
-            )
+                *paths, step.parameters, kernel_name=KERNEL, language="python", cwd=source.parent, progress_bar=bar, config=config,
+                extra_arguments=quiet,
+            )  # fmt: skip
         failed = ""
     except Exception as error:  # a failing cell, a dead kernel, a full disk: one line each, and the copy stays
         failed = _stop(_copy(step.output), error)
         raise RunError(f"{step.notebook} stopped at {failed} (see {presets.display_path(step.output)})") from error
     finally:
         _stamp(step, code, failed)
+
+
+def _no_dead_kernel(record: logging.LogRecord) -> bool:
+    """Leave a dead kernel to the one line that names its cell: libraries log it again, with tracebacks, after Ctrl-C too."""
+    error = record.exc_info[1] if record.exc_info else None
+    return type(error).__name__ != "DeadKernelError" and not record.getMessage().startswith("Kernel died")
 
 
 def _execute_quietly(step: Step) -> None:

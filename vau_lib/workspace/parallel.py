@@ -104,6 +104,8 @@ def _work(fn: Callable, pipe: connection.Connection, number: int = 0) -> None:
             answer = _attempt(fn, item)
         except Exception as error:  # a defect of ours: the parent raises it
             answer = error
+        except KeyboardInterrupt:  # a terminal's Ctrl-C reaches every process; one line of it is enough, and the parent has that
+            return
         try:
             pipe.send(answer)
         except (BrokenPipeError, ConnectionError):
