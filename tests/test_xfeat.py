@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import moving_square
+from kornia.feature import XFeat
 
 from vau_lib.data import records, video
 from vau_lib.features import extraction, xfeat
@@ -92,6 +93,23 @@ def test_a_still_video_gives_zeros_and_a_moving_one_does_not(encoder):
     still = np.repeat(moving_square(1, 64, 64), 40, axis=0)
     moving = encoder(moving_square(40, 64, 64), snippet_frames=8)
     assert np.abs(encoder(still, snippet_frames=8)).max() < 1e-3 * moving.max()  # batches of 16 and 8 may round differently
+
+
+def test_folding_batch_norms_changes_no_map():
+    net = XFeat().net.eval().requires_grad_(False)
+    for part in net.modules():
+        if isinstance(part, torch.nn.BatchNorm2d):
+            part.running_mean.normal_()
+            part.running_var.uniform_(0.5, 2)
+    gray, quarter = torch.rand(2, 1, 64, 96), torch.ones(1, 24, 8, 8)
+
+    def maps():
+        return [net.block1(gray), net.skip1(gray), net.block3(quarter)]
+
+    expected = maps()
+    assert xfeat._folded(net) is net and not any(isinstance(part, torch.nn.BatchNorm2d) for part in net.block1.modules())
+    for map_, before in zip(maps(), expected, strict=True):
+        torch.testing.assert_close(map_, before, atol=1e-5, rtol=1e-5)
 
 
 def test_few_places_that_change_stay_visible():

@@ -28,7 +28,7 @@ MOMENTS = 12  # pairs a question shows
 LAG = 2  # frames between the two of a pair, at 10 frames a second
 TOKEN_PX = 28  # pixels of a visual token's side
 MIN_COVERAGE = 0.04  # an actor is in a cell when it covers more than this fraction of it
-TOKENS = "visual_tokens"  # of a sample without pixels
+PIXELS, TOKENS = "pixel_values_videos", "visual_tokens"  # of a sample: its pixels, or what the tower made of them
 NOBODY, SOMEBODY, FIRST_EVENT = 0, 1, 2  # classes of a cell; event n of EVENTS is FIRST_EVENT + n
 
 
@@ -87,29 +87,37 @@ def instructions(found: Sequence[VideoRecord], *, draws: int = 1, seed: int = 0)
     return rows
 
 
-class TokenSamples(InstructionSamples):
-    """Rows that name their frames, as samples with visual tokens (1, N, C) instead of pixels: the frozen tower reads a video once.
-
-    Train with `fit(..., wrap_model=partial(ReadTokens, vlm))`, ask with `answers`.
-    """
+class PairSamples(InstructionSamples):
+    """Rows that name their frames, as samples of one video of pairs each; a video's pixels are made once."""
 
     def __init__(self, rows: Sequence[dict], root: str | Path, vlm: VLM, **options):
         super().__init__(rows, root, vlm, random=False, as_video=True, **options)
-        self._tokens, self._texts = {}, {}
+        self._videos, self._texts = {}, {}
 
     def sample(self, place: int, answer: str | None) -> dict[str, Tensor]:
         """Return a row's question with another answer, or none."""
         row = self.rows[place]
         shown, text = (row["video"], tuple(row["frames"])), (row["question"], answer)
-        if shown not in self._tokens or text not in self._texts:
+        if shown not in self._videos or text not in self._texts:
             encoded = super().sample(place, answer)
-            pixels = {name: encoded.pop(name) for name in ("pixel_values_videos",)}
-            self._texts[text] = encoded
-            if shown not in self._tokens:
-                with torch.inference_mode():
-                    tokens = chat.visual_tokens(self.vlm, encoded | pixels)[0]
-                self._tokens[shown] = tokens.clone()[None].cpu()
-        return self._texts[text] | {TOKENS: self._tokens[shown]}
+            if shown not in self._videos:
+                self._videos[shown] = self._kept(encoded)
+            self._texts[text] = {name: value for name, value in encoded.items() if name != PIXELS}
+        return self._texts[text] | self._videos[shown]
+
+    def _kept(self, encoded: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {PIXELS: encoded[PIXELS]}
+
+
+class TokenSamples(PairSamples):
+    """The same with visual tokens (1, N, C) instead of pixels: the frozen tower reads a video once.
+
+    Train with `fit(..., wrap_model=partial(ReadTokens, vlm))`, ask with `answers`.
+    """
+
+    @torch.inference_mode()
+    def _kept(self, encoded: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {TOKENS: chat.visual_tokens(self.vlm, encoded)[0].clone()[None].cpu()}
 
 
 class ReadTokens(nn.Module):
