@@ -7,6 +7,7 @@
 - short videos first, as a schedule over epochs; sorting once and shuffling afterwards (as released) does nothing
 """
 
+import gc
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -323,7 +324,11 @@ def fit(
         engine.add_callback(Estimate(progress=progress))
         engine.remove_callback(PrinterCallback)  # a line per epoch and training drowns a notebook; the curves hold it all
         last = artifacts.last_checkpoint(out)
-        engine.train(resume_from_checkpoint=last)
+        gc.freeze()  # Trainer collects garbage as it starts: without this it looks at all that was ever imported
+        try:
+            engine.train(resume_from_checkpoint=last)
+        finally:
+            gc.unfreeze()
         return curves(engine.state.log_history)
 
 

@@ -195,7 +195,6 @@ class XFeatEncoder:
         }  # fmt: skip
 
 
-<<<<<<< HEAD
 class DenseMap(torch.nn.Module):
     """gray (T, side, side) -> XFeat's descriptor map (T, 64, side/8, side/8), in float32: what is exported."""
 
@@ -220,7 +219,8 @@ def export(encoder: XFeatEncoder, path: Path) -> dict[str, float]:
         return runtimes.write_onnx(DenseMap(encoder), {"gray": frames}, ["dense"], path, free={"gray": (0,)})
     finally:
         encoder.bfloat16 = before
-=======
+
+
 def _folded(net: nn.Module) -> nn.Module:
     """Return the network, in eval mode, with each batch norm that follows a convolution computed by it: an eighth less time."""
     for part in net.modules():
@@ -229,7 +229,6 @@ def _folded(net: nn.Module) -> nn.Module:
                 if isinstance(part[place], nn.Conv2d) and isinstance(part[place + 1], nn.BatchNorm2d):
                     part[place], part[place + 1] = fuse_conv_bn_eval(part[place], part[place + 1]), nn.Identity()
     return net
->>>>>>> 8234c1c (Notebook 10 on the near world, distilled at the answers' places; XFeat's batch norms folded into its convolutions)
 
 
 def find_xfeat(weights: str | Path | None = None) -> Path:
