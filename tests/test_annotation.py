@@ -377,7 +377,7 @@ def test_a_review_sheet_holds_no_formula_and_is_read_back(text, tmp_path):
     with (tmp_path / "r.csv").open(encoding="utf-8", newline="") as file:
         cells = list(csv.reader(file))[1]
     assert not any(cell[:1] in tuple("=+@\t\r") or (cell[:1] == "-" and not cell[1:].replace(".", "").isdigit()) for cell in cells)
-    assert annotation._read_review(tmp_path / "r.csv")["edited_answer"][0] == text.replace("\r", "\n")
+    assert annotation.read_review(tmp_path / "r.csv")["edited_answer"][0] == text.replace("\r", "\n")
 
 
 def test_an_answer_without_text_is_refused(service):

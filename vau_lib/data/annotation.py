@@ -305,7 +305,7 @@ def apply_review(
     """
     if undecided not in ("refuse", "accept", "drop"):
         raise ValueError(f"undecided must be refuse, accept or drop, got {undecided!r}")
-    table = csv if isinstance(csv, pd.DataFrame) else _read_review(csv)
+    table = csv if isinstance(csv, pd.DataFrame) else read_review(csv)
     if missing := {"id", "decision", "edited_answer"} - set(table.columns):
         raise ValueError(f"the review has no column {', '.join(sorted(missing))}")
     if table["id"].duplicated().any():
@@ -328,7 +328,8 @@ def apply_review(
 
 
 @artifacts.reader(RecordError)
-def _read_review(path: str | Path) -> pd.DataFrame:
+def read_review(path: str | Path) -> pd.DataFrame:
+    """Return a review sheet as it was written, all cells texts; RecordError names a file that is none."""
     return formats.read_table(path, dtype=str, keep_default_na=False)
 
 

@@ -1,10 +1,11 @@
 """Commands of `vau` that publish: the book, the hub, other tools' files."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from vau_lib.workspace import presets
+from vau_lib.workspace import artifacts, presets
 
 commands = typer.Typer()
 
@@ -15,3 +16,43 @@ def book(preset: Annotated[str, typer.Argument(metavar="PRESET", help="whose exe
     from vau_lib.publish import book as pages
 
     typer.echo(f"look at {presets.display_path(pages.write(preset))}")
+
+
+@commands.command()
+def export(
+    source: Annotated[Path, typer.Argument(help="a records.jsonl, or a review sheet (csv)")],
+    target: Annotated[Path, typer.Argument(help="the JSON file to write")],
+    to: Annotated[str, typer.Option(help="fiftyone (records) or label-studio (a review sheet)")],
+    videos: Annotated[str, typer.Option(help="label-studio: address or prefix that the videos are served from")] = "",
+) -> None:
+    """Write records for FiftyOne, or a review sheet for Label Studio with its labelling configuration (.xml) beside it."""
+    from vau_lib.data import annotation, records
+    from vau_lib.publish import exchange
+
+    if to == "fiftyone":
+        content = exchange.to_fiftyone(records.read_records(source))
+        count = f"{len(content['labels'])} videos"
+    elif to == "label-studio":
+        content = exchange.to_label_studio(annotation.read_review(source), videos=videos)
+        with artifacts.replacing(target.with_suffix(".xml")) as temporary:
+            temporary.write_text(exchange.LABEL_CONFIG, encoding="utf-8")
+        count = f"{len(content)} tasks, configuration {target.with_suffix('.xml').name}"
+    else:
+        raise ValueError(f"--to must be fiftyone or label-studio, got {to!r}")
+    artifacts.write_json(target, content)
+    typer.echo(f"{target}: {count}")
+
+
+@commands.command("import-review")
+def import_review(
+    source: Annotated[Path, typer.Argument(help="a JSON export of Label Studio")],
+    target: Annotated[Path, typer.Argument(help="the csv to write; notebook 08 reads it as review_file")],
+) -> None:
+    """Turn what people decided in Label Studio into a review sheet."""
+    from vau_lib.data import annotation
+    from vau_lib.publish import exchange
+
+    table = exchange.from_label_studio(source)
+    annotation.write_review(target, table)
+    counts = table["decision"].replace("", "undecided").value_counts()
+    typer.echo(f"{target}: {', '.join(f'{count} {decision}' for decision, count in counts.items())}")
