@@ -25,6 +25,10 @@ test: $(READY)  ## all tests; with VAU_REAL_DATA set, on real videos too
 testlong: $(READY)  ## presets of UCF-Crime on official trees (needs VAU_REAL_DATA; three minutes each)
 	VAU_LONG=1 $(BIN)/pytest tests/test_official_trees.py
 
+browser: $(READY)  ## JupyterLab in a real browser (needs a Chromium; minutes); screenshots in data/runs/browser
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,browser]'
+	VAU_BROWSER=1 $(BIN)/pytest tests/test_browser.py
+
 lab: $(READY)  ## JupyterLab at the project, 00 open
 	$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb
 
@@ -54,4 +58,4 @@ results: $(READY)  ## RESULTS.md from the tables below data/results
 clean:  ## remove executed notebooks, synthetic data, features and models; results and raw data stay
 	rm -rf data/runs data/instructions data/synthetic data/features data/models .pytest_cache .ruff_cache
 
-.PHONY: book testlong help env demo test lab lint bench toy figures pictures results clean
+.PHONY: book browser testlong help env demo test lab lint bench toy figures pictures results clean

@@ -108,7 +108,10 @@ def opened(lab, browser, request):
 
     def open_(name):
         page.goto(f"{lab}/{name}.ipynb?reset")
+        page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()  # the kernel was found and answers
+        page.wait_for_timeout(1000)
         page.wait_for_selector(IDLE)
+        assert not page.locator(".jp-Dialog").count()  # nothing is asked
         return page
 
     yield open_

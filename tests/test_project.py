@@ -64,6 +64,7 @@ def test_the_makefile_explains_every_target():
         "lint",
         "bench",
         "book",
+        "browser",
         "toy",
         "figures",
         "pictures",

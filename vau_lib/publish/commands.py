@@ -56,3 +56,36 @@ def import_review(
     annotation.write_review(target, table)
     counts = table["decision"].replace("", "undecided").value_counts()
     typer.echo(f"{target}: {', '.join(f'{count} {decision}' for decision, count in counts.items())}")
+
+
+@commands.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="of one model or one feature set, with its made_by.json")],
+    repo: Annotated[str, typer.Option(help="OWNER/NAME on the hub; nothing is sent without it")],
+    public: Annotated[bool, typer.Option("--public", help="for everyone to see; private if not given")] = False,
+    note: Annotated[str, typer.Option(help="a paragraph of yours for the card")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="show the files and the card, send nothing")] = False,
+) -> None:
+    """Upload a trained model or a feature set to the Hugging Face hub, with a card; log in by `hf auth login` before."""
+    from vau_lib.publish import hub
+
+    folder = presets.project_path(folder)
+    if dry_run:
+        typer.echo(hub.card(folder, repo, note=note) + "\n" + "\n".join(hub.files(folder)))
+        return
+    typer.echo(hub.push(folder, repo, private=not public, note=note))
+
+
+@commands.command()
+def pull(
+    repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="what `vau push` made")],
+    to: Annotated[str, typer.Option(help="folder; data/models/hub/OWNER/NAME (or data/features/hub/...) if not given")] = "",
+    kind: Annotated[str, typer.Option(help="model or features")] = "model",
+    revision: Annotated[str | None, typer.Option(help="a branch, tag or commit")] = None,
+) -> None:
+    """Download a model or a feature set of `vau push`; only files that cannot run code are taken."""
+    from vau_lib.publish import hub
+
+    folder = "features" if kind == "features" else "models"
+    place = hub.pull(repo, presets.project_path(to or f"data/{folder}/hub/{repo}"), kind=kind, revision=revision)
+    typer.echo(f"{repo} is at {presets.display_path(place)}")
