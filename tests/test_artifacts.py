@@ -134,3 +134,13 @@ def test_a_key_that_stands_twice_in_yaml_is_refused():
     for text in ("a: 1\nb: 2\na: 3\n", "a: {b: 1, b: 2}"):
         with pytest.raises(ValueError, match="the key '[ab]' stands twice"):
             artifacts.parse_yaml(text)
+
+
+def test_a_folder_that_is_missing_names_the_notebook_that_makes_it(tmp_path):
+    for folder, notebook in (
+        ("features/fights/flow", "03"),
+        ("models/lshma/synthetic/intended", "06"),
+        ("models/vlm/x/merged", "09"),
+    ):
+        with pytest.raises(artifacts.StoreError, match=f"notebook {notebook}.* makes it"):
+            artifacts.check_made_by(tmp_path / "data" / folder)

@@ -2,7 +2,7 @@
 
 - nothing is sent anywhere without a repository's name; the token is the library's own (`hf auth login`), never read here
 - only files that cannot run code travel (safetensors, npy, json, csv, txt, md); others are refused by name
-- the card says what the folder says: facts of made_by.json, numbers computed from its scores.json; what nobody measured is not in it
+- the card says what the folder says: facts of made_by.json, numbers computed from its scores.json; nothing else
 """
 
 import re

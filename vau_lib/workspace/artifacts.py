@@ -38,6 +38,7 @@ MAX_JSON, MAX_YAML, MAX_NPZ = 2**31, 2**20, 2**33  # bytes of a document, and of
 FORMULA = r"'*[=+\-@\t\n]"  # how a cell begins that a spreadsheet runs, and one that was quoted for it
 PLAIN = "biufcSUMm"  # kinds of numpy types that hold no Python object
 READERS: dict[str, Callable] = {}  # every function that reads what others wrote, "room.module.function": see `reader`
+MAKERS = {"features": "03 (05 for CLIP and other picture encoders)", "memtsm": "04", "lshma": "06", "ats": "07", "vlm": "09"}
 _last_read: ContextVar[str | Path] = ContextVar("last_read", default="")  # the file that a message names
 MAPPED_BYTES = 2**26  # files above are mapped, not read: 64 MiB, an hour and a half of 512 features in float32
 
@@ -473,7 +474,8 @@ def write_made_by(folder: str | Path, **facts: object) -> None:
 def check_made_by(folder: str | Path, **wanted: object) -> dict:
     """Return what made `folder`; StoreError when it does not say, or says otherwise than `wanted`."""
     if not (Path(folder) / "made_by.json").exists():
-        raise StoreError(f"{folder} is not made yet: run the notebooks under Needs first (vau run PRESET NN --with-needs)")
+        makers = next((MAKERS[part] for part in reversed(Path(folder).parts) if part in MAKERS), "one under Needs")
+        raise StoreError(f"{folder} is not made yet: notebook {makers} makes it (vau run PRESET NN --with-needs runs it first)")
     made_by = read_json(Path(folder) / "made_by.json", dict)
     for key, value in without_secrets(wanted).items():
         if made_by.get(key) != value:
