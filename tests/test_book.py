@@ -1,6 +1,7 @@
 """The course as pages: a small book of executed notebooks is built whole, without a warning and without a dead link."""
 
 import ast
+import re
 import shutil
 
 import pytest
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 
 from vau_lib.cli import app
 from vau_lib.publish import book
+from vau_lib.workspace import presets
 
 WIDGET = {"application/vnd.jupyter.widget-view+json": {"model_id": "m"}, "text/plain": "100%"}
 WORDS = {"output_type": "stream", "name": "stdout", "text": "three clips\n"}
@@ -108,7 +110,7 @@ def test_a_book_is_built_of_what_ran(project, monkeypatch):
     assert 'href="notebooks/03_third.html#figure-1"' in pages["gallery.html"] and "<script>alert" not in pages["gallery.html"]
     assert "three clips" in pages["01_first.html"] and 'href="notebooks/01_first.html"' in pages["atlas.html"]
     assert "frame AUC" in pages["glossary.html"] and "frame_auc_macro" in pages["vau_lib.evaluation.html"]
-    outside = [link for page in pages.values() for link in book.re.findall(r'(?:src|href)="(https?://[^"]+)"', page)]
+    outside = [link for page in pages.values() for link in re.findall(r'(?:src|href)="(https?://[^"]+)"', page)]
     assert not [link for link in outside if link.endswith((".js", ".css", ".png"))]  # nothing is fetched from elsewhere
     (project / "GLOSSARY.md").write_text("# Glossary\n\n[gone](nowhere.md)\n")
     broken = CliRunner().invoke(app, ["book", "tiny"])
@@ -122,3 +124,21 @@ def test_every_room_and_module_of_the_library_has_its_place():
         room = ".".join(path.relative_to(book.LIBRARY.parent).parts[:-1])
         assert f"## {room}.{path.stem}\n".replace("_", "\\_") in pages[room], path
     assert "### density\\_aware\\_sample\n\n```python\ndef density_aware_sample(" in pages["vau_lib.detectors"]
+
+
+def test_the_worked_solutions_run_and_are_of_exercises_that_exist():
+    page = book.solutions(presets.project() / book.SOLUTIONS)
+    numbers = re.findall(r"^## (\d\d)\.(\d) · ", page, flags=re.M)
+    assert len(numbers) == len(set(numbers)) >= 26 and sorted(numbers) == numbers
+    for notebook, exercise in numbers:
+        cells = presets.read_notebook(presets.notebooks()[presets.full_name(notebook)])["cells"]
+        (text,) = ["".join(cell["source"]) for cell in cells if "## Exercises" in "".join(cell["source"])]
+        assert re.search(rf"^{exercise}\. \*\*", text.partition("## Exercises")[2], flags=re.M), (notebook, exercise)
+    assert page.count("```text") >= len(numbers)  # each one printed something
+
+
+def test_a_solution_that_fails_is_named(tmp_path):
+    (tmp_path / "s.py").write_text("# %% [markdown]\n# ## 00.1 · A knob\n# Words.\n\n# %%\nassert 1 == 2, 'not so'\n")
+    with pytest.raises(presets.RunError, match="the solution '00.1 · A knob' fails: AssertionError"):
+        book.solutions(tmp_path / "s.py")
+    assert book.solutions(tmp_path / "none.py") == ""

@@ -23,6 +23,7 @@ PLOTS = {
     "plots.filmstrip",
     "plots.frontier",
     "plots.ranking",
+    "plots.schematics",
     "plots.style",
     "plots.timeline",
 }

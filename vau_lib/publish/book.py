@@ -1,12 +1,13 @@
 """The course as pages: a static site of a preset's executed notebooks, built by Sphinx and MyST-NB (extra `book`).
 
 - the pages show what lies in data/runs/<preset>: a smoke run and a stopped run give a book too, which says what it is of
-- nothing is executed, fetched or imported for it: outputs come from the copies, the API pages from the docstrings
+- outputs come from the copies and API pages from the docstrings; only the worked solutions run, nothing is fetched
 - a warning of Sphinx and a link that leads nowhere fail the build; `write` leaves the last good book where it was
 """
 
 import ast
 import base64
+import contextlib
 import html
 import importlib.util
 import io
@@ -26,6 +27,7 @@ from vau_lib.workspace import artifacts, gallery, notebook_runs, presets
 
 LIBRARY = Path(__file__).parents[1]  # whose docstrings are shown
 THUMBNAIL = (420, 300)  # pixels of a picture in the gallery
+SOLUTIONS = "notebooks/solutions/solutions.py"  # text and code by turns, marked by lines `# %%`
 KEPT = ("text/html", "image/png", "image/jpeg", "image/svg+xml", "text/plain", "text/markdown")  # outputs a page shows
 CONF = """
 project = "Video anomaly understanding"
@@ -98,6 +100,7 @@ def _write_sources(source: Path, preset: str, runs: list[Path]) -> None:
     glossary = presets.project() / "GLOSSARY.md"
     parts = {
         "gallery": _gallery(source, runs),
+        "solutions": solutions(presets.project() / SOLUTIONS),
         "glossary": glossary.read_text(encoding="utf-8") if glossary.exists() else "",
         "atlas": _atlas([path.stem for path in runs]),
         **{f"api/{room}": text for room, text in api_pages(LIBRARY)},
@@ -204,6 +207,31 @@ def _thumbnail(source: Path, name: str, picture: gallery.Picture) -> str:
 def _title(path: Path) -> str:
     first = presets.read_notebook(path)["cells"][:1]
     return "".join(first[0]["source"]).strip().split("\n")[0].lstrip("# ") if first else path.stem
+
+
+def solutions(path: Path) -> str:
+    """Return the worked solutions as a page: each cell is executed here, and stands above what it printed; "" without the file.
+
+    The code runs in one namespace, from top to bottom. RunError names the heading under which a cell failed.
+    """
+    if not path.exists():
+        return ""
+    parts, names, heading = [], {}, ""
+    for cell in re.split(r"^# %%", path.read_text(encoding="utf-8"), flags=re.M)[1:]:
+        kind, _, body = cell.partition("\n")
+        if "[markdown]" in kind:
+            parts.append(re.sub(r"^# ?", "", body.strip(), flags=re.M))
+            heading = parts[-1].splitlines()[0].lstrip("# ")
+            continue
+        printed = io.StringIO()
+        try:
+            with contextlib.redirect_stdout(printed):
+                exec(compile(body, str(path), "exec"), names)
+        except Exception as error:
+            raise presets.RunError(f"the solution {heading!r} fails: {artifacts.one_line(repr(error))}") from error
+        parts.append(f"```python\n{body.strip()}\n```")
+        parts += [f"```text\n{printed.getvalue().rstrip()}\n```"] * bool(printed.getvalue())
+    return "\n\n".join(parts) + "\n"
 
 
 def _atlas(names: list[str]) -> str:
