@@ -29,13 +29,25 @@ browser: $(READY)  ## JupyterLab in a real browser (needs a Chromium; minutes); 
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,browser]'
 	VAU_BROWSER=1 $(BIN)/pytest tests/test_browser.py
 
+torture: $(READY)  ## the campaign of kills, damaged files, bad servers and streams (half an hour)
+	$(BIN)/python benchmarks/torture.py
+
+lock: $(READY)  ## requirements.lock: every tested version with the hashes of its files, for this system
+	$(BIN)/pip install --quiet --dry-run --ignore-installed --no-deps --report .lock.json --requirement constraints.txt
+	$(BIN)/python -c "import json; rows = json.load(open('.lock.json'))['install']; print(*sorted(f\"{r['metadata']['name']}=={r['metadata']['version']} --hash=sha256:{r['download_info']['archive_info']['hashes']['sha256']}\" for r in rows), sep='\n')" > requirements.lock
+	rm .lock.json
+
+audit:  ## ask for known faults of the tested versions; needs the network (pip-audit is installed into .audit)
+	test -x .audit/bin/pip-audit || { $(PYTHON) -m venv .audit && .audit/bin/pip install --quiet pip-audit; }
+	.audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
+
 lab: $(READY)  ## JupyterLab at the project, 00 open
 	$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb
 
 lint: $(READY)  ## ruff on code and notebooks, and no outputs in committed notebooks
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/nbstripout --verify --keep-id notebooks/*.ipynb
 
-STUDIES := $(addprefix benchmarks/,explanations.py token_accuracy.py compressed_tiny_model.py ordering.py scenarios.py transfer.py)
+STUDIES := $(addprefix benchmarks/,explanations.py token_accuracy.py compressed_tiny_model.py ordering.py scenarios.py transfer.py torture.py)
 bench: $(READY)  ## speed as ratios within one run (not the studies, which film and tune first: run those one by one)
 	for script in $(filter-out $(STUDIES),$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
 
@@ -58,4 +70,4 @@ results: $(READY)  ## RESULTS.md from the tables below data/results
 clean:  ## remove executed notebooks, synthetic data, features and models; results and raw data stay
 	rm -rf data/runs data/instructions data/synthetic data/features data/models .pytest_cache .ruff_cache
 
-.PHONY: book browser testlong help env demo test lab lint bench toy figures pictures results clean
+.PHONY: torture lock audit book browser testlong help env demo test lab lint bench toy figures pictures results clean

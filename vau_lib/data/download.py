@@ -11,18 +11,20 @@ import http.client
 import os
 import re
 import shutil
+import socket
 import stat
 import tarfile
 import tempfile
+import threading
 import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
 from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
+from urllib.request import HTTPHandler, HTTPRedirectHandler, HTTPSHandler, Request, build_opener
 
 from tqdm.auto import tqdm
 
@@ -31,6 +33,8 @@ from vau_lib.workspace import artifacts
 CHUNK = 1 << 20  # bytes read at a time
 PASSING = {408, 429, 500, 502, 503, 504}  # answers that may be another one later
 CHANGED = -1  # in place of a size
+PROGRESS = 1 << 16  # bytes that an attempt must bring not to count as failed
+SLOWEST = 1000.0  # bytes a second
 UNPACKED_LIMIT = 1 << 34  # bytes; no data set here unpacks to a quarter of it
 
 
@@ -44,7 +48,8 @@ class _Interrupted(Exception):
 
 def download(
     address: str, path: str | Path, *, sha256: str = "", agree: Callable[[int | None], object] = lambda missing: None,
-    tries: int = 5, pause_s: float = 1.0, timeout_s: float = 30.0, progress: bool = True,
+    tries: int = 5, pause_s: float = 1.0, timeout_s: float = 30.0, progress: bool = True, most_bytes: int | None = None,
+    slowest: float = SLOWEST,
 ) -> str:  # fmt: skip
     """Fetch a file to `path`, going on where an earlier call stopped; return its sha256.
 
@@ -56,35 +61,41 @@ def download(
         pause_s: seconds before the second attempt, doubled each time
         timeout_s: seconds without a byte that end an attempt
         progress: show a bar on stderr
+        most_bytes: what is longer is refused, also where the server does not say how long it is
+        slowest: bytes a second, over `timeout_s` or more, below which an attempt ends: one may come now and then for ever
     """
     path = Path(path)
     part, note = path.with_name(f"{path.name}.part"), path.with_name(f"{path.name}.part.json")
-    if not re.match(r"https?://", address):
-        raise DownloadError(f"an address starts with http:// or https://, got {address!r}")
+    if not re.match(r"https?://[^/]", address) or not address.isprintable():
+        raise DownloadError(f"an address starts with http:// or https://, got {artifacts.one_line(repr(address), 160)}")
+    shown = artifacts.address_shown(address)
     path.parent.mkdir(parents=True, exist_ok=True)
     furthest, failures = _size(part), 0
     while True:
         try:
-            _receive(address, part, note, agree, timeout_s, progress)
+            _receive(address, part, note, agree, timeout_s, progress, most_bytes, slowest)
             break
         except _Interrupted as error:
             agree = _agreed
-            failures = 0 if _size(part) > furthest else failures + 1
+            failures = 0 if _size(part) >= furthest + PROGRESS else failures + 1
             furthest = max(furthest, _size(part))
             if failures >= tries:
                 kept = f"{_size(part):,} bytes are kept, the same command goes on"
-                raise DownloadError(f"{address}: {artifacts.one_line(error, 200)}; {kept}") from error
+                raise DownloadError(f"{shown}: {artifacts.one_line(error, 200)}; {kept}") from error
             time.sleep(pause_s * 2**failures)
     found = artifacts.sha256(part)
     if sha256 and found != sha256:
         _forget(part, note)
-        raise DownloadError(f"{address}: sha256 {found}, expected {sha256}; the file was removed")
+        raise DownloadError(f"{shown}: sha256 {found}, expected {sha256}; the file was removed")
     os.replace(part, path)
     note.unlink(missing_ok=True)
     return found
 
 
-def _receive(address: str, part: Path, note: Path, agree: Callable[[int | None], object], timeout_s: float, progress: bool) -> None:
+def _receive(
+    address: str, part: Path, note: Path, agree: Callable[[int | None], object], timeout_s: float, progress: bool,
+    most_bytes: int | None, slowest: float,
+) -> None:  # fmt: skip
     """Bring the part to its full length; _Interrupted when the connection ends before."""
     known = _noted(note, address)
     start = _size(part) if known else 0
@@ -103,17 +114,26 @@ def _receive(address: str, part: Path, note: Path, agree: Callable[[int | None],
         else:  # the whole file: a first attempt, a server without ranges, or a file that changed
             start, length = 0, response.headers.get("Content-Length")
             size = int(length) if length and length.isdecimal() else None
+        if most_bytes is not None and size is not None and size > most_bytes:
+            raise DownloadError(f"{artifacts.address_shown(address)} sends {size:,} bytes, at most {most_bytes:,} are expected")
         agree(None if size is None else size - start)
         if size is not None and (free := shutil.disk_usage(part.parent).free) < size - start:
-            raise DownloadError(f"{address} needs {size - start:,} bytes more, the disk has {free:,}")
+            raise DownloadError(f"{artifacts.address_shown(address)} needs {size - start:,} bytes more, the disk has {free:,}")
         if not start:
             part.unlink(missing_ok=True)
             artifacts.write_json(note, {**now, "size": size})
         bar = tqdm(total=size, initial=start, unit="B", unit_scale=True, desc=part.stem, disable=not progress)
         with part.open("ab", buffering=0) as file, bar:
+            came, began = 0, time.monotonic()
             for chunk in _chunks(response):
                 _write(file, chunk, part)
                 bar.update(len(chunk))
+                came, seconds = came + len(chunk), time.monotonic() - began
+                if most_bytes is not None and start + came > most_bytes:
+                    _forget(part, note)
+                    raise DownloadError(f"{artifacts.address_shown(address)} sends more than {most_bytes:,} bytes")
+                if seconds > timeout_s and came < slowest * seconds:
+                    raise _Interrupted(f"{came:,} bytes came in {seconds:.0f} s")
     if size is not None and _size(part) != size:
         raise _Interrupted(f"the connection ended at {_size(part):,} of {size:,} bytes")
 
@@ -129,17 +149,68 @@ def _continued(response: http.client.HTTPResponse, known: dict, start: int) -> i
     return size if known["size"] in (None, size) else CHANGED
 
 
+class _SafeRedirects(HTTPRedirectHandler):
+    """Other hosts are usual (a release's files lie elsewhere); another kind of address, and https left for http, are refused."""
+
+    def redirect_request(self, request, *answer):
+        to = answer[-1]
+        if not to.startswith("https://" if request.full_url.startswith("https://") else ("http://", "https://")):
+            raise DownloadError(f"{artifacts.address_shown(request.full_url)} leads to {artifacts.one_line(to, 100)}: refused")
+        return super().redirect_request(request, *answer)
+
+
+class _InTime:
+    """A connection whose whole head must come in time: a server may send a letter now and then for ever."""
+
+    def getresponse(self):
+        opened = self.sock
+
+        def close() -> None:
+            with suppress(OSError):
+                opened.shutdown(socket.SHUT_RDWR)  # wakes what reads from it
+
+        timer = threading.Timer(self.timeout, close)
+        timer.daemon = True
+        timer.start()
+        try:
+            return super().getresponse()
+        finally:
+            timer.cancel()
+
+
+class _Connection(_InTime, http.client.HTTPConnection):
+    pass
+
+
+class _TLSConnection(_InTime, http.client.HTTPSConnection):
+    pass
+
+
+class _Handler(HTTPHandler):
+    def http_open(self, request):
+        return self.do_open(_Connection, request)
+
+
+class _TLSHandler(HTTPSHandler):
+    def https_open(self, request):
+        return self.do_open(_TLSConnection, request, context=self._context)
+
+
+OPENER = build_opener(_SafeRedirects, _Handler, _TLSHandler)
+
+
 @contextmanager
 def _opened(request: Request, part: Path, note: Path, timeout_s: float) -> Iterator[http.client.HTTPResponse]:
     try:
-        response = urlopen(request, timeout=timeout_s)
+        response = OPENER.open(request, timeout=timeout_s)
     except HTTPError as error:
         error.close()
         if error.code == 416:  # the file is shorter than the part: another file
             _forget(part, note)
         if error.code == 416 or error.code in PASSING:
-            raise _Interrupted(f"{error.code} {error.reason}") from error
-        raise DownloadError(f"{request.full_url}: {error.code} {error.reason}") from error
+            raise _Interrupted(f"{error.code} {http.client.responses.get(error.code, '')}") from None
+        reason = http.client.responses.get(error.code, "")  # not the server's own words
+        raise DownloadError(f"{artifacts.address_shown(request.full_url)}: {error.code} {reason}") from None
     except (URLError, http.client.HTTPException, OSError) as error:
         raise _Interrupted(error.reason if isinstance(error, URLError) else error) from error
     with response:

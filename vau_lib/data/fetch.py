@@ -218,7 +218,8 @@ def _download(name: str, address: str, path: Path, expected: str, agree: Callabl
         _ask(agree, name, source(name).size if missing is None else missing)
 
     try:
-        return download(address, path, sha256=expected, agree=ask, **options)
+        most = 3 * source(name).size or None  # a repository's archive grows; a disk is not filled
+        return download(address, path, sha256=expected, agree=ask, **{"most_bytes": most} | dict(options))
     except DownloadError as error:
         page = source(name).page
         raise DownloadError(f"{error} (or download it from {page} and give the file: vau fetch {name} --from FILE)") from error

@@ -11,6 +11,7 @@ import inspect
 import json
 import math
 import os
+import platform
 import re
 import subprocess
 import tempfile
@@ -36,6 +37,7 @@ SECRET = re.compile(r"pass|pwd|token|secret|key|auth|user|login|account|credenti
 MAX_DEPTH = 100  # levels of lists and objects in a document; ours have about ten
 MAX_JSON, MAX_YAML, MAX_NPZ = 2**31, 2**20, 2**33  # bytes of a document, and of an archive's arrays when unpacked
 FORMULA = r"'*[=+\-@\t\n]"  # how a cell begins that a spreadsheet runs, and one that was quoted for it
+HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:6]  # a folder may be on the disk of several machines
 PLAIN = "biufcSUMm"  # kinds of numpy types that hold no Python object
 READERS: dict[str, Callable] = {}  # every function that reads what others wrote, "room.module.function": see `reader`
 MAKERS = {"features": "03 (05 for CLIP and other picture encoders)", "memtsm": "04", "lshma": "06", "ats": "07", "vlm": "09"}
@@ -95,7 +97,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path` (same suffix); on success it takes the place of `path` in one step."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem[:40]}-", suffix=path.suffix, dir=path.parent)
+    _sweep(str(path.parent))
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem[:40]}-{HOST}.{os.getpid()}-", suffix=path.suffix, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -106,8 +109,33 @@ def replacing(path: str | Path) -> Iterator[Path]:
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)  # mkstemp makes files private to the user; results are not
         os.replace(temporary, path)
+    except Exception as error:
+        if type(error).__name__ == "SafetensorError" or "PytorchStreamWriter" in str(error):  # how these say that a disk is full
+            raise StoreError(f"cannot write {path}: {one_line(error, 160)}") from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@cache
+def _sweep(folder: str) -> None:
+    """Remove what killed processes of this machine left in a folder, once a process: files of `replacing` that no name got."""
+    if os.name != "posix":
+        return  # there is no harmless way to ask whether a process lives
+    for entry in list(os.scandir(folder)):
+        left = re.fullmatch(rf"\..*-{HOST}\.(\d+)-\w{{8}}(\..*)?", entry.name)
+        if left and int(left[1]) != os.getpid() and not _lives(int(left[1])):
+            Path(entry.path).unlink(missing_ok=True)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        pass
+    return True
 
 
 def write_json(path: str | Path, content: object) -> None:
@@ -279,10 +307,15 @@ def reading(path: str | Path, kind: type[Exception] = StoreError) -> Iterator[No
     except (OSError, ImportError):
         raise
     except Exception as error:
-        name, said = Path(_last_read.get()).name, one_line(f"no {error}" if isinstance(error, KeyError) else error, 160)
-        if isinstance(error, ValueError) and (type(error).__module__.startswith("vau_lib.") or (name and name in said)):
-            raise
-        raise kind(f"{name} does not hold what is read from it: {said}") from error
+        name, text = Path(_last_read.get()).name, str(error)
+        named = any(part and part in text for part in (name, Path(path).name))
+        if isinstance(error, ValueError) and (type(error).__module__.startswith("vau_lib.") or named):
+            line = one_line(text if named else f"{name}: {text}", 600)
+            if line == text:
+                raise
+            raise (kind if type(error) is ValueError else type(error))(line) from error
+        reason = one_line(f"no {error}" if isinstance(error, KeyError) else error, 160)
+        raise kind(f"{name} does not hold what is read from it: {reason}") from error
     finally:
         _last_read.reset(token)
 
