@@ -208,7 +208,7 @@ def _write(folder: Path, cascade: Cascade, familiar: Familiarity, source: str, f
     marks = ["RANDOM encoder weights: the scores mean nothing"] * random
     content = {
         "source": facts["title"], "live": cascade.live, "rolling": rolling, "notes": notes, "marks": marks,
-        "detector": {"folder": str(detector.folder), "system": detector.system, "trained_on": detector.trained_on},
+        "detector": {name: str(getattr(detector, name)) for name in ("folder", "system", "trained_on", "kind")},
         "threshold": detector.threshold, "threshold_from": detector.threshold_from,
         "language_model": "none" if cascade.vlm is None else cascade.vlm.label, "settings": asdict(plan),
         "events": [event.as_row() for event in events], "truth": [asdict(span) for span in facts["truth"]],

@@ -72,6 +72,7 @@ class Detector:
     trained_on: str
     system: str
     drawn: bool  # trained on drawn videos
+    kind: str = ""  # what its folder says it is worth
 
 
 def load_detector(folder: str | Path, weights: str | Path | None = None, threshold: float | None = None) -> Detector:
@@ -83,15 +84,18 @@ def load_detector(folder: str | Path, weights: str | Path | None = None, thresho
     systems = {lshma.LSHMA: "LSHMA", memtsm.MemTSM: "MemTSM-Net"}
     if type(trained.model) not in systems:
         raise artifacts.StoreError(f"{folder} holds {type(trained.model).__name__}: a stream is LSHMA or MemTSM-Net")
-    facts = artifacts.read_json(folder / "made_by.json", dict).get("facts")
+    made_by = artifacts.read_json(folder / "made_by.json", dict)
+    facts, kind = made_by.get("facts"), str(made_by.get("kind") or "")
     videos = facts.get("videos") if isinstance(facts, dict) else None
     counts = Counter(row[0] for row in videos.values()) if isinstance(videos, dict) else {}
-    drawn = any(part in SYNTHETIC for part in folder.parts)
+    drawn = any(part in SYNTHETIC for part in folder.parts) or "drawn" in kind
     features = trained_detector.features_of(folder)
     note = experiments.features_note(features) if "encoder" in features else "unknown features"
     trained_on = f"{counts.get('train', 'an unknown number of')} {'drawn ' if drawn else ''}videos, {note}"
     given = (threshold, "given by hand") if threshold is not None else validation_threshold(folder)
-    return Detector(folder, trained, weights, *given, trained_on, systems[type(trained.model)], drawn)
+    if threshold is None and isinstance(trained.model, memtsm.MemTSM) and not _is_causal(folder):
+        given = given[0], f"{given[1]}; those scores are of whole windows, a stream's know the past only"
+    return Detector(folder, trained, weights, *given, trained_on, systems[type(trained.model)], drawn, kind)
 
 
 def validation_threshold(folder: str | Path) -> tuple[float, str]:
@@ -111,6 +115,12 @@ def validation_threshold(folder: str | Path) -> tuple[float, str]:
         f"validation: {reached[0]} of {len(highest[0])} normal and {reached[1]} of {len(highest[1])} anomalous validation videos "
         "reach it (scores.json in the detector's folder)"
     )
+
+
+def _is_causal(folder: Path) -> bool:
+    """Return whether the scores in a MemTSM-Net's folder are those of a stream."""
+    rows = artifacts.read_json(folder / "scores.json", dict).values() if (folder / "scores.json").exists() else ()
+    return all(row.get("causal") for row in rows)
 
 
 @dataclass

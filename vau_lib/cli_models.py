@@ -15,6 +15,7 @@ from vau_lib.workspace import artifacts, presets
 TOY_VLM = "data/toy_models/internvl"  # knows the toy data set only; give a real model
 TOY_SCORER = Path("data/toy_models/scorer")  # of the same world
 DEMO_LSHMA = Path("data/models/lshma/synthetic/intended/fold0_seed0")  # what the demo trains
+TOY_STREAM = Path("data/toy_models/stream")  # the demo's MemTSM-Net, kept
 TOY_NEAR = "data/toy_models/near"  # sees motion in pairs of frames, knows the near places only
 TOY_JUDGE = "data/toy_models/judge"  # its adapter that judges
 
@@ -123,7 +124,9 @@ def _chooser(vlm, scorer: Path, stride: int, cap: int | None):
 @commands.command()
 def analyse(
     source: Annotated[str, typer.Argument(help="a video, a folder of videos, a camera's number, or an address (rtsp://...)")],
-    detector: Annotated[Path, typer.Option(help="folder of a trained LSHMA or MemTSM-Net")] = DEMO_LSHMA,
+    detector: Annotated[
+        Path | None, typer.Option(help="folder of a trained LSHMA or MemTSM-Net; the demo's, where it has run, else a kept toy")
+    ] = None,
     model: Annotated[
         str | None, typer.Option(help="language model that explains events: a folder, a hub name, toy, near; none if not given")
     ] = None,
@@ -150,7 +153,8 @@ def analyse(
 
     log, live = partial(typer.echo, err=True), source.isdigit() or "://" in source
     place = Path(source) if live or Path(source).exists() else presets.project_path(source)
-    found = cascade.load_detector(presets.project_path(str(detector)), weights, threshold)
+    usual = DEMO_LSHMA if presets.project_path(str(DEMO_LSHMA / "scores.json")).exists() else TOY_STREAM
+    found = cascade.load_detector(presets.project_path(str(detector or usual)), weights, threshold)
     post = cascade.webhook(webhook, log=log) if webhook else None
     vlm, near = None, model == "near"
     if server:

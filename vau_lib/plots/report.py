@@ -29,7 +29,8 @@ def page(
     )
     found = f"{cost['alarms']} event{'s' * (cost['alarms'] != 1)} at or above {content['threshold']:.4g} in {cost['seconds']:.1f} s"
     facts = {
-        "detector": f"{detector['system']}, {detector['folder']}", "trained on": detector["trained_on"],
+        "detector": ", ".join(filter(None, (detector["system"], detector["folder"], detector["kind"]))),
+        "trained on": detector["trained_on"],
         "threshold": f"{content['threshold']:.4f}: {content['threshold_from']}", "language model": content["language_model"],
         "time": f"{cost['seconds']:.1f} s of video in {cost['wall_s']:.1f} s",
         "language model ran": f"{cost['language_model_s']:.1f} s, {cost['language_model_share_of_time']:.1%} of the time",
