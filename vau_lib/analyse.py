@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from vau_lib.evaluation import metrics
 from vau_lib.features import optical_flow
 from vau_lib.plots import player, report
 from vau_lib.vlm import clients, inference, models
-from vau_lib.workspace import artifacts
+from vau_lib.workspace import artifacts, presets
 
 BEGINNING = 0.25  # of a video, that the training-free curves compare with
 LIVE_STRIP_S = 150.0  # seconds from one picture of a live source's filmstrip to the next: the last hour
@@ -115,8 +115,11 @@ def true_events(given: str, source: str, fps: float) -> tuple[records.Span, ...]
     return named[0].events
 
 
-def measure(cascade: Cascade, events: Sequence[records.Span]) -> dict:
-    """Return how the alarms meet the known events of a whole video: recall, delay, false alarms an hour, frame AUC."""
+def measure(cascade: Cascade, events: Sequence[records.Span], curves: Mapping[str, np.ndarray]) -> dict:
+    """Return how the alarms meet the known events of a whole video: recall, delay, false alarms an hour, AUC of rows.
+
+    `row_auc` is of the score and of each of `curves`, {name: (T,)}, a row that overlaps an event counting as anomalous.
+    """
     rows = list(cascade.rows)
     ends, scores = np.array([row[1] for row in rows]), np.array([row[3] for row in rows])
     starts, known = np.array([row[0] for row in rows]), np.array([row[2] for row in rows])
@@ -132,8 +135,12 @@ def measure(cascade: Cascade, events: Sequence[records.Span]) -> dict:
         "events": len(events), "detected": sum(delay is not None for delay in delays), "delays_s": delays,
         "false_alarms": len(alone), "normal_hours": round(hours, 4), "false_alarms_per_hour": len(alone) / hours if hours else None,
     }  # fmt: skip
-    if 0 < inside.mean() < 1:
-        facts["row_auc"] = round(metrics.frame_auc({"x": scores}, {"x": inside.astype(int)}), 4)
+    areas = {"anomaly score": scores, **curves} if 0 < inside.mean() < 1 else {}
+    truth = {name: inside[: len(values)].astype(int) for name, values in areas.items()}
+    facts["row_auc"] = {
+        name: round(metrics.frame_auc({"x": values[: len(rows)]}, {"x": truth[name]}), 4)
+        for name, values in areas.items() if 0 < truth[name].mean() < 1
+    }  # fmt: skip
     return facts
 
 
@@ -178,10 +185,12 @@ def analyse(
     encode, size = watch.live_encoder(detector.folder, detector.weights)
     familiar = Familiarity(detector, keep=not live)
     strip_s = LIVE_STRIP_S if live else max(info.duration_s / player.THUMBS, 1e-3)
+    name = video.source_name(source)
+    name = name if live else Path(name).name  # a page that is mailed says nothing of the folders here
     cascade = Cascade(detector, plan, vlm, send=send, live=live, strip_s=strip_s)
     frames = cascade.frames(video.live(source))
     frames = itertools.takewhile(lambda timed: timed[0] < seconds, frames) if seconds else frames
-    facts = dict(title=title or video.source_name(source), truth=truth, asked=asked or {}, size=size)
+    facts = dict(title=title or name, truth=truth, asked=asked or {}, size=size)
     written = time.perf_counter()
     try:
         for clip in watch.watch(frames, detector.trained, lambda part: familiar.add(encode(part)), snippet_frames=size):
@@ -208,19 +217,21 @@ def _write(folder: Path, cascade: Cascade, familiar: Familiarity, source: str, f
     marks = ["RANDOM encoder weights: the scores mean nothing"] * random
     content = {
         "source": facts["title"], "live": cascade.live, "rolling": rolling, "notes": notes, "marks": marks,
-        "detector": {name: str(getattr(detector, name)) for name in ("folder", "system", "trained_on", "kind")},
+        "detector": {name: getattr(detector, name) for name in ("system", "trained_on", "kind")}
+        | {"folder": presets.display_path(detector.folder)},
         "threshold": detector.threshold, "threshold_from": detector.threshold_from,
         "language_model": "none" if cascade.vlm is None else cascade.vlm.label, "settings": asdict(plan),
         "events": [event.as_row() for event in events], "truth": [asdict(span) for span in facts["truth"]],
-        "measured": measure(cascade, facts["truth"]) if facts["truth"] else None, "cost": cascade.cost(), "asked": facts["asked"],
+        "measured": measure(cascade, facts["truth"], free) if facts["truth"] else None, "cost": cascade.cost(),
+        "asked": facts["asked"],
     }  # fmt: skip
-    table = pd.DataFrame(rows, columns=["start_s", "end_s", "known_s", "score"]).round(6)
+    table = pd.DataFrame(rows, columns=["start_s", "end_s", "known_s", "score"])
     for name, values in free.items():
-        table[name] = pd.Series(values).reindex(table.index).round(6)
+        table[name] = pd.Series(values).reindex(table.index)
     table["event"] = [next((e.number for e in events if e.start_s <= row[0] < e.end_s), "") for row in rows]
     texts = {e.number: " ".join((e.answer or {}).get("texts", {}).values()) for e in events}
     table["answer"] = [texts.get(number, "") for number in table["event"]]
-    artifacts.write_table(folder / "scores.csv", table)
+    artifacts.write_table(folder / "scores.csv", table, float_format="%.8g")
     artifacts.write_json(folder / "report.json", content)
     media = "" if cascade.live or rolling else player.media(source, folder, limit_mb=plan.embed_mb)
     pictures = {event.number: event.picture for event in events}
@@ -295,7 +306,7 @@ def lines(content: dict) -> list[str]:
         shown.append(f"{event['number']:3d} {span}, highest {event['peak']:.3f}{': ' + words if words else ''}")
     cost = content["cost"]
     shown.append(
-        f"{cost['alarms']} events at or above {content['threshold']:.4g} in {cost['seconds']:.1f} s of video, "
+        f"{cost['alarms']} events at or above {content['threshold']:.6g} in {cost['seconds']:.1f} s of video, "
         f"{cost['wall_s']:.1f} s here; language model: {content['language_model']}, {cost['language_model_s']:.1f} s"
     )
     return shown

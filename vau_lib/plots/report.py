@@ -27,11 +27,11 @@ def page(
         "Below the score are two curves that need no training: 1 is the most unusual moment of the video's own beginning."
         * bool(below)
     )
-    found = f"{cost['alarms']} event{'s' * (cost['alarms'] != 1)} at or above {content['threshold']:.4g} in {cost['seconds']:.1f} s"
+    found = f"{cost['alarms']} event{'s' * (cost['alarms'] != 1)} at or above {content['threshold']:.6g} in {cost['seconds']:.1f} s"
     facts = {
         "detector": ", ".join(filter(None, (detector["system"], detector["folder"], detector["kind"]))),
         "trained on": detector["trained_on"],
-        "threshold": f"{content['threshold']:.4f}: {content['threshold_from']}", "language model": content["language_model"],
+        "threshold": f"{content['threshold']:.6g}: {content['threshold_from']}", "language model": content["language_model"],
         "time": f"{cost['seconds']:.1f} s of video in {cost['wall_s']:.1f} s",
         "language model ran": f"{cost['language_model_s']:.1f} s, {cost['language_model_share_of_time']:.1%} of the time",
         "alarms an hour": f"{cost['alarms_per_hour']:.1f}",
@@ -59,8 +59,8 @@ def _measured(measured: Mapping | None) -> str:
         "events beside them": f"{measured['false_alarms']} in {60 * measured['normal_hours']:.1f} minutes"
         + ("" if rate is None else f", {rate:.1f} an hour"),
     }  # fmt: skip
-    if "row_auc" in measured:
-        facts["row AUC in this one video"] = f"{measured['row_auc']:.3f}"
+    for name, area in measured["row_auc"].items():
+        facts[f"row AUC in this one video, {name}"] = f"{area:.3f}"
     return f"<h2>Against the known events (amber)</h2>\n{_facts(facts)}"
 
 
