@@ -216,7 +216,8 @@ def player(
         drawings.append(_drawing(below, end_s, truth, (), 1.0, COLOURS[1:]))
         legend += _legend(below, COLOURS[1:])
     shown = f'<video controls preload="auto" muted playsinline src="{html.escape(media)}"></video>' if media else ""
-    items = "".join(_event(event, (pictures or {}).get(event.get("number"))) for event in events)
+    items = "".join(_known(span) for span in truth)
+    items += "".join(_event(event, (pictures or {}).get(event.get("number"))) for event in events)
     return (
         f'<div class="vau" data-end="{end_s:.3f}" data-left="{LEFT}" data-right="{RIGHT}" data-wide="{WIDE}">\n{shown}\n'
         f'<div class="strip">{film}</div>\n<p class="legend">{"".join(legend)}<span class="clock">0.0 s</span></p>\n'
@@ -236,6 +237,12 @@ def _mark(second: float, inside: str, span: tuple[float, float] | None = None) -
 
 def _legend(curves: Curves, colours: Sequence[str]) -> list[str]:
     return [f"<span>{KEY.format(colour)} {text(name)}</span>" for name, colour in zip(curves, colours, strict=False)]
+
+
+def _known(span: Mapping) -> str:
+    start, end = span["start_s"], span["end_s"]
+    inside = f'<span><span class="when">known: {text(span.get("label") or "event", 60)}</span> {start:.1f} to {end:.1f} s</span>'
+    return f"<li>{_mark(start, inside, (start, end))}</li>"
 
 
 def _event(event: Mapping, shot: bytes | None) -> str:
@@ -326,7 +333,7 @@ def moment(second: float, end_s: float) -> str:
 # In a notebook
 
 
-def framed(piece: str, *, high: int = 640) -> str:
+def framed(piece: str, *, high: int = 800) -> str:
     """Return a player's piece as a frame of its own: its script cannot reach the notebook's page."""
     inside = html.escape(document("player", piece), quote=True)
     return f'<iframe sandbox="allow-scripts" width="100%" height="{high}" frameborder="0" srcdoc="{inside}"></iframe>'
