@@ -1,15 +1,18 @@
 """`vau extract`: shards, merging, decoding ahead, Ray's actors; whoever works, the files are the same bytes."""
 
 import os
+import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import moving_square
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from vau_lib import cli
+from vau_lib import cli, cli_models
 from vau_lib.data import records, video
 from vau_lib.features import devices, extraction
 from vau_lib.workspace import artifacts, parallel
@@ -143,8 +146,6 @@ def test_an_error_of_the_source_comes_where_its_item_would_have_come():
 
 
 def test_leaving_early_ends_the_thread():
-    import threading
-
     before = threading.active_count()
     for item in devices.Ahead(iter(range(1000)), 2):
         if item == 3:
@@ -181,3 +182,20 @@ def test_frames_shrunk_one_by_one_give_the_bits_of_a_batch(clips):
     encoder, path = xfeat.XFeatEncoder("random", side=32, device="cpu"), clips / "3.mp4"
     whole = np.stack(list(encoder.snippet_features(video.gray_frames(path), 16)))
     assert np.array_equal(np.stack(list(encoder.encode(path, 16))), whole)
+
+
+def test_a_merged_model_is_a_plain_folder_and_the_server_is_told_what_to_drop(tmp_path, capsys):
+    """A tensor of the folder is the base's plus B A of the adapter, and no adapter is left in it."""
+    cli_models.merge("toy", tmp_path / "merged", Path("data/toy_models/judge"), 0.25)
+    assert f"vllm serve {tmp_path / 'merged'} --video-pruning-rate 0.75" in capsys.readouterr().out.splitlines()
+    toys = Path(__file__).parents[1] / "data" / "toy_models"
+    base, merged = (load_file(folder / "model.safetensors") for folder in (toys / "internvl", tmp_path / "merged"))
+    adapter = load_file(toys / "judge" / "adapter_model.safetensors")
+    settings = artifacts.read_json(toys / "judge" / "adapter_config.json")
+    assert base.keys() == merged.keys() and not (tmp_path / "merged" / "adapter_config.json").exists()
+    scale = settings["lora_alpha"] / settings["r"]
+    downs = [key for key in adapter if key.endswith("lora_A.weight")]
+    expected = [float((scale * adapter[key.replace("lora_A", "lora_B")] @ adapter[key]).float().norm()) for key in downs]
+    found = [float((merged[key].float() - base[key].float()).norm()) for key in base]
+    np.testing.assert_allclose(sorted(found)[-len(downs) :], sorted(expected), rtol=0.02)
+    assert sorted(found)[: -len(downs)] == [0.0] * (len(base) - len(downs)) and min(expected) > 0

@@ -9,7 +9,7 @@ from conftest import moving_square
 
 from vau_lib.data import records, video
 from vau_lib.features import extraction
-from vau_lib.workspace import parallel
+from vau_lib.workspace import parallel, ray_pool
 
 ray = pytest.importorskip("ray", reason='needs the extra: pip install -e ".[cluster]"')
 CLIPS = int(os.environ.get("VAU_RAY_CLIPS", "8"))
@@ -55,6 +55,14 @@ def test_a_node_killed_midway_and_the_files_are_those_of_one_process(cluster, tm
         assert one.read_bytes() == other.read_bytes()
 
 
+@pytest.fixture(scope="module")
+def here():
+    """A cluster of this machine alone, with two processors."""
+    ray_pool._connect(ray, None, 2)
+    yield
+    ray.shutdown()
+
+
 def dies_once(item: tuple[int, str]) -> tuple[int, int]:
     """Kill the worker at item 3, the first time it is tried; and at item 5 always."""
     number, folder = item
@@ -66,10 +74,9 @@ def dies_once(item: tuple[int, str]) -> tuple[int, int]:
     return 10 * number, os.getpid()
 
 
-def test_a_worker_killed_loses_the_item_in_flight_for_a_moment_only(tmp_path):
+def test_a_worker_killed_loses_the_item_in_flight_for_a_moment_only(here, tmp_path):
     items = [(n, str(tmp_path)) for n in range(8)]
     found = {i[0]: (result, error) for i, result, error in parallel.map_videos(dies_once, items, engine="ray", workers=2)}
-    ray.shutdown()
     assert found.pop(5) == (None, "its worker process died 2 times; the others go on")
     assert {n: result[0] for n, (result, _) in found.items()} == {n: 10 * n for n in (0, 1, 2, 3, 4, 6, 7)}
 
@@ -80,16 +87,29 @@ def halve(number: int) -> int:
     return number // 2
 
 
-def test_answers_errors_and_defects_are_those_of_the_other_engines():
+def test_answers_errors_and_defects_are_those_of_the_other_engines(here):
     found = {item: (result, error) for item, result, error in parallel.map_videos(halve, [4, 5, 8], engine="ray")}
     assert found == {4: (2, None), 5: (None, "5 is odd"), 8: (4, None)}
     with pytest.raises(ZeroDivisionError):
         list(parallel.map_videos((1).__truediv__, [0], engine="ray"))
-    ray.shutdown()
 
 
-def test_what_the_cluster_has_no_room_for_is_refused(monkeypatch):
+class Unreadable:
+    """A function that no other process can read."""
+
+    def __reduce__(self):
+        return int, ("no number",)
+
+    def __call__(self, item):
+        return item
+
+
+def test_workers_that_cannot_begin_are_one_line(here):
+    with pytest.raises(ValueError, match="8 workers ended before they began: .*no number"):
+        list(parallel.map_videos(Unreadable(), [2], engine="ray"))
+
+
+def test_what_the_cluster_has_no_room_for_is_refused(here, monkeypatch):
     monkeypatch.setattr("vau_lib.workspace.ray_pool.PATIENCE_S", 1.0)
     with pytest.raises(ValueError, match="no worker could begin within 1 s; the cluster has"):
         list(parallel.map_videos(halve, [2], engine="ray", num_gpus=3))
-    ray.shutdown()

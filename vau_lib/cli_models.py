@@ -201,6 +201,28 @@ def convert(
 
 
 @commands.command()
+def merge(
+    model: Annotated[str, typer.Argument(help="folder or hub name of a model, or toy")],
+    out: Annotated[Path, typer.Argument(help="folder to write")],
+    adapter: Annotated[Path | None, typer.Option(help="folder of a LoRA adapter that `vau tune` wrote")] = None,
+    keep_ratio: Annotated[float, typer.Option(help="fraction of the visual tokens a server should keep, in (0, 1]")] = 1.0,
+) -> None:
+    """Write a model with its adapter merged as a plain folder, and print how vLLM serves it."""
+    from vau_lib.compression import pruning
+    from vau_lib.vlm import models
+
+    if not 0 < keep_ratio <= 1:
+        raise ValueError(f"keep_ratio must be in (0, 1], got {keep_ratio}")
+    vlm = _with_adapter(models.load(_model_path(model)), adapter)
+    if pruning.is_compressed(vlm.model):
+        raise ValueError(f"{model} has layers of unlike sizes: `vau` reads it, vLLM does not")
+    place = models.save(vlm, presets.project_path(str(out)))
+    typer.echo(f"{place}: {sum(p.numel() for p in vlm.model.parameters()):,} parameters, adapter {adapter or 'none'}")
+    pruned = f" --video-pruning-rate {1 - keep_ratio:.4g}" if keep_ratio < 1 else ""  # vLLM's EVS, of video input only
+    typer.echo(f"vllm serve {place}{pruned}")
+
+
+@commands.command()
 def explain(
     video: Annotated[Path, typer.Argument(help="a video file")],
     model: Annotated[str, typer.Option(help="folder or hub name of a model; toy: the tiny one, which knows its own world only")],

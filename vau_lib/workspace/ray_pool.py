@@ -10,6 +10,7 @@ The cluster is the one of `address`, else of $RAY_ADDRESS, else one on this mach
 """
 
 import os
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from vau_lib.workspace import artifacts
 
 TRIES = 2  # of an item whose actor was lost
+FAILED_STARTS = 8  # actors in a row that end before they begin
 PATIENCE_S = 120.0  # until the first actor, or after all are lost a new one, has to be there
 
 
@@ -49,12 +51,19 @@ def run(
 def _connect(ray, address: str | None, workers: int) -> None:
     if ray.is_initialized():
         return
-    address = address or os.environ.get("RAY_ADDRESS")
+    address, before = address or os.environ.get("RAY_ADDRESS"), os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # the workers of this machine import what we can import
     try:
         # "local", or Ray would look for a cluster that was here before
         ray.init(address=address or "local", num_cpus=None if address else workers, log_to_driver=False)
-    except (ConnectionError, RuntimeError) as error:
-        raise ValueError(f"no Ray cluster at {address}: {artifacts.one_line(error, 200)}") from error
+    except Exception as error:  # a node that starts too slowly raises nothing more special
+        where = f"at {address}" if address else "on this machine"
+        raise ValueError(f"no Ray cluster {where}: {artifacts.one_line(error, 200)}") from error
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
 
 
 class _Actor:
@@ -80,6 +89,7 @@ class _Pool:
         kind = ray.remote(num_cpus=1, num_gpus=num_gpus, max_restarts=0)(_Actor)
         function = ray.put(fn)  # once, not with every actor
         self.make = lambda: kind.remote(function)
+        self.failed_starts = 0
         self.coming, self.idle, self.busy = {}, [], {}  # {reference: actor}, [actor], {reference: (actor, place)}
         for _ in range(workers):
             self._begin()
@@ -119,11 +129,17 @@ class _Pool:
         actor = self.coming.pop(reference)
         try:
             self.ray.get(reference)
-            self.idle.append(actor)
         except self.ray.exceptions.RayTaskError as error:
             raise error.as_instanceof_cause() from None
-        except self.ray.exceptions.RayError:  # its node went while it began
+        except self.ray.exceptions.RayError as error:  # its node went while it began, or it lacks what the function needs
+            self.failed_starts += 1
+            if self.failed_starts >= FAILED_STARTS:
+                last = str(error).strip().splitlines()[-1]
+                raise ValueError(f"{FAILED_STARTS} workers ended before they began: {artifacts.one_line(last, 200)}") from error
             self._begin()
+            return
+        self.idle.append(actor)
+        self.failed_starts = 0
 
     def _answer(self, reference, actor) -> tuple[object, str | None] | None:
         """Return what an actor answered; None where it was lost, and a new one is asked for."""
