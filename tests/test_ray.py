@@ -58,7 +58,10 @@ def test_a_node_killed_midway_and_the_files_are_those_of_one_process(cluster, tm
 @pytest.fixture(scope="module")
 def here():
     """A cluster of this machine alone, with two processors."""
-    ray_pool._connect(ray, None, 2)
+    try:
+        ray_pool._connect(ray, None, 2)
+    except ValueError as error:  # it gives its own processes 15 s to start
+        pytest.skip(f"Ray did not start: {error}")
     yield
     ray.shutdown()
 
