@@ -23,6 +23,8 @@ DOORS = {  # where that may stand, and why
     "data.video_index": "opens videos, by PyAV", "data.video": "opens videos and pictures", "data.video_worker": "reads its pipes",
     "data.download": "parts of a download, and archives member by member", "data.smarthome": "csv of a text that artifacts read",
     "data.datasets": "csv of lines that artifacts read", "evaluation.class_metrics": "a pickle of plain lists only",
+    "publish.book": "the pages of this project and pictures that the gallery encoded anew",
+    "plots.player": "a clip that it has just written",
     "workspace.gallery": "pictures in executed copies, decoded and encoded anew",
 }  # fmt: skip
 WHOLE = {
@@ -54,7 +56,9 @@ NO_READER = {  # functions that read and are no `reader`, and why that is enough
     "compression.pruning.factorise": "of its own making", "compression.pruning._save_company": "the model's own folder",
     "workspace.presets._read_yaml": "checks that it is a mapping", "workspace.presets._guessed": "a value of the command line",
     "workspace.gallery._results": "a table becomes escaped text",
-    "cli_models._guard_model": "reads made_by.json of an adapter that was just loaded",
+    "cli_models._as_video": "reads made_by.json of an adapter that was just loaded",
+    "detectors.exports.export": "copies the config.json of a detector that was just loaded",
+    "vlm.holmesvau._bin": "called by convert",
     "cli_models.explain": "reads made_by.json of a scorer's folder that is loaded next",
 }  # fmt: skip
 

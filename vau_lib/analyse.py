@@ -66,6 +66,7 @@ class Familiarity:
         return notes
 
 
+@artifacts.reader()
 def _is_drawn(source: str) -> bool:
     """Return whether a file lies in a folder that this workspace's renderer wrote, or beside the truth it writes."""
     path = Path(source)

@@ -75,6 +75,7 @@ class Detector:
     kind: str = ""  # what its folder says it is worth
 
 
+@artifacts.reader()
 def load_detector(folder: str | Path, weights: str | Path | None = None, threshold: float | None = None) -> Detector:
     """Return a trained LSHMA or MemTSM-Net of a folder; StoreError for another, and for one without its features' facts."""
     folder = Path(folder)

@@ -51,11 +51,12 @@ def _write(path: Path, content: object) -> Path:
 
 def cases(root: Path, *, slow: bool = True) -> dict[str, Case]:
     """Write a good file or folder for each reader; return {reader: Case}. A new reader needs a line here: `missing` names it."""
-    from vau_lib import guard
+    from vau_lib import analyse, cascade, guard
     from vau_lib.data import annotation, datasets, fetch, hivau, records, smarthome
     from vau_lib.detectors import experiments, lshma, lshma_state, memtsm, preprocessing, trained_detector
     from vau_lib.evaluation import atlas, class_metrics, result_tables, smarthome_prompts
     from vau_lib.features import checkpoints, extraction, feature_lists, image_encoders, released
+    from vau_lib.publish import hub
     from vau_lib.synthetic import captions, dataset, text_to_video
     from vau_lib.toy import long_videos
     from vau_lib.vlm import clients, instruction_data
@@ -143,6 +144,11 @@ def cases(root: Path, *, slow: bool = True) -> dict[str, Case]:
     three = [place / name for name in ("config.json", "model.safetensors", "made_by.json")]
     add("detectors.trained_detector.load", lambda: trained_detector.load(place), *three[:2])
     add("detectors.trained_detector.features_of", lambda: trained_detector.features_of(place), three[2])
+    add("detectors.trained_detector.untrained", lambda: trained_detector.untrained(place), three[0])
+    add("cascade.load_detector", lambda: cascade.load_detector(place), *three)
+    add("publish.hub.card", lambda: hub.card(place, "own/name"), *three[::2])
+    (place / "film.mp4").write_bytes(b"x")
+    add("analyse._is_drawn", lambda: analyse._is_drawn(str(place / "film.mp4")), three[2])
     add("toy.long_videos.load_scorer", lambda: float(long_videos.load_scorer(place)[1]), *three)
     add("detectors.experiments.input_of", lambda: experiments.input_of(place.parent), place / "config.json", place / "made_by.json")
     add("detectors.experiments.is_done", lambda: experiments.is_done(place, {"seed": 1}), place / "made_by.json")

@@ -121,6 +121,7 @@ def load(folder: str | Path, kind: type[Model] | None = None, *, device: str = "
     return TrainedDetector(trained.model.to(devices.choose(device)).eval(), trained.preprocessing, table)
 
 
+@artifacts.reader()
 def untrained(folder: str | Path) -> TrainedDetector:
     """Return a saved detector's model with random weights, and its preprocessing: what its config.json says."""
     config = artifacts.read_json(Path(folder) / "config.json")

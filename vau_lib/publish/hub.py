@@ -104,6 +104,7 @@ def files(folder: Path) -> list[str]:
     return found
 
 
+@artifacts.reader()
 def card(folder: Path, repo: str, *, note: str = "") -> str:
     """Return the card of a model or a feature set, Markdown with the hub's front matter."""
     kind, made_by = kind_of(folder), artifacts.read_json(folder / "made_by.json", dict)
