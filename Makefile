@@ -16,6 +16,10 @@ $(READY): pyproject.toml constraints.txt
 	if git rev-parse --git-dir >/dev/null 2>&1; then git config filter.notebooks.clean '"$(CURDIR)/$(BIN)/nbstripout" $(STRIP) || cat'; fi
 	touch $(READY)
 
+hello: $(READY)  ## in two minutes: notebook 00 on a drawn video, and a verdict on three clips
+	$(BIN)/vau run smoke 00
+	$(BIN)/vau hello
+
 demo: $(READY)  ## the whole course on a synthetic world: notebooks executed into data/runs/demo
 	$(BIN)/vau run demo --workers 2
 
@@ -70,4 +74,4 @@ results: $(READY)  ## RESULTS.md from the tables below data/results
 clean:  ## remove executed notebooks, synthetic data, features and models; results and raw data stay
 	rm -rf data/runs data/instructions data/synthetic data/features data/models .pytest_cache .ruff_cache
 
-.PHONY: torture lock audit book browser testlong help env demo test lab lint bench toy figures pictures results clean
+.PHONY: torture lock audit book browser testlong help env hello demo test lab lint bench toy figures pictures results clean

@@ -57,6 +57,7 @@ def test_the_makefile_explains_every_target():
     assert targets == {
         "help",
         "env",
+        "hello",
         "demo",
         "test",
         "testlong",

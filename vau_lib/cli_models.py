@@ -89,6 +89,27 @@ def guard(
     typer.echo(f"by {vlm.label}")
 
 
+@commands.command()
+def hello() -> None:
+    """Draw three clips and let the tiny model judge them, with the truth beside it: what `make hello` shows after notebook 00."""
+    from vau_lib import guard
+    from vau_lib.data import records
+    from vau_lib.toy import dataset as toy_dataset
+
+    folder = presets.project_path("data/synthetic/hello")
+    found = toy_dataset.make_dataset(folder, num_videos=6, seed=770, splits={"test": 1.0})
+    three = [*[r for r in found if r.label][:2], next(r for r in found if not r.label)]  # the first of each class
+    records.write_records(folder / "three.jsonl", three)
+    vlm, as_video = _guard_model("toy", None, None, pictures=False, video=False)
+    plan = guard.GuardPlan(max_new_tokens=32, batch_size=3, as_video=as_video)
+    for row in guard.guard(vlm, folder / "three.jsonl", plan=plan, log=None, progress=False):
+        record = next(r for r in three if r.id == row["id"])
+        verdict = {1: "anomaly", 0: "normal", None: "no verdict"}[row["anomaly"]]
+        place = presets.display_path(records.locate(record, folder))
+        typer.echo(f"{place}: {verdict} (in truth {toy_dataset.event_of(record)}): {row['text']}")
+    typer.echo(f"by {vlm.label}: it knows drawn close-ups only, and may be wrong about them too")
+
+
 def _guard_model(model: str, adapter: Path | None, as_video: bool | None, *, pictures: bool, video: bool):
     """Return the model, and whether it gets frames as one video: as in its tuning, else wherever it reads videos."""
     from vau_lib.vlm import models  # torch, only here
