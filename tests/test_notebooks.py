@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -56,17 +57,47 @@ def test_parameters_are_flat_typed_and_explained(path):
         assert comment and "=" not in comment and "|" not in code, line  # papermill drops such lines in silence
 
 
+def test_every_next_leads_to_the_next_notebook_and_the_readme_lists_all():
+    readme = (ROOT / "README.md").read_text()
+    for path, following in zip(NOTEBOOKS, [*NOTEBOOKS[1:], None], strict=True):
+        cells = [cell.source for cell in read(path).cells]
+        found = re.findall(r"^Next: \*\*(\d\d) · .+\*\*\.$", "\n".join(cells), flags=re.M)
+        assert found == ([following.stem[:2]] if following else []), path.stem
+        question = cells[0].splitlines()[0].partition(" · ")[2]
+        assert f"| [{path.stem[:2]}](notebooks/{path.name}) | {question} |" in readme
+
+
+def test_files_that_are_cited_are_here():
+    """Paths in backquotes and links of the documents and notebooks; what runs and users make is not kept."""
+    texts = {path.name: path.read_text() for path in ROOT.glob("*.md")}
+    texts |= {path.name: "\n".join(c.source for c in read(path).cells if c.cell_type == "markdown") for path in NOTEBOOKS}
+    cited = [(name, place) for name, text in texts.items() for place in re.findall(r"\]\(((?!http|#)[\w./-]+)\)", text)]
+    cited += [(n, place) for n, text in texts.items() if n != "LAB.md"
+              for place in re.findall(r"`((?:benchmarks|tests|notebooks|vau_lib)/[\w/]+\.\w+)`", text)]  # fmt: skip
+    assert len(cited) > 50
+    for name, place in cited:
+        assert (ROOT / place).exists() or (ROOT / "notebooks" / place).exists(), f"{name} cites {place}"
+
+
+@pytest.fixture(scope="module")
+def clean_project(tmp_path_factory):
+    """This checkout's notebooks, presets and kept files, nothing of earlier runs."""
+    folder = tmp_path_factory.mktemp("project")
+    for name in ("notebooks", "params", "data/results", "data/toy_models"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+    return folder
+
+
 @pytest.mark.slow
-def test_the_smoke_preset_runs_and_its_table_has_the_numbers(tmp_path):
+def test_the_smoke_preset_runs_and_its_table_has_the_numbers(clean_project, tmp_path, monkeypatch):
     """The whole course on a world of seconds, through the command a user types."""
     vau = Path(sys.executable).with_name("vau")
+    monkeypatch.setenv("VAU_PROJECT", str(clean_project))
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [vau, "run", "smoke", "--fresh", "--workers", "2"], capture_output=True, text=True, env=environment, cwd=tmp_path
-    )
+    done = subprocess.run([vau, "run", "smoke", "--workers", "2"], capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-1500:]
     for path in NOTEBOOKS:
-        executed = read(ROOT / "data" / "runs" / "smoke" / path.name)
+        executed = read(clean_project / "data" / "runs" / "smoke" / path.name)
         figures = [o for c in executed.cells for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
         assert figures, f"{path.stem} shows no figure"
     from vau_lib.workspace import notebook_runs
