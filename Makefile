@@ -24,7 +24,7 @@ demo: $(READY)  ## the whole course on a synthetic world: notebooks executed int
 	$(BIN)/vau run demo --workers 2
 
 test: $(READY)  ## all tests; with VAU_REAL_DATA set, on real videos too
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 testlong: $(READY)  ## presets of UCF-Crime on official trees (needs VAU_REAL_DATA; three minutes each)
 	VAU_LONG=1 $(BIN)/pytest tests/test_official_trees.py

@@ -1,6 +1,9 @@
 """What several tests share: real data when there is any, a small video made on the spot."""
 
 import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch; processes that tests start share the cores with other tests
+
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +13,12 @@ import torch
 from vau_lib.data import video
 
 BESIDE = Path(__file__).parents[2] / "shared" / "data"  # where a checkout for CI finds it
+
+
+def pytest_collection_modifyitems(items: list) -> None:
+    """Begin with the files that hold slow tests, so that two processes end at about the same time (`make test`)."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session")
