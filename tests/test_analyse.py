@@ -344,6 +344,16 @@ def test_a_curve_is_drawn_where_its_rows_are():
     assert f'<rect x="{middle:.1f}"' in piece and "known: &lt;t&gt;" in piece and "<s>" not in piece
 
 
+def test_a_long_live_stream_shows_its_last_hour():
+    rows = np.array([[7200.0, 9000.0, 0.0], [9000.0, 10_800.0, 1.0]])
+    old = dict(number=1, start_s=10.0, end_s=20.0, peak=1.0, peak_s=15.0, known_s=20.0)
+    piece = player.player({"s": rows}, begin_s=7200.0, end_s=10_800.0, events=[old])
+    middle = (player.LEFT + player.RIGHT) / 2
+    assert f"M{player.LEFT:.1f} 166.0H{middle:.1f}L{middle:.1f} 18.0H{player.RIGHT:.1f}" in piece
+    assert "<rect" not in piece and "10.0 to 20.0 s" in piece and 'data-begin="7200.000"' in piece
+    assert player.ticks(10_800.0, 7200.0) == [7200.0 + 600 * k for k in range(7)]
+
+
 def test_a_long_curve_keeps_its_peaks():
     values = np.zeros(40_000)
     values[[7, 31_234]] = 1.0, 0.8

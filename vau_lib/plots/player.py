@@ -59,14 +59,15 @@ th, td { text-align: left; padding: 3px 14px 3px 0; border-bottom: 1px solid #db
 PLAY = """
 function play(root, tell) {
   const video = root.querySelector('video'), clock = root.querySelector('.clock');
-  const end = Number(root.dataset.end), left = Number(root.dataset.left), right = Number(root.dataset.right);
+  const begin = Number(root.dataset.begin), end = Number(root.dataset.end);
+  const left = Number(root.dataset.left), right = Number(root.dataset.right);
   const wide = Number(root.dataset.wide), heads = root.querySelectorAll('.head');
   const marks = [...root.querySelectorAll('button[data-at]')];
   const strip = marks.filter(mark => mark.parentNode.className === 'strip');
   let shown = 0;
   const move = second => {
-    shown = Math.min(Math.max(second, 0), end);
-    const x = left + shown / end * (right - left);
+    shown = Math.min(Math.max(second, begin), end);
+    const x = left + (shown - begin) / (end - begin) * (right - left);
     heads.forEach(head => { head.setAttribute('x1', x); head.setAttribute('x2', x); });
     clock.textContent = shown.toFixed(1) + ' s';
     let last = -1;
@@ -77,7 +78,7 @@ function play(root, tell) {
   };
   const go = second => { move(second); if (video) video.currentTime = shown; if (tell) tell(shown); };
   const place = event => { const box = event.currentTarget.getBoundingClientRect();
-    return ((event.clientX - box.left) / box.width * wide - left) / (right - left) * end; };
+    return begin + ((event.clientX - box.left) / box.width * wide - left) / (right - left) * (end - begin); };
   root.querySelectorAll('svg.plot').forEach(svg => {
     svg.addEventListener('pointerdown', event => go(place(event)));
     svg.addEventListener('pointermove', event => { if (event.buttons) go(place(event)); });
@@ -91,7 +92,7 @@ function play(root, tell) {
     video.addEventListener('error', () => root.classList.add('unplayable'));
     if (video.error) root.classList.add('unplayable');
   } else root.classList.add('unplayable');
-  move(0);
+  move(begin);
   root.dataset.ready = 'yes';
   return go;
 }
@@ -194,7 +195,7 @@ def media(source: str | Path, folder: Path | None, *, limit_mb: float = 8.0) -> 
 def player(
     curves: Curves, *, end_s: float, media: str = "", strip: Sequence[tuple[float, bytes]] = (), truth: Sequence[Mapping] = (),
     events: Sequence[Mapping] = (), pictures: Mapping[int, bytes] | None = None, threshold: float | None = None,
-    below: Curves | None = None,
+    below: Curves | None = None, begin_s: float = 0.0,
 ) -> str:  # fmt: skip
     """Return video, filmstrip, curves and events as one escaped piece of HTML, which `PLAY` brings to life.
 
@@ -208,18 +209,21 @@ def player(
         pictures: JPEG by event number.
         threshold: drawn as a line.
         below: curves of another unit, drawn on an axis of their own, where 1 is marked.
+        begin_s: where the curves begin; a long live stream shows its last hour.
     """
-    end_s = max(float(end_s), 1e-3)
+    end_s = max(float(end_s), begin_s + 1e-3)
+    span = (begin_s, end_s)
     film = "".join(_mark(second, f'<img alt="" src="{_data(shot)}">') for second, shot in strip)
-    drawings, legend = [_drawing(curves, end_s, truth, events, threshold, COLOURS)], _legend(curves, COLOURS)
+    drawings, legend = [_drawing(curves, span, truth, events, threshold, COLOURS)], _legend(curves, COLOURS)
     if below:
-        drawings.append(_drawing(below, end_s, truth, (), 1.0, COLOURS[1:]))
+        drawings.append(_drawing(below, span, truth, (), 1.0, COLOURS[1:]))
         legend += _legend(below, COLOURS[1:])
     shown = f'<video controls preload="auto" muted playsinline src="{html.escape(media)}"></video>' if media else ""
     items = "".join(_known(span) for span in truth)
     items += "".join(_event(event, (pictures or {}).get(event.get("number"))) for event in events)
     return (
-        f'<div class="vau" data-end="{end_s:.3f}" data-left="{LEFT}" data-right="{RIGHT}" data-wide="{WIDE}">\n{shown}\n'
+        f'<div class="vau" data-begin="{begin_s:.3f}" data-end="{end_s:.3f}" data-left="{LEFT}" data-right="{RIGHT}" '
+        f'data-wide="{WIDE}">\n{shown}\n'
         f'<div class="strip">{film}</div>\n<p class="legend">{"".join(legend)}<span class="clock">0.0 s</span></p>\n'
         + "\n".join(drawings)
         + f'\n<ul class="events">{items}</ul>\n</div>'
@@ -267,17 +271,18 @@ def _event(event: Mapping, shot: bytes | None) -> str:
 
 def _drawing(
     curves: Curves,
-    end_s: float,
+    shown_s: tuple[float, float],
     truth: Sequence[Mapping],
     events: Sequence[Mapping],
     threshold: float | None,
     colours: Sequence[str],
 ) -> str:
     highest = max([1.0, *(float(rows[:, 2].max()) for rows in curves.values() if len(rows))])
-    top, bottom = 18, HIGH - 24
+    top, bottom, (begin_s, end_s) = 18, HIGH - 24, shown_s
+    truth, events = ([span for span in part if span["end_s"] > begin_s] for part in (truth, events))
 
     def x(second: float) -> float:
-        return LEFT + min(max(second / end_s, 0.0), 1.0) * (RIGHT - LEFT)
+        return LEFT + min(max((second - begin_s) / (end_s - begin_s), 0.0), 1.0) * (RIGHT - LEFT)
 
     def y(value: float) -> float:
         return bottom - value / highest * (bottom - top)
@@ -293,7 +298,7 @@ def _drawing(
         parts.append(f'<text x="{middle:.1f}" y="13" text-anchor="middle">known: {text(span.get("label") or "event", 60)}</text>')
     for value in (0.0, highest):
         parts.append(f'<text x="{LEFT - 6}" y="{y(value) + 4:.1f}" text-anchor="end">{value:.3g}</text>')
-    for second in ticks(end_s):
+    for second in ticks(end_s, begin_s):
         parts.append(f'<text x="{x(second):.1f}" y="{HIGH - 6}" text-anchor="middle">{moment(second, end_s)}</text>')
         parts.append(f'<path d="M{x(second):.1f} {bottom}v4" stroke="#8A97A3"/>')
     parts.append(f'<path d="M{LEFT} {bottom}H{RIGHT}" stroke="#8A97A3"/>')
@@ -316,10 +321,10 @@ def thinned(rows: np.ndarray) -> np.ndarray:
     return np.stack([rows[first, 0], rows[last, 1], np.maximum.reduceat(rows[:, 2], first)], 1)
 
 
-def ticks(end_s: float) -> list[float]:
+def ticks(end_s: float, begin_s: float = 0.0) -> list[float]:
     """Return round seconds along the time axis, about eight."""
-    step = next((s for s in (0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600) if end_s / s <= 9), 7200)
-    return [float(second) for second in np.arange(0, end_s + 1e-9, step)]
+    step = next((s for s in (0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600) if (end_s - begin_s) / s <= 9), 7200)
+    return [float(second) for second in np.arange(np.ceil(begin_s / step) * step, end_s + 1e-9, step)]
 
 
 def moment(second: float, end_s: float) -> str:

@@ -18,8 +18,9 @@ def page(
 ) -> str:
     """Return the report of one analysed stream as a page; `content` is what report.json holds."""
     cost, detector, measured = content["cost"], content["detector"], content["measured"]
+    begin_s = min((float(rows[0, 0]) for rows in curves.values() if len(rows)), default=0.0)
     piece = player(
-        curves, end_s=cost["seconds"], media=media, strip=strip, truth=content["truth"], events=content["events"],
+        curves, begin_s=begin_s, end_s=cost["seconds"], media=media, strip=strip, truth=content["truth"], events=content["events"],
         pictures=pictures, threshold=content["threshold"], below=below or None,
     )  # fmt: skip
     warnings = "".join(f'<p class="warning">{text(line, 600)}</p>' for line in (*content["marks"], *content["notes"]))
