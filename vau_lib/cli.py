@@ -23,7 +23,7 @@ from rich.table import Table
 
 from vau_lib import cli_models
 from vau_lib.publish import commands
-from vau_lib.workspace import artifacts, gallery, notebook_runs, presets
+from vau_lib.workspace import artifacts, gallery, notebook_runs, presets, tracking
 
 PACKAGES = ("torch", "torchvision", "transformers", "kornia", "decord", "av", "numpy", "scikit-learn", "papermill")
 WEIGHTS = {"XFeat": "xfeat", "SqueezeNet": "squeezenet", "EfficientNet-Lite0": "efficientnet-lite0", "MemTSM-Net": "memtsm"}
@@ -55,8 +55,15 @@ Overrides = Annotated[list[str] | None, typer.Option("-p", metavar="NAME=VALUE",
 
 
 @app.callback()
-def main(debug: Annotated[bool, typer.Option("--debug", envvar="VAU_DEBUG", help="show tracebacks")] = False) -> None:
+def main(
+    debug: Annotated[bool, typer.Option("--debug", envvar="VAU_DEBUG", help="show tracebacks")] = False,
+    report_to: Annotated[
+        str, typer.Option(envvar="VAU_REPORT_TO", help="where trainings report to: tensorboard, trackio, wandb or none")
+    ] = "",
+) -> None:
     """Notebooks for video anomaly understanding, run headlessly."""
+    if tracking.check(report_to):
+        os.environ[tracking.VARIABLE] = report_to
 
 
 @app.command("run")

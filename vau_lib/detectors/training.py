@@ -29,7 +29,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from vau_lib.detectors.preprocessing import Sequences, pad_collate
 from vau_lib.evaluation import metrics
-from vau_lib.workspace import artifacts, formats
+from vau_lib.workspace import artifacts, formats, tracking
 from vau_lib.workspace.seeds import seed_everything as seed_everything  # noqa: PLC0414
 
 NOISE_STATE = "noise_state.pt"  # of the generator of augmentations, in every checkpoint
@@ -367,7 +367,7 @@ def _arguments(out: Path, plan: TrainingPlan, *, whole: bool = False, by_loss: b
         greater_is_better=not by_loss,
         seed=plan.seed,
         disable_tqdm=True,
-        report_to="none",
+        **tracking.arguments(out),
         label_names=["labels"],
         dataloader_pin_memory=False,
         use_cpu=not torch.cuda.is_available(),

@@ -44,7 +44,7 @@ from trl import SFTConfig, SFTTrainer
 from vau_lib.vlm.chat import collate
 from vau_lib.vlm.instruction_data import EpochCallback, InstructionSamples, judgement_question
 from vau_lib.vlm.models import VLM
-from vau_lib.workspace import artifacts
+from vau_lib.workspace import artifacts, tracking
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 PROJECTIONS_INTERNLM2 = ("wqkv", "wo", "w1", "w2", "w3")  # the same, as the released model's own code names them
@@ -421,7 +421,7 @@ def training_arguments(
         label_names=["labels"],
         dataloader_pin_memory=False,
         seed=plan.seed,
-        report_to="none",
+        **tracking.arguments(folder),
         disable_tqdm=not progress,
     )
 
