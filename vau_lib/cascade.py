@@ -99,6 +99,7 @@ def load_detector(folder: str | Path, weights: str | Path | None = None, thresho
     return Detector(folder, trained, weights, *given, trained_on, systems[type(trained.model)], drawn, kind)
 
 
+@artifacts.reader()
 def validation_threshold(folder: str | Path) -> tuple[float, str]:
     """Return the lowest threshold that at most ALLOWED of the normal validation videos ever reach, and words that say so.
 
@@ -118,6 +119,7 @@ def validation_threshold(folder: str | Path) -> tuple[float, str]:
     )
 
 
+@artifacts.reader()
 def _is_causal(folder: Path) -> bool:
     """Return whether the scores in a MemTSM-Net's folder are those of a stream."""
     rows = artifacts.read_json(folder / "scores.json", dict).values() if (folder / "scores.json").exists() else ()

@@ -82,7 +82,7 @@ def cases(root: Path, *, slow: bool = True) -> dict[str, Case]:
     pools = _write(root / "pools.json", {task: ["What?"] for task in annotation.PROMPT_POOLS})
     add("data.annotation.read_prompt_pools", lambda: annotation.read_prompt_pools(pools), pools)
     review = _write(root / "review.csv", "id,decision,answer\nx,keep,yes\ny,drop,no\n")
-    add("data.annotation._read_review", lambda: annotation._read_review(review), review)
+    add("data.annotation.read_review", lambda: annotation.read_review(review), review)
     row = dict(id="1", level="video", task="judgement", question="q?", answer="Yes.", video="a.mp4", video_id="a", dataset="own",
                split="train", span={"start_s": 0.0, "end_s": 2.0})  # fmt: skip
     collected = _write(root / "collect" / "a.json", {"facts": {}, "rows": [row]})
@@ -146,6 +146,8 @@ def cases(root: Path, *, slow: bool = True) -> dict[str, Case]:
     add("detectors.trained_detector.features_of", lambda: trained_detector.features_of(place), three[2])
     add("detectors.trained_detector.untrained", lambda: trained_detector.untrained(place), three[0])
     add("cascade.load_detector", lambda: cascade.load_detector(place), *three)
+    add("cascade.validation_threshold", lambda: cascade.validation_threshold(place), place / "scores.json")
+    add("cascade._is_causal", lambda: cascade._is_causal(place), place / "scores.json")
     add("publish.hub.card", lambda: hub.card(place, "own/name"), *three[::2])
     (place / "film.mp4").write_bytes(b"x")
     add("analyse._is_drawn", lambda: analyse._is_drawn(str(place / "film.mp4")), three[2])

@@ -124,8 +124,8 @@ def _start(job: Callable[[Path], None], folder: Path, label: str) -> int:
 
 
 def left_over(label: str) -> list[str]:
-    """Return the processes that a killed job left, after five seconds of grace."""
-    until, found = time.monotonic() + 5, []
+    """Return the processes that a killed job left, after half a minute of grace, which a busy machine needs."""
+    until, found = time.monotonic() + 30, []
     while time.monotonic() < until:
         found = []
         for place in Path("/proc").glob("[0-9]*"):

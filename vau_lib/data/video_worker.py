@@ -29,7 +29,13 @@ MEMORY = 4 * 2**30  # bytes for frames and codecs, on top of what the worker's l
 SECONDS = 60.0  # for an answer, or the next frame of a stream, of a small file
 SECONDS_PER_MB = 1.0  # more for a large one: hours of a recording are decoded before they are understood
 START_S = 120.0  # until a worker is there, on a busy machine
-SERVE = "from vau_lib.data import video, video_worker; video_worker.serve()"
+SERVE = """import os, threading, time
+def end_with_parent(parent={}):  # before the imports, which take seconds: a decoder would go on for as long as it may
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+threading.Thread(target=end_with_parent, daemon=True).start()
+from vau_lib.data import video, video_worker; video_worker.serve()"""
 READS: dict[str, Callable] = {}  # what a worker can do
 _blocks: list[bool] = []  # one for each `apart` that is open; of all threads: one that decodes ahead is in its block too
 _waiting: list["_Worker"] = []
@@ -111,7 +117,7 @@ class _Worker:
         env = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])}
         env |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(  # -P: a stranger's av.py in the working directory is not imported
-            [sys.executable, "-P", "-c", SERVE],
+            [sys.executable, "-P", "-c", SERVE.format(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -192,7 +198,6 @@ def serve() -> None:
     """Answer questions from standard input on standard output until it closes; what libraries print goes nowhere."""
     questions, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     _limit_memory()
     _say(answers, "here")
     for line in questions:
@@ -228,14 +233,6 @@ def _say(answers: BinaryIO, value: object) -> None:
         value = {"info": asdict(value)} if isinstance(value, VideoInfo) else {"value": value} if isinstance(value, tuple) else value
         answers.write(json.dumps(value).encode() + b"\n")
     answers.flush()
-
-
-def _end_with_parent() -> None:
-    """End at once when the parent is gone: a decoder would go on for as long as it may."""
-    parent = os.getppid()
-    while os.getppid() == parent:
-        threading.Event().wait(1.0)
-    os._exit(1)
 
 
 def _limit_memory() -> None:
