@@ -213,7 +213,7 @@ def cases(root: Path, *, slow: bool = True) -> dict[str, Case]:
         return function(target)
 
     take_lists = lambda: take(lambda to: feature_lists.import_lists([names], given, to, width=16))  # noqa: E731
-    add("features.feature_lists.import_lists", take_lists, names, given / "Normal_1.npy")
+    add("features.feature_lists.import_lists", take_lists, names, given / "Normal_1.npy", given / "Abuse001_x264.npy")
     csv = _write(root / "train.csv", "path,label\n/x/Abuse001_x264__0.npy,Abuse\n")
     artifacts.save_array(root / "clip" / "Abuse001_x264__0.npy", np.ones((10, 512), np.float32))
     take_clip = lambda: take(lambda to: released.import_features([csv], root / "clip", to))  # noqa: E731
