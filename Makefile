@@ -51,7 +51,7 @@ lab: $(READY)  ## JupyterLab at the project, 00 open
 lint: $(READY)  ## ruff on code and notebooks, and no outputs in committed notebooks
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/nbstripout --verify --keep-id notebooks/*.ipynb
 
-STUDIES := $(addprefix benchmarks/,explanations.py token_accuracy.py compressed_tiny_model.py ordering.py scenarios.py transfer.py torture.py)
+STUDIES := $(addprefix benchmarks/,fights_memtsm.py explanations.py token_accuracy.py compressed_tiny_model.py ordering.py scenarios.py transfer.py torture.py)
 bench: $(READY)  ## speed as ratios within one run (not the studies, which film and tune first: run those one by one)
 	for script in $(filter-out $(STUDIES),$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
 
