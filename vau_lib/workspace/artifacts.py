@@ -15,6 +15,7 @@ import platform
 import re
 import subprocess
 import tempfile
+import traceback
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -309,7 +310,8 @@ def reading(path: str | Path, kind: type[Exception] = StoreError) -> Iterator[No
     except Exception as error:
         name, text = Path(_last_read.get()).name, str(error)
         named = any(part and part in text for part in (name, Path(path).name))
-        if isinstance(error, ValueError) and (type(error).__module__.startswith("vau_lib.") or named):
+        ours = [*traceback.walk_tb(error.__traceback__)][-1][0].f_globals.get("__name__", "").startswith("vau_lib.")
+        if isinstance(error, ValueError) and (type(error).__module__.startswith("vau_lib.") or named or ours):
             line = one_line(text if named else f"{name}: {text}", 600)
             if line == text:
                 raise
