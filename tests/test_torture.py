@@ -42,4 +42,4 @@ def test_bad_surroundings(tmp_path):
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs /proc")
 def test_streams(tmp_path):
-    clean(streams.run(tmp_path, clips=900, width=64, window=4), tried=17)
+    clean(streams.run(tmp_path, clips=300, width=32, window=4), tried=17)
