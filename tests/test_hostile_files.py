@@ -389,4 +389,5 @@ def test_dollars_in_a_name_are_dollars(tmp_path):
     assert all(path.stat().st_size for path in style.save(figure, tmp_path / "x.png"))
     svg = (tmp_path / "x.svg").read_text(encoding="utf-8")
     assert r"$\nonsense{$" in svg  # its comment holds what is drawn
+    assert "<!-- 100 -->" in svg and "mathdefault" not in svg  # the powers of a logarithmic axis are numbers
     pyplot.close("all")

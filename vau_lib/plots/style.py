@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from matplotlib.ticker import LogFormatterMathtext
 
 from vau_lib.workspace import artifacts
 
@@ -68,9 +69,12 @@ class TitledFigure(Figure):
 
     def draw(self, renderer) -> None:
         """Draw, every text as it is: two dollar signs in a video's name, a camera's or an answer begin no formula."""
+        for side in (side for axis in self.axes for side in (axis.xaxis, axis.yaxis)):
+            if isinstance(side.get_major_formatter(), LogFormatterMathtext):  # its powers of ten are formulas
+                side.set_major_formatter("{x:g}")
+                side.set_minor_formatter("")
         for text in self.findobj(Text):
-            if "\\mathdefault" not in text.get_text():  # matplotlib's own, the powers of a logarithmic axis
-                text.set_parse_math(False)
+            text.set_parse_math(False)
         super().draw(renderer)
 
     def __repr__(self) -> str:
