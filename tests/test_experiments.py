@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from vau_lib.data import records
 from vau_lib.detectors import experiments, memtsm, preprocessing, trained_detector
@@ -238,9 +239,38 @@ def test_frame_aucs_of_saved_scores_and_of_what_a_camera_knows(tmp_path):
     artifacts.write_json(place / "made_by.json", {"facts": {"features": {"snippet_frames": 2}}})
     scores = {"a": {"split": "test", "scores": [0.1, 0.1, 0.9, 0.9]}, "b": {"split": "test", "scores": [0.2, 0.2]}}
     artifacts.write_json(place / "scores.json", scores)
-    own, causal = experiments.frame_aucs(place, str(tmp_path / "records.jsonl"), 0)
+    own, causal, smoothed = experiments.frame_aucs(place, str(tmp_path / "records.jsonl"), 0)
     # known of a: 0 0 0 .1 .1 .1 .1 .9, truth 0 0 0 0 1 1 1 1; of b: 0 0 0 .2, all normal
     pairs = [(p > n) + (p == n) / 2 for p in (0.1, 0.1, 0.1, 0.9) for n in (0, 0, 0, 0.1, 0, 0, 0, 0.2)]
-    assert own == 1.0 and causal == pytest.approx(np.mean(pairs))
+    assert own == 1.0 and causal == pytest.approx(np.mean(pairs)) == smoothed  # no validation video, no smoothing
     records.write_records(tmp_path / "records.jsonl", videos[1:])
     assert np.isnan(experiments.frame_aucs(place, str(tmp_path / "records.jsonl"), 0)).all()
+
+
+def test_validation_chooses_how_a_camera_smooths(tmp_path):
+    """Scores that flicker in an event: a small loop and scikit-learn's AUC choose the half-life on the validation video."""
+    rng = np.random.default_rng(0)
+    saved, videos = {}, []
+    for name, split in (("v", "val"), ("t", "test")):
+        scores = np.concatenate([rng.random(20) * 0.4, (rng.random(20) > 0.5) * 0.9, rng.random(20) * 0.4])
+        saved[name] = {"split": split, "scores": scores.tolist()}
+        videos.append(
+            records.VideoRecord(name, f"{name}.mp4", "toy", split, 1, events=(records.Span(2, 4),), fps=10.0, num_frames=60)
+        )
+    records.write_records(tmp_path / "records.jsonl", videos)
+    place = tmp_path / "fold0_seed0"
+    artifacts.write_json(place / "config.json", {"sizes": {"window": 1}})
+    artifacts.write_json(place / "made_by.json", {"facts": {"features": {"snippet_frames": 1}}})
+    artifacts.write_json(place / "scores.json", saved)
+    truth = np.repeat([0, 1, 0], 20)
+
+    def auc(name, half_life):
+        values = [saved[name]["scores"][0]]
+        for score in saved[name]["scores"][1:]:
+            old = 0.5 ** (1 / half_life) if half_life else 0.0
+            values.append(old * values[-1] + (1 - old) * score)
+        return roc_auc_score(truth, values)
+
+    best = max(experiments.HALF_LIVES, key=lambda half_life: auc("v", half_life))
+    assert best > 0 and auc("t", best) > auc("t", 0)
+    assert experiments.frame_aucs(place, str(tmp_path / "records.jsonl"), 0)[1:] == pytest.approx((auc("t", 0), auc("t", best)))

@@ -238,25 +238,38 @@ def write_scores(
     artifacts.write_json(place / "scores.json", table)
 
 
+HALF_LIVES = (0.0, 0.25, 0.43, 0.7, 1.0, 2.0)  # rows; of smoothing by the past, 0 is none
+
+
 @artifacts.reader()
-def frame_aucs(place: Path, records_file: str, fold: int) -> tuple[float, float]:
-    """Return the frame AUC of the scores saved at `place` over one fold's test videos, and the same when nothing is known early.
+def frame_aucs(place: Path, records_file: str, fold: int) -> tuple[float, float, float]:
+    """Return three frame AUCs of the scores saved at `place` over one fold's test videos; nan where no video has frames and events.
 
     The first gives every frame its own row's score, which knows its clip to the end; the second the newest score of a clip that
-    is over (`online_metrics.newest`). (nan, nan) where no test video has both frames and events.
+    is over (`online_metrics.newest`); the third the same of scores averaged with the past alone (`online_metrics.smooth_causal`),
+    the half-life that is best on the validation videos.
     """
     found = records.read_records(presets.project_path(records_file.replace("*", str(fold))))
-    test = {r.id: r for r in found if r.split == "test" and r.num_frames}
-    if not any(r.events for r in test.values()):
-        return float("nan"), float("nan")
     trained, saved = artifacts.read_json(place / "config.json"), artifacts.read_json(place / "scores.json")
-    rows = {n: np.asarray(saved[n]["scores"], np.float32) for n in test if n in saved}
     step = int(artifacts.read_json(place / "made_by.json")["facts"]["features"]["snippet_frames"])
     clip = trained["sizes"].get("window", 1)
-    truth, frames = {n: records.frame_labels(test[n]) for n in rows}, {n: test[n].num_frames for n in rows}
-    own = {n: metrics.expand(v, frames[n], step) for n, v in rows.items()}
-    known = {n: online_metrics.newest(v, frames[n], clip_rows=clip, snippet_frames=step) for n, v in rows.items()}
-    return metrics.frame_auc(own, truth), metrics.frame_auc(known, truth)
+
+    def auc(split: str, half_life: float | None) -> float:
+        part = {r.id: r for r in found if r.split == split and r.num_frames and r.id in saved}
+        if not any(r.events for r in part.values()):
+            return float("nan")
+        rows = {n: np.asarray(saved[n]["scores"], np.float32) for n in part}
+        if half_life:
+            rows = {n: online_metrics.smooth_causal(v, half_life_frames=half_life) for n, v in rows.items()}
+        if half_life is None:
+            known = {n: metrics.expand(v, part[n].num_frames, step) for n, v in rows.items()}
+        else:
+            sizes = {"clip_rows": clip, "snippet_frames": step}
+            known = {n: online_metrics.newest(v, part[n].num_frames, **sizes) for n, v in rows.items()}
+        return metrics.frame_auc(known, {n: records.frame_labels(part[n]) for n in part})
+
+    best = max(HALF_LIVES, key=lambda half_life: np.nan_to_num(auc("val", half_life)))
+    return auc("test", None), auc("test", 0.0), auc("test", best)
 
 
 @artifacts.reader()
