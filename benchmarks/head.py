@@ -13,9 +13,8 @@ import stead
 import timing
 import torch
 
-from vau_lib.detectors import exports, memtsm, preprocessing, trained_detector, training
+from vau_lib.detectors import memtsm, training
 from vau_lib.evaluation import result_tables
-from vau_lib.features import runtimes
 from vau_lib.workspace import presets
 
 STEPS, BATCHES = 32, (1, 32)
@@ -32,24 +31,12 @@ def heads() -> dict[str, tuple[torch.nn.Module, tuple[int, ...]]]:
     }
 
 
-def sessions(model: memtsm.MemTSM, folder: Path) -> dict[str, runtimes.Session]:
-    """Return {runtime: the exported head}, of the runtimes that are installed."""
-    fitted = preprocessing.Preprocessing(STEPS, False, (0.0,), (1.0,))
-    made = exports.graph(trained_detector.TrainedDetector(model, fitted, None))
-    try:
-        found = runtimes.write_onnx(made.module, made.example, made.outputs, folder / "head.onnx", free=made.free)
-    except ValueError as error:
-        print(error)
-        return {}
-    return {name: runtimes.Session(folder / "head.onnx", name) for name in found}
-
-
 def measure(rounds: int = 60) -> pd.DataFrame:
     """Return a row per head, runtime and batch."""
     tables = []
     with TemporaryDirectory() as folder, torch.inference_mode():
         networks = heads()
-        exported = sessions(networks["MemTSM-Net as intended"][0], Path(folder))
+        exported = timing.sessions(networks["MemTSM-Net as intended"][0], Path(folder) / "head.onnx", steps=STEPS)
         for batch in BATCHES:
             ways = {}
             for name, (network, shape) in networks.items():

@@ -15,9 +15,8 @@ import timing
 import torch
 
 from vau_lib.data import records
-from vau_lib.detectors import exports, lshma, lshma_state, preprocessing, stream_profiling, trained_detector
+from vau_lib.detectors import exports, lshma, lshma_state, stream_profiling
 from vau_lib.evaluation import result_tables
-from vau_lib.features import runtimes
 from vau_lib.features.image_encoders import CLIPEncoder
 from vau_lib.workspace import presets
 
@@ -26,24 +25,12 @@ MAKERS = {"XD-Violence": lshma_state.LSHMAConfig.xd, "UCF-Crime": lshma_state.LS
 STREAMS = (1, 16, 64)
 
 
-def sessions(model: lshma.LSHMA, folder: Path) -> dict[str, runtimes.Session]:
-    """Return {runtime: the exported step}, of the runtimes that are installed."""
-    trained = trained_detector.TrainedDetector(model, preprocessing.Preprocessing(None, False, (0.0,), (1.0,)), None)
-    made = exports.graph(trained)
-    try:
-        found = runtimes.write_onnx(made.module, made.example, made.outputs, folder / "step.onnx", free=made.free)
-    except ValueError as error:
-        print(error)
-        return {}
-    return {name: runtimes.Session(folder / "step.onnx", name) for name in found}
-
-
 def ways(name: str, folder: Path) -> dict:
     """Return {(runtime, streams): one step} of a model whose memory is full."""
     torch.manual_seed(0)
     model, found = lshma.LSHMA(MAKERS[name](exit_threshold=1.0)).eval(), {}
     config = model.settings
-    exported = sessions(model, folder)
+    exported = timing.sessions(model, folder / "step.onnx")
     for streams in STREAMS:
         clip, state = torch.randn(streams, config.window, config.width), None
         for _ in range(config.memory):

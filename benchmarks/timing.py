@@ -3,9 +3,13 @@
 import os
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+
+from vau_lib.detectors import exports, preprocessing, trained_detector
+from vau_lib.features import runtimes
 
 
 def interleaved(ways: Mapping[str, Callable[[], object]], rounds: int = 20, warm_up: int = 2, hot: bool = False) -> pd.DataFrame:
@@ -33,3 +37,15 @@ def interleaved(ways: Mapping[str, Callable[[], object]], rounds: int = 20, warm
 def machine() -> str:
     """Return how many processors there are and how many tasks wanted them in the last minute."""
     return f"{os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}"
+
+
+def sessions(model: object, path: Path, *, steps: int | None = None) -> dict[str, runtimes.Session]:
+    """Return {runtime: a detector's network, exported to `path`}, of the runtimes that are installed; `steps` as in training."""
+    fitted = preprocessing.Preprocessing(steps, False, (0.0,), (1.0,))
+    made = exports.graph(trained_detector.TrainedDetector(model, fitted, None))
+    try:
+        found = runtimes.write_onnx(made.module, made.example, made.outputs, path, free=made.free)
+    except ValueError as error:
+        print(error)
+        return {}
+    return {name: runtimes.Session(path, name) for name in found}

@@ -299,9 +299,9 @@ def test_a_live_source_gives_json_lines_a_webhook_and_a_rolling_report(detector,
     words += ["--server", answers.url, "--model", "m", "--webhook", hook.url + "/secret"]
     done = CliRunner().invoke(cli.app, words)
     assert done.exit_code == 0, done.stderr
-    told = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [line["message"] for line in told] == ["alarm", "explained"] and told[1]["anomaly"] == 0
-    assert [body for _, _, body in hook.seen] == told
+    messages = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["message"] for line in messages] == ["alarm", "explained"] and messages[1]["anomaly"] == 0
+    assert [body for _, _, body in hook.seen] == messages
     assert pages[-1] is False and True in pages and "secret" not in done.stderr
     content = artifacts.read_json(tmp_path / "report.json")
     assert content["cost"]["judged"] == {"anomaly": 0, "normal": 1, "unclear": 0} and content["cost"]["language_model_s"] >= 0

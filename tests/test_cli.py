@@ -29,6 +29,13 @@ def vau(*words):
     return CliRunner().invoke(cli.app, words)
 
 
+def test_no_command_hides_another_of_its_name():
+    """Of two commands of one name the later one wins, silently: it happened to `vau export`."""
+    apps = [cli.app, *(group.typer_instance for group in cli.app.registered_groups)]
+    names = [c.name or c.callback.__name__.replace("_", "-") for part in apps for c in part.registered_commands]
+    assert len(names) > 20 and sorted(names) == sorted(set(names))
+
+
 def test_list_shows_questions_and_who_runs_them(project):
     write_params(project, "tiny", "_shared", "notebooks: [03]")
     lines = vau("list").stdout.splitlines()

@@ -85,20 +85,24 @@ def test_records_become_temporal_detections(tmp_path):
         records.VideoRecord("b", "b.avi", "d", "train", 0),
     ]
     records.write_records(tmp_path / "records.jsonl", found)
-    done = CliRunner().invoke(app, ["export", str(tmp_path / "records.jsonl"), str(tmp_path / "labels.json"), "--to", "fiftyone"])
+    done = CliRunner().invoke(
+        app, ["export-labels", str(tmp_path / "records.jsonl"), str(tmp_path / "labels.json"), "--to", "fiftyone"]
+    )
     assert done.exit_code == 0, done.stderr
     labels = json.loads((tmp_path / "labels.json").read_text())["labels"]
     kept = {"split": "test", "source": "cam 3", "text": "Two people fight."}
     assert labels == {"x/a": [{"label": "fight", "timestamps": [1.5, 4.0], "attributes": kept}], "b": []}
     records.write_records(tmp_path / "records.jsonl", [*found, records.VideoRecord("c", "b.mp4", "d", "test", 0)])
-    done = CliRunner().invoke(app, ["export", str(tmp_path / "records.jsonl"), str(tmp_path / "labels.json"), "--to", "fiftyone"])
+    done = CliRunner().invoke(
+        app, ["export-labels", str(tmp_path / "records.jsonl"), str(tmp_path / "labels.json"), "--to", "fiftyone"]
+    )
     assert done.exit_code == 1 and "two videos are named 'b'" in done.stderr
 
 
 def test_a_sheet_goes_both_ways_by_commands(tmp_path):
     sheet, tasks, back = tmp_path / "review.csv", tmp_path / "tasks.json", tmp_path / "reviewed.csv"
     annotation.write_review(sheet, annotation.review_table([ROWS[0], Instruction(**{**ROWS[1].__dict__, "answer": "=SUM(A1)"})]))
-    assert CliRunner().invoke(app, ["export", str(sheet), str(tasks), "--to", "label-studio"]).exit_code == 0
+    assert CliRunner().invoke(app, ["export-labels", str(sheet), str(tasks), "--to", "label-studio"]).exit_code == 0
     content = json.loads(tasks.read_text())
     assert content[1]["data"]["answer"] == "=SUM(A1)" and (tmp_path / "tasks.xml").read_text() == exchange.LABEL_CONFIG
     tasks.write_text(json.dumps([answered(content[0], choice("drop")), answered(content[1], choice("edit"), area("=1+1"))]))

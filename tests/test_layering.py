@@ -99,7 +99,7 @@ def test_rooms_are_named_and_small():
         assert len(files) <= 14, f"{room} has {len(files)} files"
         note = ast.get_docstring(ast.parse((LIBRARY / room / "__init__.py").read_text(encoding="utf-8")))
         assert note and 3 <= len(note.splitlines()) <= 12, f"{room}/__init__.py must say what lives there"
-    assert len(list(LIBRARY.glob("*.py"))) <= 10
+    assert len(list(LIBRARY.glob("*.py"))) <= 9
     sizes = {module: len(path.read_text(encoding="utf-8").splitlines()) for module, path in MODULES.items()}
     assert max(sizes.values()) <= 600, max(sizes, key=sizes.get)
 

@@ -247,8 +247,8 @@ def cases(root: Path, *, slow: bool = True) -> dict[str, Case]:
     log = _write(root / "guard.jsonl", '{"id": "a", "model": "m", "error": ""}\n{"id": "b", "model": "m", "error": ""}\n')
     add("guard._read_rows", lambda: guard._read_rows(log), log)
     (root / "a.mp4").write_bytes(b"x")
-    told = _write(root / "instructions.jsonl", json.dumps({"split": "train", "video": "a.mp4", "task": "judgement"}) + "\n")
-    add("vlm.instruction_data._rows_of", lambda: instruction_data._rows_of(told, root, "train"), told)
+    rows_file = _write(root / "instructions.jsonl", json.dumps({"split": "train", "video": "a.mp4", "task": "judgement"}) + "\n")
+    add("vlm.instruction_data._rows_of", lambda: instruction_data._rows_of(rows_file, root, "train"), rows_file)
     add("explain.load_scorer", lambda: _load_scorer(place), *three)
     if slow:
         _models(root, add)

@@ -45,6 +45,20 @@ def placed(pixels: Tensor, device: torch.device) -> Tensor:
     return pixels.to(device)
 
 
+class OnDevice:
+    """What has a network, `net`, and says where it is."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.net.parameters()).device
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the processors are free for decoding meanwhile."""
+        return self.device.type != "cpu"
+
+
 class Ahead:
     """The items of an iterable, with the seconds it took to make them; with `depth` above 0 made in a thread, so many ahead.
 

@@ -63,21 +63,11 @@ TOP_OF_MAP = 0.05  # of the places of a map as coarse as these: at 224 pixels 8 
 CHANGE_FLOOR = 0.05  # added before the logarithm of a change: what a still camera's noise leaves
 
 
-class _StillEncoder:
+class _StillEncoder(devices.OnDevice):
     """Average features of single frames, a subclass's `encode_frames`, over snippets."""
 
     drop_last, dtype, ahead = False, np.float32, 1  # batches of READ_FRAMES decoded ahead
     sampled_frames: int | None = None  # frames of a snippet that are averaged, spread evenly over it; None takes all
-
-    @property
-    def device(self) -> torch.device:
-        """Where the network is."""
-        return next(self.net.parameters()).device
-
-    @property
-    def on_gpu(self) -> bool:
-        """Whether the processors are free for decoding meanwhile."""
-        return self.device.type != "cpu"
 
     def __call__(self, frames: np.ndarray, *, snippet_frames: int = SNIPPET_FRAMES) -> np.ndarray:
         """Return (ceil(T / snippet_frames), D), with `drop_last` the floor but 1 at least, of frames (T, H, W, 3), RGB."""

@@ -30,7 +30,7 @@ BATCH_FRAMES = 16  # frames per pass through the network; larger is slower on a 
 XFEAT_GRID = 32  # pixels; height and width must be multiples of it
 
 
-class XFeatEncoder:
+class XFeatEncoder(devices.OnDevice):
     """Describe frames by XFeat's dense descriptors.
 
     `weights` is None (search), a path, or "random" (seeded; every result must then say so). `bfloat16` None means where
@@ -87,16 +87,6 @@ class XFeatEncoder:
             if not path.is_file():
                 export(self, path)
             self._session = runtimes.Session(path, runtime, bfloat16=self.bfloat16)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the network is."""
-        return next(self.net.parameters()).device
-
-    @property
-    def on_gpu(self) -> bool:
-        """Whether the processors are free for decoding meanwhile."""
-        return self.device.type != "cpu"
 
     @torch.inference_mode()
     def dense(self, frames: np.ndarray) -> Tensor:

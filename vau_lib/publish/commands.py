@@ -18,8 +18,8 @@ def book(preset: Annotated[str, typer.Argument(metavar="PRESET", help="whose exe
     typer.echo(f"look at {presets.display_path(pages.write(preset))}")
 
 
-@commands.command()
-def export(
+@commands.command("export-labels")
+def export_labels(
     source: Annotated[Path, typer.Argument(help="a records.jsonl, or a review sheet (csv)")],
     target: Annotated[Path, typer.Argument(help="the JSON file to write")],
     to: Annotated[str, typer.Option(help="fiftyone (records) or label-studio (a review sheet)")],
