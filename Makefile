@@ -16,7 +16,7 @@ $(READY): pyproject.toml constraints.txt
 	if git rev-parse --git-dir >/dev/null 2>&1; then git config filter.notebooks.clean '"$(CURDIR)/$(BIN)/nbstripout" $(STRIP) || cat'; fi
 	touch $(READY)
 
-hello: $(READY)  ## in two minutes: notebook 00 on a drawn video, and a verdict on three clips
+hello: $(READY)  ## in half a minute: notebook 00 on a drawn video, and a verdict on three clips
 	$(BIN)/vau run smoke 00
 	$(BIN)/vau hello
 

@@ -32,7 +32,9 @@ STABLE_FRACTION = 0.5  # of a moment's tokens, on which its light is fitted
 CUT_CORRELATION = 0.5  # two moments of one scene correlate by more than this
 FIRST_MOMENT_WEIGHT = 0.4  # of a difference from the first moment only (at 1, who leaves is kept); chosen on synthetic scenes
 MOTION_WEIGHT = 0.1  # of the difference from the moment before; chosen on synthetic scenes
-ENCODED_PER_READ = 1.5  # moments encoded per moment's worth of tokens read; chosen on drawn near places, seed 0's training videos
+ENCODED_PER_READ = (
+    1.5  # moments encoded per moment's worth of tokens read; chosen on drawn near places (training and validation videos)
+)
 EVEN_MASS = 0.1  # of the greatest newness of a moment, that every moment counts with
 NOISE_FACTOR = 2.0  # times the median novelty: below it a token is noise, and its moment decides
 Array = np.ndarray | Tensor

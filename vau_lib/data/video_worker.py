@@ -2,7 +2,7 @@
 costs one video, and is one VideoError.
 
 - `with apart():` sends what `video` reads of files in this block to a worker; the bits are the same
-- a worker lives on for the next file (a start takes about half a second) and is replaced when it died or was stopped
+- a worker lives on for the next file (a start took 1.4 to 1.9 s on a busy machine) and is replaced when it died or was stopped
 - memory is limited where the system can (RLIMIT_AS, not on Windows), seconds by both sides
 - what comes back is numbers and texts, no pickles: a worker that was taken over cannot run code here
 """
