@@ -1,4 +1,4 @@
-"""What this project does on a GPU, beside the CPU path's numbers: one call, meant for eight minutes (not timed on a card yet); tables to stdout and a csv.
+"""What this project does on a GPU, beside the CPU path's numbers: one call, meant for eight minutes (not timed on a card yet).
 
 - the detectors train, score and stream there, and their scores are the CPU's
 - XFeat against stock kornia on the same card; decoding on the card (torchcodec) against decoding on the CPU, colours compared
