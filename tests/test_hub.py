@@ -69,6 +69,23 @@ def test_a_model_goes_to_the_hub_and_comes_back(hub, model, tmp_path):
     assert all(TOKEN not in data.decode(errors="replace") for data in kept.values()) and TOKEN not in done.stdout
 
 
+def test_a_download_that_stopped_goes_on(hub, model, tmp_path, monkeypatch):
+    import huggingface_hub
+
+    vau("push", model, "--repo", "me/fights")
+
+    def stopped(repo, *, local_dir, **options):
+        (local_dir / "config.json").write_text("{}")
+        raise ConnectionError("the line is cut")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(huggingface_hub, "snapshot_download", stopped)
+        assert vau("pull", "me/fights").exit_code
+    done = vau("pull", "me/fights")
+    place = tmp_path / "data/models/hub/me/fights"
+    assert done.exit_code == 0 and (place / "config.json").read_bytes() == (model / "config.json").read_bytes(), done.stderr
+
+
 def test_the_card_says_what_was_measured_and_no_more(model):
     card = sharing.card(model, "me/fights", note="Trained on a Friday.")
     labels, scores = zip(*SCORES.values(), strict=True)

@@ -64,12 +64,12 @@ def pull(repo: str, target: str | Path, *, kind: str = "model", revision: str | 
     target = Path(target)
     if target.exists() and any(target.iterdir()) and _origin(target) != repo:
         raise artifacts.StoreError(f"{target} holds something else than {repo}: give another folder by --to")
+    artifacts.write_json(target / "hub.json", {"repo": repo, "revision": revision or "main"})  # first: a stopped download goes on
     with _one_line(repo):
         patterns = [f"*.{suffix}" for suffix in SAFE]
         snapshot_download(repo, repo_type=KINDS[kind], revision=revision, local_dir=target, allow_patterns=patterns)
     if not (target / "made_by.json").exists():
         raise ValueError(f"{repo} is not of this project: it has no made_by.json")
-    artifacts.write_json(target / "hub.json", {"repo": repo, "revision": revision or "main"})
     return target
 
 
