@@ -75,6 +75,7 @@ def test_a_download_that_stopped_goes_on(hub, model, tmp_path, monkeypatch):
     vau("push", model, "--repo", "me/fights")
 
     def stopped(repo, *, local_dir, **options):
+        local_dir.mkdir(parents=True, exist_ok=True)
         (local_dir / "config.json").write_text("{}")
         raise ConnectionError("the line is cut")
 
