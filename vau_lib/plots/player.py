@@ -254,7 +254,7 @@ def _event(event: Mapping, shot: bytes | None) -> str:
     kind, words = VERDICTS.get(answer.get("anomaly"), VERDICTS[None])
     if answer.get("error"):
         kind, words = "", f"no answer: {answer['error']}"
-    sure = f" ({answer['confidence']:.2f})" if isinstance(answer.get("confidence"), float) else ""
+    sure = f" (confidence {answer['confidence']:.2f})" if isinstance(answer.get("confidence"), float) else ""
     label = f"{words}{sure}{': ' + str(answer['kind']) if answer.get('kind') else ''}"
     answers = "".join(
         f'<span class="answer"><span class="name">{text(name)}:</span> {text(words, 20_000)}</span>'
