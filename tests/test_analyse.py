@@ -21,7 +21,7 @@ from vau_lib.data import records, video
 from vau_lib.detectors import lshma, lshma_state, memtsm, preprocessing, trained_detector
 from vau_lib.features import extraction, xfeat
 from vau_lib.plots import player
-from vau_lib.vlm import clients
+from vau_lib.vlm import clients, models
 from vau_lib.workspace import artifacts
 
 ROW_FRAMES = 4
@@ -216,6 +216,27 @@ def test_a_report_holds_what_the_stream_gave(detector, clip, tmp_path):
     assert content["measured"]["detected"] == int(hot[table["start_s"] < 1].any())
     assert content["language_model"] == "none" and content["cost"]["language_model_s"] == 0
     assert "40 normal" in content["threshold_from"] and "by hand" not in content["threshold_from"]
+
+
+def test_a_device_is_that_of_detector_encoder_and_language_model(detector, clip, tmp_path, monkeypatch):
+    asked = []
+
+    def noted(name, function):
+        def call(*given, **words):
+            asked.append((name, words.get("device")))
+            return function(*given, **words)
+
+        return call
+
+    monkeypatch.setattr(trained_detector, "load", noted("detector", trained_detector.load))
+    monkeypatch.setattr(extraction.ENCODERS["xfeat"], "__init__", noted("encoder", extraction.ENCODERS["xfeat"].__init__))
+    monkeypatch.setattr(models, "load", noted("model", models.load))
+    words = ["analyse", str(clip), "--detector", str(detector), "--out", str(tmp_path / "out"), "--model"]
+    done = CliRunner().invoke(cli.app, [*words, "near", "--device", "cpu"])
+    assert done.exit_code == 0, done.stderr
+    assert {("detector", "cpu"), ("encoder", "cpu"), ("model", "cpu")} == set(asked)
+    refused = CliRunner().invoke(cli.app, [*words, "near", "--device", "nowhere"])
+    assert refused.exit_code == 1 and "device 'nowhere' cannot be used" in refused.stderr and refused.stderr.count("\n") == 1
 
 
 def test_a_large_video_lies_beside_the_page(detector, clip, tmp_path):

@@ -183,7 +183,7 @@ def analyse(
     live = source.isdigit() or "://" in source
     info = None if live else video.probe(source)
     truth = true_events(events, source, info.fps) if events and info else ()
-    encode, size = watch.live_encoder(detector.folder, detector.weights)
+    encode, size = watch.live_encoder(detector.folder, detector.weights, device=detector.device)
     familiar = Familiarity(detector, keep=not live)
     strip_s = LIVE_STRIP_S if live else max(info.duration_s / player.THUMBS, 1e-3)
     name = video.source_name(source)

@@ -73,15 +73,18 @@ class Detector:
     system: str
     drawn: bool  # trained on drawn videos
     kind: str = ""  # what its folder says it is worth
+    device: str = "auto"  # where its encoder's network runs, too
 
 
 @artifacts.reader()
-def load_detector(folder: str | Path, weights: str | Path | None = None, threshold: float | None = None) -> Detector:
+def load_detector(
+    folder: str | Path, weights: str | Path | None = None, threshold: float | None = None, *, device: str = "auto"
+) -> Detector:
     """Return a trained LSHMA or MemTSM-Net of a folder; StoreError for another, and for one without its features' facts."""
     folder = Path(folder)
     if not (folder / "config.json").exists():
         raise artifacts.StoreError(f"no trained detector in {folder}: `vau run demo 01 03 06` trains one, --detector names another")
-    trained = trained_detector.load(folder)
+    trained = trained_detector.load(folder, device=device)
     systems = {lshma.LSHMA: "LSHMA", memtsm.MemTSM: "MemTSM-Net"}
     if type(trained.model) not in systems:
         raise artifacts.StoreError(f"{folder} holds {type(trained.model).__name__}: a stream is LSHMA or MemTSM-Net")
@@ -96,7 +99,7 @@ def load_detector(folder: str | Path, weights: str | Path | None = None, thresho
     given = (threshold, "given by hand") if threshold is not None else validation_threshold(folder)
     if threshold is None and isinstance(trained.model, memtsm.MemTSM) and not _is_causal(folder):
         given = given[0], f"{given[1]}; those scores are of whole windows, a stream's know the past only"
-    return Detector(folder, trained, weights, *given, trained_on, systems[type(trained.model)], drawn, kind)
+    return Detector(folder, trained, weights, *given, trained_on, systems[type(trained.model)], drawn, kind, device)
 
 
 @artifacts.reader()

@@ -110,13 +110,13 @@ def hello() -> None:
     typer.echo(f"by {vlm.label}: it knows drawn close-ups only, and may be wrong about them too")
 
 
-def _guard_model(model: str, adapter: Path | None, as_video: bool | None, *, pictures: bool, video: bool):
+def _guard_model(model: str, adapter: Path | None, as_video: bool | None, *, pictures: bool, video: bool, device: str = "auto"):
     """Return the model, and whether it gets frames as one video: as in its tuning, else wherever it reads videos."""
     from vau_lib.vlm import models  # torch, only here
 
     if adapter is None and _model_path(model) == _model_path(TOY_VLM):
         adapter = Path(TOY_JUDGE)  # the toy alone describes and does not judge
-    vlm = _with_adapter(models.load(_model_path(model)), adapter)
+    vlm = _with_adapter(models.load(_model_path(model), device=device), adapter)
     if as_video is None:
         as_video = video or (not pictures and _as_video(vlm, None, adapter))
     return vlm, as_video
@@ -156,6 +156,7 @@ def analyse(
     threshold: Annotated[float | None, typer.Option(help="of a score; from the detector's validation videos if not given")] = None,
     events: Annotated[str, typer.Option(help="known events: records.jsonl, UCF-Crime annotation, or like 36-52,60-71 (s)")] = "",
     weights: Annotated[str | None, typer.Option(help="weights of the feature encoder; searched for if not given")] = None,
+    device: Annotated[str, typer.Option(help="where the networks run: auto, cpu, cuda, mps")] = "auto",
     frames: Annotated[int | None, typer.Option(help="frames the language model gets of an event; its own, else 12")] = None,
     as_video: Annotated[bool | None, typer.Option("--as-video/--pictures", help="frames as one video")] = None,
     question: Annotated[str, typer.Option(help="asked instead of the model's own question")] = "",
@@ -175,13 +176,13 @@ def analyse(
     log, live = partial(typer.echo, err=True), source.isdigit() or "://" in source
     place = Path(source) if live or Path(source).exists() else presets.project_path(source)
     usual = DEMO_LSHMA if presets.project_path(str(DEMO_LSHMA / "scores.json")).exists() else TOY_STREAM
-    found = cascade.load_detector(presets.project_path(str(detector or usual)), weights, threshold)
+    found = cascade.load_detector(presets.project_path(str(detector or usual)), weights, threshold, device=device)
     post = cascade.webhook(webhook, log=log) if webhook else None
     vlm, near = None, model == "near"
     if server:
         vlm, as_video = clients.Endpoint(server, model or "default", key_env=key_env, timeout_s=timeout), False
     elif model:
-        vlm, as_video = _guard_model(TOY_NEAR if near else model, adapter, as_video, pictures=False, video=False)
+        vlm, as_video = _guard_model(TOY_NEAR if near else model, adapter, as_video, pictures=False, video=False, device=device)
     plan = cascade.AnalysisPlan(
         num_frames=frames or getattr(vlm, "num_frames", 0) or 12, max_new_tokens=max_new_tokens, question=question,
         as_video=bool(as_video), pair_lag_s=0.2 if near else None, embed_mb=embed,

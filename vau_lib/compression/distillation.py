@@ -9,6 +9,7 @@
 import inspect
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from vau_lib.compression import layer_editing
+from vau_lib.workspace import tracking
 
 IGNORED = -100  # label of a token that is given, not learned
 
@@ -137,7 +139,7 @@ def _arguments(folder: str, epochs: int, learning_rate: float, seed: int, progre
         remove_unused_columns=False,
         seed=seed,
         disable_tqdm=not progress,
-        report_to="none",
+        **tracking.arguments(Path(folder) / "distillation"),
         dataloader_pin_memory=False,
         use_cpu=not torch.cuda.is_available(),
     )

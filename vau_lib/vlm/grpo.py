@@ -9,6 +9,7 @@ are of raw placeholder embeddings, without any error (tests/test_grpo_conformanc
 - a reward may come in named parts, which are logged, because the right form is learned before the right answer
 - a question may come with a contrast prompt, the same video spoilt: a bonus compares the answers to both (T-GRPO's idea)
 - KL is against the weights the run started from
+- every step reports to the trackers of VAU_REPORT_TO
 - checkpoints hold weights, optimiser, step and the random state of CPU and GPUs: a stopped run goes on as if it had not stopped
 Sources: DeepSeekMath (GRPO), arXiv 2402.03300, Eq. 3 and 4; Dr. GRPO, arXiv 2503.20783, section 3.2.
 """
@@ -29,7 +30,7 @@ from tqdm import tqdm
 from vau_lib.vlm import chat
 from vau_lib.vlm.models import VLM
 from vau_lib.vlm.policy import Rollout, VisualTokens, logprobs, sample_answers, visual_places, visual_tokens
-from vau_lib.workspace import artifacts, formats
+from vau_lib.workspace import artifacts, formats, tracking
 
 MAY_CHANGE = ("steps", "save_steps", "micro_batch")  # of a plan, when a stopped run goes on
 
@@ -166,30 +167,32 @@ def train(
         random.seed(plan.seed)
     vlm.model.eval()  # no dropout: the policy that is scored is the one that was sampled
     bar = tqdm(range(first, plan.steps), desc="grpo", disable=not progress, initial=first, total=plan.steps)
-    for step in bar:
-        for group in optimiser.param_groups:
-            group["lr"] = plan.learning_rate * min(1.0, (step + 1) / max(1, plan.warmup_steps))
-        questions = prompts(step, np.random.default_rng([plan.seed, step]))
-        samples = [sample for sample, *_ in questions]
-        batch = chat.collate_prompts(vlm, samples)
-        tokens = visual_tokens(vlm, batch)
-        answers = rollout(vlm, batch, tokens, plan, group_size=plan.group_size)
-        parts = _reward_parts(answers, [target for _, target, *_ in questions], reward, plan.group_size)
-        rewards = [sum(named.values()) for named in parts]
-        if bonus is not None:
-            rewards = _with_bonus(vlm, questions, rewards, reward, bonus, plan)
-        rewards = torch.tensor(rewards, dtype=torch.float64).view(-1, plan.group_size)  # equal stays equal: no rounding
-        row = {"step": step} | _reward_summary(rewards, parts, answers)
-        bar.set_postfix(reward=f"{row['reward']:.2f}")
-        advantage = advantages(rewards, divide_by_std=plan.divide_by_std).flatten()
-        if (advantage.abs() > 1e-9).any():
-            turn = _Turn(vlm, samples if train_vision else [], batch, tokens, answers, advantage.float().to(answers.ids.device))
-            row |= _update(turn, plan, weights, start, optimiser)
-        else:
-            row |= {"loss": 0.0, "kl": 0.0, "clipped": 0.0, "entropy": math.nan}
-        rows.append(row)
-        if folder and ((step + 1) % plan.save_steps == 0 or step + 1 == plan.steps):
-            _save(folder, plan, weights, start, optimiser, rows)
+    with tracking.reporting(folder or "grpo") as report:
+        for step in bar:
+            for group in optimiser.param_groups:
+                group["lr"] = plan.learning_rate * min(1.0, (step + 1) / max(1, plan.warmup_steps))
+            questions = prompts(step, np.random.default_rng([plan.seed, step]))
+            samples = [sample for sample, *_ in questions]
+            batch = chat.collate_prompts(vlm, samples)
+            tokens = visual_tokens(vlm, batch)
+            answers = rollout(vlm, batch, tokens, plan, group_size=plan.group_size)
+            parts = _reward_parts(answers, [target for _, target, *_ in questions], reward, plan.group_size)
+            rewards = [sum(named.values()) for named in parts]
+            if bonus is not None:
+                rewards = _with_bonus(vlm, questions, rewards, reward, bonus, plan)
+            rewards = torch.tensor(rewards, dtype=torch.float64).view(-1, plan.group_size)  # equal stays equal: no rounding
+            row = {"step": step} | _reward_summary(rewards, parts, answers)
+            bar.set_postfix(reward=f"{row['reward']:.2f}")
+            advantage = advantages(rewards, divide_by_std=plan.divide_by_std).flatten()
+            if (advantage.abs() > 1e-9).any():
+                turn = _Turn(vlm, samples if train_vision else [], batch, tokens, answers, advantage.float().to(answers.ids.device))
+                row |= _update(turn, plan, weights, start, optimiser)
+            else:
+                row |= {"loss": 0.0, "kl": 0.0, "clipped": 0.0, "entropy": math.nan}
+            rows.append(row)
+            report(step + 1, {name: value for name, value in row.items() if name != "step"})
+            if folder and ((step + 1) % plan.save_steps == 0 or step + 1 == plan.steps):
+                _save(folder, plan, weights, start, optimiser, rows)
     return pd.DataFrame(rows)
 
 
