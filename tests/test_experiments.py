@@ -30,6 +30,13 @@ def test_test_labels_are_never_handed_out_and_shuffling_keeps_the_counts():
     assert set(experiments.training_labels(FOUND, one_class=True).values()) == {0}
 
 
+def test_the_mean_of_trainings_is_of_their_scores_and_the_rest_is_kept(tmp_path):
+    for seed, (video, scores) in enumerate([(0.25, [0.0, 1.0]), (0.75, [0.5, 0.5])]):
+        row = {"split": "test", "label": 1, "video": video, "scores": scores}
+        artifacts.write_json(tmp_path / f"fold0_seed{seed}" / "scores.json", {"v": row})
+    assert experiments.mean_scores(tmp_path, (0, 1)) == {"v": {"split": "test", "label": 1, "video": 0.5, "scores": [0.25, 0.75]}}
+
+
 def test_scores_are_read_back_for_the_test_part_only(tmp_path):
     rows = {r.id: np.full((4, 3), n, float) for n, r in enumerate(FOUND)}
     experiments.write_scores(tmp_path, lambda x: (x[0, 0], x[:, 0]), FOUND, rows)

@@ -196,6 +196,19 @@ NEAR_STAGED = [
 ]  # fmt: skip
 
 
+DOWN = {"fall", "struggle", "rise"}
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_fall_near_the_camera_is_over_when_the_person_walks_again(seed):
+    scenario = synthetic_dataset.scenario_for(seed, event="fall", scene="platform", **NEAR)
+    cast = motion.direct(scenario, synthetic_dataset.PLACES["platform"](np.random.default_rng([scenario.world_seed, 4])))
+    fallen, (start_s, end_s) = cast.members[0], cast.span
+    acts = {t: (fallen.at(float(t)) or [""] * 4)[3] for t in np.arange(0.05, NEAR["duration_s"], 0.1)}
+    assert {act for t, act in acts.items() if start_s < t < end_s} == DOWN
+    assert not DOWN & {act for t, act in acts.items() if not start_s < t < end_s}
+
+
 @pytest.mark.parametrize(("scene", "event"), NEAR_STAGED)
 def test_an_event_near_the_camera_is_seen_and_of_the_stated_length(scene, event):
     rendering = synthetic_dataset.render(synthetic_dataset.scenario_for(8, event=event, scene=scene, difficulty="medium", **NEAR))

@@ -238,6 +238,17 @@ def write_scores(
     artifacts.write_json(place / "scores.json", table)
 
 
+@artifacts.reader()
+def mean_scores(variant: Path, seeds: Sequence[int], *, fold: int = 0) -> dict[str, dict]:
+    """Return the scores.json of one fold as the mean over seeds: of every video's `video` score and of its (T,) `scores`."""
+    runs = [artifacts.read_json(variant / f"fold{fold}_seed{seed}" / "scores.json") for seed in seeds]
+
+    def mean(name: str, part: str) -> list | float:
+        return np.mean([run[name][part] for run in runs], 0).tolist()
+
+    return {name: row | {part: mean(name, part) for part in ("video", "scores")} for name, row in runs[0].items()}
+
+
 HALF_LIVES = (0.0, 0.25, 0.43, 0.7, 1.0, 2.0)  # rows; of smoothing by the past, 0 is none
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from vau_lib.synthetic import objects, people, scenes
 
 CALM = ["stand", "phone", "talk", ""]  # what people who wait near the camera do
+RISEN_S = 0.8  # seconds from when a fallen person begins to stand until it walks; the event lasts until then
 STRIDE_M, RUN_STRIDE_M = 1.35, 2.3  # ground covered by two steps
 
 
@@ -208,11 +209,12 @@ def _lasts(scenario, layout, rng) -> float:
 
 
 def _fall_near(cast, scenario, layout, rng, begin):
-    """Fall, lie and struggle until somebody has run up and helped; the two get up together."""
-    place, until = _choose_place(cast, layout, rng), begin + _lasts(scenario, layout, rng)
+    """Fall, lie and struggle until somebody has run up and helped; the two get up together, and then the event is over."""
+    place, lasts = _choose_place(cast, layout, rng), _lasts(scenario, layout, rng)
+    until = begin + min(lasts, max(0.35 * scenario.duration_s, 0.6 * scenario.duration_s - RISEN_S))
     script = [*_approach(layout, rng, place, begin, speed=rng.uniform(1.0, 1.8)), Key(begin, *place, "fall")]
     script += [Key(min(begin + 1.1, until - 0.4), *place, "struggle"), Key(until - 0.3, *place, "rise")]
-    _leave(layout, rng, script, until + 0.8, place, 1.0)
+    _leave(layout, rng, script, until + RISEN_S, place, 1.0)
     cast.members.append(_person(rng, script, carries=""))
     if scenario.num_people > 1:
         beside = place + rng.choice([-1, 1]) * np.array([0.75, 0.0]) + [0, rng.uniform(-0.3, 0.3)]
@@ -220,9 +222,9 @@ def _fall_near(cast, scenario, layout, rng, begin):
         helper = [*_approach(layout, rng, beside, arrives, speed=2.9), Key(arrives, *beside, "wave")]
         face = float(np.arctan2(*(place - beside)[::-1]))
         helper += [Key(arrives + 0.7, *beside, "help", face)] if arrives + 1.2 < until else []
-        _leave(layout, rng, helper, until + 0.8, beside, 1.1)
+        _leave(layout, rng, helper, until + RISEN_S, beside, 1.1)
         cast.members.append(_person(rng, helper, carries=""))
-    cast.span = (begin, min(until, scenario.duration_s))
+    cast.span = (begin, min(until + RISEN_S, scenario.duration_s))
 
 
 def _fall(cast, scenario, layout, rng, begin):
