@@ -59,10 +59,19 @@ def weights() -> str:
     return checkpoints.given_weights("xfeat", "random unless found")
 
 
+def stock_network(found: str) -> XFeat:
+    """Return kornia's whole network with the weights that ours has."""
+    torch.manual_seed(0)  # as XFeatEncoder makes random ones
+    stock = XFeat().eval()
+    if found != "random":
+        checkpoints.load_strictly(stock.net, checkpoints.load_weights(found), Path(found))
+    return stock
+
+
 def videos(scratch: Path) -> list[Path]:
     """Return the first frames of the videos named, else of a real one, else drawn ones."""
     real = Path(os.environ.get("VAU_REAL_DATA", "")) / "videos" / "ucf_crime" / "Robbery102_x264.mp4"
-    given = [Path(name) for name in sys.argv[1:]] or ([real] if real.is_file() else [])
+    given = [Path(name) for name in sys.argv[1:] if not name.startswith("--")] or ([real] if real.is_file() else [])
     found = []
     for path in given:
         found.append(scratch / f"{path.stem}.mp4")
@@ -155,8 +164,7 @@ def scale(path: Path, found: str, folder: Path) -> pd.DataFrame:
 def main() -> None:
     torch.set_num_threads(1)
     found = weights()
-    stock, ours = XFeat().eval(), encoders(found)
-    stock.net.load_state_dict(ours["ours, float32"].net.state_dict())
+    stock, ours = stock_network(found), encoders(found)
     kind = "RANDOM weights" if found == "random" else Path(found).name
     print(
         f"XFeat features, {kind}; torch {torch.__version__}, bfloat16 here: {ours['ours, as shipped'].bfloat16}; {timing.machine()}"

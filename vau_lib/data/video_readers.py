@@ -10,6 +10,7 @@
 - one codec thread per video: at surveillance sizes more threads are slower, so parallelism is over videos
 """
 
+import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -28,6 +29,7 @@ from vau_lib.workspace import artifacts
 COLOUR_TOLERANCE = 2.0  # of 255, mean over the first frame: NVDEC's conversion to RGB rounds otherwise than FFmpeg's
 SEEK_TRIES = 4  # keyframes tried one before the other: a container without an index lands late
 Placed = Iterator[tuple[int, av.VideoFrame]]  # (place in the list, frame)
+_of_thread = threading.local()  # FFmpeg's converter of pixels: not for two threads at once
 _agreed: WeakKeyDictionary[Track, dict[str, bool]] = WeakKeyDictionary()  # what a file's check said, by reader
 
 
@@ -53,7 +55,7 @@ def read_av(track: Track, wanted: Sequence[int]) -> Iterator[av.VideoFrame]:
 
 def rgb(frame: av.VideoFrame, track: Track) -> np.ndarray:
     """Return a frame as RGB uint8 (H, W, 3), as it is meant to be seen."""
-    return video_index.turned(frame.to_ndarray(format="rgb24"), track.turn)
+    return video_index.turned(_converted(frame, "rgb24").to_ndarray(), track.turn)
 
 
 def gray(frame: av.VideoFrame, track: Track) -> np.ndarray:
@@ -62,9 +64,20 @@ def gray(frame: av.VideoFrame, track: Track) -> np.ndarray:
     by_planes = len(parts) >= 3 and parts[0].bits <= 8 and not frame.interlaced_frame
     if not (by_planes and _planes_agree(frame.format.name, frame.width, frame.height)):
         return rgb(frame, track).mean(-1, dtype=np.float32)
-    channels = [_plane(plane) for plane in frame.reformat(format="gbrp").planes]
+    channels = [_plane(plane) for plane in _converted(frame, "gbrp").planes]
     total = np.add(channels[0], channels[1], dtype=np.uint16)
     return video_index.turned(np.add(total, channels[2], out=total).astype(np.float32) / 3, track.turn)
+
+
+def _converted(frame: av.VideoFrame, pixels: str) -> av.VideoFrame:
+    """Return a frame in another pixel format: `frame.reformat` prepares a converter for each frame, half of a small frame's time."""
+    if not hasattr(_of_thread, "converters"):
+        _of_thread.converters = {}
+    kind = pixels, frame.format.name, frame.width, frame.height
+    if kind not in _of_thread.converters:
+        _of_thread.converters.clear()  # a file's frames are alike; one that changes size is refused
+        _of_thread.converters[kind] = av.video.reformatter.VideoReformatter()
+    return _of_thread.converters[kind].reformat(frame, format=pixels)
 
 
 @lru_cache(maxsize=64)

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -28,6 +29,7 @@ from vau_lib.workspace import artifacts
 MEMORY = 4 * 2**30  # bytes for frames and codecs, on top of what the worker's libraries map
 SECONDS = 60.0  # for an answer, or the next frame of a stream, of a small file
 SECONDS_PER_MB = 1.0  # more for a large one: hours of a recording are decoded before they are understood
+CLOCK_S = 0.1  # how often it is looked whether a worker is late
 START_S = 120.0  # until a worker is there, on a busy machine
 SERVE = """import os, threading, time
 def end_with_parent(parent={}):  # before the imports, which take seconds: a decoder would go on for as long as it may
@@ -124,7 +126,8 @@ class _Worker:
             env=env,
             pipesize=2**20,
         )
-        self.late = False
+        self.late, self.until = False, float("inf")
+        threading.Thread(target=self._watch, daemon=True, name="video worker's clock").start()
         self.answer(None, "", START_S)  # it is there
 
     @classmethod
@@ -140,9 +143,7 @@ class _Worker:
 
     def answer(self, question: list | None, path: str | Path, seconds: float | None = None) -> object:
         """Send a question (None: no new one) and return its answer; VideoError where the process dies or takes too long."""
-        timer = threading.Timer(seconds or allowed_s(path), self._out_of_time)
-        timer.daemon = True
-        timer.start()
+        self.until = time.monotonic() + (seconds or allowed_s(path))
         try:
             if question is not None:
                 self.process.stdin.write(json.dumps(question).encode() + b"\n")
@@ -163,11 +164,16 @@ class _Worker:
             self.stop()
             raise VideoError(f"{short_name(path)}: {self._death(path)}") from error
         finally:
-            timer.cancel()
+            self.until = float("inf")
 
-    def _out_of_time(self) -> None:
-        self.late = True
-        self.process.kill()
+    def _watch(self) -> None:
+        """Kill the process when it is late: one thread a worker, since a timer each frame cost as much as decoding it."""
+        while self.process.poll() is None:
+            if time.monotonic() > self.until:
+                self.late = True
+                self.process.kill()
+                return
+            time.sleep(CLOCK_S)
 
     def _death(self, path: str | Path) -> str:
         code = self.process.returncode
