@@ -70,7 +70,7 @@ def gray(frame: av.VideoFrame, track: Track) -> np.ndarray:
 
 
 def _converted(frame: av.VideoFrame, pixels: str) -> av.VideoFrame:
-    """Return a frame in another pixel format: `frame.reformat` prepares a converter for each frame, half of a small frame's time."""
+    """Return a frame in another pixel format: `frame.reformat` prepares a converter for each frame, half a small frame's time."""
     if not hasattr(_of_thread, "converters"):
         _of_thread.converters = {}
     kind = pixels, frame.format.name, frame.width, frame.height
