@@ -98,13 +98,6 @@ def encoders(found: str) -> dict[str, xfeat.XFeatEncoder]:
     return made
 
 
-def peak_gflops(dtype: torch.dtype, side: int = 1024) -> float:
-    """Return what a square matrix product reaches on one thread, best of some, by CPU time."""
-    a = torch.randn(side, side).to(dtype)
-    best = timing.interleaved({"product": lambda: a @ a}, 8)["best_cpu_ms"].iloc[0]
-    return 2 * side**3 / best / 1e6
-
-
 def compare(path: Path, net, ours: dict[str, xfeat.XFeatEncoder]) -> pd.DataFrame:
     """Return a row per way: frames per second, the ratio to stock, the difference of the features."""
     num_frames, first, rows = video.probe(path).num_frames, "stock: kornia eager float32, decord", {}
@@ -137,7 +130,7 @@ def network_share(encoder: xfeat.XFeatEncoder) -> None:
         encoder._network(frames)
     flops = counter.get_total_flops() / SNIPPET
     ms = timing.interleaved({"network": lambda: encoder.dense(frames)}, 8)["best_cpu_ms"].iloc[0] / SNIPPET
-    peak = peak_gflops(torch.float32)
+    peak = timing.peak_gflops(torch.float32)
     share = flops / ms / 1e6 / peak
     print(f"  {flops / 1e9:.2f} GFLOP a frame in {ms:.2f} ms is {share:.0%} of a float32 matrix product's {peak:.0f} GFLOP/s")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
 from vau_lib.detectors import exports, preprocessing, trained_detector
 from vau_lib.features import runtimes
@@ -32,6 +33,13 @@ def interleaved(ways: Mapping[str, Callable[[], object]], rounds: int = 20, warm
         for n in ways
     ]
     return pd.DataFrame(rows)
+
+
+def peak_gflops(dtype: torch.dtype, side: int = 1024) -> float:
+    """Return what a square matrix product reaches on one thread, best of some, by CPU time."""
+    a = torch.randn(side, side).to(dtype)
+    best = interleaved({"product": lambda: a @ a}, 8)["best_cpu_ms"].iloc[0]
+    return 2 * side**3 / best / 1e6
 
 
 def machine() -> str:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vau_lib.detectors import lshma, preprocessing, trained_detector, training
+from vau_lib.detectors import exports, lshma, preprocessing, trained_detector, training
 from vau_lib.detectors.lshma import LSHMA
 from vau_lib.detectors.lshma_state import LSHMAConfig, StreamState
 from vau_lib.evaluation import metrics
@@ -391,3 +391,48 @@ def test_parts_of_features_are_the_whole():
         for size in (2, 5, 22, 23, 100):
             assert torch.equal(torch.cat(list(fitted.parts(rows, size))), fitted(rows).mT)
         assert len(list(fitted.parts(rows[:1], 2))) == 1
+
+
+# Many streams, and a step made ready for a CPU
+
+
+@torch.inference_mode()
+def test_many_streams_given_more_than_is_scored_at_once_equal_each_alone():
+    model, rows = made(CONFIGS["xd"]), rows_of(72, streams=64)  # 4,608 rows
+    found, state = model.push(rows)
+    assert len(rows) * rows.shape[1] > lshma.PART_ROWS and len(state.depth) == 64
+    for stream in (0, 31, 63):
+        alone, its = model.push(rows[stream : stream + 1])
+        torch.testing.assert_close(found[stream : stream + 1], alone, atol=1e-5, rtol=0)
+        torch.testing.assert_close(state.of(stream).memory, its.memory, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["xd", "ucf", "long", "exits"])
+def test_a_packed_stream_scores_as_the_model_does(name):
+    model = made(CONFIGS[name])
+    fitted = preprocessing.Preprocessing.fit({"a": rows_of(64).numpy()}, steps=None, temporal_difference=False)
+    trained = trained_detector.TrainedDetector(model, fitted, None)
+    fast, rows = exports.packed(trained), rows_of(83)
+    np.testing.assert_allclose(fast.score(rows.numpy()), trained.score(rows.numpy()), atol=1e-4)
+    state, other, streams = None, None, rows_of(61, streams=3)
+    with torch.inference_mode():
+        for part in streams.split([3, 20, 1, 37], dim=1):
+            expected, state = model.push(part, state)
+            found, other = fast.model.push(part, other)
+            torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+        assert other.depth.tolist() == state.depth.tolist() and fast.model is not model
+        torch.testing.assert_close(fast.model.flush(other), model.flush(state), atol=1e-4, rtol=0)
+
+
+def test_a_packed_stream_in_bfloat16_is_near():
+    model = made(CONFIGS["xd"])
+    fitted = preprocessing.Preprocessing.fit({"a": rows_of(64).numpy()}, steps=None, temporal_difference=False)
+    trained, rows = trained_detector.TrainedDetector(model, fitted, None), rows_of(80).numpy()
+    apart = np.abs(exports.packed(trained, bfloat16=True).score(rows) - trained.score(rows))
+    assert 0 < apart.max() < 0.02
+
+
+def test_what_cannot_be_packed_stays_as_it_is():
+    model = made(CONFIGS["keys"])
+    trained = trained_detector.TrainedDetector(model, None, None)
+    assert exports.packed(trained) is trained

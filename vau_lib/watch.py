@@ -203,7 +203,7 @@ def report_lines(
             f"{model.name}: no trained stream in {model}: `vau run demo 06` trains one, --model names another"
         )
     if runtime == "torch":
-        trained = trained_detector.load(model, lshma.LSHMA, device=device)
+        trained = exports.packed(trained_detector.load(model, lshma.LSHMA, device=device))
     else:
         trained = exports.load(model, runtime, lshma.LSHMA)
     encode, snippet_frames = live_encoder(model, weights, device=device, runtime=runtime)

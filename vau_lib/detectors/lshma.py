@@ -143,7 +143,7 @@ class LSHMA(nn.Module):
         whole = x.shape[1] // n * n
         state, waiting = replace(state, waiting=x[:, :0]), x[:, whole:].clone()
         scored = [x.new_zeros(len(x), 0)]
-        for part in x[:, :whole].unflatten(1, (-1, n)).split(self._clips_at_once(len(x))) if whole else ():
+        for part in x[:, :whole].unflatten(1, (-1, n)).split(self._clips_at_once(len(x)), dim=1) if whole else ():
             state, levels, _ = self._advance(part, state, torch.full(part.shape[:2], n, device=x.device))
             scored.append(levels[:, -1].flatten(1))
         return torch.cat(scored, dim=1), self._kept(replace(state, waiting=waiting))
