@@ -11,6 +11,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from vau_lib.data import hivau
+
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted(ROOT.glob("notebooks/*.ipynb"))
 
@@ -106,3 +108,6 @@ def test_the_smoke_preset_runs_and_its_table_has_the_numbers(clean_project, tmp_
     assert len(table) == len(NOTEBOOKS) and set(table["failed"]) <= {""}
     assert table.loc["01_data_prep", "leaks"] == 0 and table.loc["01_data_prep", "skipped"] == 0
     assert table.loc["12_evaluation", "methods"] >= 8
+    written = hivau.read_samples(clean_project / "data" / "instructions" / "smoke" / "closeups.jsonl", strict=True)
+    assert table.loc["08_instruction_data", "closeup_rows"] == len(written) > 0
+    assert table.loc["09_lora_vlm_finetuning", "rows"] == sum(row.split == "train" for row in written), "09 tunes on 08's rows"

@@ -1,7 +1,7 @@
 """A tiny model is of the real class, saves, loads and generates; its vision is pretrained on frames."""
 
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import InternVLForConditionalGeneration, Qwen2_5_VLForConditionalGeneration
 
-from vau_lib.data import answer_parsing, records, video
+from vau_lib.data import annotation, answer_parsing, hivau, records, video
 from vau_lib.toy import benchmark as toy_benchmark
 from vau_lib.toy import dataset as toy_dataset
 from vau_lib.toy import pretraining, tiny_vlm
@@ -141,6 +141,18 @@ def test_a_finished_world_is_kept_and_another_is_made_anew(world):
     assert file.stat().st_mtime_ns == before
     with pytest.raises(ValueError, match="events must be of"):
         toy_dataset.make_dataset(root, num_videos=12, events=("picnic",))
+
+
+def test_notebook_08_s_rows_of_close_ups_are_those_a_toy_learns(world, tmp_path):
+    _, video_records = world
+    rows = toy_dataset.samples(video_records, seed=3)
+    hivau.write_samples(tmp_path / "rows.jsonl", rows)
+    again = [hivau.as_sample(row) for row in hivau.read_samples(tmp_path / "rows.jsonl", strict=True)]
+    learned = toy_dataset.instructions(video_records, seed=3)
+    assert [{**row, "id": None} for row in learned] == [{name: {**row, "id": None}[name] for name in learned[0]} for row in again]
+    assert len({row.id for row in rows}) == len(rows) and annotation.flags(rows, video_records) == {}
+    wrong = [replace(row, answer=toy_dataset.NEGATIVE) if row.task == "judgement" else row for row in rows]
+    assert len(annotation.flags(wrong, video_records)) == sum(record.label for record in video_records)
 
 
 def test_close_ups_are_ordinary_videos(world):

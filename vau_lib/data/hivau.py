@@ -250,6 +250,8 @@ def write_samples(path: str | Path, instructions: Iterable[Instruction]) -> None
 def read_samples(path: str | Path, *, strict: bool = False) -> RecordList:
     """Read what `write_samples` wrote; problems as in `hivau_instructions`."""
     path, rows, problems = Path(path), [], []
+    if not path.exists():
+        raise RecordError(f"{path} is not made yet: notebook 08 makes it (vau run PRESET NN --with-needs runs it first)")
     for number, line in enumerate(_lines(path), start=1):
         if not line.strip():
             continue

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vau_lib.data import records, video
+from vau_lib.data import hivau, records, video
 from vau_lib.data.records import VideoRecord
 from vau_lib.synthetic import dataset as synthetic_dataset
 from vau_lib.synthetic import scenarios
@@ -102,6 +102,20 @@ def instructions(
                          answer=text, split=record.split)
                 )  # fmt: skip
     return rows
+
+
+def samples(videos: Sequence[VideoRecord], *, seed: int = 0) -> list[hivau.Instruction]:
+    """Return `instructions` as HIVAU-70k's rows, with which they are reviewed and written: an id per video and task."""
+    by_path = {record.path: record for record in videos}
+    rows = [(row, by_path[row["video"]]) for row in instructions(videos, seed=seed)]
+    fields = ("level", "task", "question", "answer", "video", "split")
+    return [
+        hivau.Instruction(
+            id=f"{record.id}_{row['task']}", video_id=record.id, dataset=record.dataset, origin="close-up truth by templates",
+            **{name: row[name] for name in fields},
+        )
+        for row, record in rows
+    ]  # fmt: skip
 
 
 def event_of(record: VideoRecord) -> str:
