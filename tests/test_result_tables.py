@@ -88,6 +88,16 @@ def test_results_md_is_what_the_tables_give(tmp_path):
     assert text == written.read_text(encoding="utf-8"), "run `make results`"
 
 
+def test_the_readme_shows_the_demos_table(tmp_path):
+    root, name = Path(__file__).parents[1], result_tables.FRONT[0]
+    text = (root / name).read_text(encoding="utf-8")
+    result_tables.write_curve(tmp_path / "data/results/demo/synthetic.csv", pd.read_csv(root / "data/results/demo/synthetic.csv"))
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    assert result_tables.write_front(tmp_path) == text, "run `make results`"
+    rows = text.split(result_tables.FRONT[1])[1].split(result_tables.FRONT[2])[0].splitlines()[2:]
+    assert sum("shuffled" in row for row in rows) == 3 and sum("baseline" in row for row in rows) == 2
+
+
 def test_a_printed_interval_is_of_the_number_beside_it():
     """The interval is of the ensemble; it once stood beside the mean of the seeds."""
     root = Path(__file__).parents[1]

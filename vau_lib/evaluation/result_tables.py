@@ -18,6 +18,7 @@ from vau_lib.workspace import artifacts, formats, presets
 
 KINDS = ("ours", "baseline", "released", "sanity")
 RESULTS = ("data/results/RESULTS.template.md", "RESULTS.md")  # template and what `make results` writes of it
+FRONT = ("README.md", "<!-- demo table, by `make results` -->\n", "<!-- end of the demo table -->")  # where `front_table` stands
 INSIDE = {"frame_auc_anomalous_only": "Ano-AUC (anomalous videos only)", "frame_ap_anomalous_only": "Ano-AP"}
 Run = Mapping[str, tuple[float, np.ndarray]]
 
@@ -206,6 +207,42 @@ def write_results(folder: Path, template: Path, target: Path) -> str:
     return text
 
 
+def front_table(table: pd.DataFrame) -> str:
+    """Return the demo's table in short as Markdown, a row per trained system, its shuffled labels and the best rows beside it.
+
+    `table` is the demo's, of both levels. Beside the systems stand the best logistic regression and the best row that is not
+    trained, both by video AUC. Each number is the ensemble's, with its interval.
+    """
+    column = {"video": "ensemble_video_auc", "frame": "frame_auc"}
+    by_level = {level: table[table["level"] == level].set_index("method") for level in column}
+    video = by_level["video"].sort_values("ensemble_video_auc", ascending=False)
+    ours = [m for m in video.index[video["kind"] == "ours"] if video.loc[m, "seeds"] > 1]
+    plain = list(video.index[video["kind"] == "baseline"])
+    learned = [m for m in plain if m.startswith("logistic regression")][:1]
+    untrained = [m for m in plain if not m.startswith("logistic regression")][:1]
+    shuffled = [m for m in video.index if "shuffled" in m]
+    lines = [["method", "kind", "video AUC [95 %]", "frame AUC [95 %]"], ["---"] * 4]
+    for method in (*ours, *learned, *untrained, *shuffled):
+        cells = [method, video.loc[method, "kind"]]
+        for level, part in by_level.items():
+            row = part.loc[method] if method in part.index else None
+            cells.append("" if row is None else f"{row[column[level]]:.3f} [{row['low']:.3f}, {row['high']:.3f}]")
+        lines.append(cells)
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def write_front(root: Path) -> str:
+    """Replace the demo's table between the two marks of FRONT in the README below `root`; return the new text."""
+    name, begin, end = FRONT
+    text = artifacts.read_text(root / name)
+    before, rest = text.split(begin)
+    after = rest.split(end)[1]
+    text = before + begin + front_table(pd.read_csv(root / "data/results/demo/synthetic.csv")) + end + after
+    with artifacts.replacing(root / name) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return text
+
+
 def _plain_markdown(table: pd.DataFrame) -> str:
     rows = table.round(3).astype(object).where(table.notna(), "").values.tolist()
     lines = [list(table.columns), ["---"] * len(table.columns), *rows]
@@ -214,3 +251,4 @@ def _plain_markdown(table: pd.DataFrame) -> str:
 
 if __name__ == "__main__":  # `make results`
     write_results(presets.project() / "data/results", *(presets.project() / name for name in RESULTS))
+    write_front(presets.project())
