@@ -8,8 +8,10 @@ tower attend within windows, 4 within a moment). The scenes are drawn, a fixed c
 seconds, in the quiet one somebody walks and falls, in the busy one people and a car move all the time, with noise and sway.
 accuracy: the tiny model of data/toy_models/near, which judges drawn near places and was not tuned for pruning, through `guard` with
 twelve moments of each video. The rules' numbers were chosen on the training and validation videos of the demo's world (seed 0).
+choice: how many moments `few_moments` should encode per moment's worth of tokens, each against the widest, on those tuning videos.
     python benchmarks/guard_video.py time [still] [quiet] [busy] [--layers 2] [--frames 32] [--pictures] [--write]
     python benchmarks/guard_video.py accuracy ROOT [--splits test] [--write]      ROOT as notebook 02 or `vau generate` leaves it
+    python benchmarks/guard_video.py choice ROOT [ROOT ...] --splits train,val [--write]
 """
 
 import argparse
@@ -17,6 +19,7 @@ import os
 import tempfile
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vau_lib import guard
 from vau_lib.compression import token_selection
-from vau_lib.data import records, video
+from vau_lib.data import answer_parsing, records, video
 from vau_lib.evaluation import metrics, result_tables
 from vau_lib.synthetic import dataset as synthetic_dataset
 from vau_lib.toy import few_layers, near_world
@@ -36,8 +39,9 @@ from vau_lib.workspace import presets
 FRAME_PX = 336  # side of a square of a frame's area
 SECONDS, FPS = 16.0, 8.0
 DEPTHS = {"layers": 36, "windowed": 28, "full": 4}  # of Qwen2.5-VL-3B: language model, the tower's blocks by kind of attention
+ENCODED = (1.5, 1.25, 1.0)  # moments per moment's worth of tokens, the widest first
 WHOLE = ("keep all", "few moments", 1.0)
-WAYS = [WHOLE, *((rule, rule, ratio) for rule in guard.TOKEN_RULES for ratio in (0.3, 0.1))]
+WAYS = [WHOLE, *((rule, rule, ratio) for rule in token_selection.TOKEN_RULES for ratio in (0.3, 0.1))]
 
 EASY = dict(num_people=0, num_vehicles=0, difficulty="easy")
 SCENES = {"still": EASY, "quiet": EASY, "busy": dict(num_people=3, num_vehicles=1, difficulty="hard")}
@@ -102,13 +106,16 @@ def accuracy(root: Path, splits: list[str]) -> pd.DataFrame:
     """Print and return how often the verdict is right, per rule and keep ratio; intervals over worlds."""
     vlm = models.load(presets.project() / "data" / "toy_models" / "near", dtype=torch.float32, local_only=True)
     found = [record for record in records.read_records(root / "records.jsonl") if record.split in splits]
-    guard.TOKEN_RULES["even moments"] = even_moments
+    token_selection.TOKEN_RULES["even moments"] = even_moments
     plan = guard.GuardPlan(num_frames=2 * near_world.MOMENTS, as_video=True, max_new_tokens=24, batch_size=32)
     worlds, lines, whole = [record.group for record in found], [], None
     listed = root / f"records_{'_'.join(splits)}.jsonl"
     records.write_records(listed, found)
     try:
-        for name, rule, ratio in [WHOLE, *((rule, rule, ratio) for rule in guard.TOKEN_RULES for ratio in (0.5, 0.3, 0.1))]:
+        for name, rule, ratio in [
+            WHOLE,
+            *((rule, rule, ratio) for rule in token_selection.TOKEN_RULES for ratio in (0.5, 0.3, 0.1)),
+        ]:
             rows = guard.guard(vlm, listed, plan=replace(plan, keep_ratio=ratio, token_rule=rule), log=None, progress=False)
             right = np.array([row["anomaly"] == record.label for row, record in zip(rows, found, strict=True)], float)
             whole = right if whole is None else whole
@@ -124,9 +131,38 @@ def accuracy(root: Path, splits: list[str]) -> pd.DataFrame:
     return pd.DataFrame(lines).assign(model=vlm.label)
 
 
+def choice(roots: list[Path], splits: list[str]) -> pd.DataFrame:
+    """Print and return the judgement per keep ratio and moments encoded, and its paired gap to the widest; over worlds."""
+    vlm = models.load(presets.project() / "data" / "toy_models" / "near", dtype=torch.float32, local_only=True)
+    plan = guard.GuardPlan(num_frames=2 * near_world.MOMENTS, as_video=True, max_new_tokens=24, batch_size=32)
+    found = [(root, record) for root in roots for record in records.read_records(root / "records.jsonl") if record.split in splits]
+    worlds, lines = [f"{root} {record.group}" for root, record in found], []
+    clips = [next(guard.clips(records.locate(record, root), vlm, plan)) for root, record in found]  # decoded once
+    labels = np.array([record.label for _, record in found])
+    token_selection.TOKEN_RULES |= {str(wide): partial(token_selection.few_moments, encoded=wide) for wide in ENCODED}
+
+    def right(asked: guard.GuardPlan) -> np.ndarray:
+        batches = [clips[n : n + plan.batch_size] for n in range(0, len(clips), plan.batch_size)]
+        texts = [answer.text for batch in batches for answer in guard.ask(vlm, batch, asked)]
+        return np.array([answer_parsing.parse_report(text)["anomaly"] for text in texts]) == labels
+
+    for ratio in (1.0, 0.5, 0.4, 0.3, 0.2, 0.1):
+        widest = None
+        for wide in ENCODED if ratio < 1 else ENCODED[:1]:
+            found_right = right(replace(plan, keep_ratio=ratio, token_rule=str(wide))).astype(float)
+            widest = found_right if widest is None else widest
+            mean = metrics.grouped_mean(found_right, worlds, rng=np.random.default_rng(0))
+            gap = metrics.grouped_mean(found_right - widest, worlds, rng=np.random.default_rng(0))
+            line = dict(keep_ratio=ratio, encoded_per_read=wide, judgement=mean.value, low=mean.low, high=mean.high)
+            line |= dict(gap=gap.value, gap_low=gap.low, gap_high=gap.high, videos=len(found))
+            lines.append(line)
+            print(pd.DataFrame([line]).round(3).to_string(index=False, header=len(lines) == 1), flush=True)
+    return pd.DataFrame(lines).assign(model=vlm.label)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("study", choices=["time", "accuracy"])
+    parser.add_argument("study", choices=["time", "accuracy", "choice"])
     parser.add_argument("what", nargs="*", help="scenes, or the folder of the videos")
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--frames", type=int, default=32)
@@ -139,7 +175,8 @@ def main() -> None:
         table = measure(options.layers, options.frames, options.what or list(SCENES), inputs)
     else:
         torch.set_num_threads(1)
-        table = accuracy(Path(options.what[0]), options.splits.split(","))
+        roots, splits = [Path(root) for root in options.what], options.splits.split(",")
+        table = accuracy(roots[0], splits) if options.study == "accuracy" else choice(roots, splits)
     if options.write:
         place = presets.project() / "data" / "results" / "studies" / "curves" / f"guard_{options.study}.csv"
         result_tables.write_curve(place, table.round(4))

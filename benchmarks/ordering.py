@@ -9,11 +9,15 @@
 - three pieces are asked too. "two": they were never trained, and the toy cannot say "3". "three": supervision trains both,
   longer, and the digits' embeddings learn; its answers on three pieces are mostly no order then; rewards teach it to give
   one, and so do shuffled labels
+- a training that is finished is kept (data/runs/ordering), so that a stopped study goes on with the next one; all methods of one
+  seed come before the next seed
     python benchmarks/ordering.py two|three [test]      without "test" it reports the validation worlds
 """
 
+import hashlib
 import sys
 import time
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,8 +29,8 @@ import torch
 from vau_lib.evaluation import metrics, result_tables
 from vau_lib.toy import benchmark as toy_benchmark
 from vau_lib.toy import dataset as toy_dataset
-from vau_lib.vlm import event_order, finetuning, grpo, inference, models
-from vau_lib.workspace import presets
+from vau_lib.vlm import event_order, finetuning, grpo, inference, models, policy
+from vau_lib.workspace import artifacts, presets
 
 SETS = {"train": (480, 0), "val": (160, 5001)}  # close-ups, seed
 START = finetuning.LoraPlan(learning_rate=3e-3, warmup_ratio=0.1, batch_size=16, log_steps=19, save_steps=10**9)
@@ -108,10 +112,32 @@ def learner_of(project: Path, study: Study) -> models.VLM:
     return toy_vlm.replace(model=finetuning.lora(toy_vlm.model, tokens=digits, seed=0), kind=f"{toy_vlm.kind}, LoRA")
 
 
+def kept_folder(project: Path, study: Study, part: str) -> Path:
+    """Return where finished trainings are kept; another study, code of the loop or tiny model has another folder."""
+    sources = [Path(module.__file__) for module in (event_order, grpo, policy, finetuning)] + [Path(__file__)]
+    weights = sorted((project / "data" / "toy_models" / "internvl").glob("*.safetensors"))
+    facts = f"{part} {study} {START} {SETS} {[artifacts.sha256(path) for path in [*sources, *weights]]}"
+    return project / "data" / "runs" / "ordering" / hashlib.sha256(facts.encode()).hexdigest()[:16]
+
+
+def kept(path: Path, make: Callable[[], dict[str, pd.DataFrame]]) -> dict[str, pd.DataFrame]:
+    """Return the tables of a finished training, else make them and keep them beside `path`."""
+    places = {name: path.with_name(f"{path.name}_{name}.csv") for name in ("exam", "curve")}
+    if all(place.is_file() for place in places.values()):
+        return {name: pd.read_csv(place) for name, place in places.items()}
+    tables = make()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for name, table in tables.items():
+        with artifacts.replacing(places[name]) as temporary:
+            table.to_csv(temporary, index=False)
+    return tables
+
+
 def main() -> None:
     torch.set_num_threads(1)
     name, part = sys.argv[1], "test" if "test" in sys.argv else "val"
     study, project = STUDIES[name], presets.project()
+    store = kept_folder(project, study, part)
     folder, found = project / "data" / "synthetic" / "token_accuracy", {}
     for side, (count, seed) in (SETS | {"test": (160, study.test_seed)}).items():
         place = folder / (side if side != "test" else f"ordering_test_{seed}")
@@ -122,23 +148,29 @@ def main() -> None:
     begun = time.process_time()
     samples = event_order.order_samples(vlm, rows, folder / "train")
     finetuning.fit(vlm, samples, plan=replace(START, max_steps=study.start_steps))
-    print(f"supervised start: {time.process_time() - begun:.0f} CPU s")
-    rated, curves = accuracy_rows("supervised start", [exam.take(vlm)]), []
-    for method, options in METHODS.items():
-        if name == "three" and "contrast_bonus" in options:
-            continue  # it gained nothing on orders of two
-        results = []
-        for seed in SEEDS:
-            learner, begun = vlm.replace(model=deepcopy(vlm.model)), (time.perf_counter(), time.process_time())
-            plan = replace(study.plan, seed=seed)
-            curve = event_order.train(learner, rows, folder / "train", plan=plan, judgement_fraction=JUDGEMENT_FRACTION, **options)
-            print(
-                f"{method}, seed {seed}: {time.perf_counter() - begun[0]:.0f} s, {time.process_time() - begun[1]:.0f} CPU s",
-                flush=True,
-            )
-            results.append(exam.take(learner))
-            curves.append(curve.assign(method=method, seed=seed))
-        rated += accuracy_rows(method, results)
+    print(f"supervised start: {time.process_time() - begun:.0f} CPU s", flush=True)
+    rated = accuracy_rows("supervised start", [exam.take(vlm)])
+    print(pd.DataFrame(rated).round(3).to_string(index=False), flush=True)
+    # with three, the bonus is left out: it gained nothing on orders of two
+    methods = {method: options for method, options in METHODS.items() if name == "two" or "contrast_bonus" not in options}
+    results, curves = {method: [] for method in methods}, []
+
+    def trained(options: dict, seed: int) -> dict[str, pd.DataFrame]:
+        learner, begun = vlm.replace(model=deepcopy(vlm.model)), (time.perf_counter(), time.process_time())
+        plan = replace(study.plan, seed=seed)
+        curve = event_order.train(learner, rows, folder / "train", plan=plan, judgement_fraction=JUDGEMENT_FRACTION, **options)
+        print(f"{time.perf_counter() - begun[0]:.0f} s, {time.process_time() - begun[1]:.0f} CPU s", flush=True)
+        return {"exam": exam.take(learner), "curve": curve}
+
+    for seed in SEEDS:
+        for method, options in methods.items():
+            print(f"{method}, seed {seed}", flush=True)
+            path = store / f"{list(METHODS).index(method)}_{seed}"
+            tables = kept(path, lambda options=options, seed=seed: trained(options, seed))
+            results[method].append(tables["exam"])
+            curves.append(tables["curve"].assign(method=method, seed=seed))
+            print(tables["exam"].groupby("question")["right"].mean().round(3).to_dict(), flush=True)
+    rated += [row for method, exams in results.items() for row in accuracy_rows(method, exams)]
     table = pd.DataFrame(rated)
     print(table.pivot(index="question", columns="method", values="accuracy").round(3).to_string())
     print(table[table["seeds"] > 1].round(3).to_string(index=False))

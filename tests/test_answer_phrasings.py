@@ -157,3 +157,84 @@ def test_a_fresh_phrasing_is_read(text, verdict):
 def test_times_on_lines_of_their_own_are_read(text, span):
     report = answer_parsing.parse_report(text)
     assert report["anomaly"] == 1 and (report["from_s"], report["to_s"]) == (span or (None, None))
+
+
+# Written on 27 November 2026 in a second sitting, 304 in all, before the parser saw them: 33 were read wrongly. These are those of
+# the kinds that are read now, and some that were right. Left unread: "no criminal or dangerous activity", an order like "21"
+SECOND = [
+    ("It would be wrong to call this an anomaly; a woman waters her plants.", 0),
+    ("It is a mistake to describe the clip as normal: the man breaks a window.", 1),
+    ("Calling this an anomaly would be an exaggeration.", 0),
+    ("It is not wrong to call this an anomaly.", None),  # a double negation is not guessed at
+    ("Everything looks ordinary: people cross the square and leave.", 0),
+    ("Everything remains quiet and normal.", 0),
+    ("Nothing happens on this normal street.", None),  # was 1: "nothing ... normal"
+    ("Nothing about this is normal.", 1),
+    ("Verdict: benign", 0),
+    ("Verdict: suspicious", 1),
+    ("Verdict: not suspicious", 0),
+    ('{"verdict": "suspicious"}', 1),
+    ("Assessment: abnormal", 1),
+    ("Judgement: no anomaly", 0),
+    ("So, yes.", 1),
+    ("Yup, an anomaly.", 1),
+    ("Anomaly count: 2", 1),
+    ("Number of anomalies: 0", 0),
+    ("I'm not sure there is an anomaly.", None),
+    ("Abnormal rather than normal.", 1),
+    ("yes no yes no", None),
+    ("Although a man runs, he is only catching a bus, and there is no anomaly.", 0),
+    ("An anomaly does exist: two men start to fight.", 1),
+    ("The video cannot be considered normal.", 1),
+    ('First guess {"anomaly": 1}. On reflection {"anomaly": 0, "kind": ""}', 0),
+    ('{"anomaly": 1, "kind": "fight", "from_s": 2.0, "to_s":', 1),
+    ("```python\n{'anomaly': False, 'kind': None}\n```", 0),
+    ("dict(anomaly=1, kind='fall')", 1),
+    ("<think>The man falls so anomaly", None),
+    ("normal or anomalous?", None),
+]
+
+
+@pytest.mark.parametrize(("text", "verdict"), SECOND)
+def test_a_phrasing_of_the_second_sitting_is_read(text, verdict):
+    assert answer_parsing.parse_verdict(text) == verdict
+
+
+@pytest.mark.parametrize(
+    ("text", "order"),
+    [
+        ("Piece 2 came first, then piece 1.", [2, 1]),
+        ("Out of 2 pieces, the order is 2 1", [2, 1]),
+        ("The right order is 2, 1, because the man first stands.", [2, 1]),
+        ("First 2, then 1, finally 3", [2, 1, 3]),
+        ("Segment 3, then segment 1, followed by segment 2.", [3, 1, 2]),
+        ("The order is not 1 2.", None),
+        ("Piece 1 came last, piece 2 first", None),
+        ("2, 1. In piece 2 he walks.", None),
+        ("yes 1 2 1 2", None),
+    ],
+)
+def test_an_order_in_words_is_read_and_nothing_is_guessed(text, order):
+    if order is None:
+        with pytest.raises(ValueError, match="an order of 2 pieces was asked"):
+            answer_parsing.parse_order(text, 2)
+    else:
+        assert answer_parsing.parse_order(text, len(order)) == order
+
+
+@pytest.mark.parametrize(
+    ("text", "span"),
+    [
+        ("from 1 min 5 s to 1 min 20 s", (65, 80)),
+        ("1m5s to 1m20s", (65, 80)),
+        ("from 2 min to 3 min", (120, 180)),
+        ("t=2s to t=5s", (2, 5)),
+        ("It begins around 3 s and ends around 6 s", (3, 6)),
+        ("3.0 s ~ 6.0 s", (3, 6)),
+        ("Start: 00:03 End: 00:07", (3, 7)),
+        ("from the 3rd to the 6th second", (3, 6)),
+        ("03:15.250 --> 03:17.000", (195.25, 197)),
+    ],
+)
+def test_seconds_of_the_second_sitting_are_read(text, span):
+    assert answer_parsing.parse_span(text) == span

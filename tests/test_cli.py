@@ -169,11 +169,25 @@ def test_tune_on_videos_and_reinforce_what_it_left(project):
     toy_vlm = str(Path(cli.__file__).parents[1] / "data/toy_models/qwen2_5_vl")
     assert CliRunner().invoke(cli.app, ["generate", "data/generated", "--number", "12", "--workers", "1"]).exit_code == 0
     rows, model = "data/generated/instructions.jsonl", ["--model", toy_vlm, "--frames", "4", "--video"]
-    small = ["--rank", "4", "--steps", "2", "--batch", "1", "--accumulation", "2", "--checkpointing", "--fps", "2"]
+    small = [
+        "--rank",
+        "4",
+        "--steps",
+        "2",
+        "--batch",
+        "1",
+        "--accumulation",
+        "2",
+        "--checkpointing",
+        "--fps",
+        "2",
+        "--keep-ratio",
+        "0.5",
+    ]
     done = CliRunner().invoke(cli.app, ["tune", rows, *model, *small, "--out", "data/tuned"])
     assert done.exit_code == 0 and "rows of 1 files, loss" in done.output, done.output
     words = ["reinforce", rows, *model, "--adapter", "data/tuned", "--out", "data/rewarded", "--questions", "2", "--group", "2"]
-    words += ["--max-new-tokens", "4", "--micro-batch", "3", "--exam", "train"]
+    words += ["--max-new-tokens", "4", "--micro-batch", "3", "--exam", "train", "--fps", "2", "--keep-ratio", "0.5"]
     first = CliRunner().invoke(cli.app, [*words, "--steps", "1"])
     assert first.exit_code == 0, first.output
     done = CliRunner().invoke(cli.app, [*words, "--steps", "3"])
@@ -184,6 +198,7 @@ def test_tune_on_videos_and_reinforce_what_it_left(project):
     assert rewards["step"].tolist() == [0, 1, 2] and {"reward", "clipped", "dead"} <= set(rewards)
     kept = json.loads((project / "data/rewarded/made_by.json").read_text())
     assert kept["question"] and (project / "data/rewarded/adapter_model.safetensors").is_file()
+    assert kept["shown"]["token_rule"] == "few moments" and kept["shown"]["fps"] == 2
     guard = ["guard", str(project / "data/generated/videos"), "--model", toy_vlm, "--frames", "4", "--max-new-tokens", "2"]
     assert vau(*guard, "--adapter", "data/rewarded", "--batch", "12").exit_code == 0
     other = CliRunner().invoke(cli.app, [*words, "--steps", "4", "--seed", "1"])

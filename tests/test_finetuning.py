@@ -424,6 +424,9 @@ def test_random_ratios_lie_between_two_bounds():
     frames, rule = torch.randn(8, 4, 4, 3), token_selection.random_ratio(0.25)
     keep_ratios = [rule(frames, keep_ratio=1.0).float().mean().item() for _ in range(40)]
     assert min(keep_ratios) >= 0.24 and max(keep_ratios) > 0.6 and len(set(keep_ratios)) > 20
+    few = token_selection.random_ratio(0.25, token_selection.few_moments)
+    moments = [int(few(frames, keep_ratio=1.0).flatten(1).any(1).sum()) for _ in range(40)]
+    assert min(moments) == 2 and max(moments) > 5, "the rule that guard asks with leaves whole moments out"
 
 
 # Merging

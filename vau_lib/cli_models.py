@@ -22,6 +22,11 @@ TOY_JUDGE = "data/toy_models/judge"  # its adapter that judges
 commands = typer.Typer()
 
 
+TokenRule = Annotated[
+    str, typer.Option(help="which tokens are kept: 'few moments' (the tower reads no others) or 'spread' over all moments")
+]
+
+
 @commands.command()
 def guard(
     source: Annotated[Path, typer.Argument(help="a video, a folder of videos, or a records.jsonl")],
@@ -47,9 +52,7 @@ def guard(
     stride: Annotated[int, typer.Option(help="with --scorer: frames from one scored frame to the next")] = 16,
     cap: Annotated[int | None, typer.Option(help="with --scorer: most scored frames; the stride grows")] = None,
     keep_ratio: Annotated[float, typer.Option(help="fraction of the visual tokens that is kept, in (0, 1]")] = 1.0,
-    token_rule: Annotated[
-        str, typer.Option(help="which are kept: 'few moments' (the tower reads no others) or 'spread' over all moments")
-    ] = "few moments",
+    token_rule: TokenRule = "few moments",
     question: Annotated[str, typer.Option(help="asked instead of the model's own question")] = "",
     max_new_tokens: Annotated[int, typer.Option(help="longest answer, in tokens")] = 768,
     batch: Annotated[int, typer.Option(help="videos per batch; with 1 the answer is shown while it is generated")] = 1,
@@ -355,6 +358,7 @@ def tune(
     roots: Roots = None,
     model: TuneModel = TOY_VLM,
     keep_ratio: KeepRatio = 1.0,
+    token_rule: TokenRule = "few moments",
     frames: Frames = 16,
     as_video: AsVideo = None,
     fps: Fps = None,
@@ -388,7 +392,7 @@ def tune(
     )  # fmt: skip
     places = _places(files, roots)
     vlm = models.load(_model_path(model), bits=bits)
-    shown = tuning.Shown(frames, _as_video(vlm, as_video), fps, max_pixels, keep_ratio)
+    shown = tuning.Shown(frames, _as_video(vlm, as_video), fps, max_pixels, keep_ratio, token_rule)
     options = dict(plan=plan, shown=shown, rank=rank, balance=balance, progress=True)
     tuned, losses, count = tuning.tune(vlm, places, presets.project_path(str(out)), **options)
     first, last = losses["loss"].iloc[[0, -1]]
@@ -405,8 +409,10 @@ def reinforce(
     pieces: Annotated[list[int] | None, typer.Option(help="numbers of shuffled pieces to order; 0: judgements only")] = None,
     judgements: Annotated[float, typer.Option(help="fraction of the questions that are judgements")] = 0.5,
     keep_ratio: Annotated[float, typer.Option(help="fraction of the visual tokens that is kept, in (0, 1]")] = 1.0,
-    frames: Annotated[int, typer.Option(help="frames shown per question")] = 6,
+    token_rule: TokenRule = "few moments",
+    frames: Annotated[int, typer.Option(help="frames shown per question, or the most of them with --fps")] = 6,
     as_video: AsVideo = None,
+    fps: Fps = None,
     max_pixels: MaxPixels = None,
     steps: Annotated[int, typer.Option(help="roll-outs")] = 150,
     questions: Annotated[int, typer.Option(help="questions per roll-out")] = 8,
@@ -436,7 +442,7 @@ def reinforce(
         vlm = vlm.replace(model=finetuning.lora(vlm.model, r=rank, alpha=2 * rank, seed=seed))
     else:
         vlm = finetuning.trainable_adapter(vlm, presets.project_path(str(adapter)))
-    shown = tuning.Shown(frames, _as_video(vlm, as_video, adapter), None, max_pixels, keep_ratio)
+    shown = tuning.Shown(frames, _as_video(vlm, as_video, adapter), fps, max_pixels, keep_ratio, token_rule)
     table = tuning.reinforce(
         vlm, places, presets.project_path(str(out)), plan=plan, shown=shown,
         counts=[count for count in pieces or [2] if count], judgement_fraction=judgements, exam_split=exam, progress=True,

@@ -32,7 +32,6 @@ vandalism, fire, a crash, an object left alone, a wild animal at a door. Walking
 End with one line of JSON: {"anomaly": 0 or 1, "kind": "a few words", "from_s": seconds, "to_s": seconds}"""
 MAX_NEW_TOKENS = 768  # of the released script
 NUM_FRAMES = 16  # pictures of a video
-TOKEN_RULES = {"few moments": token_selection.few_moments, "spread": token_selection.keep_mask}
 FAILURES = 3  # of a service in a row, after which nothing more is sent
 
 
@@ -42,9 +41,9 @@ class GuardPlan:
 
     `question` "" is the one the model carries from its tuning, and QUESTION for a model that carries none. `num_frames` None is
     NUM_FRAMES pictures, or as many as `fps` gives with `as_video`: one video, which takes half the tokens (Qwen only). `fps`,
-    `max_frames` and `max_pixels` (area of a frame) None are the model's own. `token_rule` is one of TOKEN_RULES: tokens of few
-    moments, the others are not even encoded, or of all moments where something is new. `window_s` asks about windows of that
-    length, one every `step_s` (None: side by side).
+    `max_frames` and `max_pixels` (area of a frame) None are the model's own. `token_rule` is one of `token_selection.TOKEN_RULES`:
+    tokens of few moments, the others are not even encoded, or of all moments where something is new. `window_s` asks about windows
+    of that length, one every `step_s` (None: side by side).
     """
 
     num_frames: int | None = None
@@ -219,8 +218,7 @@ def _video_plan(vlm: models.VLM, plan: GuardPlan) -> video_input.VideoInput:
 
 
 def _check_plan(vlm, plan: GuardPlan, chooser: FrameChooser | None, stream) -> None:
-    if plan.token_rule not in TOKEN_RULES:
-        raise ValueError(f"token_rule must be one of {', '.join(TOKEN_RULES)}, got {plan.token_rule!r}")
+    token_selection.token_rule(plan.token_rule)
     if plan.batch_size < 1:
         raise ValueError(f"batch_size must be 1 or more, got {plan.batch_size}")
     if stream is not None and plan.batch_size != 1:
@@ -311,7 +309,7 @@ def ask(
         return [_ask_service(vlm, clip, question, plan, stream) for clip in shown]
     reader = vlm
     if plan.keep_ratio != 1:
-        rule = TOKEN_RULES[plan.token_rule]
+        rule = token_selection.token_rule(plan.token_rule)
         reader = vlm.replace(model=token_pruning.prune_tokens(vlm.model, keep_ratio=plan.keep_ratio, rule=rule))
     options = dict(as_video=plan.as_video, max_pixels=plan.max_pixels)
     if plan.as_video:

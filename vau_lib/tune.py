@@ -30,7 +30,8 @@ EXAM_TOKENS = 32  # longest answer in an exam
 class Shown:
     """What the model is shown of a video: up to `frames`, as one video or as pictures, at most `fps` a second, in `max_pixels`.
 
-    `keep_ratio` below 1 trains on a random fraction of the visual tokens, from it to 1.
+    `keep_ratio` below 1 trains on a random fraction of the visual tokens, from it to 1, which `token_rule` chooses as it does in
+    `vau guard`.
     """
 
     frames: int = 16
@@ -38,8 +39,10 @@ class Shown:
     fps: float | None = None
     max_pixels: int | None = None
     keep_ratio: float = 1.0
+    token_rule: str = "few moments"
 
     def __post_init__(self):
+        token_selection.token_rule(self.token_rule)
         if not 0 < self.keep_ratio <= 1:
             raise ValueError(f"keep_ratio must be above 0 and at most 1, got {self.keep_ratio}")
         if self.frames < 1:
@@ -82,7 +85,7 @@ def tune(
         max_pixels=shown.max_pixels,
         seed=plan.seed,
     )
-    rule = token_selection.random_ratio(shown.keep_ratio)
+    rule = token_selection.random_ratio(shown.keep_ratio, token_selection.token_rule(shown.token_rule))
     wrap_model = partial(token_pruning.prune_tokens, keep_ratio=1.0, rule=rule) if shown.keep_ratio < 1 else None
     facts = {"rank": rank, **asdict(shown)}
     losses = finetuning.fit(tuned, samples, plan=plan, folder=out, wrap_model=wrap_model, facts=facts, progress=progress)
@@ -118,7 +121,7 @@ def long_enough(record: records.VideoRecord, counts: Sequence[int]) -> bool:
 def exam(vlm: VLM, rows: Sequence[dict], shown: Shown, *, batch_size: int = 8) -> pd.DataFrame:
     """Return a row per question that was asked greedily: question, video, answer, right."""
     samples = event_order.order_samples(
-        vlm, rows, "/", frames=shown.frames, answers=False, as_video=shown.as_video, max_pixels=shown.max_pixels
+        vlm, rows, "/", frames=shown.frames, answers=False, as_video=shown.as_video, fps=shown.fps, max_pixels=shown.max_pixels
     )
     texts = inference.answers(vlm, samples, batch_size=batch_size, max_new_tokens=EXAM_TOKENS)
     kinds = [f"order, {row['pieces']} pieces" if row["task"] == "order" else row["task"] for row in rows]
@@ -163,7 +166,8 @@ def reinforce(
         progress: show a bar.
     """
     if shown.keep_ratio < 1:
-        vlm = vlm.replace(model=token_pruning.prune_tokens(vlm.model, keep_ratio=shown.keep_ratio))
+        rule = token_selection.token_rule(shown.token_rule)
+        vlm = vlm.replace(model=token_pruning.prune_tokens(vlm.model, keep_ratio=shown.keep_ratio, rule=rule))
     asked = partial(questions, files, counts=counts, frames=shown.frames, seed=plan.seed)
     train, held_out = instruction_data.balanced(asked(split="train"), seed=plan.seed), asked(split=exam_split)
     _claim(out, vlm, train, plan, shown)
@@ -175,7 +179,7 @@ def reinforce(
         artifacts.write_table(before, results["before"])
     curves = event_order.train(
         vlm, train, "/", plan=plan, judgement_fraction=judgement_fraction, frames=shown.frames, as_video=shown.as_video,
-        max_pixels=shown.max_pixels, folder=out, progress=progress,
+        fps=shown.fps, max_pixels=shown.max_pixels, folder=out, progress=progress,
     )  # fmt: skip
     results["after"] = exam(vlm, held_out, shown)
     table = summary(results, seed=plan.seed)

@@ -34,12 +34,13 @@ def whitened_svd(weight: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor, Te
     """
     if not torch.isfinite(covariance).all():
         raise ValueError("the inputs of a layer are not finite on the calibration data")
-    eye, damping = torch.eye(len(covariance)).to(covariance), DAMPING
-    size = covariance.diagonal().mean()
-    root, failed = torch.linalg.cholesky_ex(covariance + eye * (damping * size + 1e-12))
+    damping, size, failed = DAMPING, covariance.diagonal().mean(), True
     while failed:
+        damped = covariance.clone()  # a covariance of a wide layer is half a gigabyte: no identity beside it
+        damped.diagonal().add_(damping * size + 1e-12)
+        root, failed = torch.linalg.cholesky_ex(damped)
         damping *= 10
-        root, failed = torch.linalg.cholesky_ex(covariance + eye * (damping * size + 1e-12))
+    del damped
     u, s, v = torch.linalg.svd(weight.detach().to(covariance) @ root, full_matrices=False)
     return u, s, torch.linalg.solve_triangular(root, v, upper=False, left=False)
 

@@ -32,9 +32,8 @@ STABLE_FRACTION = 0.5  # of a moment's tokens, on which its light is fitted
 CUT_CORRELATION = 0.5  # two moments of one scene correlate by more than this
 FIRST_MOMENT_WEIGHT = 0.4  # of a difference from the first moment only (at 1, who leaves is kept); chosen on synthetic scenes
 MOTION_WEIGHT = 0.1  # of the difference from the moment before; chosen on synthetic scenes
-ENCODED_PER_READ = (
-    1.5  # moments encoded per moment's worth of tokens read; chosen on drawn near places (training and validation videos)
-)
+ENCODED_PER_READ = (1.0, 1.5)  # moments encoded per moment's worth of tokens read, up to the first keep ratio and from the second
+ENCODED_RATIOS = (0.3, 0.5)  # between them in proportion; chosen on drawn near places (training and validation videos), see LAB
 EVEN_MASS = 0.1  # of the greatest newness of a moment, that every moment counts with
 NOISE_FACTOR = 2.0  # times the median novelty: below it a token is noise, and its moment decides
 Array = np.ndarray | Tensor
@@ -73,18 +72,23 @@ def keep_mask(features: Array, *, keep_ratio: float | None = None, threshold: fl
     return _same_type(_top_k(novelty, count), features)
 
 
-def few_moments(
-    features: Array, *, keep_ratio: float, encoded_per_read: float = ENCODED_PER_READ, even_mass: float = EVEN_MASS
-) -> Array:
+def encoded_per_read(keep_ratio: float) -> float:
+    """Return how many moments are encoded per moment's worth of tokens: few tokens stand in as few moments as can hold them."""
+    return float(np.interp(keep_ratio, ENCODED_RATIOS, ENCODED_PER_READ))
+
+
+def few_moments(features: Array, *, keep_ratio: float, encoded: float | None = None, even_mass: float = EVEN_MASS) -> Array:
     """Choose few moments and the newest tokens inside them, bool (T, H, W), of features (T, H, W, D).
 
-    At most max(1, floor(encoded_per_read * keep_ratio * T)) moments keep tokens, so a tower's work shrinks with the ratio, and at
-    most max(H * W, floor(keep_ratio * T * H * W)) tokens are kept. Moments stand in the middles of equal parts of a mass: how much
-    is new in each, plus `even_mass` of the largest, so that a quiet video is read at even steps.
+    At most max(1, floor(encoded * keep_ratio * T)) moments keep tokens, so a tower's work shrinks with the ratio; `encoded` is
+    `encoded_per_read(keep_ratio)` if it is not given. At most max(H * W, floor(keep_ratio * T * H * W)) tokens are kept, and no
+    more than the moments hold. Moments stand in the middles of equal parts of a mass: how much is new in each, plus `even_mass` of
+    the largest, so that a quiet video is read at even steps.
     """
     check_amount(keep_ratio, None)
     tokens = _checked(features)
-    moments = min(len(tokens), max(1, math.floor(encoded_per_read * keep_ratio * len(tokens) + 1e-9)))
+    encoded = encoded_per_read(keep_ratio) if encoded is None else encoded
+    moments = min(len(tokens), max(1, math.floor(encoded * keep_ratio * len(tokens) + 1e-9)))
     novelty, starts = _novelty(tokens)
     noise = NOISE_FACTOR * _noise_level(novelty, starts)
     chosen = _equal_parts((novelty - noise).clamp_min(0).flatten(1).sum(1), moments, even_mass)
@@ -249,13 +253,13 @@ def random_tokens(features: Array, *, keep_ratio: float, seed: int = 0) -> Array
     return _same_type(_top_k(scores, token_budget(shape, keep_ratio)), features)
 
 
-def random_ratio(least: float) -> Callable[..., Array]:
-    """Return a rule for fine-tuning: `keep_mask` at a ratio drawn by torch for every video, log-uniform in [least, keep_ratio]."""
+def random_ratio(least: float, rule: Callable[..., Array] = keep_mask) -> Callable[..., Array]:
+    """Return a rule for fine-tuning: `rule` at a ratio drawn by torch for every video, log-uniform in [least, keep_ratio]."""
 
-    def rule(features: Array, *, keep_ratio: float) -> Array:
-        return keep_mask(features, keep_ratio=least * (keep_ratio / least) ** float(torch.rand(())))
+    def random_rule(features: Array, *, keep_ratio: float) -> Array:
+        return rule(features, keep_ratio=least * (keep_ratio / least) ** float(torch.rand(())))
 
-    return rule
+    return random_rule
 
 
 def uniform_frames(features: Array, *, keep_ratio: float) -> Array:
@@ -347,6 +351,16 @@ def _round_to_total(quotas: Tensor, total: int, most: int) -> list[int]:
         need[counts >= most if step > 0 else counts <= 0] = -math.inf
         counts[need.topk(min(abs(missing), int(need.isfinite().sum()))).indices] += step
     return [int(count) for count in counts]
+
+
+TOKEN_RULES = {"few moments": few_moments, "spread": keep_mask}  # by the names that `vau guard` and `vau tune` know
+
+
+def token_rule(name: str) -> Callable[..., Array]:
+    """Return one of TOKEN_RULES; ValueError for another name."""
+    if name not in TOKEN_RULES:
+        raise ValueError(f"token_rule must be one of {', '.join(TOKEN_RULES)}, got {name!r}")
+    return TOKEN_RULES[name]
 
 
 RULES: dict[str, Callable[..., Array]] = {

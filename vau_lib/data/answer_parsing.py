@@ -26,6 +26,9 @@ PLAIN = (
         "decision",
         "conclusion",
         "classification",
+        "judgement",
+        "judgment",
+        "assessment",
     ),
 )
 INVERTED = ("normal", "is_normal")  # 1 means no anomaly
@@ -35,10 +38,12 @@ WORDS = {
     **dict.fromkeys(
         ("0", "0.0", "false", "no", "normal", "none", "no anomaly", "not anomalous", "not abnormal", "absent", "not present"), 0
     ),
-    **{"positive": 1, "negative": 0},  # of a test for anomalies
+    # of a test for anomalies; then labels, which say less in sentences
+    **dict.fromkeys(("positive", "suspicious", "unusual", "yep", "yeah", "yup"), 1),
+    **dict.fromkeys(("negative", "benign", "ordinary", "routine", "not suspicious", "not unusual", "nope"), 0),
 }
 WORD = "|".join(sorted((re.escape(word).replace(r"\ ", r"\s+") for word in WORDS), key=len, reverse=True))
-ANNOUNCED = "answer|output|verdict|decision|conclusion|classification|prediction|label|result"
+ANNOUNCED = "answer|output|judge?ment|assessment|verdict|decision|conclusion|classification|prediction|label|result"
 KEYED = re.compile(  # key: value anywhere, for what is nearly JSON; "0 or 1" and "0 for none" are a form, not an answer
     rf"""(final\s+)?["']?\b(?:({"|".join(KEYS)})["']*\s*[:=]|({ANNOUNCED})\s+is:?)\s*["'(\[]*({WORD})(?![\w.]*\w)["']*"""
     r"""(?!\s*(?:or\b|for\b|if\b|[|/])|\s+(?:one|body|idea|way|doubt|question)\b)""",
@@ -61,7 +66,7 @@ ODD = r"(?:anomal\w+|abnormal\w*)"
 ODDS = rf"{ODD}(?:\s+(?:or|nor|and)\s+(?:\w+\s+)?{ODD})?"
 INSERTED = r"(?:\s+\([^)]*\)|,[^,.;\n]{0,80},)?"
 KIND = r"(?:events?|behaviou?rs?|activit\w+|incidents?|actions?|situations?|scene|video|clip|day|here|in\s+(?:the|this)\s+\w+)"
-BE = r"(?:is|are|was|were|be|been|seems?|appears?|looks?|'s)(?:\s+to\s+be)?"
+BE = r"(?:is|are|was|were|be|been|seems?|appears?|looks?|remain(?:s|ed)?|stay(?:s|ed)?|'s)(?:\s+to\s+be)?"
 NOT = (
     r"(?:not|fail(?:s|ed)?\s+to|never|cannot|none|nothing|nobody|neither|nor|no\s+one"
     r"|hardly|\w+n't|(?:is|are|was|were|do|does|did|has|have)nt)"
@@ -78,18 +83,28 @@ PRESENT = (
 STRANGE = r"(?:out\s+of\s+the\s+ordinary|unusual|strange|irregular)"  # not "suspicious", which is no event
 MEANINGS = ["|".join(word for word, label in WORDS.items() if label == number and word[0].isalpha()) for number in (0, 1)]
 ONLY_WORD = rf"(?:{WORD})\W*\Z"  # and nothing after it
+FALSE = r"(?:wrong|incorrect|inaccurate|misleading|an?\s+(?:mistake|error|exaggeration|overstatement))"
+CALL = r"\b(?:call|label|consider|describ|classify|classif|treat|judg|regard|deem|rat)l?(?:e|y|(?=ing))?"
+CALLED = r"\s*(?:\w+\s+){0,4}?(?:as\s+)?"
+NORMAL_OR_ODD = rf"(?:an?\s+)?(?:\w+ly\s+)?(?:normal|{ODD})"
 SPELLINGS = tuple(  # one way to say what is said in several
     (re.compile(pattern, re.I | re.M), plain)
     for pattern, plain in (
         (r"\bnon[\s-]?(?=(?:anomalous|abnormal)\b)", "not "),
         (r"\banomaly[\s-]free\b", "free of anomalies"),
         (r"\b0\s+(?=anomal)", "no "),
+        (r"\b(?:anomal(?:y|ies)\s+count|number\s+of\s+anomalies)\s*[:=]\s*[1-9]\d*\b", "answer: 1"),
+        (r"\brather\s+than\s+(?:an?\s+)?(?:normal|anomal\w+|abnormal\w*)\b", ""),
         (rf"\b(nothing|anything|something)\s+(?:\w+ly\s+)?{STRANGE}\b", r"\1 anomalous"),
         (
-            r"\b(everything|all)\s+((?:\w+\s+){0,2}?(?:looks?|seems?|appears?|is))\s+(?:\w+ly\s+)?"
-            r"(?:fine|ok(?:ay)?|in\s+order|as\s+usual|all\s+right)\b",
+            r"\b(everything|all)\s+((?:\w+\s+){0,2}?(?:looks?|seems?|appears?|remains?|is))\s+(?:(?:\w+ly|quite|very)\s+)?"
+            r"(?:fine|ok(?:ay)?|in\s+order|as\s+(?:usual|expected)|all\s+right|ordinary|routine|uneventful|calm|unremarkable)\b",
             r"\1 \2 normal",
         ),
+        (rf"\b(?:not|n't)\s+(?:\w+ly\s+)?{FALSE}\b", "right"),
+        (rf"\b(?:it\s+)?(?:would\s+be|is)\s+(?:\w+ly\s+)?{FALSE}\s+to\s+{CALL}{CALLED}(?={NORMAL_OR_ODD})", "not "),
+        (rf"\b{CALL}ing\s+{CALLED}({NORMAL_OR_ODD}\w*)\s+(?:would\s+be|is)\s+(?:\w+ly\s+)?{FALSE}\b", r"not \1"),
+        (rf"\A\W*(?:so|thus|hence|therefore|overall|in\s+(?:short|conclusion|summary))\W+(?={ONLY_WORD})", "answer: "),
         # who names an exception does not deny: "no anomaly except for a man who falls"
         (rf"\b(?:{NO}|{NOT})\s+[^.!?;\n]{{0,80}}?{ODD}[^.!?;,\n]{{0,60}}?\b(?:except|apart\s+from|aside\s+from)\b[^.!?;\n]*", " "),
         (r"\A\W*(?:status|alert(?:\s+level)?)\s*:\s*(?:alert|alarm|danger|emergency)\b", "answer: anomaly. "),
@@ -124,11 +139,11 @@ LABELLED = re.compile(  # "should be labeled 1", "I would rate this video as 0";
     re.I,
 )
 JUDGING = r"(?:consider|deem|classif|label|judg|regard|describ|categori|identif|rat|call)\w+"
-MODIFIERS = rf"(?:(?:an?|the|one|very|quite|rather|indeed|also|all|as|to\s+be|\w+ly|{JUDGING})\s+)"
+MODIFIERS = rf"(?:(?:an?|the|one|very|quite|rather|indeed|also|all|as|to\s+be|\w+ly|\w+\s+and|{JUDGING})\s+)"
 EVIDENCE = r"(?:signs?|indications?|evidence|hints?|traces?|reasons?|proof|suggestions?|instances?)"
 CERTAIN = re.compile(r"\b(?:no|without(?:\s+an?y?)?)\s+(?:doubt|question)\b(?:\s+that\b)?|\bnot\s+only\b", re.I)
 HEDGE = re.compile(
-    r"\b(?:if|whether|unclear|hard\s+to|(?:cannot|can't|could\s+not|couldn't)\s+(?:tell|say|determine|decide|know|judge|conclude|confirm|be\s|rule|help))\b"
+    r"\b(?:if|whether|unclear|not\s+(?:\w+ly\s+|so\s+)?(?:sure|certain|confident)|hard\s+to|(?:cannot|can't|could\s+not|couldn't)\s+(?:tell|say|determine|decide|know|judge|conclude|confirm|be\s|rule|help))\b"
     r"(?:(?!,\s*but\b)[^.!?;\n])*"
     r"|\b(?:might|may|could(?!\s+not\b)|possibly|perhaps|maybe|would(?!\s+(?:classify|label|say|call|consider|judge|rate|describe)))\b[^,.!?;\n]*",
     re.I,
@@ -152,7 +167,12 @@ IS_NORMAL = re.compile(
     rf"|\b(?:shows?|depicts?|contains?)\s+(?:(?:only|just|an?|\w+ly)\s+){{0,2}}normal\b|{LEAD.format('normal')}|{SHORT.format('normal')}",
     re.I | re.M,
 )
-NOT_NORMAL = re.compile(rf"\b(?:{NOT}\s+(?:{CLAUSE}){{0,3}}?|far\s+from\s+(?:\w+\s+)?|anything\s+but\s+)normal\b", re.I)
+SUBJECTS = r"nothing|nobody|none|no\s+one"  # "nothing here is normal", but not "nothing happens on this normal street"
+NOT_NORMAL = re.compile(
+    rf"\b(?:(?!(?:{SUBJECTS})\b){NOT}\s+(?:{CLAUSE}){{0,3}}?|(?:{SUBJECTS})\s+(?:{CLAUSE}){{0,4}}?{BE}\s+|far\s+from\s+(?:\w+\s+)?"
+    r"|anything\s+but\s+)normal\b",
+    re.I,
+)
 SHOW = (
     r"(?:contain|show|depict|include|see|observe|detect|notice|exhibit|display|feature|capture|identify|find|ha|constitute|represent|involve"
     r"|cause|qualify\s+as|qualifies\s+as)(?:s|ve|d|ed)?"
@@ -167,21 +187,30 @@ AFFIRMATION = re.compile(
     rf"|\bthe\s+(?:\w+\s+)?{ODD}(?:\s+{KIND}){{0,2}}\s+(?:is|are|was|were|involves?|consists?)\b(?!\s+(?:something|an?y?\s+\w+\s+that)\b)",
     re.I | re.M,
 )
-YES = re.compile(r"^\W*yes\b(?!\s*(?:or|and|/))|\bsay\W+yes\b", re.I)
-LEADING_NO = re.compile(LEAD.format("(?:no|none)") + r"|\bsay\W+no(?=\W*$)", re.I | re.M)
+YES = re.compile(r"^\W*(?:yes|yep|yeah|yup)\b(?!\s*(?:or\b|and\b|/|no\b))|\bsay\W+yes\b", re.I)
+LEADING_NO = re.compile(LEAD.format("(?:no|none|nope)") + r"|\bsay\W+no(?=\W*$)", re.I | re.M)
 STATEMENT_END = re.compile(r"[.,:;!?\n{}\[(>][\s\"'*]*$")
-ORDER = re.compile(
-    r"^\W*(?:(?:the\s+|my\s+)?(?:(?:correct|right|chronological|temporal|final|true)\s+)?(?:order|answer|sequence)\b(?:\s+is)?)?\W*"
-    r"(\d+(?:(?:\W|\b(?:and|then)\b)+\d+)*)\W*$",
+PIECE = r"(?:(?:piece|clip|segment|part|scene)s?\s+)?(?:number\s+)?"
+CAME = r"(?:\s+(?:came|comes|happened|happens|goes|is|was))?"
+THEN = r"(?:\W|\b(?:and|then|next|finally|lastly|last|after\s+that|followed\s+by)\b)+"
+ORDER = re.compile(  # "2 1", "Order: 2, 1", "of two pieces the right order is 2 1, because ...", "Piece 2 came first, then piece 1"
+    r"^\W*(?:(?:(?!\bnot\b|n't\b|\bwrong\b|\bincorrect\b)[^\n])*?\b(?:order|answer|sequence)\b(?:\s+of\s+(?:the\s+)?(?:\w+\s+)?(?:pieces|events))?"
+    r"(?:\s+(?:is|was|should\s+be|must\s+be))?)?\W*(?:first(?:ly)?\W+)?"
+    rf"{PIECE}(\d+(?:{CAME}\s+first)?(?:{THEN}{PIECE}\d+{CAME})*)(?:\W*|\s*[,.;:(]?\s*(?:because|since|as|for)\b\D*)$",
     re.I,
 )
 MOMENT = r"(?:\d{1,3}:)?\d{1,3}:\d{2}(?:\.\d+)?|\d+(?:\.\d+)?"  # h:mm:ss, m:ss or seconds
 UNIT = r"\s*(?:s|secs?|seconds?)?\.?\s*"
 BETWEEN = re.compile(
-    rf"(?<![\d.:])({MOMENT}){UNIT}(?:to|-|–|—|and|until|till|through|(?:and|,)?\s*(?:it\s+)?(?:ends?|ending|stops?|stopping)(?:\s+at)?"
+    rf"(?<![\d.:])({MOMENT}){UNIT}(?:to(?:\s+the)?|-+>?|–|—|→|and|until|till|through|(?:and|,)?\s*(?:it\s+)?(?:ends?|ending|stops?|stopping)(?:\s+at|\s*[:=])?"
     rf"|(?<=[\d.s]),)\s*(?:(?:it\s+)?(?:ends?|ending|stops?|stopping)\s+(?:at\s+)?|second\s+)?({MOMENT})(?![\d:])",
     re.I,
 )
+MINUTES = re.compile(  # "1 min 5 s", "2 minutes", "1m5s"; "5 m" may be metres
+    r"\b(\d{1,3})\s*(?:(?:mins?|minutes?)\b\.?(?:\s*(?:and\s+)?(\d{1,2})(\.\d+)?\s*(?:s|secs?|seconds?)\b)?|m\s*(\d{1,2})(\.\d+)?\s*s\b)",
+    re.I,
+)
+ROUGHLY = re.compile(r"(?:\b(?:about|around|approximately|roughly|circa|t\s*=)|~)\s*(?=\d)", re.I)
 SPAN_KEYS = (
     ("from_s", "to_s"),
     ("start_s", "end_s"),
@@ -289,6 +318,8 @@ def _span(text: str) -> tuple[float, float] | None:
     for start, end in SPAN_KEYS:
         if lines.get(start) is not None and lines.get(end) is not None and lines[end] > lines[start]:
             return lines[start], lines[end]
+    text = re.sub(r"(?<=\d)(?:st|nd|rd|th)\b", "", re.sub(r"(?<=[\ds])\s*~\s*(?=\d)", " to ", text))
+    text = MINUTES.sub(lambda f: f"{f[1]}:{int(f[2] or f[4] or 0):02}{f[3] or f[5] or ''}", ROUGHLY.sub("", text))
     spans = [(_seconds(found[1]), _seconds(found[2])) for found in BETWEEN.finditer(text)]
     return next(((start, end) for start, end in spans if end > start), None)
 

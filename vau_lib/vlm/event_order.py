@@ -203,7 +203,7 @@ def order_samples(
 ) -> InstructionSamples:
     """Return rows as samples: times in the prompt only of questions that ask when; `answers` False leaves them out.
 
-    `shown` may be `as_video` and `max_pixels` of `InstructionSamples`.
+    `shown` may be `as_video`, `fps` and `max_pixels` of `InstructionSamples`.
     """
     rows = [{**row, "show_times": row["task"] == "when"} for row in rows]
     return InstructionSamples(rows, root, vlm, random=False, num_frames=frames, answers=answers, **shown)
@@ -232,6 +232,7 @@ def train(
     contrast_bonus: bool = False,
     frames: int = FRAMES,
     as_video: bool = False,
+    fps: float | None = None,
     max_pixels: int | None = None,
     folder: Path | None = None,
     progress: bool = False,
@@ -248,6 +249,7 @@ def train(
         contrast_bonus: ask judgements of a shuffled video too, where a row has `pieces_index`, and add `contrast`.
         frames: shown per question that names none itself.
         as_video: show them as one video (Qwen).
+        fps: of such a video, up to `frames`, for questions that name no frames themselves.
         max_pixels: largest area of a frame (Qwen).
         folder: where the checkpoint is kept.
         progress: show a bar.
@@ -257,7 +259,7 @@ def train(
     plan = plan or grpo.GRPOPlan()
     if not any(row["task"] in ("order", "judgement") for row in rows):
         raise ValueError("no order question among the rows")  # and no judgement
-    samples = order_samples(vlm, rows, root, frames=frames, answers=False, as_video=as_video, max_pixels=max_pixels)
+    samples = order_samples(vlm, rows, root, frames=frames, answers=False, as_video=as_video, fps=fps, max_pixels=max_pixels)
     labels = _shuffled_labels(rows, plan.seed) if shuffled_labels else rows
     sides = [[n for n, row in enumerate(rows) if (row["task"] == "judgement") == side] for side in (False, True)]
 
