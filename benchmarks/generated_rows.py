@@ -2,9 +2,11 @@
 
 - rows are `export.instructions`: captions, judgements of event and video, descriptions, analyses, each in several wordings
 - close-ups: the world the kept tiny model was pretrained on; generated: videos as `vau generate` renders them, seen from far
+- "answers shuffled" is the control: the same rows, each task's answers dealt to other rows
 - "one class twice" leaves out the normal videos' event-level judgements, as rows were before they were balanced
 - worlds of training and test are apart; the question is the one that most rows ask, the answer is read by `parse_verdict`
-    python benchmarks/generated_rows.py closeups|generated [--steps 400] [--seeds 1]
+- a training that is written is not done again: its row is of this world, rows, seed and number of steps
+    python benchmarks/generated_rows.py closeups|generated [--steps 400] [--seeds 1] [--arms balanced ...] [--write]
 """
 
 import argparse
@@ -18,7 +20,7 @@ import torch
 from sklearn.metrics import balanced_accuracy_score
 
 from vau_lib.data import answer_parsing
-from vau_lib.evaluation import metrics
+from vau_lib.evaluation import metrics, result_tables
 from vau_lib.synthetic import export, scenarios, text_to_video
 from vau_lib.toy import benchmark as toy_benchmark
 from vau_lib.toy import dataset as toy_dataset
@@ -88,21 +90,33 @@ def main() -> None:
     parser.add_argument("world", choices=["closeups", "generated"])
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--arms", nargs="*", help="only these rows: their first words")
+    parser.add_argument("--write", action="store_true", help="keep each row for RESULTS.md")
     options = parser.parse_args()
     torch.set_num_threads(1)
     project = presets.project()
     make = close_up_rows if options.world == "closeups" else generated_rows
     (train_root, train), (test_root, test) = (make(project / "data" / "synthetic", side) for side in ("train", "test"))
-    arms, table = {"balanced": train, "one class twice": one_class_twice(train)}, []
-    arms["balanced, answers shuffled"] = instruction_data.shuffle_answers(train, seed=1)
+    arms = {"balanced": train, "one class twice": one_class_twice(train)}
+    arms["answers shuffled"] = instruction_data.shuffle_answers(train, seed=1)
+    place = project / "data" / "results" / "studies" / "curves" / "generated_rows.csv"
+    table = pd.read_csv(place).to_dict("records") if options.write and place.is_file() else []
+    done = {(row["world"], row["rows"], row["seed"], row["steps"]) for row in table}
     for method, rows in arms.items():
+        if options.arms and method.split()[0] not in options.arms:
+            continue
         for seed in range(options.seeds):
+            facts = dict(world=options.world, rows=method, seed=seed, steps=options.steps)
+            if tuple(facts.values()) in done:
+                continue
             vlm = toy_benchmark.load_pretrained(project / "data" / "toy_models" / "internvl")
             plan = replace(PLAN, max_steps=options.steps, seed=seed)
             tuned, losses = finetuning.tune_lora(vlm, rows, train_root, plan=plan, num_frames=NUM_FRAMES)
-            facts = judged(tuned, test, test_root)
-            table.append({"rows": method, "seed": seed, "number": len(rows), **facts, "loss": losses["loss"].iloc[-1]})
-            print(pd.DataFrame(table[-1:]).round(3).to_string(index=False, header=len(table) == 1), flush=True)
+            found = judged(tuned, test, test_root)
+            table.append({**facts, "number": len(rows), **found, "loss": losses["loss"].iloc[-1], "model": vlm.label})
+            print(pd.DataFrame(table[-1:]).round(3).to_string(index=False), flush=True)
+            if options.write:
+                result_tables.write_curve(place, pd.DataFrame(table).round(4))
 
 
 if __name__ == "__main__":

@@ -233,13 +233,14 @@ def test_context_is_counted_after_pruning_and_the_cost_is_of_what_is_read(tmp_pa
     long = guard.GuardPlan(num_frames=16, max_new_tokens=4, question="Is anything wrong?")
     (row,) = watch(vlm, path, plan=long)
     whole = row["prompt_tokens"]
-    read = whole - 16 * 16 + max(16, int(0.3 * 16 * 16))  # 16 frames of 16 tokens, a frame at least
+    visual = int(0.3 * 16) * 16  # of 16 frames of 16 tokens no more than .3 are encoded: four frames
+    read = whole - 16 * 16 + visual
     vlm.model.config.text_config.max_position_embeddings = read + 4
     with pytest.raises(ValueError, match=str(whole)):
         watch(vlm, path, plan=long)
     said = []
     (row,) = watch(vlm, path, plan=replace(long, keep_ratio=0.3), log=said.append)
-    assert row["prompt_tokens"] == read and f"{read} tokens in ({int(0.3 * 256)} visual)" in said[0]
+    assert row["prompt_tokens"] == read and f"{read} tokens in ({visual} visual)" in said[0]
     vlm.model.config.text_config.max_position_embeddings = read + 3
     with pytest.raises(ValueError, match=f"^{read} tokens that are read of {whole}, and 4 new ones exceed the {read + 3}"):
         watch(vlm, path, plan=replace(long, keep_ratio=0.3))

@@ -309,4 +309,5 @@ def test_few_moments_stand_where_something_is_new():
 
 def test_a_still_video_is_read_at_even_steps():
     quiet = token_selection.few_moments(np.ones((12, 2, 3, 4), np.float32), keep_ratio=0.25).any((1, 2))
-    assert np.flatnonzero(quiet).tolist() == [1, 4, 7, 10][: quiet.sum()] and quiet.sum() == 3
+    places = np.flatnonzero(quiet)  # middles of thirds of twelve: 2, 6, 10, give or take one
+    assert len(places) == 3 and np.abs(places - np.array([2, 6, 10])).max() <= 1
