@@ -14,7 +14,7 @@ from tiny_project import make_project, write_notebook, write_params
 from typer.testing import CliRunner
 
 from vau_lib import cli
-from vau_lib.workspace import artifacts, notebook_runs, presets
+from vau_lib.workspace import artifacts, notebook_runs, presets, timings
 from vau_lib.workspace.presets import RunError
 
 
@@ -133,6 +133,56 @@ def test_what_a_choice_reads_and_nobody_made_is_named_and_run_with_needs(project
     assert [line.split(":")[0] for line in shown.output.splitlines() if "asked for" in line] == ["01_first", "03_third"]
     with pytest.raises(artifacts.StoreError, match=r"features is not made yet: .*--with-needs"):
         artifacts.check_made_by(project / "features")
+
+
+def test_a_run_says_where_it_took_other_times_than_stated(resumed):
+    folder, _ = resumed
+    names = ["01_first", "02_second", "03_third"]
+    (folder / "params" / "seconds.yaml").write_text('tiny:\n  "01": 1000\n  "02": 6\n  "all": 9\n')
+    assert [line.split(":")[0] for line in timings.differences("tiny", names)] == ["01"]
+    assert timings.differences("tiny", names)[0].endswith(" s, stated 1000") and timings.differences("tiny", names[1:]) == []
+    assert timings.differences("demo", names) == [] and presets.usual_seconds("tiny") == {"01_first": 1000, "02_second": 6}
+
+
+def test_only_a_quiet_whole_run_is_stated(resumed):
+    folder, _ = resumed
+    first, file = folder / "notebooks" / "01_first.ipynb", folder / "params" / "seconds.yaml"
+    first.write_text(first.read_text().replace("A question?", "A question?\\n\\n**Time** smoke 3 s, tiny 7 min (two)."))
+    file.write_text('demo:\n  "01": 5\n')
+    (notebook_runs.copies("tiny") / "timing.json").unlink(missing_ok=True)
+    with pytest.raises(RunError, match="^tiny: no run has been timed"):
+        timings.state("tiny")
+    with timings.timed("tiny", ["01_first", "02_second"], 1):
+        pass
+    with pytest.raises(RunError, match="^tiny: 03_third was not part of the last run"):
+        timings.state("tiny")
+    with timings.timed("tiny", ["01_first", "02_second", "03_third"], 1) as timing:
+        sum(range(10**6))
+    assert timing.wall_s > 0 and str(timing).startswith("3 notebooks executed in 0 min 0 s; others used ")
+    note = notebook_runs.copies("tiny") / "timing.json"
+    noted = artifacts.read_json(note)
+    artifacts.write_json(note, {**noted, "others": 0.25})
+    with pytest.raises(RunError, match="others used 25% of the cores during the last run, more than 10%"):
+        timings.state("tiny")
+    artifacts.write_json(note, {**noted, "others": 0.05, "wall_s": 80.0})
+    assert timings.state("tiny")[:2] == [file, first]
+    took = timings.seconds("tiny")
+    assert presets.usual_seconds("demo") == {"01_first": 5} and set(presets.usual_seconds("tiny")) == set(took) != set()
+    assert f"smoke 3 s, tiny {took['01_first']:.0f} s (two)" in first.read_text() and '"all": 80' in file.read_text()
+
+
+@pytest.mark.skipif(os.cpu_count() == 1, reason="needs a second core")
+def test_other_peoples_work_is_counted_and_own_is_not(project):
+    """The share of the cores that a busy process beside the run takes, and a busy child of the run does not."""
+    spin = [sys.executable, "-c", "import time\nend = time.process_time() + 0.5\nwhile time.process_time() < end: pass"]
+    with timings.timed("tiny", [], 1) as own:
+        subprocess.run(spin, check=True)
+    beside = subprocess.Popen(spin)
+    with timings.timed("tiny", [], 1) as other:
+        time.sleep(0.5)  # not waited for inside: a child counts as ours when it has ended
+    beside.wait()
+    assert other.others * other.wall_s * os.cpu_count() > 0.2
+    assert other.others > own.others or own.others > 0.3  # on a machine that others fill nothing can be told
 
 
 def test_a_choice_or_fresh_always_runs(resumed):

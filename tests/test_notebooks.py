@@ -10,8 +10,10 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import yaml
 
 from vau_lib.data import hivau
+from vau_lib.workspace import presets, timings
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted(ROOT.glob("notebooks/*.ipynb"))
@@ -57,6 +59,18 @@ def test_parameters_are_flat_typed_and_explained(path):
     for line in lines:
         code, _, comment = line.partition("  # ")
         assert comment and "=" not in comment and "|" not in code, line  # papermill drops such lines in silence
+
+
+def test_stated_times_are_those_of_the_last_quiet_runs():
+    """One place holds the seconds, params/seconds.yaml; runs compare themselves with it (`timings`)."""
+    stated = {preset: presets.usual_seconds(preset) for preset in ("smoke", "demo")}
+    for path in NOTEBOOKS:
+        first = read(path).cells[0].source
+        for preset, seconds in stated.items():
+            assert f"{preset} {timings.rounded(seconds[path.stem])}" in first.partition("**Time**")[2], (path.stem, preset)
+    (minutes,) = re.findall(r"the demo took (\d+) minutes", (ROOT / "README.md").read_text())
+    whole = yaml.safe_load((ROOT / "params" / "seconds.yaml").read_text())["demo"][timings.WHOLE]
+    assert int(minutes) == round(whole / 60)
 
 
 def test_every_next_leads_to_the_next_notebook_and_the_readme_lists_all():

@@ -11,7 +11,6 @@ import os
 import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -23,7 +22,7 @@ from rich.table import Table
 
 from vau_lib import cli_models
 from vau_lib.publish import commands
-from vau_lib.workspace import artifacts, gallery, notebook_runs, presets, tracking
+from vau_lib.workspace import artifacts, gallery, notebook_runs, presets, timings, tracking
 
 PACKAGES = ("torch", "torchvision", "transformers", "kornia", "decord", "av", "numpy", "scikit-learn", "papermill")
 WEIGHTS = {"XFeat": "xfeat", "SqueezeNet": "squeezenet", "EfficientNet-Lite0": "efficientnet-lite0", "MemTSM-Net": "memtsm"}
@@ -92,11 +91,13 @@ def run_(
             typer.echo(f"    {key} = {artifacts.without_secrets(value)!r}")
     if dry_run:
         return
-    began = time.monotonic()
+    executed = [step.notebook for step in steps if step.why]
     try:
-        notebook_runs.run(preset, notebooks or (), overrides, fresh=fresh, workers=workers)
-        took, number = round(time.monotonic() - began), sum(bool(step.why) for step in steps)
-        typer.echo(f"{number} notebook{'s' * (number != 1)} executed in {took // 60} min {took % 60} s")
+        with timings.timed(preset, executed, workers) as timing:
+            notebook_runs.run(preset, notebooks or (), overrides, fresh=fresh, workers=workers)
+        typer.echo(timing)
+        if not overrides and (far := timings.differences(preset, executed)):
+            typer.echo(f"other times than params/seconds.yaml states ({'; '.join(far)}): another machine, or others used it")
     except BaseException:  # what stopped, by an error or by Ctrl-C, is on the page too
         with suppress(OSError, ValueError):
             typer.echo(f"look at {presets.display_path(gallery.write(preset))}")
@@ -318,6 +319,21 @@ def table(
             _console().print(shown)
     if rows.empty:
         typer.echo("nothing has run yet: vau run demo")
+
+
+@app.command()
+def times(
+    preset: Preset = "demo",
+    write: Annotated[bool, typer.Option("--write", help="state the last run's, which must have been quiet and whole")] = False,
+) -> None:
+    """Show the seconds of a preset's notebooks beside those that their first cells state."""
+    written = [presets.display_path(path) for path in timings.state(preset)] if write else []
+    shown, took, stated = _table("notebook", "took", "stated"), timings.seconds(preset), presets.usual_seconds(preset)
+    for name in presets.members(preset):
+        shown.add_row(name, *(f"{part[name]:.0f}" if name in part else "" for part in (took, stated)))
+    _console().print(shown)
+    for path in written:
+        typer.echo(f"written: {path}")
 
 
 @app.command()

@@ -3,6 +3,7 @@
 - `artifacts`: files written whole or not at all, with what made them beside them
 - `presets`: notebook parameters and the YAML files that change them
 - `notebook_runs`: papermill runs that can be resumed, swept and tabulated
+- `timings`: what notebooks take, and what is stated of it
 - `gallery`: a page of a run's figures, results and failures
 - `parallel`: the same function over many items, serially, in processes or on Ray
 """

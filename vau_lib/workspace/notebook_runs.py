@@ -116,7 +116,7 @@ def _run_waiting(preset: str, waiting: dict[str, Step], workers: int, log: Calla
         return
     failed = []
     with tqdm(total=len(waiting), unit="notebook", desc=preset) as bar, _fewer_threads(workers):
-        needs, seconds = {n: presets.needs(n, preset) for n in waiting}, presets.usual_seconds()
+        needs, seconds = {n: presets.needs(n, preset) for n in waiting}, presets.usual_seconds(preset) or presets.usual_seconds()
         for name, error in parallel.in_order(_execute_quietly, waiting, needs, workers=workers, seconds=seconds):
             bar.update()
             log(_ended(waiting[name], bar.n, len(waiting), error))

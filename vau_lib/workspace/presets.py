@@ -128,9 +128,10 @@ def _all_needs(name: str, direct: dict[str, set[str]]) -> set[str]:
     return direct[name].union(*(_all_needs(other, direct) for other in direct[name]))
 
 
-def usual_seconds() -> dict[str, float]:
-    """Return {notebook: seconds} of a demo run, from params/seconds.yaml; they only decide which of two begins first."""
-    return {full_name(key): float(value) for key, value in _read_yaml(project() / "params" / "seconds.yaml").items()}
+def usual_seconds(preset: str = "demo") -> dict[str, float]:
+    """Return {notebook: seconds} of a preset's quiet run, from params/seconds.yaml; {} where none is stated."""
+    section = _read_yaml(project() / "params" / "seconds.yaml").get(preset) or {}
+    return {full_name(key): float(value) for key, value in section.items() if re.fullmatch(r"\d+", str(key))}
 
 
 def best_figures() -> dict[str, str]:
