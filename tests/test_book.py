@@ -89,6 +89,7 @@ def test_a_book_is_built_of_what_ran(project, monkeypatch):
         "01_first",
         shown(WIDGET),
         WORDS,
+        shown({"text/markdown": "See [the end](03_third.ipynb) and [what did not run](02_second.ipynb).", "text/plain": "x"}),
         shown({"image/png": png()}, HOSTILE),
         recorded(frame_auc=0.5),
         heading="# 01 · A question?",
@@ -109,6 +110,7 @@ def test_a_book_is_built_of_what_ran(project, monkeypatch):
         assert words in pages["index.html"], words
     assert 'href="notebooks/03_third.html#figure-1"' in pages["gallery.html"] and "<script>alert" not in pages["gallery.html"]
     assert "three clips" in pages["01_first.html"] and 'href="notebooks/01_first.html"' in pages["atlas.html"]
+    assert 'href="03_third.html"' in pages["01_first.html"] and "and what did not run." in pages["01_first.html"]
     assert "frame AUC" in pages["glossary.html"] and "frame_auc_macro" in pages["vau_lib.evaluation.html"]
     outside = [link for page in pages.values() for link in re.findall(r'(?:src|href)="(https?://[^"]+)"', page)]
     assert not [link for link in outside if link.endswith((".js", ".css", ".png"))]  # nothing is fetched from elsewhere

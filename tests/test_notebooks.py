@@ -27,6 +27,7 @@ def read(path):
 def test_anatomy(path):
     notebook = read(path)
     nbformat.validate(notebook)
+    notebook.cells = [cell for cell in notebook.cells if cell.id != "setup"]  # of a clone that ran `vau badges`
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     tags = [cell.metadata.get("tags", []) for cell in code]
     sizes = [len(cell.source.splitlines()) for cell in code]

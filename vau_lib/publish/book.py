@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -96,7 +96,7 @@ def _write_sources(source: Path, preset: str, runs: list[Path]) -> None:
     (source / "conf.py").write_text(CONF, encoding="utf-8")
     (source / "_static" / "book.css").write_text(CSS, encoding="utf-8")
     for path in runs:
-        artifacts.write_json(source / "notebooks" / path.name, page_of(path))
+        artifacts.write_json(source / "notebooks" / path.name, page_of(path, [run.stem for run in runs]))
     glossary = presets.project() / "GLOSSARY.md"
     parts = {
         "gallery": _gallery(source, runs),
@@ -112,14 +112,17 @@ def _write_sources(source: Path, preset: str, runs: list[Path]) -> None:
     (source / "index.md").write_text(_index(preset, runs, [name for name, text in parts.items() if text]), encoding="utf-8")
 
 
-def page_of(path: Path) -> dict:
-    """Return an executed copy as a page shows it: outputs without widgets and progress bars, a target before each figure."""
+def page_of(path: Path, pages: Sequence[str] = ()) -> dict:
+    """Return an executed copy as a page shows it: outputs without widgets and progress bars, a target before each figure.
+
+    `pages` are the notebooks the book has: links to others in an output become text.
+    """
     notebook, cells, number = presets.read_notebook(path), [], 0
     for cell in notebook["cells"]:
         source = "".join(cell.get("source", ""))
         kept = {"cell_type": cell["cell_type"], "id": str(cell.get("id", f"cell-{len(cells)}")), "metadata": {}, "source": source}
         if cell["cell_type"] == "code":
-            outputs = [shown for output in cell["outputs"] if (shown := _output(output))]
+            outputs = [shown for output in cell["outputs"] if (shown := _output(output, pages))]
             for output in cell["outputs"]:
                 if any(kind.startswith("image/") for kind in output.get("data") or {}):
                     number += 1
@@ -139,7 +142,7 @@ def _markdown(source: str, name: str) -> dict:
     return {"cell_type": "markdown", "id": name, "metadata": {}, "source": source}
 
 
-def _output(output: dict) -> dict | None:
+def _output(output: dict, pages: Sequence[str]) -> dict | None:
     """Return an output without what a page cannot show, None where nothing is left."""
     if output["output_type"] == "stream":
         return None if output.get("name") == "stderr" else output  # stderr holds progress bars and warnings of libraries
@@ -149,6 +152,9 @@ def _output(output: dict) -> dict | None:
     if "application/vnd.jupyter.widget-view+json" in data:
         return None
     kept = {kind: value for kind, value in data.items() if kind in KEPT}
+    if "text/markdown" in kept:  # links of cells are Sphinx's, those of outputs nobody's
+        page = lambda link: f"[{link[1]}]({link[2]}.html)" if link[2] in pages else link[1]  # noqa: E731
+        kept["text/markdown"] = re.sub(r"\[([^\]]*)\]\((\w+)\.ipynb\)", page, "".join(kept["text/markdown"]))
     return {**output, "data": kept, "metadata": {}} if kept else None
 
 

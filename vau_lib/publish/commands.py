@@ -18,6 +18,18 @@ def book(preset: Annotated[str, typer.Argument(metavar="PRESET", help="whose exe
     typer.echo(f"look at {presets.display_path(pages.write(preset))}")
 
 
+@commands.command()
+def badges(
+    repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="a public clone of this project on GitHub")],
+    branch: Annotated[str, typer.Option(help="its branch")] = "main",
+) -> None:
+    """Write badges for Colab and Kaggle, and the cell that sets such a machine up, into the notebooks."""
+    from vau_lib.publish import badges as links
+
+    changed = links.write(repository, branch)
+    typer.echo(f"{len(changed)} of {len(presets.notebooks())} notebooks changed: look at git diff, commit and push")
+
+
 @commands.command("export-labels")
 def export_labels(
     source: Annotated[Path, typer.Argument(help="a records.jsonl, or a review sheet (csv)")],
