@@ -442,3 +442,24 @@ def test_frame_difference_is_the_largest_of_each_snippet(tmp_path):
     for number in range(1, 5):
         (tmp_path / f"{number}.png").unlink()
     assert optical_flow.frame_difference(tmp_path, 2).tolist() == [0.0]
+
+
+def test_kinds_made_together_are_those_made_alone_and_each_video_is_decoded_once(batch, tmp_path, monkeypatch):
+    root, good, bad = batch
+    flow, pooled = (
+        extraction.Recipe("flow", 16, (("height", 32), ("width", 48))),
+        extraction.Recipe("squeezenet", 16, (("weights", "random"), ("side", 32))),
+    )
+    recipes = {tmp_path / "x": RECIPE, tmp_path / "f": flow, tmp_path / "s": pooled}
+    for folder, recipe in recipes.items():
+        extraction.extract(good, root, tmp_path / "alone" / folder.name, recipe)
+    extraction.extract(good[:1], root, tmp_path / "f", flow)  # one kind of one video is there
+    opened, usual = [], video.gray_sums
+    monkeypatch.setattr(video, "gray_sums", lambda path: opened.append(path.stem) or usual(path))
+    done = extraction.extract_together([*good, bad[1]], root, recipes)
+    assert sorted(opened) == list("abcde")
+    assert [(d.encoded, d.already_done, len(d.skipped)) for d in done.values()] == [(5, 0, 1), (4, 1, 1), (5, 0, 1)]
+    for folder in recipes:
+        for name in "abcde":
+            alone = artifacts.load_array(tmp_path / "alone" / folder.name / f"{name}.npy")
+            assert np.array_equal(alone, artifacts.load_array(folder / f"{name}.npy"))

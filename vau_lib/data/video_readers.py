@@ -58,15 +58,15 @@ def rgb(frame: av.VideoFrame, track: Track) -> np.ndarray:
     return video_index.turned(_converted(frame, "rgb24").to_ndarray(), track.turn)
 
 
-def gray(frame: av.VideoFrame, track: Track) -> np.ndarray:
-    """Return the mean of R, G and B, float32 (H, W): from planes, where their bits are those of `rgb`."""
+def gray_sum(frame: av.VideoFrame, track: Track) -> np.ndarray:
+    """Return R + G + B, uint16 (H, W): from planes, where their bits are those of `rgb`."""
     parts = frame.format.components
     by_planes = len(parts) >= 3 and parts[0].bits <= 8 and not frame.interlaced_frame
     if not (by_planes and _planes_agree(frame.format.name, frame.width, frame.height)):
-        return rgb(frame, track).mean(-1, dtype=np.float32)
+        return rgb(frame, track).sum(-1, dtype=np.uint16)
     channels = [_plane(plane) for plane in _converted(frame, "gbrp").planes]
     total = np.add(channels[0], channels[1], dtype=np.uint16)
-    return video_index.turned(np.add(total, channels[2], out=total).astype(np.float32) / 3, track.turn)
+    return video_index.turned(np.add(total, channels[2], out=total), track.turn)
 
 
 def _converted(frame: av.VideoFrame, pixels: str) -> av.VideoFrame:

@@ -10,6 +10,7 @@ Weights: an explicit path, the folder $VAU_WEIGHTS, torch hub's cache, then the 
 """
 
 import hashlib
+import itertools
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -117,29 +118,50 @@ def extract(
         shard: (i, n), from 1: of every n videos the i-th; the n shards may run at once on machines that share `folder`.
         cluster: `num_gpus` and `address` of engine "ray".
     """
+    options = {"engine": engine, "workers": workers, "shard": shard, **cluster}
+    return extract_together(video_records, root, {folder: recipe}, **options)[Path(folder)]
+
+
+def extract_together(
+    video_records: Sequence[records.VideoRecord], root: Path, recipes: Mapping[Path, Recipe], *,
+    engine: str = "serial", workers: int = 2, shard: tuple[int, int] = (1, 1), **cluster: object,
+) -> dict[Path, Extraction]:  # fmt: skip
+    """Do what `extract` does for several kinds of features, {folder: recipe}; return {folder: what was done}.
+
+    Those that read the same gray frames (XFeat on the CPU, flow) have each video decoded once; the seconds are those of all.
+    """
     (number, shards), workers = shard, 1 if engine == "serial" else workers
     if not 1 <= number <= shards:
         raise ValueError(f"a shard is i of n, i from 1 to n, got {number} of {shards}")
-    wanted = recipe.made_by()
-    if (folder / "made_by.json").exists():
-        artifacts.check_made_by(folder, **wanted)
-    else:
-        artifacts.write_made_by(folder, **wanted)
-    notes = Path(folder) / (SOURCES if shards == 1 else SOURCES.replace(".jsonl", f".{number}-of-{shards}.jsonl"))
-    started = time.perf_counter()
-    tasks = [_Task(record, Path(root), Path(folder), recipe, engine == "serial") for record in video_records[number - 1 :: shards]]
-    made_of = _sources(Path(folder))
-    todo = [task for task in tasks if not _is_done(task, made_of)]
-    total, skipped = _Totals([task.record for task in todo], workers), []
-    options = {"engine": engine, "workers": workers, "desc": recipe.encoder, "note": total.note, **cluster}
-    for task, done, error in parallel.map_videos(_extract_one, todo, **options):
-        total.left_frames -= task.record.num_frames
-        if error:
-            skipped.append(error if task.record.id in error else f"{task.record.id}: {error}")
+    recipes = {Path(folder): recipe for folder, recipe in recipes.items()}
+    for folder, recipe in recipes.items():
+        wanted = recipe.made_by()
+        if (folder / "made_by.json").exists():
+            artifacts.check_made_by(folder, **wanted)
         else:
-            total.add(done)
-            artifacts.append_json_line(notes, {"id": task.record.id, **done.source})
-    return total.extraction(len(tasks) - len(todo), tuple(sorted(skipped)), time.perf_counter() - started)
+            artifacts.write_made_by(folder, **wanted)
+    notes = SOURCES if shards == 1 else SOURCES.replace(".jsonl", f".{number}-of-{shards}.jsonl")
+    started, mine, todo, totals = time.perf_counter(), video_records[number - 1 :: shards], {}, {}
+    for folder, recipe in recipes.items():
+        made_of = _sources(folder)
+        tasks = [_Task(record, Path(root), folder, recipe, engine == "serial") for record in mine]
+        waiting = {place: task for place, task in enumerate(tasks) if not _is_done(task, made_of)}
+        for place, task in waiting.items():
+            todo.setdefault(place, []).append(task)
+        totals[folder] = _Totals([task.record for task in waiting.values()], workers)
+    skipped: dict[Path, list[str]] = {folder: [] for folder in recipes}
+    desc, note = " + ".join(recipe.encoder for recipe in recipes.values()), next(iter(totals.values())).note
+    options = {"engine": engine, "workers": workers, "desc": desc, "note": note, **cluster}
+    for tasks, done, error in parallel.map_videos(_extract_one, [todo[place] for place in sorted(todo)], **options):
+        for task, made in zip(tasks, done or [None] * len(tasks), strict=True):
+            totals[task.folder].left_frames -= task.record.num_frames
+            if error:
+                skipped[task.folder].append(error if task.record.id in error else f"{task.record.id}: {error}")
+            else:
+                totals[task.folder].add(made)
+                artifacts.append_json_line(task.folder / notes, {"id": task.record.id, **made.source})
+    seconds = time.perf_counter() - started
+    return {f: total.extraction(len(mine) - total.todo, tuple(sorted(skipped[f])), seconds) for f, total in totals.items()}
 
 
 @dataclass(frozen=True)
@@ -157,7 +179,7 @@ class _Totals:
     """Sums of an extraction, and what its progress bar says."""
 
     def __init__(self, todo: Sequence[records.VideoRecord], workers: int):
-        self.workers, self.started = workers, time.perf_counter()
+        self.workers, self.started, self.todo = workers, time.perf_counter(), len(todo)
         self.encoded = self.features = self.frames = self.decode_s = self.encode_s = 0
         known = all(record.num_frames > 0 for record in todo)
         self.left_frames = sum(record.num_frames for record in todo) if known else float("nan")
@@ -349,24 +371,70 @@ def _built(recipe: Recipe) -> XFeatEncoder | FlowEncoder | CLIPEncoder | Squeeze
 
 
 @video_worker.apart()
-def _extract_one(task: _Task) -> _Done:
+def _extract_one(tasks: Sequence[_Task]) -> list[_Done]:
+    """Encode one video for every task, all of one record."""
     torch.set_num_threads(1)  # parallel over videos, not inside one
-    path = records.locate(task.record, task.root)
-    task.target.unlink(missing_ok=True)  # of another video, or a kill came before its note
+    record = tasks[0].record
+    path = records.locate(record, tasks[0].root)
+    for task in tasks:
+        task.target.unlink(missing_ok=True)  # of another video, or a kill came before its note
     num_frames = video.probe(path).num_frames
-    source = {"sha256": _content(path), "stat": _stat(path), "augmented": task.augmented}
+    source = {"sha256": _content(path), "stat": _stat(path)}
     if num_frames < 2:
-        raise video.VideoError(f"{task.record.id}: {num_frames} frame, nothing can move in it")
-    encoder, recipe = _built(task.recipe), task.recipe
-    frames = recipe.augmentation.gray_frames(path, task.record.id) if task.augmented else encoder.source(path)
-    overlap = task.alone or getattr(encoder, "on_gpu", False)
-    frames, started = devices.Ahead(frames, encoder.ahead if overlap else 0), time.perf_counter()
-    features = np.stack(list(encoder.snippet_features(frames, recipe.snippet_frames)))
-    encode_s = time.perf_counter() - started - frames.waited_s
+        raise video.VideoError(f"{record.id}: {num_frames} frame, nothing can move in it")
+    streams = _streams(tasks, path)
+    features = _in_step(streams)
     if _stat(path) != source["stat"] and _content(path) != source["sha256"]:
-        raise video.VideoError(f"{task.record.id}: it was changed while it was read")
-    artifacts.save_array(task.target, features.astype(np.float32))
-    return _Done(len(features), num_frames, source, frames.source_s, encode_s)
+        raise video.VideoError(f"{record.id}: it was changed while it was read")
+    done = []
+    for task, (frames, _), (rows, seconds) in zip(tasks, streams, features, strict=True):
+        artifacts.save_array(task.target, np.stack(rows).astype(np.float32))
+        done.append(_Done(len(rows), num_frames, source | {"augmented": task.augmented}, frames.source_s, seconds))
+    return done
+
+
+Stream = tuple[devices.Ahead, Iterator[np.ndarray]]  # frames as they are decoded, and the features made of them
+
+
+def _streams(tasks: Sequence[_Task], path: Path) -> list[Stream]:
+    """Return a stream for every task; those whose encoder takes a file's gray frames share one decoding."""
+    encoders = [_built(task.recipe) for task in tasks]
+    on_gpu = [getattr(encoder, "on_gpu", False) for encoder in encoders]
+    depths = [encoder.ahead if tasks[0].alone or there else 0 for encoder, there in zip(encoders, on_gpu, strict=True)]
+    shares = [
+        hasattr(encoder, "from_gray") and not there and not task.augmented
+        for task, encoder, there in zip(tasks, encoders, on_gpu, strict=True)
+    ]
+    common = devices.Ahead(video.gray_frames(path), max(depths)) if any(shares) else None
+    copies, streams = iter(itertools.tee(common, sum(shares)) if any(shares) else ()), []
+    for task, encoder, share, depth in zip(tasks, encoders, shares, depths, strict=True):
+        recipe = task.recipe
+        if share:
+            frames, given = common, encoder.from_gray(next(copies))
+        else:
+            own = recipe.augmentation.gray_frames(path, task.record.id) if task.augmented else encoder.source(path)
+            frames = given = devices.Ahead(own, depth)
+        streams.append((frames, encoder.snippet_features(given, recipe.snippet_frames)))
+    return streams
+
+
+def _in_step(streams: Sequence[Stream]) -> list[tuple[list[np.ndarray], float]]:
+    """Return the features of every stream, and the seconds it worked without waiting for frames.
+
+    Each is asked for one feature in turn, so that a frame that is shared waits in memory only until all have read it.
+    """
+    rows, seconds, unfinished = [[] for _ in streams], [0.0] * len(streams), list(range(len(streams)))
+    while unfinished:
+        for place in tuple(unfinished):
+            frames, features = streams[place]
+            started, waited_s = time.perf_counter(), frames.waited_s
+            row = next(features, None)
+            seconds[place] += time.perf_counter() - started - (frames.waited_s - waited_s)
+            if row is None:
+                unfinished.remove(place)
+            else:
+                rows[place].append(row)
+    return list(zip(rows, seconds, strict=True))
 
 
 def summary(done: Extraction) -> dict:

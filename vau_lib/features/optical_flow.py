@@ -43,6 +43,10 @@ class FlowEncoder:
         """Yield a video file's frames as `snippet_features` takes them: gray, (H, W)."""
         return video.gray_frames(path)
 
+    def from_gray(self, frames: Iterable[np.ndarray]) -> Iterable[np.ndarray]:
+        """Return gray frames (H, W) of a file as `snippet_features` takes them."""
+        return frames
+
     def encode(self, path: Path, snippet_frames: int) -> Iterator[np.ndarray]:
         """Yield the features of a video file, decoding as it goes."""
         return self.snippet_features(self.source(path), snippet_frames)

@@ -170,7 +170,11 @@ class XFeatEncoder(devices.OnDevice):
         decoded = video.device_frames(path, str(self.device)) if self.device.type == "cuda" else None
         if decoded is not None:
             return (gray for frames in decoded for gray in resized(frames.float().mean(-1), self.side))
-        return (resized(frame[None], self.side)[0].numpy() for frame in video.gray_frames(path))
+        return self.from_gray(video.gray_frames(path))
+
+    def from_gray(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Yield gray frames (H, W) of a file as `snippet_features` takes them, shrunk."""
+        return (resized(frame[None], self.side)[0].numpy() for frame in frames)
 
     def encode(self, path: Path, snippet_frames: int) -> Iterator[np.ndarray]:
         """Yield the features of a video file, decoding as it goes."""
