@@ -30,7 +30,7 @@ testlong: $(READY)  ## presets of UCF-Crime on official trees (needs VAU_REAL_DA
 	VAU_LONG=1 $(BIN)/pytest tests/test_official_trees.py
 
 browser: $(READY)  ## JupyterLab in a real browser (needs a Chromium; minutes); screenshots in data/runs/browser
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,browser]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,browser,notebooks]'
 	VAU_BROWSER=1 $(BIN)/pytest tests/test_browser.py
 
 torture: $(READY)  ## the campaign of kills, damaged files, bad servers and streams (half an hour)

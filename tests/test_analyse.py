@@ -399,6 +399,24 @@ def test_a_player_is_a_widget_where_anywidget_is(clip):
     assert 'class="vau"' in shown.content and "export default" in str(shown._esm)
     shown.second = 1.5
     assert shown.second == 1.5
+    data, _ = shown._repr_mimebundle_()  # a page without a kernel shows the frame
+    assert {"application/vnd.jupyter.widget-view+json", "text/html"} <= set(data) and "srcdoc" in data["text/html"]
+
+
+def test_hostile_text_is_inert_in_a_notebook_s_player(clip):
+    """In the frame, and in the widget, whose text becomes part of the notebook's own page."""
+    label, curve = HOSTILE + "=cmd()" + "A" * 10_000 + "🔥", {f"<img src=x onerror=alert(1)>{HOSTILE}": np.linspace(0, 1, 13)}
+    shown = player.show(clip, curve, step_s=0.16, events=[records.Span(0.4, 1.2, label)], widget=False)
+    outer = Page(shown._repr_html_())
+    assert outer.tags == ["iframe"] and ("iframe", "sandbox", "allow-scripts") in outer.attributes
+    inner = check_inert(next(value for _, name, value in outer.attributes if name == "srcdoc"))
+    words = " ".join(inner.shown)
+    assert "known: </script><script>document.title='owned'" in words and "<img src=x onerror=alert(1)>" in words
+    assert "A" * 100 not in words  # a label is a line
+    piece = Page(shown.content)
+    assert not {"script", "b", "i", "iframe"} & set(piece.tags)
+    assert not [name for _, name, _ in piece.attributes if name.startswith("on")]
+    assert all(value.startswith("data:") for _, name, value in piece.attributes if name in ("src", "href"))
 
 
 @pytest.mark.browser

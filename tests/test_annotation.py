@@ -249,13 +249,15 @@ def endpoint(url, pauses, **options):
 def test_a_service_is_asked_with_pictures_and_key(service, monkeypatch):
     url, plan, seen = service
     monkeypatch.setenv("TOY_KEY", "secret-123")
-    plan[:] = ["  A dog.  "]
+    plan[:] = ["  A dog.  ", "  A dog.  "]
     ask = endpoint(url, [])
     assert ask("What?", [np.zeros((8, 8, 3), np.uint8)]) == "A dog."
     path, key, body = seen[0]
     assert (path, key, body["model"]) == ("/v1/chat/completions", "Bearer secret-123", "toy-model")
     assert [part["type"] for part in body["messages"][0]["content"]] == ["text", "image_url"]
     assert "secret" not in repr(ask) + ask.label
+    assert ask("What?", np.zeros((4, 8, 8, 3), np.uint8)) == "A dog."  # one array of frames, as `sample_clip_frames` gives
+    assert [part["type"] for part in seen[1][2]["messages"][0]["content"]] == ["text", *["image_url"] * 4]
 
 
 def test_a_rate_limit_is_waited_out(service):

@@ -3,6 +3,7 @@
 `make browser` runs this; screenshots lie in data/runs/browser. Needs the extra `browser` and a Chromium on the machine.
 """
 
+import importlib.util
 import json
 import os
 import shutil
@@ -138,7 +139,24 @@ def saved(page, project, name):
     return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
 
 
-def test_run_all_of_00_shows_its_figures(opened, project):
+def check_player(page):
+    """Click an event of the player: playhead and video go there; return whether it is a widget (where anywidget is) or a frame."""
+    widget = page.locator(f"{PANEL} .jp-OutputArea-output .vau").count()
+    here = page if widget else page.frame_locator(f"{PANEL} .jp-OutputArea-output iframe")
+    here.locator(".vau[data-ready=yes]").first.scroll_into_view_if_needed()
+    event = here.locator(".vau .events button[data-at]").first
+    event.click()
+    second = float(event.get_attribute("data-at"))
+    here.locator(f".vau .clock:text-is('{second:.1f} s')").wait_for()
+    assert here.locator(".vau video").evaluate("video => video.currentTime") == pytest.approx(second, abs=0.1)
+    head = here.locator(".vau:not(.unplayable) svg.plot .head").first
+    assert float(head.get_attribute("x1")) > float(here.locator(".vau").first.get_attribute("data-left"))
+    (ROOT / "data" / "runs" / "browser").mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=ROOT / "data" / "runs" / "browser" / f"player_{'widget' if widget else 'frame'}.png")
+    return bool(widget)
+
+
+def test_run_all_of_00_shows_its_figures_and_the_player(opened, project):
     page = opened("00_start_here")
     menu(page, "Run", "Run All Cells")
     page.wait_for_function("document.querySelector('.jp-Notebook-ExecutionIndicator').dataset.status == 'busy'")
@@ -146,6 +164,7 @@ def test_run_all_of_00_shows_its_figures(opened, project):
     images = page.locator(f"{PANEL} .jp-OutputArea-output img")
     assert images.count() >= 3 and images.first.evaluate("image => image.complete && image.naturalWidth > 100")
     images.last.scroll_into_view_if_needed()
+    assert check_player(page) == (importlib.util.find_spec("anywidget") is not None)
     cells = saved(page, project, "00_start_here")
     errors = [output for cell in cells for output in cell.outputs if output.output_type == "error"]
     assert not errors and all(cell.execution_count for cell in cells)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from vau_lib.compression import token_pruning
+from vau_lib.compression import distillation, token_pruning
 
 VIDEO, IMAGE, START, END, PAD = 120, 121, 122, 123, 0
 PATCH, MERGE = 4, 2
@@ -397,3 +397,22 @@ def test_text_alone_goes_straight_through(model):
     with pytest.raises(ValueError, match="need position_ids"):
         small(input_ids=ids, past_key_values=object())
     assert small.config is model.config
+
+
+@pytest.mark.parametrize("right", [False, True])
+@torch.inference_mode()
+def test_distillation_meets_the_answers_in_what_a_pruned_model_reads(model, right):
+    """Against each prompt alone, its last positions counted from the end of what was read."""
+    small = token_pruning.prune_tokens(model, keep_ratio=0.3)
+    alone, batch = [prompt(film(6)), prompt(film(4, seed=1), text=(5, 9))], {}
+    batch = together(*alone, right=right)
+    labels = torch.full_like(batch["input_ids"], -100)
+    for row, real in enumerate(batch["attention_mask"].bool()):
+        labels[row, real.nonzero()[-2:, 0]] = 5  # two tokens each; which ones they are does not matter
+    for student, teacher in ((small, model), (model, small), (small, small)):
+        gaps = []
+        for inputs in alone:
+            ours, theirs = (one(**inputs).logits[0, -3:-1].log_softmax(-1) for one in (student, teacher))
+            gaps += (theirs.exp() * (theirs - ours)).sum(-1).tolist()
+        found = distillation.distillation_loss(student, teacher, {**batch, "labels": labels})
+        assert float(found) == pytest.approx(np.mean(gaps), rel=1e-3, abs=1e-6)

@@ -4,6 +4,7 @@
   student keeps its shapes
 - of a batch with labels only the answer's positions count, and only their logits are made: a prompt is thousands of visual tokens
   and a vocabulary 150,000 wide
+- either model may read a part of the video's tokens (`token_pruning`): the answers' positions are found again in what it read
 """
 
 import inspect
@@ -18,7 +19,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
-from vau_lib.compression import layer_editing
+from vau_lib.compression import layer_editing, token_pruning
 from vau_lib.workspace import tracking
 
 IGNORED = -100  # label of a token that is given, not learned
@@ -87,16 +88,20 @@ def distillation_loss(student: nn.Module, teacher: nn.Module, batch: object) -> 
 
     Of a batch with `labels` (B, N), the positions that predict one that is not IGNORED; ValueError where there is none.
     """
-    inputs, chosen = _answer_positions(student, batch)
+    inputs, chosen = _answer_positions(student, batch, whole=any(_is_pruned(model) for model in (student, teacher)))
     with torch.no_grad():
         target = _logprobs(teacher, inputs, chosen)
     return F.kl_div(_logprobs(student, inputs, chosen), target, log_target=True, reduction="batchmean")
 
 
-def _answer_positions(model: nn.Module, batch: object) -> tuple[object, Tensor | None]:
+def _is_pruned(model: nn.Module) -> bool:
+    return isinstance(model, token_pruning.TokenPrunedModel)
+
+
+def _answer_positions(model: nn.Module, batch: object, *, whole: bool) -> tuple[object, Tensor | None]:
     """Return the batch without labels and which of its logits count, bool (B, K); all where None.
 
-    A model of transformers is asked for no logits but the K columns in which some row's count (`logits_to_keep`).
+    A model of transformers is asked for no logits but the K columns in which some row's count (`logits_to_keep`), unless `whole`.
     """
     if not isinstance(batch, Mapping) or batch.get("labels") is None:
         return batch, None
@@ -105,7 +110,7 @@ def _answer_positions(model: nn.Module, batch: object) -> tuple[object, Tensor |
     if not chosen.any():
         raise ValueError("no position of the batch has a label to learn")
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if "logits_to_keep" in inspect.signature(inner.forward).parameters:
+    if not whole and "logits_to_keep" in inspect.signature(inner.forward).parameters:
         columns = chosen.any(0).nonzero()[:, 0]
         inputs, chosen = inputs | {"logits_to_keep": columns}, chosen[:, columns]
     return inputs, chosen
@@ -114,6 +119,11 @@ def _answer_positions(model: nn.Module, batch: object) -> tuple[object, Tensor |
 def _logprobs(model: nn.Module, batch: object, chosen: Tensor | None) -> Tensor:
     output = layer_editing.call_model(model, batch)
     logits = output if isinstance(output, Tensor) else output.logits
+    if chosen is not None and _is_pruned(model) and logits.shape[1] != chosen.shape[1]:
+        mask = batch.get("attention_mask")
+        right = mask is not None and bool((mask[:, -1] == 0).any())
+        columns, real = token_pruning.kept_columns(model.token_mask, right=right)
+        chosen = chosen.to(columns.device).gather(1, columns) & real
     logits = logits.flatten(0, -2) if chosen is None else logits[chosen.to(logits.device)]
     return logits.float().log_softmax(-1)
 

@@ -134,7 +134,7 @@ class TokenPrunedModel(nn.Module):
         self.token_mask = keep = _kept(input_ids, attention_mask, visual, chosen)
         _check_length(self.model, keep)
         positions = _positions(self.model, input_ids, mask, inputs)
-        columns, real = _kept_columns(keep, right=bool((mask[:, -1] == 0).any()))
+        columns, real = kept_columns(keep, right=bool((mask[:, -1] == 0).any()))
         rows = torch.arange(len(columns), device=columns.device)[:, None]
         pruned = {
             "input_ids": input_ids[rows, columns].masked_fill(~real, _pad_token_id(self.model)),
@@ -403,7 +403,7 @@ def _positions(model: nn.Module, input_ids: Tensor, mask: Tensor, inputs: Mappin
     return core.get_rope_index(input_ids, mm_token_type_ids=kinds, attention_mask=mask, **options)[0]
 
 
-def _kept_columns(keep: Tensor, *, right: bool) -> tuple[Tensor, Tensor]:
+def kept_columns(keep: Tensor, *, right: bool) -> tuple[Tensor, Tensor]:
     """Return which columns each row keeps, (B, longest), and which of these are no padding, bool (B, longest)."""
     longest = int(keep.sum(1).max())
     order = keep.int().argsort(dim=1, descending=right, stable=True)  # kept ones in order, at the end or the beginning

@@ -397,4 +397,8 @@ def _widget(piece: str):
         content = traitlets.Unicode().tag(sync=True)
         second = traitlets.Float(0.0).tag(sync=True)
 
+        def _repr_mimebundle_(self, **options):  # a page without a kernel shows the frame
+            data, metadata = super()._repr_mimebundle_(**options)
+            return data | {"text/html": framed(self.content)}, metadata
+
     return Player(content=piece)

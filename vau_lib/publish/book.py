@@ -27,7 +27,7 @@ from vau_lib.workspace import artifacts, gallery, notebook_runs, presets
 
 LIBRARY = Path(__file__).parents[1]  # whose docstrings are shown
 THUMBNAIL = (420, 300)  # pixels of a picture in the gallery
-SOLUTIONS = "notebooks/solutions/solutions.py"  # text and code by turns, marked by lines `# %%`
+SOLUTIONS = "notebooks/solutions"  # files of text and code by turns, marked by lines `# %%`
 KEPT = ("text/html", "image/png", "image/jpeg", "image/svg+xml", "text/plain", "text/markdown")  # outputs a page shows
 CONF = """
 project = "Video anomaly understanding"
@@ -149,7 +149,7 @@ def _output(output: dict, pages: Sequence[str]) -> dict | None:
     if output["output_type"] == "error":
         return output
     data = output.get("data") or {}
-    if "application/vnd.jupyter.widget-view+json" in data:
+    if "application/vnd.jupyter.widget-view+json" in data and "text/html" not in data:
         return None
     kept = {kind: value for kind, value in data.items() if kind in KEPT}
     if "text/markdown" in kept:  # links of cells are Sphinx's, those of outputs nobody's
@@ -215,13 +215,15 @@ def _title(path: Path) -> str:
     return "".join(first[0]["source"]).strip().split("\n")[0].lstrip("# ") if first else path.stem
 
 
-def solutions(path: Path) -> str:
-    """Return the worked solutions as a page: each cell is executed here, and stands above what it printed; "" without the file.
+def solutions(folder: Path) -> str:
+    """Return the worked solutions of a folder's files as a page: each cell is executed, and stands above what it printed.
 
-    The code runs in one namespace, from top to bottom. RunError names the heading under which a cell failed.
+    A file's code runs in one namespace, from top to bottom. RunError names the heading under which a cell failed; "" without files.
     """
-    if not path.exists():
-        return ""
+    return "\n".join(_solutions(path) for path in sorted(folder.glob("*.py")))
+
+
+def _solutions(path: Path) -> str:
     parts, names, heading = [], {}, ""
     for cell in re.split(r"^# %%", path.read_text(encoding="utf-8"), flags=re.M)[1:]:
         kind, _, body = cell.partition("\n")

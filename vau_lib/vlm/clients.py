@@ -77,7 +77,7 @@ class Endpoint:
     def __call__(self, prompt: str, frames: Sequence[np.ndarray] = ()) -> str:
         """Ask; `frames` uint8 (H, W, 3) go along as JPEG. AnswerError after the last try, or at once where trying is useless."""
         parts = [{"type": "text", "text": prompt}] + [_jpeg(frame) for frame in frames]
-        return self.reply(parts if frames else prompt).text
+        return self.reply(parts if len(parts) > 1 else prompt).text
 
     def reply(self, content: str | list[dict], *, max_tokens: int | None = None, logprobs: bool = False) -> Reply:
         """Ask with the content of one message, parts of text and pictures (`prompt_parts`); AnswerError as above.
