@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vau_lib import cascade, watch
+from vau_lib import analyse, cascade, watch
 from vau_lib.data import records, video
 from vau_lib.detectors import trained_detector
 from vau_lib.evaluation import metrics, online_metrics
@@ -78,13 +78,17 @@ def stream(folder: Path, name: str) -> Iterator[tuple[float, np.ndarray]]:
 
 
 def run(folder: Path, seconds: float) -> dict:
-    """Return what was measured."""
+    """Return what was measured; after every ten minutes of the stream it is written to cascade.json as well."""
     detector = cascade.load_detector(DETECTOR, threshold=2.0)
     encode, size = watch.live_encoder(DETECTOR)
-    quiet = list(watch.watch(stream(folder, "quiet"), detector.trained, encode, snippet_frames=size))
-    quiet_scores = {"quiet": np.concatenate([clip.scores for clip in quiet])}
+    kept = folder / "quiet_scores.json"  # a second run does not look at the quiet camera again
+    if not kept.exists():
+        quiet = watch.watch(stream(folder, "quiet"), detector.trained, encode, snippet_frames=size)
+        artifacts.write_json(kept, np.concatenate([clip.scores for clip in quiet]).astype(float).tolist())
+    quiet_scores = {"quiet": np.array(artifacts.read_json(kept, list))}
     clock = dict(step_s=size / FPS, merge_s=10.0)
     threshold = online_metrics.threshold_for_budget(quiet_scores, per_hour=BUDGET, **clock)
+    print(f"threshold {threshold:.6g} of {len(quiet_scores['quiet'])} quiet rows", flush=True)
     detector = cascade.load_detector(DETECTOR, threshold=threshold)
     plan = cascade.AnalysisPlan(num_frames=24, as_video=True, pair_lag_s=0.2)
     looked = cascade.Cascade(detector, plan, models.load(NEAR), strip_s=150.0)
@@ -94,23 +98,35 @@ def run(folder: Path, seconds: float) -> dict:
         if len(held) * 20.0 <= looked.seconds:
             held.append((looked.seconds, online_metrics.resident_bytes()))
             print(f"{looked.seconds:7.0f} s, {len(looked.events)} events, {held[-1][1] / 2**20:.0f} MiB", flush=True)
+            if len(held) % 30 == 0:
+                _measured(folder, looked, held, quiet_scores, clock)
         if seconds and looked.seconds > seconds:
             break
     looked.finish()
+    return _measured(folder, looked, held, quiet_scores, clock)
+
+
+def _measured(folder: Path, looked: cascade.Cascade, held: list, quiet_scores: dict, clock: dict) -> dict:
     truth = [span for span in spans(HOUR) if span[1] <= looked.seconds]
-    held = np.array(held[len(held) // 2 :])
-    scores = np.array([row[3] for row in looked.rows])
+    late = np.array(held[len(held) // 2 :])
+    scores, detector = np.array([row[3] for row in looked.rows]), looked.detector
     report = online_metrics.detection_report(
-        {"hour": scores}, {"hour": truth}, threshold=threshold, clip_rows=detector.trained.model.settings.window, **clock
+        {"hour": scores}, {"hour": truth}, threshold=detector.threshold, clip_rows=detector.trained.model.settings.window, **clock
     )
+    met = analyse.measure(looked, [records.Span(*span, "event") for span in truth], {})
+    delays = [delay for delay in met["delays_s"] if delay is not None]
     result = {
-        "threshold": threshold, "quiet_hours": sum(map(len, quiet_scores.values())) * size / FPS / 3600, "report": report,
+        "threshold": detector.threshold, "quiet_hours": sum(map(len, quiet_scores.values())) * clock["step_s"] / 3600,
+        "report": report, "row_auc": met["row_auc"], "delays_s": met["delays_s"],
+        "delay_p50_s": round(float(np.percentile(delays, 50)), 2) if delays else None,
+        "delay_p99_s": round(float(np.percentile(delays, 99)), 2) if delays else None,
         "alarms": after(looked, truth, lambda event: True),
         "judged_anomalous": after(looked, truth, lambda event: (event.answer or {}).get("anomaly") == 1),
-        "cost": looked.cost(), "resident_mib": [round(float(value) / 2**20, 1) for value in held[[0, -1], 1]],
-        "resident_mib_per_hour": round(online_metrics.slope_per_hour(held[:, 1], held[:, 0]) / 2**20, 2),
+        "cost": looked.cost(), "resident_mib": [round(float(value) / 2**20, 1) for value in late[[0, -1], 1]],
+        "resident_mib_per_hour": round(online_metrics.slope_per_hour(late[:, 1], late[:, 0]) / 2**20, 2),
     }  # fmt: skip
-    artifacts.write_json(folder / "cascade.json", result | {"events": [event.as_row() for event in looked.events]})
+    rows = [[round(float(value), 6) for value in row] for row in looked.rows]
+    artifacts.write_json(folder / "cascade.json", result | {"events": [event.as_row() for event in looked.events], "rows": rows})
     return result
 
 
