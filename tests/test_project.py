@@ -1,5 +1,6 @@
 """The lists that must agree do, and nothing that must not be committed is."""
 
+import json
 import re
 import subprocess
 import sys
@@ -90,3 +91,19 @@ def test_importing_the_library_does_nothing_visible():
     code = "".join(f"import vau_lib.{module}\n" for module in modules.split())
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0 and not done.stdout and not done.stderr
+
+
+def test_the_devcontainer_sets_up_by_a_target_that_exists_on_a_python_that_is_new_enough():
+    content = json.loads((ROOT / ".devcontainer" / "devcontainer.json").read_text())
+    assert re.fullmatch(r"make (\w+)", content["postCreateCommand"])[1] == "env"
+    version = re.search(r"python:(\d+)\.(\d+)-", content["image"])
+    floor = re.search(r'requires-python = ">=(\d+)\.(\d+)"', (ROOT / "pyproject.toml").read_text())
+    assert tuple(map(int, version.groups())) >= tuple(map(int, floor.groups()))
+    assert content["customizations"]["vscode"]["settings"]["python.defaultInterpreterPath"].endswith("/.venv/bin/python")
+
+
+def test_every_system_has_its_drawing_in_the_course():
+    drawn = {
+        name for path in ROOT.glob("notebooks/*.ipynb") for name in re.findall(r'schematics\.draw\(\\"(\w+)', path.read_text())
+    }
+    assert drawn == {"memtsm", "lshma", "holmes_vau", "memories_s0"}
