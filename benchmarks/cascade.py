@@ -3,6 +3,7 @@
     python benchmarks/cascade.py render hour FOLDER --part 0 --parts 2   # in as many processes as there are cores
     python benchmarks/cascade.py render quiet FOLDER                      # another camera without events, for the threshold
     python benchmarks/cascade.py run FOLDER                               # needs the demo's detector (vau run demo 01 03 06)
+    python benchmarks/cascade.py table FOLDER                             # data/results/studies/cascade.csv
     python benchmarks/cascade.py keep data/toy_models/stream              # the demo's MemTSM-Net, kept (vau run demo 01 03 04)
 
 A camera is a near place of the demo's kind, seen for slots of 30 s: 10 % of the hour's hold a fight, a fall or vandalism, 45 %
@@ -17,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from vau_lib import analyse, cascade, watch
 from vau_lib.data import records, video
@@ -130,6 +132,26 @@ def _measured(folder: Path, looked: cascade.Cascade, held: list, quiet_scores: d
     return result
 
 
+def table(folder: Path) -> pd.DataFrame:
+    """Write data/results/studies/cascade.csv of what `run` measured; return it."""
+    found = artifacts.read_json(folder / "cascade.json", dict)
+    cost, rows = found["cost"], []
+    for name, key in (
+        ("the stream's alarms", "alarms"),
+        ("of these judged anomalous by the tiny language model", "judged_anomalous"),
+    ):
+        part = found[key]
+        row = {"what": name, "alarms": part["events"], "recall": part["recall"], "false_alarms": part["false"]}
+        rows.append(row | {"false_alarms_per_hour": part["false_per_hour"]})
+    rows[0] |= {"delay_p50_s": found["delay_p50_s"], "delay_p99_s": found["delay_p99_s"]}
+    rows[1] |= {"delay_p50_s": cost.get("explained_after_p50_s"), "delay_p99_s": cost.get("explained_after_p99_s")}
+    rows[0]["share_of_time"] = round(1 - cost["language_model_share_of_time"], 4)
+    rows[1]["share_of_time"] = cost["language_model_share_of_time"]
+    out = pd.DataFrame(rows)
+    artifacts.write_table(presets.project_path("data/results/studies/cascade.csv"), out)
+    return out
+
+
 def keep(out: Path) -> dict:
     """Keep the demo's MemTSM-Net with the causal scores of its validation videos; return what it is worth on the test videos."""
     source, root = presets.project_path(MEMTSM), presets.project_path("data/synthetic")
@@ -172,7 +194,7 @@ def after(looked: cascade.Cascade, truth: list[tuple[float, float]], keep) -> di
 
 if __name__ == "__main__":
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("step", choices=("render", "run", "keep"))
+    words.add_argument("step", choices=("render", "run", "table", "keep"))
     words.add_argument("rest", nargs="+")
     words.add_argument("--part", type=int, default=0)
     words.add_argument("--parts", type=int, default=1)
@@ -181,6 +203,8 @@ if __name__ == "__main__":
     if given.step == "render":
         name, place = given.rest
         print(video.write_video(Path(place) / f"{name}_{given.part}.mp4", frames(CAMERAS[name], given.part, given.parts), fps=FPS))
+    elif given.step == "table":
+        print(table(Path(given.rest[0])).to_string())
     elif given.step == "keep":
         print(keep(Path(given.rest[0])))
     else:

@@ -126,3 +126,19 @@ def test_the_smoke_preset_runs_and_its_table_has_the_numbers(clean_project, tmp_
     written = hivau.read_samples(clean_project / "data" / "instructions" / "smoke" / "closeups.jsonl", strict=True)
     assert table.loc["08_instruction_data", "closeup_rows"] == len(written) > 0
     assert table.loc["09_lora_vlm_finetuning", "rows"] == sum(row.split == "train" for row in written), "09 tunes on 08's rows"
+
+
+NAMES = {  # of data sets, papers, files and machines; each is cited where it stands
+    "UCF", "XD", "UCA", "COCO", "MOTChallenge", "SmartHome", "ImageNet", "VadCLIP", "HolmesVAU", "UR", "DMU",
+    "FLAP", "LLM", "McNeil", "README", "GPUs",
+}  # fmt: skip
+
+
+def test_abbreviations_of_the_prose_stand_in_the_glossary():
+    glossary, unknown = (ROOT / "GLOSSARY.md").read_text(), set()
+    for path in NOTEBOOKS:
+        for cell in read(path).cells:
+            if cell.cell_type == "markdown":
+                prose = re.sub(r"## References.*|```.*?```|`[^`]*`", "", cell.source, flags=re.S)
+                unknown |= {word for word in re.findall(r"\b[A-Z][A-Za-z]*[A-Z]+\w*\b", prose) if word not in glossary}
+    assert unknown <= NAMES, unknown - NAMES
