@@ -11,11 +11,11 @@
   one, and so do shuffled labels
 - a training that is finished is kept (data/runs/ordering), so that a stopped study goes on with the next one; all methods of one
   seed come before the next seed
-    python benchmarks/ordering.py two|three [test]      without "test" it reports the validation worlds
+    python benchmarks/ordering.py two|three [test] [--seeds 3]      without "test" it reports the validation worlds
 """
 
+import argparse
 import hashlib
-import sys
 import time
 from collections.abc import Callable
 from copy import deepcopy
@@ -50,7 +50,6 @@ class Study:
 
 
 STUDIES = {"two": Study((2,), 36, PLAN, False, 51001), "three": Study((2, 3), 150, replace(PLAN, steps=60), True, 61001)}
-SEEDS = (1, 2, 3)  # of reinforcement
 METHODS = {
     "rewarded": {},
     "rewarded, against the shuffled video": {"contrast_bonus": True},
@@ -114,9 +113,11 @@ def learner_of(project: Path, study: Study) -> models.VLM:
 
 def kept_folder(project: Path, study: Study, part: str) -> Path:
     """Return where finished trainings are kept; another study, code of the loop or tiny model has another folder."""
-    sources = [Path(module.__file__) for module in (event_order, grpo, policy, finetuning)] + [Path(__file__)]
+    sources = [Path(module.__file__) for module in (event_order, grpo, policy, finetuning)]
     weights = sorted((project / "data" / "toy_models" / "internvl").glob("*.safetensors"))
-    facts = f"{part} {study} {START} {SETS} {[artifacts.sha256(path) for path in [*sources, *weights]]}"
+    facts = (
+        f"{part} {study} {START} {SETS} {METHODS} {JUDGEMENT_FRACTION} {[artifacts.sha256(path) for path in [*sources, *weights]]}"
+    )
     return project / "data" / "runs" / "ordering" / hashlib.sha256(facts.encode()).hexdigest()[:16]
 
 
@@ -135,7 +136,12 @@ def kept(path: Path, make: Callable[[], dict[str, pd.DataFrame]]) -> dict[str, p
 
 def main() -> None:
     torch.set_num_threads(1)
-    name, part = sys.argv[1], "test" if "test" in sys.argv else "val"
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", choices=list(STUDIES))
+    parser.add_argument("part", nargs="?", default="val", choices=["val", "test"])
+    parser.add_argument("--seeds", type=int, default=3, help="of reinforcement")
+    options = parser.parse_args()
+    name, part = options.name, options.part
     study, project = STUDIES[name], presets.project()
     store = kept_folder(project, study, part)
     folder, found = project / "data" / "synthetic" / "token_accuracy", {}
@@ -152,21 +158,21 @@ def main() -> None:
     rated = accuracy_rows("supervised start", [exam.take(vlm)])
     print(pd.DataFrame(rated).round(3).to_string(index=False), flush=True)
     # with three, the bonus is left out: it gained nothing on orders of two
-    methods = {method: options for method, options in METHODS.items() if name == "two" or "contrast_bonus" not in options}
+    methods = {method: extra for method, extra in METHODS.items() if name == "two" or "contrast_bonus" not in extra}
     results, curves = {method: [] for method in methods}, []
 
-    def trained(options: dict, seed: int) -> dict[str, pd.DataFrame]:
+    def trained(extra: dict, seed: int) -> dict[str, pd.DataFrame]:
         learner, begun = vlm.replace(model=deepcopy(vlm.model)), (time.perf_counter(), time.process_time())
         plan = replace(study.plan, seed=seed)
-        curve = event_order.train(learner, rows, folder / "train", plan=plan, judgement_fraction=JUDGEMENT_FRACTION, **options)
+        curve = event_order.train(learner, rows, folder / "train", plan=plan, judgement_fraction=JUDGEMENT_FRACTION, **extra)
         print(f"{time.perf_counter() - begun[0]:.0f} s, {time.process_time() - begun[1]:.0f} CPU s", flush=True)
         return {"exam": exam.take(learner), "curve": curve}
 
-    for seed in SEEDS:
-        for method, options in methods.items():
+    for seed in range(1, options.seeds + 1):
+        for method, extra in methods.items():
             print(f"{method}, seed {seed}", flush=True)
             path = store / f"{list(METHODS).index(method)}_{seed}"
-            tables = kept(path, lambda options=options, seed=seed: trained(options, seed))
+            tables = kept(path, lambda extra=extra, seed=seed: trained(extra, seed))
             results[method].append(tables["exam"])
             curves.append(tables["curve"].assign(method=method, seed=seed))
             print(tables["exam"].groupby("question")["right"].mean().round(3).to_dict(), flush=True)

@@ -613,9 +613,10 @@ def test_under_a_launcher_each_process_has_its_own_device(monkeypatch):
 def test_few_bits_are_refused_in_one_line_where_they_cannot_run(toy_vlm, tmp_path, monkeypatch):
     models.save(toy_vlm, tmp_path / "model")
     monkeypatch.setattr(models, "is_bitsandbytes_available", lambda: False)
-    with pytest.raises(ValueError, match="^model: bits=4 needs the package bitsandbytes, which is not installed$"):
+    with pytest.raises(ValueError, match="^model: bits=4 needs the package bitsandbytes, which is not installed: pip install -e "):
         models.load(tmp_path / "model", bits=4)
     monkeypatch.setattr(models, "is_bitsandbytes_available", lambda: True)
+    monkeypatch.setattr(models, "_quantised_on", lambda: {"cuda"})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="^model: bits=8 needs a CUDA device, there is none here$"):
         models.load(tmp_path / "model", bits=8)
@@ -632,6 +633,23 @@ def test_a_model_of_few_bits_is_prepared_before_its_adapter(toy_vlm):
     trains = {name: part for name, part in tuned.named_parameters() if part.requires_grad}
     assert trains and all("lora_" in name for name in trains)
     assert all(part.dtype == torch.float32 for part in tuned.parameters())
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_model_of_few_bits_is_near_the_whole_one_and_learns_by_its_adapter_only(bits, rows, tmp_path):
+    """Really quantised, on the processor; random weights of toy width lose much in 4 bits, so their logits only correlate."""
+    pytest.importorskip("bitsandbytes", reason="extra `bits` is not installed")
+    whole = tiny_vlm.tiny("qwen2_5_vl", sizes=tiny_vlm.TinySizes(width=128, vision_width=64, text_layers=2, vision_layers=1))
+    few = models.load(models.save(whole, tmp_path / "model"), bits=bits, device="cpu", dtype=torch.float32)
+    sample = samples(few, rows)[0]
+    with torch.no_grad():
+        logits = [vlm.model(**sample).logits.flatten() for vlm in (whole, few)]
+    assert finetuning.is_quantised(few.model) and torch.corrcoef(torch.stack(logits))[0, 1] > (0.98 if bits == 8 else 0.7)
+    tuned = few.replace(model=finetuning.lora(few.model, r=2, alpha=4))
+    before = {name: part.detach().clone() for name, part in tuned.model.named_parameters()}
+    losses = finetuning.fit(tuned, samples(tuned, rows), plan=replace(PLAN, max_steps=2, batch_size=2))
+    changed = {name for name, part in tuned.model.named_parameters() if not torch.equal(part, before[name])}
+    assert np.isfinite(losses["loss"]).all() and changed and all("lora_" in name for name in changed)
 
 
 def test_configurations_of_several_gpus_reach_the_trainer_or_are_refused(tmp_path, monkeypatch):

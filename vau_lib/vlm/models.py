@@ -209,12 +209,19 @@ def _options(dtype, device: str, attention: str, bits: int | None) -> dict:
         if bits not in (4, 8):
             raise ValueError(f"bits must be 4, 8 or None, got {bits}")
         if not is_bitsandbytes_available():
-            raise ValueError(f"bits={bits} needs the package bitsandbytes, which is not installed")
-        if not cuda:
+            raise ValueError(f"bits={bits} needs the package bitsandbytes, which is not installed: pip install -e '.[bits]'")
+        if not cuda and "cpu" not in _quantised_on():
             raise ValueError(f"bits={bits} needs a CUDA device, there is none here")
         four = dict(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype, bnb_4bit_use_double_quant=True)
         options["quantization_config"] = BitsAndBytesConfig(**(four if bits == 4 else dict(load_in_8bit=True)))
     return options
+
+
+def _quantised_on() -> set[str]:
+    """Return the kinds of devices that the installed bitsandbytes quantises on; old ones say nothing and need CUDA."""
+    import bitsandbytes  # an extra, slow to import
+
+    return set(getattr(bitsandbytes, "supported_torch_devices", ()))
 
 
 def save(vlm: VLM, folder: str | Path, **facts: object) -> Path:
