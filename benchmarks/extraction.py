@@ -10,10 +10,12 @@ Limits beside it: the codec alone, and what the network's operations would take 
 import os
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import av
+import decord
 import numpy as np
 import pandas as pd
 import timing
@@ -28,14 +30,15 @@ from vau_lib.features import checkpoints, extraction, xfeat
 from vau_lib.workspace import presets
 from vau_lib.workspace.seeds import seed_everything
 
-SNIPPET, SIDE, ROUNDS, FRAMES, VIDEOS, SHORT = records.SNIPPET_FRAMES, 224, 3, 128, 32, 64
+SNIPPET, SIDE, ROUNDS = records.SNIPPET_FRAMES, 224, 3
+VIDEOS, SHORT, PLAIN = 32, 192, 5  # copies, frames of each, copies that the plain script reads
 
 
 def stock_rows(net, path: Path, num_frames: int) -> np.ndarray:
     """Return rows the plain way: decode colour, resize, whole network, pool."""
-    rows = []
+    rows, reader = [], decord.VideoReader(str(path))
     for start in range(0, num_frames, SNIPPET):
-        frames = video.read_frames(path, range(start, min(start + SNIPPET, num_frames)), reader="decord")
+        frames = reader.get_batch(range(start, min(start + SNIPPET, num_frames))).asnumpy()
         pixels = torch.as_tensor(frames).permute(0, 3, 1, 2).float() / 255
         with torch.inference_mode():
             dense, _, _ = net(F.interpolate(pixels, (SIDE, SIDE), mode="bilinear", antialias=True))
@@ -75,13 +78,18 @@ def videos(scratch: Path) -> list[Path]:
     found = []
     for path in given:
         found.append(scratch / f"{path.stem}.mp4")
-        frames = video.read_frames(path, range(min(FRAMES, video.probe(path).num_frames)))
+        frames = video.read_frames(path, range(min(SHORT, video.probe(path).num_frames)))
         video.write_video(found[-1], frames, fps=30)
     if not found:
         found.append(scratch / "drawn.mp4")
         noise = np.random.default_rng(0).integers(0, 255, (240, 320, 3), dtype=np.uint8)
-        video.write_video(found[-1], (np.roll(noise, place, axis=1) for place in range(FRAMES)), fps=30)
+        video.write_video(found[-1], (np.roll(noise, place, axis=1) for place in range(SHORT)), fps=30)
     return found
+
+
+def installed() -> list[str]:
+    """Return the runtimes beside torch that can be used here."""
+    return [name for name, module in (("onnx", "onnxruntime"), ("openvino", "openvino")) if find_spec(module)]
 
 
 def encoders(found: str) -> dict[str, xfeat.XFeatEncoder]:
@@ -135,22 +143,35 @@ def network_share(encoder: xfeat.XFeatEncoder) -> None:
     print(f"  {flops / 1e9:.2f} GFLOP a frame in {ms:.2f} ms is {share:.0%} of a float32 matrix product's {peak:.0f} GFLOP/s")
 
 
-def scale(path: Path, found: str, folder: Path) -> pd.DataFrame:
-    """Return wall and shares of 32 copies: one process, decoding ahead; one worker; two workers."""
-    video.write_video(folder / "short.mp4", video.read_frames(path, range(SHORT)), fps=30)
-    path = folder / "short.mp4"
+def scale(path: Path, found: str, stock, folder: Path) -> pd.DataFrame:
+    """Return wall and shares of 32 copies, by every way a user has: the plain script with all processors, then `vau extract`.
+
+    Decoding ahead in one process, one worker, two workers, each as shipped (bfloat16) and, with equal features, by OpenVINO.
+    """
+    frames, threads = video.probe(path).num_frames, torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count())  # what torch takes by itself
+    stock_rows(stock, path, frames)
+    started = time.perf_counter()
+    for _ in range(PLAIN):
+        stock_rows(stock, path, frames)
+    plain = PLAIN * frames / (time.perf_counter() - started)
+    torch.set_num_threads(threads)
+    print(f"  stock with {os.cpu_count()} threads: {plain:.1f} frames/s")
     copies = [records.VideoRecord(f"copy{n}", path.name, "bench", "train", 0) for n in range(VIDEOS)]
-    recipe = extraction.Recipe("xfeat", SNIPPET, (("weights", str(found)),), device="cpu")
-    rows = []
-    for name, engine, workers in (("ahead", "serial", 1), ("one worker", "processes", 1), ("two workers", "processes", 2)):
-        done = extraction.extract(copies, path.parent, folder / name, recipe, engine=engine, workers=workers)
-        print(f"  {name}: {done.seconds:.1f} s, {done.rates()}; {timing.machine()}")
-        slower = max(done.decode_s, done.encode_s) / workers
-        rows.append({"way": name, **extraction.summary(done), "wall_over_slower_stage": done.seconds / slower})
-    one, two = rows[1]["seconds"], rows[2]["seconds"]
-    busy = [row["decode_s"] + row["encode_s"] for row in rows[1:]]
-    ratio, work = one / two, busy[1] / busy[0]
-    print(f"  two workers: x{ratio:.2f} by the wall, efficiency {ratio / 2:.2f}; their work {work:.2f} of one's")
+    recipes = {"as shipped": (("weights", str(found)),)}
+    if "openvino" in installed():
+        recipes["OpenVINO float32"] = (("weights", str(found)), ("bfloat16", False), ("runtime", "openvino"))
+    rows = [{"way": "stock", "recipe": "float32", "frames_per_s": plain, "times_stock": 1.0}]
+    for kind, options in recipes.items():
+        recipe, seconds = extraction.Recipe("xfeat", SNIPPET, options, device="cpu"), {}
+        for name, engine, workers in (("ahead", "serial", 1), ("one worker", "processes", 1), ("two workers", "processes", 2)):
+            done = extraction.extract(copies, path.parent, folder / f"{kind} {name}", recipe, engine=engine, workers=workers)
+            print(f"  {kind}, {name}: {done.seconds:.1f} s, {done.rates()}; {timing.machine()}", flush=True)
+            seconds[name], slower = done.seconds, max(done.decode_s, done.encode_s) / workers
+            ratios = {"wall_over_slower_stage": done.seconds / slower, "times_stock": done.frames / done.seconds / plain}
+            rows.append({"way": name, "recipe": kind, **extraction.summary(done), **ratios})
+        rows[-1]["efficiency"] = seconds["one worker"] / seconds["two workers"] / 2
+        print(f"  {kind}: one to two workers x{2 * rows[-1]['efficiency']:.2f}, efficiency {rows[-1]['efficiency']:.2f}")
     return pd.DataFrame(rows)
 
 
@@ -170,7 +191,7 @@ def main() -> None:
         result_tables.write_curve(studies / "extraction.csv", table.assign(load=timing.machine()).round(5))
         network_share(ours["ours, float32"])
         if "--no-scale" not in sys.argv:
-            result_tables.write_curve(studies / "extraction_workers.csv", scale(paths[0], found, Path(folder)).round(3))
+            result_tables.write_curve(studies / "extraction_workers.csv", scale(paths[0], found, stock.net, Path(folder)).round(3))
     print(f"{time.perf_counter() - started:.0f} s")
 
 

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
-from torchvision.transforms import v2
+from torch import Tensor, nn
 
 from vau_lib.data import video
 
@@ -58,12 +57,16 @@ class Augmentation:
         """Return the amounts as JSON keeps them."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
-    def _jitter(self) -> v2.ColorJitter:
+    def _jitter(self) -> nn.Module:
+        from torchvision.transforms import v2  # a second and a half, here and below: most workers change no pixels
+
         return v2.ColorJitter(self.brightness, self.contrast, self.saturation, self.hue)
 
     def _cropped(self, pixels: Tensor) -> Tensor:
         if self.crop == 1:
             return pixels
+        from torchvision.transforms import v2
+
         drawn = v2.RandomResizedCrop(pixels.shape[-2:], scale=(self.crop, 1.0)).make_params([pixels])
         top, left = drawn["top"], drawn["left"]  # the encoder resizes to its own side
         return pixels[..., top : top + drawn["height"], left : left + drawn["width"]]

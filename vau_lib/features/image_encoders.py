@@ -24,7 +24,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.transforms import functional as TF
 
 from vau_lib.data import video
 from vau_lib.data.records import SNIPPET_FRAMES
@@ -364,9 +363,11 @@ def crop(frames: np.ndarray, which: int) -> np.ndarray:
         raise ValueError(f"frames must be (T, {FULL_HEIGHT}, {FULL_WIDTH}, 3) or in proportion, got {np.shape(frames)}")
     if which not in TEN_CROPS:
         raise ValueError(f"a crop is 0 to 9, got {which}")
+    from torchvision.transforms import functional as TF
+
     *corners, centre = TF.five_crop(torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2), side)
     cut = (centre, *corners)[which % 5]
-    return np.ascontiguousarray((cut if which < 5 else TF.hflip(cut)).permute(0, 2, 3, 1).numpy())
+    return np.ascontiguousarray((cut if which < 5 else cut.flip(-1)).permute(0, 2, 3, 1).numpy())
 
 
 def find_tower(model: str | Path) -> Path:
