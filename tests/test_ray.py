@@ -2,12 +2,16 @@
 
 import os
 import signal
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import moving_square
 
+from vau_lib import guard
 from vau_lib.data import records, video
+from vau_lib.evaluation import smarthome_bench, smarthome_prompts
 from vau_lib.features import extraction
 from vau_lib.workspace import parallel, ray_pool
 
@@ -119,3 +123,59 @@ def test_what_the_cluster_has_no_room_for_is_refused(here, monkeypatch):
     monkeypatch.setattr("vau_lib.workspace.ray_pool.PATIENCE_S", 1.0)
     with pytest.raises(ValueError, match="no worker could begin within 1 s; the cluster has"):
         list(parallel.map_videos(halve, [2], engine="ray", num_gpus=3))
+
+
+def judge(tmp_path) -> tuple[guard.Loading, Path]:
+    """The tiny model as a folder, and three clips of which one is broken."""
+    from vau_lib.toy import tiny_vlm
+    from vau_lib.vlm import models
+
+    sizes = tiny_vlm.TinySizes(width=32, vision_width=32, text_layers=1, vision_layers=1)
+    model = models.save(tiny_vlm.tiny("qwen2_5_vl", sizes=sizes), tmp_path / "model")
+    for n in range(2):
+        video.write_video(tmp_path / "clips" / f"{n}.mp4", moving_square(12 + n, 32, 48))
+    (tmp_path / "clips" / "broken.mp4").write_bytes(b"no video")
+    return guard.Loading(model), tmp_path / "clips"
+
+
+def test_guards_batches_and_a_benchmarks_answers_by_actors_are_those_of_one_process(here, tmp_path):
+    loading, folder = judge(tmp_path)
+    options = {"plan": guard.GuardPlan(num_frames=2, max_new_tokens=4), "log": None, "progress": False}
+    expected = guard.guard(loading.vlm(), folder, **options)
+    found = guard.guard(loading.vlm(), folder, tmp_path / "rows.jsonl", **options, engine="ray", workers=2, loading=loading)
+    alike = [[{k: v for k, v in row.items() if k != "seconds"} for row in rows] for rows in (expected, found)]
+    assert alike[0] == alike[1] and len(found) == 3 and sum(bool(row["error"]) for row in found) == 1
+    assert guard.guard(loading.vlm(), folder, tmp_path / "rows.jsonl", **options) == found  # nothing is asked twice
+    asker = guard.Asker(loading, guard.GuardPlan(num_frames=2, max_new_tokens=4))
+    clips, style = {n: folder / f"{n}.mp4" for n in "01"}, smarthome_prompts.PROMPTS["trlc"]
+    one, other = (
+        smarthome_bench.collect(asker, clips, style, name="tiny", progress=False, **engine)
+        for engine in ({}, {"engine": "ray", "workers": 2})
+    )
+    assert one == other and set(one.answers) == {"0", "1"}
+
+
+def large(number: int) -> np.ndarray:
+    return np.full(30_000_000 // 8, number, float)  # 30 MB
+
+
+def test_answers_that_do_not_fit_into_the_object_store_arrive_all_the_same(monkeypatch):
+    """120 MB of answers for a store of 78 MB: Ray writes what does not fit to disk, and all arrive, one of 200 MB too."""
+    if ray.is_initialized():
+        ray.shutdown()
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))  # the workers import this file
+    try:
+        ray.init(address="local", num_cpus=2, object_store_memory=78_643_200, log_to_driver=False)
+    except Exception as error:  # it gives its own processes 15 s to start
+        pytest.skip(f"Ray did not start: {error}")
+    try:
+        found = {item: result for item, result, error in parallel.map_videos(large, range(4), engine="ray", workers=2)}
+        assert {item: (len(result), result[0]) for item, result in found.items()} == {n: (3_750_000, n) for n in range(4)}
+        arrived = {item: (len(result), error) for item, result, error in parallel.map_videos(too_large, [0, 1], engine="ray")}
+        assert arrived == {0: (1, None), 1: (200_000_001, None)}
+    finally:
+        ray.shutdown()
+
+
+def too_large(number: int) -> bytes:
+    return bytes(200_000_000 * number + 1)  # one answer larger than the store

@@ -59,6 +59,10 @@ def guard(
     server: Annotated[str | None, typer.Option(help="ask this OpenAI-compatible service instead: http(s)://host:port/v1")] = None,
     key_env: Annotated[str, typer.Option(help="with --server: environment variable that holds its key")] = "VAU_API_KEY",
     timeout: Annotated[float, typer.Option(help="with --server: seconds to wait for one answer")] = 120.0,
+    engine: Annotated[str, typer.Option(help="serial, processes or ray: workers load the model")] = "serial",
+    workers: Annotated[int, typer.Option(help="processes, or actors of Ray")] = 2,
+    gpus: Annotated[float, typer.Option(help="of a GPU, for each of Ray's actors")] = 0.0,
+    address: Annotated[str | None, typer.Option(help="of a running Ray cluster")] = None,
 ) -> None:
     """Ask a vision-language model about videos: what happens, and is it an anomaly?"""
     from vau_lib import guard
@@ -81,9 +85,14 @@ def guard(
         question=question,
         as_video=as_video, fps=fps, max_frames=max_frames, max_pixels=max_pixels, window_s=window, step_s=step,
     )  # fmt: skip
-    stream = (lambda text: typer.echo(text, nl=False)) if batch == 1 else None
-    log = partial(typer.echo, err=True)
-    answers = guard.guard(vlm, source, out, plan=plan, chooser=chooser, retry=retry, stream=stream, log=log)
+    stream = (lambda text: typer.echo(text, nl=False)) if batch == 1 and engine == "serial" else None
+    log, options = partial(typer.echo, err=True), {}
+    if engine != "serial":
+        used = adapter or (TOY_JUDGE if _model_path(model) == _model_path(TOY_VLM) else None)
+        named = guard.Loading(_model_path(model), presets.project_path(str(used)) if used else None, vlm.kind if not server else "")
+        options = {"engine": engine, "workers": workers, "loading": None if server else named}
+        options |= {"num_gpus": gpus, "address": address} if engine == "ray" else {}
+    answers = guard.guard(vlm, source, out, plan=plan, chooser=chooser, retry=retry, stream=stream, log=log, **options)
     for row in answers:
         verdict = row["error"] or {1: "anomaly", 0: "normal", None: "no verdict in the answer"}[row["anomaly"]]
         sure = "" if row["confidence"] is None else f" ({row['confidence']:.2f})"

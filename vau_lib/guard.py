@@ -14,7 +14,8 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from tqdm import tqdm
 from vau_lib.compression import token_pruning, token_selection
 from vau_lib.data import answer_parsing, records, video, video_worker
 from vau_lib.vlm import chat, clients, inference, models, video_input
-from vau_lib.workspace import artifacts
+from vau_lib.workspace import artifacts, parallel
 
 QUESTION = """You watch a fixed security camera. Look at the whole clip before you decide.
 Say in order of time what people, animals and vehicles do, what is carried, left, taken or damaged, and whether anybody needs help.
@@ -58,6 +59,44 @@ class GuardPlan:
     max_pixels: int | None = None
     window_s: float | None = None
     step_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Loading:
+    """A model by its folder or name on the hub, an adapter and its `kind`: what is sent to workers, which load it once each."""
+
+    model: str | Path
+    adapter: str | Path | None = None
+    kind: str = ""
+
+    def vlm(self) -> models.VLM:
+        """Return the model, loaded once in this process."""
+        return _loaded(self)
+
+
+@lru_cache(maxsize=1)
+def _loaded(loading: Loading) -> models.VLM:
+    from vau_lib.vlm import finetuning  # with what trains, only for an adapter
+
+    vlm = models.load(loading.model)
+    if loading.adapter is None:
+        return vlm
+    return finetuning.with_adapter(vlm, loading.adapter, kind=loading.kind)
+
+
+@dataclass(frozen=True)
+class Asker:
+    """Ask a model about a video file, `asker(path, prompt)` -> text: for `smarthome_bench.collect`, in worker processes too."""
+
+    loading: Loading
+    plan: GuardPlan = GuardPlan()
+
+    def __call__(self, path: str | Path | None, prompt: str) -> str:
+        vlm, plan = self.loading.vlm(), replace(self.plan, question=prompt)
+        if path is None:
+            samples = [chat.encode_text(vlm, prompt)]
+            return inference.generate_answers(vlm, samples, max_new_tokens=plan.max_new_tokens, log=None)[0].text
+        return ask(vlm, list(clips(Path(path), vlm, plan)), plan)[0].text
 
 
 @dataclass(frozen=True)
@@ -125,6 +164,9 @@ def guard(
     stream: inference.Log | None = None,
     log: inference.Log | None = print,
     progress: bool = True,
+    engine: str = "serial",
+    loading: Loading | None = None,
+    **cluster: object,
 ) -> list[dict]:
     """Ask about every video of `sources(source)`; return a row each.
 
@@ -142,6 +184,9 @@ def guard(
         stream: gets pieces of the text as they are generated (one video per call only); no bar is drawn into it.
         log: gets a line with the cost of each call of generate.
         progress: show a bar.
+        engine: see `parallel.map_videos`; batches go to worker processes, or to Ray's actors.
+        loading: how workers load `vlm`; not for a service, and without `chooser`.
+        cluster: `workers`, and `num_gpus` and `address` of engine "ray".
 
     Raises ValueError where there is nothing to watch, for a keep ratio outside (0, 1] and for prompts beyond the model's
     context; VideoError for a single video that cannot be read; StoreError where `out` cannot be written or is of another model.
@@ -155,23 +200,48 @@ def guard(
         raise artifacts.StoreError(f"{out} holds answers of {'; '.join(others)}; these would be of {vlm.label}: take another file")
     done = {row["id"]: row for row in before if row.get("asked") == wanted}
     left = [(name, path) for name, path in videos if not _is_done(done.get(name), path, retry)]
+    batches = [dict(left[start : start + plan.batch_size]) for start in range(0, len(left), plan.batch_size)]
+    if engine != "serial" or cluster:
+        answered = _answered_by_workers(vlm, batches, plan, chooser, loading, engine=engine, **cluster)
+    else:
+        hidden = not progress or stream is not None
+        answered = _answered_here(vlm, batches, plan, chooser, stream, log, hidden=hidden, alone=len(videos) == 1)
     failures = 0
-    with tqdm(total=len(left), desc="watching", unit="video", disable=not progress or stream is not None) as bar:
-        written = _beside(bar, log)
-        for start in range(0, len(left), plan.batch_size):
-            batch = dict(left[start : start + plan.batch_size])
-            for row in _rows(vlm, batch, plan, chooser, stream, written, alone=len(videos) == 1):
-                row["asked"] = wanted
-                done[row["id"]] = row
-                if out is not None:
-                    artifacts.append_json_line(out, row)
-                failures = failures + 1 if row["error"] and isinstance(vlm, clients.Endpoint) else 0
-                if failures == FAILURES < len(left):
-                    raise clients.AnswerError(f"{FAILURES} videos in a row failed, the last: {row['error']}")
-            bar.update(len(batch))
+    for row in answered:
+        row["asked"] = wanted
+        done[row["id"]] = row
+        if out is not None:
+            artifacts.append_json_line(out, row)
+        failures = failures + 1 if row["error"] and isinstance(vlm, clients.Endpoint) else 0
+        if failures == FAILURES < len(left):
+            raise clients.AnswerError(f"{FAILURES} videos in a row failed, the last: {row['error']}")
     if (broken := sum(bool(done[name]["error"]) for name, _ in videos)) and log is not None:
         log(f"{broken} of {len(videos)} videos have an error; --retry asks them again")
     return [done[name] for name, _ in videos]
+
+
+def _answered_here(vlm, batches, plan, chooser, stream, log, *, hidden: bool, alone: bool) -> Iterator[dict]:
+    with tqdm(total=sum(map(len, batches)), desc="watching", unit="video", disable=hidden) as bar:
+        written = _beside(bar, log)
+        for batch in batches:
+            yield from _rows(vlm, batch, plan, chooser, stream, written, alone=alone)
+            bar.update(len(batch))
+
+
+def _answered_by_workers(vlm, batches: Sequence[dict[str, Path]], plan, chooser, loading, **options: object) -> Iterator[dict]:
+    """Yield rows as workers send them; a batch whose worker died is rows with that error."""
+    if loading is None or chooser is not None or isinstance(vlm, clients.Endpoint):
+        raise ValueError(f"engine {options['engine']} needs a model that each worker can load, and takes no scorer")
+    work, started = partial(_answers, loading, plan), time.perf_counter()
+    for batch, rows, error in parallel.map_videos(work, batches, desc="watching", **options):
+        if error:
+            rows = [_row(name, path, vlm, plan, [], video_digest(path), started, error=error) for name, path in batch.items()]
+        yield from rows
+
+
+@video_worker.apart()
+def _answers(loading: Loading, plan: GuardPlan, batch: dict[str, Path]) -> list[dict]:
+    return list(_rows(loading.vlm(), batch, plan, None, None, None, alone=False))
 
 
 def asked(vlm: models.VLM | clients.Endpoint, plan: GuardPlan, chooser: FrameChooser | None = None) -> dict:

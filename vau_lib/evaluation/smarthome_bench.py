@@ -15,6 +15,7 @@ Sources: SmartHome-Bench, arXiv 2506.12992, its tables (in percent) and reposito
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +26,7 @@ from vau_lib.data.answer_parsing import parse_verdict
 from vau_lib.data.smarthome import TAGS, Clip, Responses, SmartHomeError, read_responses, write_responses
 from vau_lib.evaluation import metrics
 from vau_lib.evaluation.smarthome_prompts import Model, Style, ask, prepare
+from vau_lib.workspace import parallel
 
 
 class Published(NamedTuple):
@@ -265,17 +267,42 @@ def published_rows(
 
 
 def collect(
-    model: Model, videos: Mapping[str, object], style: Style, *, name: str, path: Path | None = None, progress: bool = True
-) -> Responses:
-    """Ask about every video, {clip id: video}; with `path`, keep each answer there and go on after those it holds."""
+    model: Model, videos: Mapping[str, object], style: Style, *, name: str, path: Path | None = None, progress: bool = True,
+    engine: str = "serial", **options: object,
+) -> Responses:  # fmt: skip
+    """Ask about every video, {clip id: video}; with `path`, keep each answer there and go on after those it holds.
+
+    Args:
+        model: `model(video, prompt)` -> text; with workers it must pickle, as `guard.Asker` does.
+        videos: what the model takes, by clip.
+        style: the prompts.
+        name: of the responses.
+        path: a file of answers.
+        progress: show a bar.
+        engine: see `parallel.map_videos`; ValueError for an answer that a worker could not give.
+        options: `workers`, and `num_gpus` and `address` of engine "ray".
+    """
     done = dict(read_responses(path).answers) if path and path.is_file() else {}
     left = [clip for clip in videos if clip not in done]
     known = prepare(model, style) if left else {}
-    for clip in tqdm(left, desc=style.name, disable=not progress):
-        done[clip] = ask(model, videos[clip], style, known)[style.steps[-1].name]
+    if engine == "serial":
+        shown = tqdm(left, desc=style.name, disable=not progress)
+        answers = ((clip, ask(model, videos[clip], style, known), None) for clip in shown)
+    else:
+        work = partial(_ask_clip, model, style, known)
+        found = parallel.map_videos(work, [(clip, videos[clip]) for clip in left], engine=engine, desc=style.name, **options)
+        answers = ((clip, answer, error) for (clip, _), answer, error in found)
+    for clip, answer, error in answers:
+        if error:
+            raise ValueError(f"{clip}: {error}")
+        done[clip] = answer[style.steps[-1].name]
         if path:
             write_responses(path, done)
     return Responses(name, {clip: done[clip] for clip in videos}, style.name)
+
+
+def _ask_clip(model: Model, style: Style, known: Mapping[str, str], item: tuple[str, object]) -> dict[str, str]:
+    return ask(model, item[1], style, known)
 
 
 def _line(report: Mapping) -> dict:

@@ -108,6 +108,12 @@ def encode(
     return inputs
 
 
+def encode_text(vlm: VLM, question: str) -> dict[str, Tensor]:
+    """Return one sample, a batch of 1, of a question without pictures."""
+    inputs = vlm.tokenizer([_chat_template(vlm, question, question)], return_tensors="pt")
+    return {key: inputs[key] for key in ("input_ids", "attention_mask")}
+
+
 def check_frames(frames: np.ndarray, max_frames: int = MAX_FRAMES) -> None:
     """Refuse what is no stack of RGB frames, or more of them than `max_frames`; ValueError."""
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not len(frames):
