@@ -41,15 +41,15 @@ LIGHTS = {
 
 @dataclass(frozen=True)
 class StaticScene:
-    """All that does not change during a video, painted once."""
+    """All that does not change during a video, painted once. In RGBA the fourth band holds the actors' numbers, here none."""
 
     layout: scenes.Layout
     camera: scenes.Camera
     light: Light
-    lit: Image.Image  # canvas size
+    lit: Image.Image  # canvas size, RGBA
     still: Image.Image  # the same with what hides actors in front: a frame in which nobody is
-    shaded: Image.Image  # the same place without direct light
-    cutouts: tuple[tuple[float, tuple[int, int], Image.Image, Image.Image], ...]  # z, corner, colours, outline
+    shaded: Image.Image  # the same place without direct light, RGBA
+    cutouts: tuple[tuple[float, tuple[int, int], Image.Image, Image.Image], ...]  # z, corner, colours in RGBA, outline
     gain: Image.Image  # video size: how much light reaches each pixel
     shake: float  # canvas pixels
 
@@ -92,15 +92,29 @@ def _built(scene: str, world_seed: int, lighting: str, high: int, wide: int) -> 
         outline = Image.new("L", (width, height))
         scenes.paint(camera, strokes, lit, ids=outline)
         cutouts.append(_cutout(z, lit, outline))
-    cutouts = tuple(cutout for cutout in cutouts if cutout)
-    still = lit.copy()
-    for _, place, image, outline in sorted(cutouts, key=lambda cutout: -cutout[0]):
+    still, shaded = lit.copy(), lit.point(lambda level: level * (1 - light.shadow))
+    for _, place, image, outline in sorted(filter(None, cutouts), key=lambda cutout: -cutout[0]):
         still.paste(image, place, outline)
-    shaded = lit.point(lambda level: level * (1 - light.shadow))
+    cutouts = tuple((z, place, _numbered(image), outline) for z, place, image, outline in filter(None, cutouts))
     shake = 0.0 if indoors else float(rng.choice([0.0, 0.7, 1.4]))
     return StaticScene(
-        layout, camera, light, lit, still, shaded, cutouts, _gain(lighting, high, wide, layout, camera, light), shake
+        layout,
+        camera,
+        light,
+        _numbered(lit),
+        still,
+        _numbered(shaded),
+        cutouts,
+        _gain(lighting, high, wide, layout, camera, light),
+        shake,
     )
+
+
+def _numbered(image: Image.Image) -> Image.Image:
+    """Return a picture with a fourth band for the numbers of actors, 0 everywhere."""
+    image = image.copy()
+    image.putalpha(0)
+    return image
 
 
 def _cutout(z, image, outline):
@@ -185,9 +199,10 @@ def _pixels(box: Box, corner: tuple[int, int], size: tuple[int, int]) -> Box | N
 def _develop(place: StaticScene, colours: Image.Image, glow, corner: tuple[int, int], part: Box, *, night: bool) -> Image.Image:
     """Return what the sensor makes of a part, in pixels of the video, of a canvas whose picture begins at `corner`."""
     box = tuple(corner[i % 2] + side * scenes.SUPERSAMPLING for i, side in enumerate(part))
-    picture = ImageChops.multiply(colours.crop(box).reduce(scenes.SUPERSAMPLING), place.gain.crop(part)).point(EXPOSURE)
+    colours, size = colours.crop(box).convert("RGB"), colours.size
+    picture = ImageChops.multiply(colours.reduce(scenes.SUPERSAMPLING), place.gain.crop(part)).point(EXPOSURE)
     if glow:
-        light = glow.resize(colours.size).crop(box).reduce(scenes.SUPERSAMPLING)
+        light = glow.resize(size).crop(box).reduce(scenes.SUPERSAMPLING)
         picture = ImageChops.screen(picture, Image.merge("RGB", [light] * 3))
     return picture.convert("L").convert("RGB") if night else picture
 
@@ -250,7 +265,7 @@ def _expose(place: StaticScene, cast, t: float, *, lit: bool):
     colours = place.lit.copy()
     if dark:
         colours.paste(place.shaded.crop(dark), dark, shadow)
-    ids, waiting = Image.new("L", colours.size), []
+    waiting = []
     for _, *part in sorted(parts, key=lambda part: -part[0]):
         if len(part) == 1:
             waiting += part[0]
@@ -258,13 +273,13 @@ def _expose(place: StaticScene, cast, t: float, *, lit: bool):
         corner, image, outline = part
         if not _overlap(changed, (*corner, corner[0] + image.width, corner[1] + image.height)):
             continue
-        scenes.paint(place.camera, waiting, colours, ids=ids)
+        scenes.paint(place.camera, waiting, colours)
         colours.paste(image, corner, outline)
-        ids.paste(0, corner, outline)
         waiting = []
-    scenes.paint(place.camera, waiting, colours, ids=ids)
+    scenes.paint(place.camera, waiting, colours)
+    ids = colours.getchannel("A")
     if smokes:
-        colours = objects.smoke(place.camera, colours, cast.burst[1:], t - cast.burst[0])
+        colours = objects.smoke(place.camera, colours.convert("RGB"), cast.burst[1:], t - cast.burst[0])
     return colours, ids, glow, changed
 
 

@@ -85,6 +85,7 @@ class Sketch:
 def paint(camera: Camera, strokes: list, image: Image.Image, *, ids=None, sun=None, ink=None, scale=1.0) -> None:
     """Paint a sketch's strokes on `image`, and with the same outlines as numbers on `ids`, in the order given.
 
+    On an RGBA image the fourth band takes the numbers: one drawing for both.
     With `sun` (metres of shadow per metre of height, in x and z) everything falls flat on the ground. `ink` replaces
     every colour, `scale` is the image's size over the canvas. A stroke that reaches behind the camera is left out.
     """
@@ -102,7 +103,8 @@ def paint(camera: Camera, strokes: list, image: Image.Image, *, ids=None, sun=No
         start, end = first[number], first[number + 1]
         if not visible[number]:
             continue
-        for brush, fill in ((draw, colour if ink is None else ink), (marks, actor)):
+        pigment = colour if ink is None else ink
+        for brush, fill in ((draw, (*pigment, actor) if image.mode == "RGBA" else pigment), (marks, actor)):
             if brush and width is None:
                 brush.polygon(places[start:end].ravel().tolist(), fill=fill)
             elif brush:
@@ -364,6 +366,18 @@ def _pattern(name: str, u: np.ndarray, v: np.ndarray, colour: Colour, table: np.
     return paint * gain[..., None]
 
 
+def _reach(camera: Camera, block: Block) -> tuple[slice, slice]:
+    """Return the rows and columns of the canvas outside which a block is not seen; all where it reaches behind the camera."""
+    corners = np.array(
+        [[ends[bit >> axis & 1] for axis, ends in enumerate(zip(block.low, block.high, strict=True))] for bit in range(8)]
+    )
+    places, per_metre = camera.project(corners)
+    if per_metre.min() <= 0 or per_metre.max() > camera.focal_px / 0.2:  # a corner less than 0.2 m before the lens
+        return slice(None), slice(None)
+    low, high = np.floor(places.min(0)).astype(int) - 2, np.ceil(places.max(0)).astype(int) + 3
+    return slice(max(0, low[1]), max(0, high[1])), slice(max(0, low[0]), max(0, high[0]))
+
+
 def cast(camera: Camera, layout: Layout, rng: np.random.Generator, sky: Colour) -> tuple[np.ndarray, np.ndarray]:
     """Cast one ray per canvas pixel; return colours uint8 (H, W, 3), and a block's number or -1 ground, -2 sky (H, W)."""
     rays, table = camera.rays(), rng.random((256, 256))
@@ -377,19 +391,21 @@ def cast(camera: Camera, layout: Layout, rng: np.random.Generator, sky: Colour) 
         inside = ground & (u >= paint.x0) & (u < paint.x1) & (v >= paint.z0) & (v < paint.z1)
         image[inside] = _pattern(paint.pattern, u[inside], v[inside], paint.colour, table)
     for number, block in enumerate(layout.blocks):
+        part = _reach(camera, block)
+        dx, dy, dz = x[part], y[part], z[part]
         near, away = (
-            np.stack([(edge - o) / d for edge, o, d in zip(corner, (0, camera.height_m, 0), (x, y, z), strict=True)])
+            np.stack([(edge - o) / d for edge, o, d in zip(corner, (0, camera.height_m, 0), (dx, dy, dz), strict=True)])
             for corner in (block.low, block.high)
         )
         enter, leave = np.minimum(near, away), np.maximum(near, away)
         face, start = enter.argmax(0), enter.max(0)
-        visible = (start < leave.min(0)) & (start > 0.2) & (start < far)
-        at = start[visible]
-        side = np.where(face[visible] == 0, z[visible] * at - block.low[2], x[visible] * at - block.low[0])
-        up = np.where(face[visible] == 1, z[visible] * at, camera.height_m + y[visible] * at)
+        visible = (start < leave.min(0)) & (start > 0.2) & (start < far[part])
+        at, face = start[visible], face[visible]
+        side = np.where(face == 0, dz[visible] * at - block.low[2], dx[visible] * at - block.low[0])
+        up = np.where(face == 1, dz[visible] * at, camera.height_m + dy[visible] * at)
         # walls darken where they stand
-        light = np.array([0.78, 1.08, 0.94])[face[visible]] * np.clip(0.72 + up * 0.5, 0, 1)
-        image[visible] = _pattern(block.pattern, side, up, block.colour, table) * light[:, None]
-        far, hit = np.where(visible, start, far), np.where(visible, number, hit)
+        light = np.array([0.78, 1.08, 0.94])[face] * np.clip(0.72 + up * 0.5, 0, 1)
+        image[part][visible] = _pattern(block.pattern, side, up, block.colour, table) * light[:, None]
+        far[part][visible], hit[part][visible] = at, number
     haze = np.clip(far / 140, 0, 0.35)[..., None]
     return np.clip(image * (1 - haze) + np.array(sky) * haze, 0, 255).astype(np.uint8), hit
