@@ -388,9 +388,11 @@ def _video_metrics(prediction) -> dict[str, float]:
     labels = labels.reshape(len(labels), -1).max(1)  # a target per part of a video: anomalous where any is
     if len(np.unique(labels)) < 2:
         return {}
-    names = [str(place) for place in range(len(labels))]
-    scores, truth = (dict(zip(names, np.asarray(v).reshape(-1), strict=True)) for v in (logit, labels))
-    return {"video_auc": metrics.video_auc(scores, truth), "video_ap": metrics.video_ap(scores, truth)}
+    scores, truth = (
+        {"all": np.asarray(logit).reshape(-1)},
+        {"all": labels},
+    )  # a place is a video: joined already, in a tenth of the time
+    return {"video_auc": metrics.frame_auc(scores, truth), "video_ap": metrics.frame_ap(scores, truth)}
 
 
 def curves(history: Sequence[Mapping]) -> pd.DataFrame:

@@ -91,9 +91,7 @@ class _StillEncoder(devices.OnDevice):
 
     def source(self, path: Path) -> Iterator[np.ndarray]:
         """Yield a video file's frames as `snippet_features` takes them: batches (t, H, W, 3), RGB."""
-        num_frames = video.probe(path).num_frames
-        starts = range(0, num_frames, READ_FRAMES)
-        return (video.read_frames(path, range(first, min(first + READ_FRAMES, num_frames))) for first in starts)
+        return (np.stack(part) for part in chunks(video.rgb_frames(path), READ_FRAMES))
 
     def encode(self, path: Path, snippet_frames: int) -> Iterator[np.ndarray]:
         """Yield the features of a video file, decoding as it goes."""
