@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 COPIES = "vau-copy://"  # papermill writes executed copies through `_CopyWriter`
 RECORD = "application/vnd.vau.record+json"  # how recorded metrics lie among a cell's outputs
+KEPT_PAGES = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**30)}  # bytes; what glibc reads as it starts
 OWN_COLUMNS = ("preset", "notebook", "seconds", "failed", "commit")
 
 
@@ -196,7 +197,7 @@ def execute(step: Step, *, progress: bool = True) -> None:
         logging.getLogger(name).addFilter(_no_dead_kernel)
     failed = None
     try:
-        with _inline_figures():
+        with _inline_figures(), _kept_pages():
             papermill.execute_notebook(
                 *paths, step.parameters, kernel_name=KERNEL, language="python", cwd=source.parent, progress_bar=bar, config=config,
                 extra_arguments=quiet,
@@ -227,6 +228,18 @@ def _inline_figures() -> Iterator[None]:
     finally:
         if backend is not None:
             os.environ["MPLBACKEND"] = backend
+
+
+@contextmanager
+def _kept_pages() -> Iterator[None]:
+    """Let kernels keep the memory of large arrays (glibc; the caller's own settings win): pages given back are cleared anew."""
+    new = {name: value for name, value in KEPT_PAGES.items() if name not in os.environ}
+    os.environ.update(new)
+    try:
+        yield
+    finally:
+        for name in new:
+            os.environ.pop(name, None)
 
 
 # Executed copies
