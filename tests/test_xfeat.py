@@ -182,3 +182,9 @@ def test_real_fights_change_more_than_what_is_no_fight(real_data, xfeat_weights)
         paths = sorted((real_data / "fight_surv" / kind).glob("*.mp4"))[:5]
         means[kind] = np.mean([np.mean(list(encoder.encode(path, 2))) for path in paths])
     assert means["fight"] > 1.1 * means["noFight"] > 0
+
+
+def test_gray_is_numpy_s_mean_to_the_bit():
+    frame = np.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=np.uint8)
+    for given in (frame, frame / 255):
+        assert np.array_equal(xfeat.gray_of(given), given.mean(-1, dtype=np.float32))

@@ -125,7 +125,7 @@ class XFeatEncoder(devices.OnDevice):
         """Return one feature per snippet, float32 (ceil(T / snippet_frames), `width`), of frames (T, H, W, 3) of any size."""
         if np.ndim(frames) != 4 or len(frames) == 0:
             raise ValueError(f"frames must be (T, H, W, 3) with T at least 1, got shape {np.shape(frames)}")
-        return np.stack(list(self.snippet_features((frame.mean(-1, dtype=np.float32) for frame in frames), snippet_frames)))
+        return np.stack(list(self.snippet_features(map(gray_of, frames), snippet_frames)))
 
     def snippet_features(self, gray: Iterable[np.ndarray], snippet_frames: int) -> Iterator[np.ndarray]:
         """Yield (`width`,) per snippet of a stream of gray frames (H, W) that begins a video; the last may be short."""
@@ -142,7 +142,7 @@ class XFeatEncoder(devices.OnDevice):
 
         A stream begins with None. For pooled features `past` stays None: a snippet stands alone.
         """
-        rows, past = self._frame_rows(np.stack([frame.mean(-1, dtype=np.float32) for frame in frames]), past)
+        rows, past = self._frame_rows(np.stack([gray_of(frame) for frame in frames]), past)
         return self._snippet_row(rows), past
 
     def _frame_rows(self, gray: np.ndarray | Tensor, past: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -255,6 +255,13 @@ def _spread(frames: Iterable[np.ndarray], snippet_frames: int, count: int) -> It
     """Yield `count` frames of each snippet, spread evenly; of a last snippet with fewer frames, all."""
     for part in chunks(frames, snippet_frames):
         yield from (part[place] for place in video.sample_index(len(part), min(count, len(part))))
+
+
+def gray_of(frame: np.ndarray) -> np.ndarray:
+    """Return the mean over colours of a frame (H, W, 3), float32 (H, W): NumPy's own to the bit, in a fifth of its time."""
+    if frame.dtype != np.uint8:
+        return frame.mean(-1, dtype=np.float32)
+    return (frame[..., 0].astype(np.uint16) + frame[..., 1] + frame[..., 2]).astype(np.float32) / np.float32(3)
 
 
 def _pool(dense: Tensor) -> tuple[Tensor, Tensor]:
