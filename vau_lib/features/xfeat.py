@@ -107,7 +107,8 @@ class XFeatEncoder(devices.OnDevice):
         net = self.net
         gray = net.norm(pixels.float()[:, None] / 255)  # (T, 1, H, W)
         with torch.autocast(pixels.device.type, torch.bfloat16) if self.bfloat16 else nullcontext():
-            quarter = net.block2(net.block1(gray) + net.skip1(gray))  # (T, 24, H/4, W/4)
+            skipped = net.skip1(gray).contiguous(memory_format=torch.channels_last)  # of one channel a convolution keeps no order
+            quarter = net.block2(net.block1(gray) + skipped)  # (T, 24, H/4, W/4)
             eighth = net.block3(quarter)  # (T, 64, H/8, W/8)
             sixteenth = net.block4(eighth)
             coarse = net.block5(sixteenth)
