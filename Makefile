@@ -46,7 +46,7 @@ audit:  ## ask for known faults of the tested versions; needs the network (pip-a
 	.audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 lab: $(READY)  ## JupyterLab at the project, 00 open
-	$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb
+	$(BIN)/jupyter lab --ServerApp.root_dir=. --ContentsManager.post_save_hook=vau_lib.workspace.saving.after_save --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb
 
 lint: $(READY)  ## ruff on code and notebooks, and no outputs in committed notebooks
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/nbstripout --verify --keep-id notebooks/*.ipynb

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -107,3 +108,34 @@ def test_every_system_has_its_drawing_in_the_course():
         name for path in ROOT.glob("notebooks/*.ipynb") for name in re.findall(r'schematics\.draw\(\\"(\w+)', path.read_text())
     }
     assert drawn == {"memtsm", "lshma", "holmes_vau", "memories_s0"}
+
+
+def test_saving_a_notebook_in_jupyterlab_does_not_dirty_it(tmp_path):
+    """The filter of `make env` and the hook of `make lab`: outputs stay in the file, and git sees no change where there is none."""
+    from jupyter_server.services.contents.filemanager import FileContentsManager
+
+    makefile = (ROOT / "Makefile").read_text()
+    strip = re.search(r"^STRIP := (.+)$", makefile, flags=re.M)[1]
+    hook = re.search(r"--ContentsManager.post_save_hook=(\S+)", makefile)[1]
+    place = tmp_path / "notebooks" / "08_instruction_data.ipynb"
+    place.parent.mkdir()
+    for name in (".gitattributes", ".gitignore", "notebooks/08_instruction_data.ipynb"):
+        shutil.copyfile(ROOT / name, tmp_path / name)
+
+    def git(*words):
+        return subprocess.run(["git", *words], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+
+    git("init", "--quiet")
+    git("config", "filter.notebooks.clean", f'"{Path(sys.executable).with_name("nbstripout")}" {strip} || cat')
+    git("add", ".")
+    git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "-m", "a notebook")
+    server = FileContentsManager(root_dir=str(tmp_path), post_save_hook=hook)
+    model = server.get("notebooks/08_instruction_data.ipynb")
+    cells = [cell for cell in model["content"]["cells"] if cell["cell_type"] == "code"]
+    cells[0]["execution_count"], cells[0]["outputs"] = 3, [{"output_type": "stream", "name": "stdout", "text": "seen"}]
+    model["content"]["metadata"]["language_info"] |= {"file_extension": ".py", "version": "3.11.7", "pygments_lexer": "ipython3"}
+    server.save(dict(model), "notebooks/08_instruction_data.ipynb")
+    assert git("status", "--porcelain") == "" and '"seen"' in place.read_text()
+    cells[0]["source"] += "\n"
+    server.save(dict(model), "notebooks/08_instruction_data.ipynb")
+    assert git("status", "--porcelain") == " M notebooks/08_instruction_data.ipynb\n", "a real change is shown, and not staged"

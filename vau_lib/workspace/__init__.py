@@ -4,6 +4,7 @@
 - `presets`: notebook parameters and the YAML files that change them
 - `notebook_runs`: papermill runs that can be resumed, swept and tabulated
 - `timings`: what notebooks take, and what is stated of it
+- `saving`: what JupyterLab does after a save
 - `gallery`: a page of a run's figures, results and failures
 - `parallel`: the same function over many items, serially, in processes or on Ray
 """
