@@ -14,7 +14,7 @@ from tiny_project import make_project, write_notebook, write_params
 from typer.testing import CliRunner
 
 from vau_lib import cli
-from vau_lib.workspace import artifacts, notebook_runs, presets, timings
+from vau_lib.workspace import artifacts, gallery, notebook_runs, presets, timings
 from vau_lib.workspace.presets import RunError
 
 
@@ -183,6 +183,20 @@ def test_other_peoples_work_is_counted_and_own_is_not(project):
     beside.wait()
     assert other.others * other.wall_s * os.cpu_count() > 0.2
     assert other.others > own.others or own.others > 0.3  # on a machine that others fill nothing can be told
+
+
+def test_a_run_on_your_video_leaves_the_presets_own_copy_alone(project):
+    write_notebook(project, "01_first", "video_file: str = ''  # yours", "from vau_lib.workspace import notebook_runs",
+                   "notebook_runs.record(seen=video_file)")  # fmt: skip
+    mine = {"video_file": "/some where/my clip.v2.mp4"}
+    assert notebook_runs.plan("tiny", ["1"])[0].output.name == "01_first.ipynb"
+    done = CliRunner().invoke(cli.app, ["run", "tiny", "1", "-p", f"video_file={mine['video_file']}"])
+    assert done.exit_code == 0 and "1 of 1: 01_first@video_file=my_clip.v2 (" in done.output, done.output
+    assert notebook_runs.state("tiny", "01_first") == "to run" and timings.seconds("tiny") == {}
+    row = notebook_runs.table("tiny").iloc[0]
+    assert (row["notebook"], row["seen"]) == ("01_first", mine["video_file"])
+    assert "<h2>01 · 01_first@video_file=my_clip.v2</h2>" in gallery.place("tiny").read_text()
+    assert notebook_runs.plan("tiny", (), mine)[0].why == ""
 
 
 def test_a_choice_or_fresh_always_runs(resumed):

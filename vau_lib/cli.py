@@ -86,7 +86,7 @@ def run_(
             typer.echo(f"not run yet in {preset}, and read by {after}: {before}; --with-needs runs what has not run")
     steps = notebook_runs.run(preset, notebooks or (), overrides, dry_run=True, fresh=fresh)
     for step in steps:
-        typer.echo(f"{step.notebook}: {step.why or 'done'}")
+        typer.echo(f"{step.output.stem}: {step.why or 'done'}")
         for key, value in step.parameters.items() if dry_run else ():
             typer.echo(f"    {key} = {artifacts.without_secrets(value)!r}")
     if dry_run:

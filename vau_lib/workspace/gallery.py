@@ -72,7 +72,7 @@ def place(preset: str) -> Path:
 def write(preset: str) -> Path:
     """Write data/runs/<preset>/index.html from the executed copies that lie there; return its path."""
     folder = notebook_runs.copies(preset)
-    names = sorted({*presets.members(preset), *(path.stem for path in folder.glob("[0-9][0-9]_*.ipynb") if "@" not in path.stem)})
+    names = sorted({*presets.members(preset), *(path.stem for path in folder.glob("[0-9][0-9]_*.ipynb") if _is_shown(path))})
     runs = {path.stem: notebook_runs.facts(path) for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))}
     shown = {name: pictures(folder / f"{name}.ipynb") for name in names if name in runs}
     missing = [name for name in names if name not in runs]
@@ -94,6 +94,11 @@ def write(preset: str) -> Path:
     with artifacts.replacing(place(preset)) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return place(preset)
+
+
+def _is_shown(path: Path) -> bool:
+    """Return whether a copy has a section: all but the points of a sweep."""
+    return "@" not in path.stem or "@video_file=" in path.stem
 
 
 def text(value: object, limit: int = 400) -> str:
@@ -142,7 +147,7 @@ def export(preset: str, folder: Path, *, width: int = 1000, limit: int = 150_000
 
     A picture that is too large gets fewer colours, then fewer pixels: `width` is the most it has.
     """
-    copies = sorted(notebook_runs.copies(preset).glob("[0-9][0-9]_*.ipynb"))
+    copies = sorted(p for p in notebook_runs.copies(preset).glob("[0-9][0-9]_*.ipynb") if "@" not in p.stem)
     first = {cell: data for path in copies for cell, _, data in reversed([*_drawn(path)]) if data}
     written = []
     for name, cell in presets.best_figures().items():

@@ -52,11 +52,18 @@ def copies(preset: str) -> Path:
     return project() / "data" / "runs" / preset
 
 
+def _copy_name(notebook: str, point: Mapping) -> str:
+    """Return NN_name@key=value,….ipynb, the copy of a notebook at `point`: the parameters that make it another one."""
+    label = ",".join(key + "=" + re.sub(r"[^\w.+-]", "_", str(artifacts.without_secrets(value))) for key, value in point.items())
+    return f"{notebook}@{label}.ipynb" if label else f"{notebook}.ipynb"
+
+
 def plan(preset: str, selection: Iterable[str | int] = (), overrides: Mapping | None = None, fresh: bool = False) -> list[Step]:
     """Return the steps of a run in order, each with its parameters and why it has to run; executes nothing.
 
     Chosen notebooks always run. Otherwise a notebook is done when its copy finished with the same code and parameters
-    and no notebook it needs runs, or ran, after it. RunError for any parameter that will not do.
+    and no notebook it needs runs, or ran, after it. The copy of a run on a `video_file` is named after that video.
+    RunError for any parameter that will not do.
     """
     selection, overrides = list(selection), overrides or {}
     names = presets.members(preset, selection)
@@ -66,7 +73,8 @@ def plan(preset: str, selection: Iterable[str | int] = (), overrides: Mapping | 
     for name in names:
         own = presets.checked({key: value for key, value in overrides.items() if key in declared(name)}, declared(name), "-p")
         parameters = load_preset(preset, name) | own
-        output, needed = copies(preset) / f"{name}.ipynb", presets.needs(name, preset)
+        video = {key: Path(own[key]).stem for key in ("video_file",) if own.get(key)}  # a video of yours has a copy of its own
+        output, needed = copies(preset) / _copy_name(name, video), presets.needs(name, preset)
         before = next((step.notebook for step in steps if step.why and step.notebook in needed), None)
         why = reason or (f"{before[:2]} runs before it" if before else "")
         if not why:
@@ -131,7 +139,7 @@ def _ended(step: Step, number: int, total: int, error: str | None = None) -> str
     copy = _copy(step.output)
     seconds = _timing(copy).get("duration")
     took = "" if seconds is None else f" ({seconds:.0f} s)"
-    return f"{number} of {total}: {step.notebook}{took}: {error or _failed(copy) or 'done'}"
+    return f"{number} of {total}: {step.output.stem}{took}: {error or _failed(copy) or 'done'}"
 
 
 @contextmanager
@@ -161,10 +169,7 @@ def sweep(
     for values in itertools.product(*grid.values()):
         point = dict(zip(grid, values, strict=True))
         point = presets.checked(point, declared(name), "sweep")
-        label = ",".join(
-            key + "=" + re.sub(r"[^\w.+-]", "_", str(artifacts.without_secrets(value))) for key, value in point.items()
-        )
-        output = copies(preset) / f"{name}@{label}.ipynb"
+        output = copies(preset) / _copy_name(name, point)
         if output in steps:
             raise RunError(f"sweep: two points would both be {output.name}")
         steps[output] = Step(preset, name, parameters | point, output, _why(output, name, parameters | point, None)[0])

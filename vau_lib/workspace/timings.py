@@ -66,8 +66,8 @@ def _note(preset: str) -> Path:
 
 def seconds(preset: str) -> dict[str, float]:
     """Return {notebook: seconds} of the copies of a preset that ran to their end."""
-    rows = notebook_runs.table(preset)
-    return {row.notebook: float(row.seconds) for row in rows.itertuples() if row.failed == "" and "@" not in str(row.notebook)}
+    own = {name: notebook_runs.facts(notebook_runs.copies(preset) / f"{name}.ipynb")["own"] for name in presets.members(preset)}
+    return {name: float(facts["seconds"]) for name, facts in own.items() if facts["failed"] == "" and facts["seconds"] is not None}
 
 
 def differences(preset: str, notebooks: Iterable[str]) -> list[str]:
