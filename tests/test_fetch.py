@@ -108,6 +108,8 @@ def test_weights_with_another_checksum_are_refused_downloaded_or_given(official,
     assert not (tmp_path / "weights" / "xfeat" / "xfeat.pt").exists()
     monkeypatch.setitem(fetch.SOURCES, "xfeat", replace(fetch.SOURCES["xfeat"], sha256=SHA256))
     assert brought("xfeat", tmp_path, given=own).read_bytes() == CONTENT
+    with pytest.raises(DownloadError, match=r"^no file at /no/xfeat.pt; --from takes a file, or an address that starts with http"):
+        brought("xfeat", tmp_path / "other", given="/no/xfeat.pt")
 
 
 # UCSD Ped2

@@ -148,6 +148,8 @@ def fetch(
     if target.exists():
         log(f"already there: {target}")
         return target
+    if given and "://" not in str(given) and not Path(given).is_file():
+        raise DownloadError(f"no file at {given}; --from takes a file, or an address that starts with http:// or https://")
     if name == "xfeat":
         return _weights(name, target, agree, given, options)
     archive, address = _archive(name, root, agree, given, log, options)
