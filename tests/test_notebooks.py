@@ -105,6 +105,28 @@ def clean_project(tmp_path_factory):
     return folder
 
 
+def test_a_notebook_without_its_inputs_names_the_notebook_that_makes_them(clean_project, tmp_path, monkeypatch):
+    """Cells of a project where nothing ran, up to the first error: one line that names an earlier notebook and what runs it."""
+    monkeypatch.setenv("VAU_PROJECT", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for name in ("notebooks", "params"):
+        shutil.copytree(clean_project / name, tmp_path / name)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "toy_models").symlink_to(ROOT / "data" / "toy_models")
+    for path in (path for path in NOTEBOOKS if "03" <= path.stem[:2] <= "12"):
+        scope = {"display": lambda *shown: None}
+        cells = [cell for cell in read(path).cells if cell.cell_type == "code"]
+        with pytest.raises(ValueError) as missing:
+            for number, cell in enumerate(cells[:-1]):
+                exec(compile(cell.source, path.name, "exec"), scope)
+                if number == 0:
+                    scope |= presets.load_preset("smoke", path.stem)
+        told = str(missing.value)
+        named = re.findall(r"notebook (\d\d)", told)
+        assert named and max(named) < path.stem[:2], (path.stem, told)
+        assert "\n" not in told and "--with-needs runs it first" in told, (path.stem, told)
+
+
 @pytest.mark.slow
 def test_the_smoke_preset_runs_and_its_table_has_the_numbers(clean_project, tmp_path, monkeypatch):
     """The whole course on a world of seconds, through the command a user types."""

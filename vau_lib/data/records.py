@@ -130,7 +130,9 @@ def read_records(path: str | Path) -> list[VideoRecord]:
     """Read a records.jsonl; RecordError names the file and the line that is not a record."""
     path = Path(path)
     if not path.is_file():
-        raise RecordError(f"no records at {path}; the data preparation notebook (01) writes them")
+        raise RecordError(
+            f"no records at {path}: notebook 01 (08 for close-ups) writes them (vau run PRESET NN --with-needs runs it first)"
+        )
     found = []
     for number, line in enumerate(artifacts.text_lines(path), start=1):
         if not line.strip():
