@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 COPIES = "vau-copy://"  # papermill writes executed copies through `_CopyWriter`
 RECORD = "application/vnd.vau.record+json"  # how recorded metrics lie among a cell's outputs
-KEPT_PAGES = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**30)}  # bytes; what glibc reads as it starts
+KEPT_PAGES = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**28)}  # bytes; what glibc reads as it starts
 OWN_COLUMNS = ("preset", "notebook", "seconds", "failed", "commit")
 
 
