@@ -347,3 +347,12 @@ def test_no_kernel_and_no_worker_outlives_a_killed_run(project, workers):
     while not all(map(_ended, alive)) and time.monotonic() < limit:
         time.sleep(0.1)
     assert [pid for pid in alive if not _ended(pid)] == []
+
+
+def test_kernels_keep_freed_pages_and_the_callers_own_settings_win(monkeypatch):
+    monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "4096")
+    with notebook_runs._kept_pages():
+        assert int(os.environ["MALLOC_MMAP_THRESHOLD_"]) == 32 * 1024**2  # the most that glibc takes
+        assert os.environ["MALLOC_TRIM_THRESHOLD_"] == "4096"
+    assert "MALLOC_MMAP_THRESHOLD_" not in os.environ and os.environ["MALLOC_TRIM_THRESHOLD_"] == "4096"

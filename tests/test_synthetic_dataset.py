@@ -86,6 +86,30 @@ def test_a_stride_opens_and_closes():
     assert max(widths) > 1.8 * min(widths)
 
 
+def test_one_painting_with_numbers_is_the_picture_and_its_mask():
+    near, look = scenes.Camera(4.0, 0.35, 0.0, 300.0, 320, 240), people.random_look(np.random.default_rng(0))
+    sketches = [scenes.Sketch(near, actor=number) for number in (3, 1)]
+    for sketch, x in zip(sketches, (0.0, 0.4), strict=True):  # the second stands before the first
+        people.person(sketch, look, people.gait(1.0, 1.4), (x, 9.0 - x), 0.0)
+    strokes = [stroke for sketch in sketches for stroke in sketch.strokes]
+    both, picture, ids = (Image.new(mode, (320, 240)) for mode in ("RGBA", "RGB", "L"))
+    scenes.paint(near, strokes, both)
+    scenes.paint(near, strokes, picture, ids=ids)
+    assert np.array_equal(np.asarray(both)[..., :3], np.asarray(picture))
+    assert np.array_equal(np.asarray(both)[..., 3], np.asarray(ids)) and set(np.unique(ids)) == {0, 1, 3}
+
+
+@pytest.mark.parametrize("scene", ["street", "lobby", "shop"])
+def test_a_block_is_cast_only_where_it_can_be_seen(scene, monkeypatch):
+    rng, near = np.random.default_rng(4), scenes.Camera(3.1, 0.36, 0.12, 290.0, 240, 180, -1)
+    layout = camera.PLACES[scene](rng)
+    parts = [scenes.cast(near, layout, np.random.default_rng(7), (196, 212, 230))]
+    assert any(scenes._reach(near, block) != (slice(None),) * 2 for block in layout.blocks)
+    monkeypatch.setattr(scenes, "_reach", lambda *_: (slice(None), slice(None)))
+    parts.append(scenes.cast(near, layout, np.random.default_rng(7), (196, 212, 230)))
+    assert all(np.array_equal(one, other) for one, other in zip(*parts, strict=True)) and len(np.unique(parts[0][1])) > 3
+
+
 def test_a_dropped_bag_stays_when_its_owner_has_gone():
     rendering = synthetic_dataset.render(tiny(1, "left_package", scene="plaza", duration_s=8.0, num_people=1, num_vehicles=0))
     before, after = round(rendering.events[0].start_s * 8) - 1, -1
