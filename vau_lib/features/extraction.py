@@ -13,7 +13,7 @@ import hashlib
 import itertools
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -272,6 +272,12 @@ def _plain(value: object) -> object:
     """Return a value from the command line as a number, a truth value or a list where it looks like one; lists as tuples."""
     value = artifacts.parse_yaml(str(value)) if isinstance(value, str) else value
     return tuple(value) if isinstance(value, list) else value
+
+
+def made_folders(folder: str | Path, names: Iterable[str]) -> dict[str, dict]:
+    """Return {name: what made it} of the feature folders below `folder`; StoreError names the notebook that makes them."""
+    there = [name for name in names if (Path(folder) / name / "made_by.json").exists()]
+    return {name: artifacts.check_made_by(Path(folder) / name) for name in there} or artifacts.check_made_by(folder)
 
 
 @artifacts.reader()
