@@ -36,14 +36,17 @@ browser: $(READY)  ## JupyterLab in a real browser (needs a Chromium; minutes); 
 torture: $(READY)  ## the campaign of kills, damaged files, bad servers and streams (half an hour)
 	$(BIN)/python benchmarks/torture.py
 
-lock: $(READY)  ## requirements.lock: every tested version with the hashes of its files, for this system
-	$(BIN)/pip install --quiet --dry-run --ignore-installed --no-deps --report .lock.json --requirement constraints.txt
-	$(BIN)/python -c "import json; rows = json.load(open('.lock.json'))['install']; print(*sorted(f\"{r['metadata']['name']}=={r['metadata']['version']} --hash=sha256:{r['download_info']['archive_info']['hashes']['sha256']}\" for r in rows), sep='\n')" > requirements.lock
-	rm .lock.json
+EXTRAS ?= --all-extras
+lock: .audit/.ready  ## requirements.lock: every version with the hashes of its files, for all systems and Python 3.11 to 3.13 (network)
+	.audit/bin/uv pip compile pyproject.toml $(EXTRAS) --constraint constraints.txt --universal --python-version 3.11 --generate-hashes --quiet --output-file requirements.lock
 
-audit:  ## ask for known faults of the tested versions; needs the network (pip-audit is installed into .audit)
-	test -x .audit/bin/pip-audit || { $(PYTHON) -m venv .audit && .audit/bin/pip install --quiet pip-audit; }
-	.audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
+audit: lock  ## ask for known faults of the locked versions; fails where there is no data about them (network)
+	.audit/bin/pip-audit --requirement requirements.lock --no-deps --disable-pip --strict
+
+.audit/.ready: Makefile  # not in .venv: nothing of the course needs these
+	test -x .audit/bin/python || $(PYTHON) -m venv .audit
+	.audit/bin/pip install --quiet uv==0.13.9 pip-audit==2.10.1
+	touch .audit/.ready
 
 lab: $(READY)  ## JupyterLab at the project, 00 open
 	$(BIN)/jupyter lab --ServerApp.root_dir=. --ContentsManager.post_save_hook=vau_lib.workspace.saving.after_save --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb
