@@ -1,10 +1,14 @@
 """What every part of the campaign shares: a tally of what was tried, and what may come back from a bad input."""
 
+import hashlib
+import json
 import signal
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 HANG_S = 60.0
 
@@ -38,6 +42,32 @@ class Tally:
             self.faults.append(f"{name}: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
         finally:
             self.seconds += time.perf_counter() - began
+
+
+def content(folder: Path) -> dict[str, str]:
+    """Return {file: digest}, without what differs from run to run by its nature: seconds, times, places."""
+    found = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"):
+        name, data = path.relative_to(folder).as_posix(), path.read_bytes()
+        if name.endswith("sources.jsonl") or path.name == "file.bin.part.json":
+            continue  # holds times of files
+        if path.suffix == ".jsonl":
+            rows = [json.loads(line) for line in data.splitlines()]
+            data = json.dumps(sorted([{k: v for k, v in row.items() if k != "seconds"} for row in rows], key=str)).encode()
+        if path.name == "made_by.json":  # somebody may commit meanwhile
+            data = json.dumps({k: v for k, v in json.loads(data).items() if k != "commit"}).encode()
+        found[name] = hashlib.sha256(data).hexdigest()
+    return found
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is done in a folder, and what of the folder must be as after an undisturbed run."""
+
+    work: Callable[[Path], None]
+    content: Callable[[Path], dict[str, str]] = content
+    begin: Callable[[], None] = lambda: None  # before it is started in a new folder
+    check: Callable[[int], None] = lambda kills: None  # after it ended; raises AssertionError
 
 
 class Hang(BaseException):

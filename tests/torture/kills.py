@@ -3,13 +3,13 @@
 Jobs run in forks of a process that has imported everything, so that a kill costs what the job costs.
 """
 
-import hashlib
-import json
+import importlib.util
 import os
 import signal
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -18,7 +18,8 @@ import torch
 from fake_chat_service import FakeChatService
 from fake_file_server import SHA256, FileServer
 
-from torture.common import Tally
+from torture import kill_models
+from torture.common import Job, Tally
 from vau_lib import guard
 from vau_lib.data import annotation, download, hivau, records, video
 from vau_lib.detectors import experiments, memtsm, preprocessing, trained_detector, training
@@ -31,7 +32,7 @@ LABEL = "VAU_TORTURE_KILL"  # environment variable by which processes of a kille
 WIDTH = 6
 
 
-def jobs(root: Path) -> tuple[dict[str, Callable[[Path], None]], list]:
+def jobs(root: Path) -> tuple[dict[str, Job], list]:
     """Return {name: what it does in a folder}, and what must be closed."""
     films = root / "films"
     films.mkdir()
@@ -87,46 +88,50 @@ def jobs(root: Path) -> tuple[dict[str, Callable[[Path], None]], list]:
     def draw(folder: Path) -> None:
         dataset.make_dataset(folder, num_videos=6, seed=0, height=48, width=64, duration_s=1.5)
 
-    def encode(folder: Path) -> None:
-        assert not extraction.extract(found, films, folder, recipe).skipped
+    def encode(engine: str, folder: Path) -> None:
+        assert not extraction.extract(found, films, folder, recipe, engine=engine).skipped
 
-    return {"extraction": encode, "detector training": train, "annotation": annotate, "rows": rows_of, "guard --out": watch,
-            "fetch": fetch, "drawn data set": draw}, [chat, files]  # fmt: skip
-
-
-def content(folder: Path) -> dict[str, str]:
-    """Return {file: digest}, without what differs from run to run by its nature: seconds, times, places."""
-    found = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        name, data = path.relative_to(folder).as_posix(), path.read_bytes()
-        if name.endswith("sources.jsonl") or path.name == "file.bin.part.json":
-            continue  # holds times of files
-        if path.suffix == ".jsonl":
-            rows = [json.loads(line) for line in data.splitlines()]
-            data = json.dumps(sorted([{k: v for k, v in row.items() if k != "seconds"} for row in rows], key=str)).encode()
-        found[name] = hashlib.sha256(data).hexdigest()
-    return found
+    engines = {"extraction": "serial", "extraction, processes": "processes"}
+    engines |= {"extraction, Ray": "ray"} if importlib.util.find_spec("ray") else {}
+    known = {name: Job(partial(encode, engine)) for name, engine in engines.items()}
+    known |= {"detector training": Job(train), "annotation": Job(annotate), "rows": Job(rows_of), "guard --out": Job(watch),
+              "fetch": Job(fetch), "drawn data set": Job(draw)}  # fmt: skip
+    more, opened = kill_models.jobs(root / "models", films, found)
+    return known | more, [chat, files, *opened]
 
 
-def _start(job: Callable[[Path], None], folder: Path, label: str) -> int:
+def _start(job: Job, folder: Path, label: str) -> int:
+    """Do a job in a fork; its temporary files go beside its folder, its error into a file there."""
     pid = os.fork()
     if pid:
         return pid
     try:
-        os.environ[LABEL] = label
+        scratch = folder.with_name(f"{folder.name}.tmp")
+        scratch.mkdir(exist_ok=True)
+        os.environ |= {LABEL: label, "TMPDIR": str(scratch)}
+        tempfile.tempdir = None
         sink = os.open(os.devnull, os.O_WRONLY)
         os.dup2(sink, 1), os.dup2(sink, 2)
-        job(folder)
+        job.work(folder)
         os._exit(0)
     except BaseException as error:
-        (folder.parent / f"{folder.name}.error").write_text(f"{type(error).__name__}: {error}")
+        (folder.parent / f"{folder.name}.{os.getpid()}.error").write_text(f"{type(error).__name__}: {error}")
         os._exit(3)
+
+
+def _error(folder: Path, pid: int) -> str:
+    path = folder.parent / f"{folder.name}.{pid}.error"
+    return path.read_text()[:300] if path.exists() else "it died"
+
+
+def _ended(pid: int) -> int:
+    """Wait for a fork and return its exit code, -9 for a killed one."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def left_over(label: str) -> list[str]:
     """Return the processes that a killed job left, after half a minute of grace, which a busy machine needs."""
-    until, found = time.monotonic() + 30, []
-    while time.monotonic() < until:
+    for _ in range(300):  # a count, no clock: this process may be stopped, too
         found = []
         for place in Path("/proc").glob("[0-9]*"):
             try:
@@ -140,8 +145,17 @@ def left_over(label: str) -> list[str]:
     return found
 
 
+def _compare(job: Job, folder: Path, fresh: dict[str, str]) -> None:
+    """Assert that a folder holds what an undisturbed run leaves, and nothing beside it."""
+    now = job.content(folder)
+    hidden = [p.name for p in folder.rglob("*") if p.name.startswith(".") and not p.name.endswith(".lock")]
+    differ = sorted(key for key in now.keys() | fresh.keys() if now.get(key) != fresh.get(key))
+    assert not hidden, f"temporary files stay: {hidden}"
+    assert not differ, f"differs from an undisturbed run: {differ[:4]}"
+
+
 def run(root: Path, *, count: int, seed: int, only: tuple[str, ...] = ()) -> list[Tally]:
-    """Kill `count` times, jobs in turn; each may be killed up to three times before it may finish."""
+    """Kill `count` times, jobs in turn, each up to three times before it may finish; then two at once of each job."""
     rng, tallies = Random(seed), []
     known, opened = jobs(root)
     known = {name: job for name, job in known.items() if not only or name in only}
@@ -151,35 +165,53 @@ def run(root: Path, *, count: int, seed: int, only: tuple[str, ...] = ()) -> lis
             tallies.append(Tally(f"kills: {name}"))
             folder = root / f"fresh_{name.replace(' ', '_')}"
             folder.mkdir()
+            job.begin()
             began = time.perf_counter()
-            assert os.waitpid(_start(job, folder, "fresh"), 0)[1] == 0, (root / f"{folder.name}.error").read_text()
-            took[name], fresh[name] = time.perf_counter() - began, content(folder)
+            pid = _start(job, folder, "fresh")
+            assert _ended(pid) == 0, f"{name}: {_error(folder, pid)}"
+            took[name], fresh[name] = time.perf_counter() - began, job.content(folder)
         number = 0
         while number < count:
             for tally, (name, job) in zip(tallies, known.items(), strict=True):
                 folder, killed = root / f"{name.replace(' ', '_')}_{number}", 0
                 folder.mkdir()
+                job.begin()
                 label = f"{os.getpid()}.{number}"
                 with tally.one(f"kill {number} of seed {seed}"):
                     for _ in range(rng.choice([1, 1, 2, 3])):
                         pid = _start(job, folder, label)
                         time.sleep(rng.uniform(0.0, took[name]))
-                        os.kill(pid, signal.SIGKILL)
-                        killed += os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+                        os.kill(pid, signal.SIGKILL)  # it alone, not what it started
+                        killed += _ended(pid) == -signal.SIGKILL
                     number += max(killed, 1)
                     tally.outcomes["kills"] += killed
                     assert not (orphans := left_over(label)), f"goes on without its parent: {orphans}"
-                    ended = os.waitpid(_start(job, folder, label), 0)[1]
-                    assert ended == 0, f"does not go on: {(root / f'{folder.name}.error').read_text()[:300]}"
-                    now = content(folder)
-                    hidden = [name for name in now if Path(name).name.startswith(".") and not name.endswith(".lock")]
-                    differ = sorted(key for key in now.keys() | fresh[name].keys() if now.get(key) != fresh[name].get(key))
-                    assert not hidden, f"temporary files stay: {hidden}"
-                    assert not differ, f"differs from an undisturbed run: {differ[:4]}"
+                    pid = _start(job, folder, label)
+                    assert _ended(pid) == 0, f"does not go on: {_error(folder, pid)}"
+                    _compare(job, folder, fresh[name])
+                    job.check(killed)
+        for tally, (name, job) in zip(tallies, known.items(), strict=True):
+            with tally.one("two at once"):
+                _two_at_once(job, root / f"{name.replace(' ', '_')}_twice", fresh[name], took[name] / 4, tally)
     finally:
         for one in opened:
             one.close()
     return tallies
+
+
+def _two_at_once(job: Job, folder: Path, fresh: dict[str, str], later_s: float, tally: Tally) -> None:
+    """Start a job twice on one folder: both end well, or one is refused in a line; what is there is right."""
+    folder.mkdir()
+    job.begin()
+    first = _start(job, folder, "twice")
+    time.sleep(later_s)
+    pids = [first, _start(job, folder, "twice")]
+    ended = [_ended(pid) for pid in pids]
+    lines = [_error(folder, pid) for pid, code in zip(pids, ended, strict=True) if code]
+    assert all("another run is at work" in line for line in lines) and len(lines) < 2, f"two at once: {lines}"
+    tally.outcomes["two at once: " + ("one refused" if lines else "both end")] += 1
+    _compare(job, folder, fresh)
+    job.check(0)
 
 
 if __name__ == "__main__":
