@@ -1,4 +1,7 @@
-"""Servers that mean no good, on this machine: redirects, trickles, endless and half answers, pages of a proxy."""
+"""Servers that mean no good, on this machine: redirects, trickles, endless and half answers, pages of a proxy.
+
+Each is met by --server, fetch, Veo (a new job, and a question for one that is open) and the webhook of analyse.
+"""
 
 import os
 import socket
@@ -9,10 +12,14 @@ from functools import partial
 from pathlib import Path
 
 from torture.common import Tally, limited, refused
+from vau_lib import cascade
 from vau_lib.data import download
+from vau_lib.synthetic import scenarios, text_to_video, veo
 from vau_lib.vlm import clients
+from vau_lib.workspace import artifacts
 
 KEY = "sk-torture-0123456789"
+FEW = dict(duration_s=1.0, fps=5.0, height=48, width=64)
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 
 
@@ -20,7 +27,7 @@ class RawServer:
     """Reads a request, then sends what `answer(port)` yields; `seen` holds the requests."""
 
     def __init__(self, answer: Callable[[], Iterator[bytes]]):
-        self.answer, self.seen, self.socket = answer, [], socket.create_server(("127.0.0.1", 0))
+        self.answer, self.seen, self.sent, self.socket = answer, [], 0, socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -39,6 +46,7 @@ class RawServer:
                 self.seen.append(connection.recv(65536))
                 for part in self.answer():
                     connection.sendall(part)
+                    self.sent += len(part)
         except OSError:
             return
 
@@ -95,9 +103,12 @@ def answers(other: str) -> dict[str, Callable[[], Iterator[bytes]]]:
 
 def run(root: Path, *, seed: int = 0, timeout_s: float = 0.5) -> list[Tally]:
     """Ask every bad server with every client; nothing may hang, name a key, or reach the other host."""
-    tallies = [Tally("networks: --server"), Tally("networks: fetch"), Tally("networks: addresses")]
-    before = os.environ.get("VAU_TORTURE_KEY")
-    os.environ["VAU_TORTURE_KEY"] = KEY
+    tallies = [Tally(f"networks: {kind}") for kind in ("--server", "fetch", "addresses", "Veo", "webhook")]
+    names = ("VAU_TORTURE_KEY", "GOOGLE_API_KEY")
+    before, limits_before = {name: os.environ.get(name) for name in names}, (veo.SLOWEST, veo.MAX_ANSWER)
+    veo.SLOWEST, veo.MAX_ANSWER = 1, 2**24  # the same limits, sooner
+    os.environ |= dict.fromkeys(names, KEY)
+    chosen = scenarios.covering_scenarios(2, 1, **FEW)[:1]
     waited: list[float] = []
     elsewhere = RawServer(lambda: iter([b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"]))
     try:
@@ -119,6 +130,19 @@ def run(root: Path, *, seed: int = 0, timeout_s: float = 0.5) -> list[Tally]:
                     assert not place.exists(), "took a name"
                     part = place.with_name(place.name + ".part")
                     assert not part.exists() or part.stat().st_size <= 2**22 + 2**20, f"wrote {part.stat().st_size:,} bytes"
+                for kind, known in (("a new job", None), ("an open job", {"operation": "models/m/operations/1"})):
+                    with tallies[3].one(f"{name}, {kind}"), limited(60):
+                        elsewhere.seen.clear()
+                        server.sent = 0
+                        _veo(server, chosen, root / f"veo{len(os.listdir(root))}", timeout_s, known)
+                        assert not elsewhere.seen, "went to another host"
+                        assert server.sent < 2**26, f"read {server.sent:,} bytes"
+                with tallies[4].one(name), limited(10):
+                    elsewhere.seen.clear()
+                    lines: list[str] = []
+                    cascade.webhook(server.url + "/x", log=lines.append, timeout_s=timeout_s)({"kind": "alarm"})
+                    assert len(lines) < 2 and all("\n" not in line and len(line) < 300 for line in lines), lines
+                    assert not elsewhere.seen, "went to another host"
             finally:
                 server.close()
         for address in ("file:///etc/passwd", "ftp://h/x", "gopher://h/", "/etc/passwd", "http://user:pw@h/v1", "https://", "\n"):
@@ -129,8 +153,26 @@ def run(root: Path, *, seed: int = 0, timeout_s: float = 0.5) -> list[Tally]:
                     _ends(lambda: download.download(address, root / "no", tries=1, pause_s=0, timeout_s=1, progress=False))  # noqa: B023
     finally:
         elsewhere.close()
-        os.environ.pop("VAU_TORTURE_KEY") if before is None else os.environ.update(VAU_TORTURE_KEY=before)
+        veo.SLOWEST, veo.MAX_ANSWER = limits_before
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
     return tallies
+
+
+def _veo(server: RawServer, chosen: list, folder: Path, timeout_s: float, known: dict | None) -> None:
+    """Make a video through a bad service: its row says in one line what failed, and nothing names the key."""
+    ticks = iter(range(10**6))
+    backend = veo.Veo(
+        price_per_second=0.1, base_url=server.url, timeout_s=timeout_s, poll_s=0.0, deadline_s=5, sleep=lambda _: None,
+        clock=lambda: next(ticks),
+    )  # fmt: skip
+    if known:
+        name = f"0_0000_{chosen[0].scene}_{chosen[0].event}_{text_to_video._short_hash(backend, chosen[0])}"
+        artifacts.append_json_line(folder / "ledger.jsonl", {"id": name, **known})
+    table = text_to_video.run(backend, chosen, folder, confirm=lambda _: True, progress=False)
+    line = table["detail"][0]
+    assert table["status"].tolist() == ["failed"] and line and "\n" not in line and len(line) < 1000, table.to_dict("records")
+    assert not any(KEY.encode() in path.read_bytes() for path in folder.rglob("*") if path.is_file()), "the key is in a file"
 
 
 def _ends(ask: Callable[[], object], *names: str) -> None:

@@ -34,6 +34,8 @@ RETRY_STATUS = (408, 429, 500, 502, 503, 504)  # answers worth another try
 REFUSED_STATUS = (429, 503)  # nothing was begun
 GONE_STATUS = (404, 410)  # of an operation: the service has forgotten it
 MAX_TRIES = 6  # of one request
+MAX_ANSWER = 2**28  # bytes; a video is in the answer
+SLOWEST = 10  # an answer comes within so many times the time-out, which is of each part of it
 MAX_RETRIES = 2  # with another seed after a refusal, and of a download that was cut off
 
 
@@ -205,7 +207,7 @@ class Veo:
             except broken as error:
                 problem, retry = f"the service cannot be reached ({type(error).__name__}: {error})", True
                 doubt = not isinstance(error, ConnectionRefusedError) and "Connect" not in type(error).__name__
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
                 problem, retry = f"the service's answer cannot be read ({type(error).__name__}: {error})", unreadable
                 doubt = True
             if doubt and not unreadable:
@@ -244,10 +246,51 @@ def _client(base_url: str | None, timeout_s: float) -> tuple[Any, str]:
     project = os.environ.get("GOOGLE_CLOUD_PROJECT", "")
     if not key and not project:
         raise ValueError(f"no key for Veo: set {API_KEYS[0]}, or GOOGLE_CLOUD_PROJECT with its own credentials")
-    # a redirect, or a proxy that the environment names, would be given the key
-    plain = {"timeout": round(1000 * timeout_s), "client_args": {"follow_redirects": False, "trust_env": False}}
+    plain = {"timeout": round(1000 * timeout_s), "httpx_client": _http_client(SLOWEST * timeout_s)}
     options = {"http_options": plain | ({"base_url": base_url} if base_url else {})}
     if key:
         return genai.Client(enterprise=True, api_key=key, **options), key
     location = os.environ.get("GOOGLE_CLOUD_LOCATION", "us-central1")
     return genai.Client(enterprise=True, project=project, location=location, **options), ""
+
+
+def _http_client(limit_s: float) -> Any:
+    """Return an HTTP client that follows no redirect, asks no proxy of the environment (both would be given the key), and ends an
+    answer after `limit_s` seconds or MAX_ANSWER bytes: the SDK's own reads one that trickles, or never ends, for ever."""
+    http = importlib.import_module("httpx2" if find_spec("httpx2") else "httpx")
+
+    class Bounded(http.BaseTransport):
+        """A connection for each request: what is closed late is this one's only."""
+
+        def handle_request(self, request):
+            inner = http.HTTPTransport(trust_env=False)
+            timer = threading.Timer(limit_s, inner.close)
+            timer.daemon = True
+            timer.start()
+            try:
+                response = inner.handle_request(request)
+            except BaseException:
+                timer.cancel()
+                inner.close()
+                raise
+            response.stream = Body(response.stream, inner, timer)
+            return response
+
+    class Body(http.SyncByteStream):
+        def __init__(self, stream, inner, timer):
+            self.stream, self.inner, self.timer = stream, inner, timer
+
+        def __iter__(self):
+            count = 0
+            for part in self.stream:
+                count += len(part)
+                if count > MAX_ANSWER:
+                    raise GenerationError(f"the service's answer is longer than {MAX_ANSWER:,} bytes")  # again would be as long
+                yield part
+
+        def close(self):
+            self.timer.cancel()
+            self.stream.close()
+            self.inner.close()
+
+    return http.Client(transport=Bounded(), follow_redirects=False, trust_env=False)
