@@ -1,9 +1,12 @@
 """Hours of a camera through a stream model: memory stays flat; sources that stall, close, change size or send garbage end."""
 
+import dataclasses
 import gc
+import itertools
 import socket
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +14,13 @@ import torch
 
 from torture.common import Tally, limited, refused
 from torture.networks import RawServer
+from vau_lib import cascade, watch
 from vau_lib.data import video
-from vau_lib.detectors import lshma, lshma_state
+from vau_lib.detectors import lshma, lshma_state, preprocessing, trained_detector
+from vau_lib.features import xfeat
 from vau_lib.workspace import artifacts
 
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: video/mp2t\r\n\r\n"
 SECRETS = ("admin", "t0p", "s3cret")
 
 
@@ -22,26 +28,55 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
-def memory_slope(clips: int, *, width: int, window: int) -> float:
-    """Return bytes a clip that resident memory grows by over the last two thirds of a stream of random features."""
-    config = lshma_state.LSHMAConfig.ucf(width=width, window=window)
-    model, state, seen = lshma.LSHMA(config).eval(), None, []
-    generator = torch.Generator().manual_seed(0)
-    for clip in range(clips):
-        _, state = model.push(torch.rand(1, window, width, generator=generator), state)
+def slope(states: Iterable, clips: int) -> tuple[float, float]:
+    """Return bytes a clip that resident memory grows by over the last two thirds of a stream, and the half of its 95 % interval."""
+    seen = []
+    for clip, _ in enumerate(itertools.islice(states, clips)):
         if clip % max(1, clips // 60) == 0:
             gc.collect()
             seen.append((clip, resident_bytes()))
     places, values = np.array(seen[len(seen) // 3 :], float).T
-    return float(np.polyfit(places, values, 1)[0])
+    (rise, _), spread = np.polyfit(places, values, 1, cov=True)
+    return float(rise), 1.96 * float(spread[0, 0]) ** 0.5
+
+
+def features(*, width: int, window: int):
+    """Yield the states of a stream of random features, without end."""
+    model, state = lshma.LSHMA(lshma_state.LSHMAConfig.ucf(width=width, window=window)).eval(), None
+    generator = torch.Generator().manual_seed(0)
+    while True:
+        _, state = model.push(torch.rand(1, window, width, generator=generator), state)
+        yield state
+
+
+def camera(data: bytes, width: int):
+    """Yield a camera's clips without end, from its bytes to what watch and analyse keep: decoder, XFeat, LSHMA, events, pictures."""
+    server = RawServer(lambda: itertools.chain([HEAD], itertools.repeat(data)))
+    encoder, rng = xfeat.XFeatEncoder("random", side=64), np.random.default_rng(0)
+    fitted = preprocessing.Preprocessing.fit({"a": rng.random((40, width))}, steps=None, temporal_difference=True)
+    model = lshma.LSHMA(lshma_state.LSHMAConfig.ucf(width=width)).eval()
+    trained = trained_detector.TrainedDetector(model, fitted, None)
+    of = cascade.Detector(Path(), trained, None, 0.5, "by hand", "", "LSHMA", True)
+    events, report = cascade.Cascade(of, cascade.AnalysisPlan(), live=True, send=lambda message: None), watch.StreamReport(0.5)
+    kept, watch.KEPT_SCORES = watch.KEPT_SCORES, 200  # the last hour, sooner full
+    try:
+        frames = events.frames(video.live(server.url, timeout_s=30))
+        for clip in watch.watch(frames, trained, lambda part: np.resize(encoder(part)[0], width), snippet_frames=16):
+            scores = np.where(rng.random(len(clip.scores)) < 0.1, 0.9, 0.1)  # some events
+            clip = dataclasses.replace(clip, scores=scores.astype(np.float32))
+            events.push(clip)
+            report.add(clip)
+            yield clip
+    finally:
+        watch.KEPT_SCORES = kept
+        server.close()
 
 
 def run(root: Path, *, clips: int, width: int = 512, window: int = 16, timeout_s: float = 1.0) -> list[Tally]:
     memory, sources = Tally(f"streams: memory, {clips:,} clips of width {width}"), Tally("streams: sources")
+    filmed = Tally(f"streams: a camera through watch and analyse, {clips // 10:,} clips of width {width}")
     with memory.one("slope"):
-        slope = memory_slope(clips, width=width, window=window)
-        memory.outcomes["bytes a clip"] = round(slope)
-        assert slope < 2000, f"{slope:.0f} bytes a clip"
+        _is_flat(memory, slope(features(width=width, window=window), clips))
     good = root / "good.ts"
     frames = np.random.default_rng(0).integers(0, 255, (40, 64, 96, 3), dtype=np.uint8)
     video.write_video(root / "good.mp4", frames, fps=10)
@@ -58,18 +93,20 @@ def run(root: Path, *, clips: int, width: int = 512, window: int = 16, timeout_s
         return path.read_bytes()
 
     data, large = as_stream(96, 64, good), as_stream(160, 120, root / "large.ts")
-    head = b"HTTP/1.1 200 OK\r\nContent-Type: video/mp2t\r\n\r\n"
+    if clips >= 1000:  # below, what is kept is still filling up
+        with filmed.one("slope"):
+            _is_flat(filmed, slope(camera(data, width), clips // 10))
 
     def stall():
-        yield head + data[: len(data) // 2]
+        yield HEAD + data[: len(data) // 2]
         time.sleep(30)
 
     kinds = {
-        "closes": lambda: iter([head + data]),
-        "closes in the middle": lambda: iter([head + data[: len(data) // 2]]), "stalls": stall,
-        "size changes": lambda: iter([head + data + large]), "garbage": lambda: iter([head + bytes(range(256)) * 400]),
-        "garbage in the middle": lambda: iter([head + data[: len(data) // 2] + bytes(range(256)) * 100 + data[len(data) // 2 :]]),
-        "joined again, the clock restarts": lambda: iter([head + data + data]), "no HTTP": lambda: iter([b"\x00" * 1000]),
+        "closes": lambda: iter([HEAD + data]),
+        "closes in the middle": lambda: iter([HEAD + data[: len(data) // 2]]), "stalls": stall,
+        "size changes": lambda: iter([HEAD + data + large]), "garbage": lambda: iter([HEAD + bytes(range(256)) * 400]),
+        "garbage in the middle": lambda: iter([HEAD + data[: len(data) // 2] + bytes(range(256)) * 100 + data[len(data) // 2 :]]),
+        "joined again, the clock restarts": lambda: iter([HEAD + data + data]), "no HTTP": lambda: iter([b"\x00" * 1000]),
         "404": lambda: iter([b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"]), "nothing": lambda: iter([]),
     }  # fmt: skip
     for name, answer in kinds.items():
@@ -113,4 +150,10 @@ def run(root: Path, *, clips: int, width: int = 512, window: int = 16, timeout_s
         with sources.one(f"shown: {text}"):
             assert not any(secret in artifacts.one_line(text) for secret in SECRETS), artifacts.one_line(text)
     assert threading.active_count() < 100
-    return [memory, sources]
+    return [memory, filmed, sources]
+
+
+def _is_flat(tally: Tally, found: tuple[float, float]) -> None:
+    rise, half = found
+    tally.outcomes[f"bytes a clip, ± {half:.0f}"] = round(rise)
+    assert rise - half < 2000, f"{rise:.0f} ± {half:.0f} bytes a clip"
