@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+import threading
 import time
 from html.parser import HTMLParser
 
@@ -115,6 +116,21 @@ def test_what_is_kept_of_a_live_stream_is_bounded():
     assert len(found.events) == cascade.KEPT_EVENTS and found.cost()["alarms"] == 300
     assert len(found.reel.kept) <= 4 * (4 + 2 + 4 * 0.5) + 1 and found.rows.maxlen == watch.KEPT_SCORES
     assert len(found.strip) <= player.THUMBS
+
+
+def test_a_slow_receiver_neither_fills_memory_nor_holds_up_the_end(monkeypatch):
+    monkeypatch.setattr(cascade, "LAST_SENDS_S", 0.1)
+    gate, sent = threading.Event(), []
+
+    def slow(message):
+        gate.wait(20)
+        sent.append(message)
+
+    found = looked(cascade.AnalysisPlan(merge_s=2.0, pad_s=0.5, window_s=4.0), [0.9, 0, 0, 0] * 300, live=True, send=slow)
+    gate.set()
+    assert (
+        len(found.sending) <= cascade.UNSENT and found.cost()["not_sent"] >= 299 - len(sent) - 1 and found.cost()["alarms"] == 300
+    )
 
 
 def test_a_service_that_fails_does_not_end_the_stream(service):

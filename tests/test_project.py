@@ -13,7 +13,8 @@ import yaml
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+TOML = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT, BUILD = TOML["project"], TOML["build-system"]["requires"]
 
 
 def names(requirements):
@@ -51,6 +52,15 @@ def test_decord_is_asked_for_only_where_it_has_a_wheel():
     machines |= {("linux", "aarch64"): False, ("win32", "ARM64"): False}
     for (system, machine), wanted in machines.items():
         assert marker.evaluate({"sys_platform": system, "platform_machine": machine}) == wanted, (system, machine)
+
+
+def test_what_builds_and_checks_is_pinned_and_the_lock_holds_hashes():
+    text = (ROOT / "Makefile").read_text()
+    assert BUILD and all(re.fullmatch(r"[\w-]+==[\w.]+", requirement) for requirement in BUILD)
+    tools = re.search(r"\.audit/bin/pip install --quiet (.+)", text)[1].split()
+    assert {tool.split("==")[0] for tool in tools} == {"uv", "pip-audit"} and all("==" in tool for tool in tools)
+    assert re.search(r"uv pip compile pyproject.toml .*--constraint constraints.txt .*--generate-hashes", text)
+    assert "pip-audit --requirement requirements.lock --no-deps --disable-pip --strict" in text  # strict: silence is no answer
 
 
 def test_the_makefile_explains_every_target():

@@ -88,6 +88,27 @@ def reads_raw(call: ast.Call) -> bool:
     return ".".join(parts[-2:]) in RAW or parts[-1] in RAW - {"loads"}
 
 
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_text_is_read_and_written_in_utf8_on_every_system(module):
+    """A call of open, read_text or write_text says its encoding, or is of bytes."""
+    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute | ast.Name):
+            continue
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
+        of = getattr(getattr(node.func, "value", None), "id", "")
+        words = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
+        opens = (
+            name == "open"
+            and of not in ("av", "Image", "archive", "tarfile")
+            and all(isinstance(w, str) and "b" not in w for w in words)
+        )
+        if of == "artifacts" or not (
+            name in ("read_text", "write_text") and isinstance(node.func, ast.Attribute) or opens and words
+        ):
+            continue
+        assert any(k.arg == "encoding" for k in node.keywords), f"{module}, line {node.lineno}: {ast.unparse(node)[:80]}"
+
+
 @pytest.mark.parametrize("module", [name for name in MODULES if name not in DOORS])
 def test_files_are_read_through_one_reader_for_each_format(module):
     tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))

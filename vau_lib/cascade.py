@@ -8,7 +8,7 @@
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -25,6 +25,7 @@ ALLOWED = 0.05  # fraction of the normal validation videos that may reach the th
 REEL_FPS, REEL_SIDE = 10.0, 768  # frames kept for the language model: at most so many a second, so large
 KEPT_EVENTS, KEPT_DELAYS = 200, 10_000
 BEHIND = 4  # events that may wait for the language model of a live source; more are not explained
+UNSENT, LAST_SENDS_S = 100, 30.0  # messages of a live source that may wait to be sent, and how long the last are waited for
 SYNTHETIC = ("synthetic", "smoke")  # data sets of drawn videos, as the folders of detectors name them
 Send = Callable[[dict], None]
 
@@ -197,6 +198,7 @@ class Cascade:
         self.open, self.seconds, self.model_s, self.began = None, 0.0, 0.0, time.perf_counter()
         self.workers = {name: ThreadPoolExecutor(1) for name in ("model", "send")} if live else {}
         self.waiting: list[Future] = []
+        self.sending: list[Future] = []
 
     def frames(self, source: Iterable[tuple[float, np.ndarray]]) -> Iterator[tuple[float, np.ndarray]]:
         """Pass (second, frame) on and keep what is shown later."""
@@ -224,8 +226,10 @@ class Cascade:
         """End the last event and wait for what is still asked."""
         if self.open:
             self._close()
-        for pool in self.workers.values():
-            pool.shutdown(wait=True)
+        for name, pool in self.workers.items():
+            if name == "send":  # a slow receiver, each of whose messages takes its time-out, holds nothing up for ever
+                self.counts["unsent"] += sum(not job.done() for job in wait(self.sending, timeout=LAST_SENDS_S).not_done)
+            pool.shutdown(wait=name != "send", cancel_futures=True)
 
     def _hot(self, start: float, end: float, known: float, score: float, computed: float) -> None:
         event = self.open
@@ -285,10 +289,14 @@ class Cascade:
     def _tell(self, message: dict) -> None:
         if self.send is None:
             return
-        if self.live:
-            self.workers["send"].submit(self.send, message)
-        else:
+        if not self.live:
             self.send(message)
+            return
+        self.sending = [job for job in self.sending if not job.done()]
+        if len(self.sending) >= UNSENT:
+            self.counts["unsent"] += 1
+            return
+        self.sending.append(self.workers["send"].submit(self.send, message))
 
     def cost(self) -> dict:
         """Return what the stream took and how late it was: seconds, share of the language model, alarms an hour, delays."""
@@ -299,7 +307,7 @@ class Cascade:
             "language_model_s": round(self.model_s, 2), "language_model_share_of_time": round(self.model_s / max(wall, 1e-9), 4),
             "language_model_share_of_video": round(self.model_s / max(self.seconds, 1e-9), 4), "alarms": self.counts["events"],
             "alarms_per_hour": round(self.counts["events"] / hours, 2), "judged": counts if self.vlm is not None else None,
-            "not_explained": self.counts["unexplained"],
+            "not_explained": self.counts["unexplained"], "not_sent": self.counts["unsent"],
         }  # fmt: skip
         for name, values in (("alarm_delay", self.delays), ("explained_after", self.explained)):
             for share in (50, 99) if values else ():

@@ -14,6 +14,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -189,35 +190,40 @@ def guard(
         cluster: `workers`, and `num_gpus` and `address` of engine "ray".
 
     Raises ValueError where there is nothing to watch, for a keep ratio outside (0, 1] and for prompts beyond the model's
-    context; VideoError for a single video that cannot be read; StoreError where `out` cannot be written or is of another model.
+    context; VideoError for a single video that cannot be read; StoreError where `out` cannot be written, is of another model, or
+    another run writes it.
     """
     plan, videos = plan or GuardPlan(), sources(source)
     _check_plan(vlm, plan, chooser, stream)
     check_writable(out)
-    wanted = asked(vlm, plan, chooser)
-    before = _read_rows(out)
-    if others := sorted({str(row.get("model")) for row in before} - {vlm.label}):
-        raise artifacts.StoreError(f"{out} holds answers of {'; '.join(others)}; these would be of {vlm.label}: take another file")
-    done = {row["id"]: row for row in before if row.get("asked") == wanted}
-    left = [(name, path) for name, path in videos if not _is_done(done.get(name), path, retry)]
-    batches = [dict(left[start : start + plan.batch_size]) for start in range(0, len(left), plan.batch_size)]
-    if engine != "serial" or cluster:
-        answered = _answered_by_workers(vlm, batches, plan, chooser, loading, engine=engine, **cluster)
-    else:
-        hidden = not progress or stream is not None
-        answered = _answered_here(vlm, batches, plan, chooser, stream, log, hidden=hidden, alone=len(videos) == 1)
-    failures = 0
-    for row in answered:
-        row["asked"] = wanted
-        done[row["id"]] = row
-        if out is not None:
-            artifacts.append_json_line(out, row)
-        failures = failures + 1 if row["error"] and isinstance(vlm, clients.Endpoint) else 0
-        if failures == FAILURES < len(left):
-            raise clients.AnswerError(f"{FAILURES} videos in a row failed, the last: {row['error']}")
-    if (broken := sum(bool(done[name]["error"]) for name, _ in videos)) and log is not None:
-        log(f"{broken} of {len(videos)} videos have an error; --retry asks them again")
-    return [done[name] for name, _ in videos]
+    # two runs at once would ask, and pay a service for, everything twice
+    with artifacts.only_one(Path(out).with_name(f".{Path(out).name}.lock")) if out is not None else nullcontext():
+        wanted = asked(vlm, plan, chooser)
+        before = _read_rows(out)
+        if others := sorted({str(row.get("model")) for row in before} - {vlm.label}):
+            raise artifacts.StoreError(
+                f"{out} holds answers of {'; '.join(others)}; these would be of {vlm.label}: take another file"
+            )
+        done = {row["id"]: row for row in before if row.get("asked") == wanted}
+        left = [(name, path) for name, path in videos if not _is_done(done.get(name), path, retry)]
+        batches = [dict(left[start : start + plan.batch_size]) for start in range(0, len(left), plan.batch_size)]
+        if engine != "serial" or cluster:
+            answered = _answered_by_workers(vlm, batches, plan, chooser, loading, engine=engine, **cluster)
+        else:
+            hidden = not progress or stream is not None
+            answered = _answered_here(vlm, batches, plan, chooser, stream, log, hidden=hidden, alone=len(videos) == 1)
+        failures = 0
+        for row in answered:
+            row["asked"] = wanted
+            done[row["id"]] = row
+            if out is not None:
+                artifacts.append_json_line(out, row)
+            failures = failures + 1 if row["error"] and isinstance(vlm, clients.Endpoint) else 0
+            if failures == FAILURES < len(left):
+                raise clients.AnswerError(f"{FAILURES} videos in a row failed, the last: {row['error']}")
+        if (broken := sum(bool(done[name]["error"]) for name, _ in videos)) and log is not None:
+            log(f"{broken} of {len(videos)} videos have an error; --retry asks them again")
+        return [done[name] for name, _ in videos]
 
 
 def _answered_here(vlm, batches, plan, chooser, stream, log, *, hidden: bool, alone: bool) -> Iterator[dict]:

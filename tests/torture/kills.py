@@ -73,9 +73,10 @@ def jobs(root: Path) -> tuple[dict[str, Job], list]:
 
     def rows_of(folder: Path) -> None:
         path = folder / "rows.jsonl"
-        done = [row["n"] for _, row in artifacts.json_lines(path, cut_off=True)] if path.is_file() else []
-        for n in range(len(done), 60):
-            artifacts.append_json_line(path, {"n": n, "text": "x" * 200})
+        with artifacts.only_one(folder / ".lock"):
+            done = [row["n"] for _, row in artifacts.json_lines(path, cut_off=True)] if path.is_file() else []
+            for n in range(len(done), 60):
+                artifacts.append_json_line(path, {"n": n, "text": "x" * 200})
 
     def watch(folder: Path) -> None:
         service = clients.Endpoint(chat.url, "m", timeout_s=20)

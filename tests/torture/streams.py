@@ -50,7 +50,7 @@ def features(*, width: int, window: int):
 
 
 def camera(data: bytes, width: int):
-    """Yield a camera's clips without end, from its bytes to what watch and analyse keep: decoder, XFeat, LSHMA, events, pictures."""
+    """Yield a camera's clips without end, from its bytes to what watch and analyse keep: decoder, XFeat, LSHMA, events."""
     server = RawServer(lambda: itertools.chain([HEAD], itertools.repeat(data)))
     encoder, rng = xfeat.XFeatEncoder("random", side=64), np.random.default_rng(0)
     fitted = preprocessing.Preprocessing.fit({"a": rng.random((40, width))}, steps=None, temporal_difference=True)

@@ -11,6 +11,7 @@ import gc
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -308,8 +309,10 @@ def fit(
     video_auc and video_ap (ROC-AUC and PR-AUC) of train_ and val_, measured in eval mode without noise; train_ of at most
     TRAIN_CURVE training videos spread evenly over their names.
     """
-    with TemporaryDirectory() as scratch:
+    with TemporaryDirectory() as scratch, ExitStack() as held:
         out = _common_folder(Path(folder or scratch))
+        if int(os.environ.get("RANK", "0")) == 0:
+            held.enter_context(artifacts.only_one(out / ".lock"))
         engine = _Engine(
             model=model,
             objective=objective,

@@ -200,7 +200,7 @@ def resident_bytes() -> int:
     """Return the memory this process holds now; where the system does not say, the most it has held."""
     held = Path("/proc/self/statm")  # sizes in pages: total, resident, ...
     if held.exists():
-        return int(held.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        return int(held.read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
     import resource  # not on every system
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS

@@ -18,7 +18,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -289,11 +289,13 @@ def fit(
     def places(part: str) -> Dataset:  # TRL prepares text and lone images; a sample's frames are read by our collator
         return Dataset.from_dict({"part": [part] * len(parts[part]), "place": range(len(parts[part]))})
 
-    with TemporaryDirectory() as scratch, _plain_forward(vlm.model):
+    with TemporaryDirectory() as scratch, _plain_forward(vlm.model), ExitStack() as held:
         settings = training_arguments(folder or scratch, plan, progress, evaluate=val is not None, save=folder is not None)
         if expect_processes not in (None, settings.world_size):
             raise RuntimeError(f"{settings.world_size} processes train together, {expect_processes} were asked for")
         if folder is not None:
+            if settings.should_save:
+                held.enter_context(artifacts.only_one(Path(folder) / ".lock"))
             _claim(folder, vlm, train, plan, facts or {}, write=settings.should_save)
         trainer = _Trainer(
             vlm.model,

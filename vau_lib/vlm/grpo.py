@@ -17,7 +17,7 @@ Sources: DeepSeekMath (GRPO), arXiv 2402.03300, Eq. 3 and 4; Dr. GRPO, arXiv 250
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -160,6 +160,11 @@ def train(
     weights = [part for part in vlm.model.parameters() if part.requires_grad]
     if not weights:
         raise ValueError(f"nothing to train: every weight of {vlm.name} is frozen")
+    with artifacts.only_one(Path(folder) / ".lock") if folder else nullcontext():
+        return _train(vlm, prompts, reward, weights, plan, bonus, folder, train_vision, progress)
+
+
+def _train(vlm, prompts, reward, weights, plan: GRPOPlan, bonus, folder, train_vision: bool, progress: bool) -> pd.DataFrame:
     optimiser = torch.optim.AdamW(weights, lr=plan.learning_rate, weight_decay=0.0)
     rows, first, start = _resume(folder, plan, weights, optimiser)
     if not rows:
