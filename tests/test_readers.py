@@ -97,14 +97,9 @@ def test_text_is_read_and_written_in_utf8_on_every_system(module):
         name = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
         of = getattr(getattr(node.func, "value", None), "id", "")
         words = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
-        opens = (
-            name == "open"
-            and of not in ("av", "Image", "archive", "tarfile")
-            and all(isinstance(w, str) and "b" not in w for w in words)
-        )
-        if of == "artifacts" or not (
-            name in ("read_text", "write_text") and isinstance(node.func, ast.Attribute) or opens and words
-        ):
+        foreign = of in ("av", "Image", "archive", "tarfile", "artifacts")  # open other things than text
+        opens = name == "open" and words and all(isinstance(word, str) and "b" not in word for word in words)
+        if foreign or not (opens or (name in ("read_text", "write_text") and isinstance(node.func, ast.Attribute))):
             continue
         assert any(k.arg == "encoding" for k in node.keywords), f"{module}, line {node.lineno}: {ast.unparse(node)[:80]}"
 
