@@ -29,6 +29,17 @@ def vau(*words):
     return CliRunner().invoke(cli.app, words)
 
 
+def test_a_table_of_a_strangers_copy_holds_no_formula(project):
+    cell = {"cell_type": "code", "source": "x", "metadata": {}, "execution_count": 1}
+    data = {notebook_runs.RECORD: {"note": "=cmd|'/c calc'!A1"}}
+    cell["outputs"] = [{"output_type": "display_data", "metadata": {}, "data": data}]
+    copies = notebook_runs.copies("tiny")
+    copies.mkdir(parents=True)
+    (copies / "01_first.ipynb").write_text(json.dumps({"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
+    assert vau("table", "--csv", str(project / "t.csv")).exit_code == 0
+    assert "'=cmd" in (project / "t.csv").read_text() and ",=cmd" not in (project / "t.csv").read_text()
+
+
 def test_no_command_hides_another_of_its_name():
     """Of two commands of one name the later one wins, silently: it happened to `vau export`."""
     apps = [cli.app, *(group.typer_instance for group in cli.app.registered_groups)]

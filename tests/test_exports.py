@@ -102,6 +102,20 @@ def test_a_network_with_other_numbers_is_not_written(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_an_export_that_was_stopped_does_not_stand_under_the_name_of_the_one_before(tmp_path, monkeypatch):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    trained_detector.save(tmp_path / "new", detector(lshma_state.LSHMAConfig.xd(width=WIDTH)), facts={"features": {}})
+    for name in ("network.onnx", "network.xml", "made_by.json"):
+        (tmp_path / "out").mkdir(exist_ok=True)
+        (tmp_path / "out" / name).write_text("{}")
+    monkeypatch.setattr(runtimes, "write_onnx", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        exports.export(tmp_path / "new", tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+
+
 def test_a_runtime_that_is_none_and_a_file_that_is_none_are_named(tmp_path):
     (tmp_path / "x.onnx").write_bytes(b"no network")
     with pytest.raises(ValueError, match="runtime must be torch, onnx or openvino, got 'tensorrt'"):

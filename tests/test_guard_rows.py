@@ -76,6 +76,16 @@ def test_the_tower_reads_few_moments_at_a_low_keep_ratio(qwen, folder):
         watch(qwen, folder, plan=replace(PLAN, token_rule="many"))
 
 
+def test_the_same_model_trained_anew_is_asked_again(folder, tmp_path):
+    vlm = tiny_vlm.tiny("qwen2_5_vl", sizes=tiny_vlm.TinySizes(width=32, vision_width=32, text_layers=1, vision_layers=1))
+    plan, ask = guard.GuardPlan(num_frames=2, max_new_tokens=2), guard.asked
+    before = ask(vlm, plan)
+    assert ask(vlm, plan) == before == ask(vlm.replace(model=vlm.model.to(torch.float32)), plan)
+    with torch.no_grad():
+        vlm.model.lm_head.weight.add_(0.5)
+    assert {key for key, value in ask(vlm, plan).items() if before[key] != value} == {"weights"}
+
+
 def test_a_file_of_another_models_answers_is_refused(qwen, folder, tmp_path):
     out = tmp_path / "rows.jsonl"
     watch(qwen, folder, out)

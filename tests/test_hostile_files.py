@@ -3,6 +3,8 @@
 import io
 import json
 import os
+import shutil
+import signal
 import struct
 import sys
 import zipfile
@@ -213,6 +215,26 @@ def bad_pictures(folder: Path) -> dict[str, bytes]:
         "text": b"hello",
         "empty": b"",
     }
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with names")
+def test_a_pipe_is_waited_for_by_nobody(tmp_path, clip):
+    for name in ("a.mp4", "x.npy", "x.npz", "x.json", "x.safetensors"):
+        os.mkfifo(tmp_path / name)
+    shutil.copy(clip, tmp_path / "good.mp4")
+    reads = {"a.mp4": [video.probe, lambda path: next(video.live(path)), artifacts.sha256], "x.json": [artifacts.read_json],
+             "x.npy": [artifacts.load_array], "x.npz": [artifacts.load_arrays], "x.safetensors": [checkpoints.load_weights]}  # fmt: skip
+    signal.alarm(20)
+    try:
+        for name, functions in reads.items():
+            for read in functions:
+                with pytest.raises((ValueError, OSError)) as caught:
+                    read(tmp_path / name)
+                assert one_line(caught.value)
+        found = [records.VideoRecord(name, f"{name}.mp4", "own", "test", 0) for name in ("a", "good")]
+        assert len(extraction.extract(found, tmp_path, tmp_path / "rows", RECIPE).skipped) == 1
+    finally:
+        signal.alarm(0)
 
 
 @pytest.mark.parametrize("kind", ["cut", "crc", "bomb", "size", "text", "empty"])

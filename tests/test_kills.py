@@ -114,6 +114,37 @@ def test_the_model_before_stands_until_the_new_one_does(step, tmp_path, monkeypa
     assert (tmp_path / "model" / "weights").read_text() == "new"
 
 
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from vau_lib.vlm import models
+replace, calls, folder = os.replace, [], Path(sys.argv[1])
+def dying(source, target):
+    if len(calls) == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    calls.append(target)
+    replace(source, target)
+os.replace = dying
+with models.new_folder(folder / "model") as scratch:
+    (scratch / "weights").write_text("new")
+    (scratch / "made_by.json").write_text("{}")
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
+def test_a_model_whose_successor_was_killed_is_there_and_nothing_else(tmp_path):
+    """Killed between the two renames the old one has no name; the next process that looks gives it back."""
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "weights").write_text("old")
+    (model / "made_by.json").write_text("{}")
+    assert subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), "1"]).returncode < 0
+    assert not model.exists() and len(list(tmp_path.iterdir())) == 2
+    artifacts.sweep.cache_clear()
+    artifacts.sweep(str(tmp_path))
+    assert (model / "weights").read_text() == "old" and [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
 RUN = """
 import sys
 from vau_lib.workspace import notebook_runs

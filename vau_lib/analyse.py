@@ -259,12 +259,13 @@ def analyse_folder(
     folder, plan, rows = Path(folder), plan or AnalysisPlan(), []
     made = artifacts.sha256(detector.folder / "model.safetensors")[:16]
     label = "none" if vlm is None else vlm.label
+    weights = models.fingerprint(vlm.model) if isinstance(vlm, models.VLM) else ""
     for name, path in guard.sources(where):
         plain = "".join(letter if letter.isascii() and letter.isalnum() or letter in "-_" else "_" for letter in Path(name).stem)
         place = folder / f"{plain[:60]}_{hashlib.sha256(name.encode(errors='surrogateescape')).hexdigest()[:6]}"
         asked = {
             "id": name, "video_sha256": guard.video_digest(path), "detector_sha256": made, "threshold": detector.threshold,
-            "language_model": label, "plan": asdict(plan), "events": events, "seconds": seconds,
+            "language_model": label, "language_model_weights": weights, "plan": asdict(plan), "events": events, "seconds": seconds,
         }  # fmt: skip
         try:
             done = _done(place, asked)

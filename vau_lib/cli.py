@@ -256,8 +256,7 @@ def evaluate(
     for note in notes:
         typer.echo(f"note: {note}")
     if out:
-        with artifacts.replacing(out) as temporary:
-            table.to_csv(temporary, index=False)
+        artifacts.write_table(out, table)
         typer.echo(f"{out}: {len(table)} rows")
 
 
@@ -307,8 +306,7 @@ def table(
     """Show one row per executed notebook: changed parameters, metrics, seconds, where it failed, commit."""
     rows = notebook_runs.table(preset)
     if csv:
-        with artifacts.replacing(csv) as temporary:
-            rows.to_csv(temporary, index=False)
+        artifacts.write_table(csv, rows)
         typer.echo(f"{csv}: {len(rows)} rows")
         return
     for name, part in rows.groupby("notebook"):  # each notebook measures other things

@@ -251,11 +251,13 @@ def _answers(loading: Loading, plan: GuardPlan, batch: dict[str, Path]) -> list[
 
 
 def asked(vlm: models.VLM | clients.Endpoint, plan: GuardPlan, chooser: FrameChooser | None = None) -> dict:
-    """Return what an answer depends on besides the video: model, question (its hash), input, length."""
+    """Return what an answer depends on besides the video: model with its weights, question (its hash), input, length."""
     settings = asdict(plan) | {"model": vlm.label, "question_sha256": _digest(_question(vlm, plan).encode())}
     settings |= {"num_frames": _num_frames(vlm, plan), "scorer": chooser.label if chooser else ""}
     if plan.as_video:
         settings |= asdict(_video_plan(vlm, plan))
+    if isinstance(vlm, models.VLM):  # another training has the same name
+        settings["weights"] = models.fingerprint(vlm.model)
     left_out = {"batch_size", "question"} | ({"token_rule"} if plan.keep_ratio == 1 else set())
     return {key: value for key, value in sorted(settings.items()) if key not in left_out}
 

@@ -14,7 +14,6 @@ import shutil
 import socket
 import stat
 import tarfile
-import tempfile
 import threading
 import time
 import zipfile
@@ -274,8 +273,7 @@ def _agreed(missing: int | None) -> None:
 def new_folder(target: str | Path) -> Iterator[Path]:
     """Yield an empty folder beside `target`; on success it takes that name in one step, otherwise it is removed."""
     target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    temporary = artifacts.scratch_folder(target)
     try:
         yield temporary
         temporary.chmod(0o777 & ~_umask())  # mkdtemp makes folders private to the user; data sets are not

@@ -218,6 +218,8 @@ def export(folder: str | Path, out: str | Path) -> dict[str, float]:
     folder, out = Path(folder), Path(out)
     trained = trained_detector.load(folder, device="cpu")
     made = graph(trained)
+    for name in ("made_by.json", "config.json", NETWORK, "network.xml", "network.bin"):  # of another detector
+        (out / name).unlink(missing_ok=True)
     found = runtimes.write_onnx(made.module, made.example, made.outputs, out / NETWORK, free=made.free)
     artifacts.write_json(out / "config.json", artifacts.read_json(folder / "config.json"))
     _compare(trained, out, found)

@@ -375,6 +375,8 @@ def _claim(folder: Path, vlm: VLM, samples: InstructionSamples, plan: LoraPlan, 
     if artifacts.last_checkpoint(folder):
         artifacts.check_made_by(folder, **run)
     elif write:
+        for name in ("adapter_model.safetensors", "adapter_model.bin", "adapter_config.json"):  # of a run before
+            (Path(folder) / name).unlink(missing_ok=True)
         artifacts.write_made_by(folder, question=judgement_question(samples.rows), **run)
 
 

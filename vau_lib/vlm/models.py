@@ -7,13 +7,13 @@
 - a folder written by `save` holds made_by.json: the model's name, what its answers are worth, and the question it was tuned on
 """
 
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import mkdtemp
 
 import torch
 from torch import nn
@@ -24,6 +24,7 @@ from vau_lib.compression import pruning
 from vau_lib.workspace import artifacts
 
 FAMILIES = ("internvl", "qwen2_5_vl")  # there are tiny models of these
+FINGERPRINT_VALUES = 16  # of each tensor
 LOADED = (*FAMILIES, "qwen3_vl")  # with token pruning, but not reinforced so
 
 
@@ -97,6 +98,8 @@ def load(
 
     Raises StoreError where weights are missing or of another family, ValueError for what cannot run here.
     """
+    if not Path(name_or_path).exists() and Path(name_or_path).parent.is_dir():
+        artifacts.sweep(os.fspath(Path(name_or_path).parent))  # a kill may have taken its name
     source = dict(trust_remote_code=False, revision=revision, local_files_only=local_only)
     config = _config(name_or_path, source)
     family = config.model_type
@@ -224,6 +227,19 @@ def _quantised_on() -> set[str]:
     return set(getattr(bitsandbytes, "supported_torch_devices", ()))
 
 
+def fingerprint(model: nn.Module) -> str:
+    """Return a hash of a model's tensors: names, shapes and some values of each, so that another training has another."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(value.shape)}".encode())
+        if value.numel() and not value.is_meta:
+            some = value.detach().flatten()[:: max(1, value.numel() // FINGERPRINT_VALUES)]
+            digest.update(
+                some.to(torch.bfloat16).view(torch.int16).cpu().numpy().tobytes()
+            )  # alike on every device and in every dtype
+    return digest.hexdigest()[:16]
+
+
 def save(vlm: VLM, folder: str | Path, **facts: object) -> Path:
     """Write model, processor and made_by.json (with `facts`) as one folder that `load` reads, whole or not at all.
 
@@ -251,15 +267,14 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "made_by.json").is_file())):
         raise ValueError(f"{folder} exists and holds something else")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    scratch = artifacts.scratch_folder(folder)
     try:
         yield scratch
         _default_modes(scratch)
         if not folder.exists():
             os.replace(scratch, folder)
             return
-        old = Path(mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
+        old = artifacts.scratch_folder(folder, "old")
         try:
             os.replace(folder, old / folder.name)
             os.replace(scratch, folder)

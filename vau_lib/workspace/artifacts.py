@@ -13,6 +13,7 @@ import math
 import os
 import platform
 import re
+import shutil
 import subprocess
 import tempfile
 import traceback
@@ -98,7 +99,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path` (same suffix); on success it takes the place of `path` in one step."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(str(path.parent))
+    sweep(str(path.parent))
     handle, name = tempfile.mkstemp(prefix=f".{path.stem[:40]}-{HOST}.{os.getpid()}-", suffix=path.suffix, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
@@ -118,15 +119,34 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def scratch_folder(target: str | Path, kind: str = "") -> Path:
+    """Return a new folder beside `target`, for what will take its name or gives it up (`kind` "old"); `sweep` knows it."""
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    sweep(str(target.parent))
+    name = f".{target.name}-{kind and kind + '-'}{HOST}.{os.getpid()}-"
+    return Path(tempfile.mkdtemp(prefix=name, dir=target.parent))
+
+
 @cache
-def _sweep(folder: str) -> None:
-    """Remove what killed processes of this machine left in a folder, once a process: files of `replacing` that no name got."""
+def sweep(folder: str) -> None:
+    """Remove what killed processes of this machine left in a folder, once a process: files and folders that no name got.
+
+    What gave its name up for something that never came gets it back.
+    """
     if os.name != "posix":
         return  # there is no harmless way to ask whether a process lives
     for entry in list(os.scandir(folder)):
-        left = re.fullmatch(rf"\..*-{HOST}\.(\d+)-\w{{8}}(\..*)?", entry.name)
-        if left and int(left[1]) != os.getpid() and not _lives(int(left[1])):
+        left = re.fullmatch(rf"\..*?(-old)?-{HOST}\.(\d+)-\w{{8}}(\..*)?", entry.name)
+        if not left or int(left[2]) == os.getpid() or _lives(int(left[2])):
+            continue
+        if not entry.is_dir(follow_symlinks=False):
             Path(entry.path).unlink(missing_ok=True)
+            continue
+        for kept in Path(entry.path).iterdir() if left[1] else ():
+            if not (Path(folder) / kept.name).exists():
+                os.replace(kept, Path(folder) / kept.name)
+        shutil.rmtree(entry.path, ignore_errors=True)
 
 
 def _lives(pid: int) -> bool:
@@ -296,6 +316,12 @@ def _bytes(path: Path, what: str, limit: int) -> bytes:
         raise StoreError(f"{one_line(path)} cannot be read: {one_line(error)}") from error
 
 
+def _no_pipe(path: Path) -> None:
+    """Raise OSError for a pipe or a device: who opens one waits for ever."""
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path} is no file")
+
+
 @contextmanager
 def reading(path: str | Path, kind: type[Exception] = StoreError) -> Iterator[None]:
     """Turn what a well-formed file of another shape raises in this block (a missing key, a number for a list) into one line.
@@ -402,6 +428,7 @@ def load_array(path: str | Path) -> np.ndarray:
     path = Path(path)
     _last_read.set(path)
     try:
+        _no_pipe(path)
         size = path.stat().st_size
         with path.open("rb") as file:
             if file.read(2) == b"PK":  # an .npz is a zip file
@@ -434,6 +461,7 @@ def load_arrays(path: str | Path, *names: str) -> dict[str, np.ndarray]:
     path = Path(path)
     _last_read.set(path)
     try:
+        _no_pipe(path)
         with zipfile.ZipFile(path) as archive:
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
             if missing := [name for name in names if name not in members]:
@@ -497,6 +525,7 @@ def as_written(cell: object) -> object:
 
 def sha256(path: str | Path) -> str:
     """Return the file's sha256 in hex."""
+    _no_pipe(Path(path))
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
