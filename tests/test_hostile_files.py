@@ -222,8 +222,10 @@ def test_a_pipe_is_waited_for_by_nobody(tmp_path, clip):
     for name in ("a.mp4", "x.npy", "x.npz", "x.json", "x.safetensors"):
         os.mkfifo(tmp_path / name)
     shutil.copy(clip, tmp_path / "good.mp4")
-    reads = {"a.mp4": [video.probe, lambda path: next(video.live(path)), artifacts.sha256], "x.json": [artifacts.read_json],
-             "x.npy": [artifacts.load_array], "x.npz": [artifacts.load_arrays], "x.safetensors": [checkpoints.load_weights]}  # fmt: skip
+    reads = {
+        "a.mp4": [video.probe, lambda path: next(video.live(path)), artifacts.sha256], "x.json": [artifacts.read_json],
+        "x.npy": [artifacts.load_array], "x.npz": [artifacts.load_arrays], "x.safetensors": [checkpoints.load_weights],
+    }  # fmt: skip
     signal.alarm(20)
     try:
         for name, functions in reads.items():
