@@ -15,7 +15,7 @@ from vau_lib.detectors import experiments, preprocessing, trained_detector
 from vau_lib.detectors.memtsm import MemTSM, MemTSMConfig
 from vau_lib.features import checkpoints
 from vau_lib.vlm import models
-from vau_lib.workspace import artifacts
+from vau_lib.workspace import artifacts, leftovers
 
 VIDEOS = [VideoRecord(name, f"{name}.mp4", "own", split, k % 2) for k, (name, split) in enumerate([("a", "val"), ("b", "test")])]
 FEATURES = {name: np.random.default_rng(k).random((40, 128), dtype=np.float32) for k, name in enumerate("ab")}
@@ -140,8 +140,8 @@ def test_a_model_whose_successor_was_killed_is_there_and_nothing_else(tmp_path):
     (model / "made_by.json").write_text("{}")
     assert subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), "1"]).returncode < 0
     assert not model.exists() and len(list(tmp_path.iterdir())) == 2
-    artifacts.sweep.cache_clear()
-    artifacts.sweep(str(tmp_path))
+    leftovers.sweep.cache_clear()
+    leftovers.sweep(str(tmp_path))
     assert (model / "weights").read_text() == "old" and [path.name for path in tmp_path.iterdir()] == ["model"]
 
 

@@ -27,7 +27,7 @@ from urllib.request import HTTPHandler, HTTPRedirectHandler, HTTPSHandler, Reque
 
 from tqdm.auto import tqdm
 
-from vau_lib.workspace import artifacts
+from vau_lib.workspace import artifacts, leftovers
 
 CHUNK = 1 << 20  # bytes read at a time
 PASSING = {408, 429, 500, 502, 503, 504}  # answers that may be another one later
@@ -273,7 +273,7 @@ def _agreed(missing: int | None) -> None:
 def new_folder(target: str | Path) -> Iterator[Path]:
     """Yield an empty folder beside `target`; on success it takes that name in one step, otherwise it is removed."""
     target = Path(target)
-    temporary = artifacts.scratch_folder(target)
+    temporary = leftovers.folder_beside(target)
     try:
         yield temporary
         temporary.chmod(0o777 & ~_umask())  # mkdtemp makes folders private to the user; data sets are not

@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 from transformers.utils import is_bitsandbytes_available, is_flash_attn_2_available
 
 from vau_lib.compression import pruning
-from vau_lib.workspace import artifacts
+from vau_lib.workspace import artifacts, leftovers
 
 FAMILIES = ("internvl", "qwen2_5_vl")  # there are tiny models of these
 FINGERPRINT_VALUES = 16  # of each tensor
@@ -99,7 +99,7 @@ def load(
     Raises StoreError where weights are missing or of another family, ValueError for what cannot run here.
     """
     if not Path(name_or_path).exists() and Path(name_or_path).parent.is_dir():
-        artifacts.sweep(os.fspath(Path(name_or_path).parent))  # a kill may have taken its name
+        leftovers.sweep(os.fspath(Path(name_or_path).parent))  # a kill may have taken its name
     source = dict(trust_remote_code=False, revision=revision, local_files_only=local_only)
     config = _config(name_or_path, source)
     family = config.model_type
@@ -267,14 +267,14 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "made_by.json").is_file())):
         raise ValueError(f"{folder} exists and holds something else")
-    scratch = artifacts.scratch_folder(folder)
+    scratch = leftovers.folder_beside(folder)
     try:
         yield scratch
         _default_modes(scratch)
         if not folder.exists():
             os.replace(scratch, folder)
             return
-        old = artifacts.scratch_folder(folder, "old")
+        old = leftovers.folder_beside(folder, "old")
         try:
             os.replace(folder, old / folder.name)
             os.replace(scratch, folder)

@@ -11,9 +11,7 @@ import inspect
 import json
 import math
 import os
-import platform
 import re
-import shutil
 import subprocess
 import tempfile
 import traceback
@@ -31,6 +29,8 @@ import filelock
 import numpy as np
 import yaml
 
+from vau_lib.workspace import leftovers
+
 ADDRESS = re.compile(r"""(?<![a-z0-9+.-])[a-z][a-z0-9+.-]*://(?:[^\s"'<>`]|'(?=\w))+""", re.I)
 # a password with a blank in it, or after one slash too few; user:password@host without a scheme
 SPOKEN = re.compile(r"((?<![a-z0-9+.-])[a-z][a-z0-9+.-]*:/{1,3})[^\s/?#@:\[]*:(?!\d+(?:[/\s?#]|$))[^@]{0,64}?@(?=[\w.\[])", re.I)
@@ -39,7 +39,6 @@ SECRET = re.compile(r"pass|pwd|token|secret|key|auth|user|login|account|credenti
 MAX_DEPTH = 100  # levels of lists and objects in a document; ours have about ten
 MAX_JSON, MAX_YAML, MAX_NPZ = 2**31, 2**20, 2**33  # bytes of a document, and of an archive's arrays when unpacked
 FORMULA = r"'*[=+\-@\t\n]"  # how a cell begins that a spreadsheet runs, and one that was quoted for it
-HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:6]  # a folder may be on the disk of several machines
 PLAIN = "biufcSUMm"  # kinds of numpy types that hold no Python object
 READERS: dict[str, Callable] = {}  # every function that reads what others wrote, "room.module.function": see `reader`
 MAKERS = {"features": "03 (05 for CLIP and other picture encoders)", "memtsm": "04", "lshma": "06", "ats": "07", "vlm": "09"}
@@ -99,8 +98,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path` (same suffix); on success it takes the place of `path` in one step."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    sweep(str(path.parent))
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem[:40]}-{HOST}.{os.getpid()}-", suffix=path.suffix, dir=path.parent)
+    leftovers.sweep(str(path.parent))
+    handle, name = tempfile.mkstemp(
+        prefix=f".{path.stem[:40]}-{leftovers.HOST}.{os.getpid()}-", suffix=path.suffix, dir=path.parent
+    )
     os.close(handle)
     temporary = Path(name)
     try:
@@ -117,46 +118,6 @@ def replacing(path: str | Path) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def scratch_folder(target: str | Path, kind: str = "") -> Path:
-    """Return a new folder beside `target`, for what will take its name or gives it up (`kind` "old"); `sweep` knows it."""
-    target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    sweep(str(target.parent))
-    name = f".{target.name}-{kind and kind + '-'}{HOST}.{os.getpid()}-"
-    return Path(tempfile.mkdtemp(prefix=name, dir=target.parent))
-
-
-@cache
-def sweep(folder: str) -> None:
-    """Remove what killed processes of this machine left in a folder, once a process: files and folders that no name got.
-
-    What gave its name up for something that never came gets it back.
-    """
-    if os.name != "posix":
-        return  # there is no harmless way to ask whether a process lives
-    for entry in list(os.scandir(folder)):
-        left = re.fullmatch(rf"\..*?(-old)?-{HOST}\.(\d+)-\w{{8}}(\..*)?", entry.name)
-        if not left or int(left[2]) == os.getpid() or _lives(int(left[2])):
-            continue
-        if not entry.is_dir(follow_symlinks=False):
-            Path(entry.path).unlink(missing_ok=True)
-            continue
-        for kept in Path(entry.path).iterdir() if left[1] else ():
-            if not (Path(folder) / kept.name).exists():
-                os.replace(kept, Path(folder) / kept.name)
-        shutil.rmtree(entry.path, ignore_errors=True)
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # another user's
-        pass
-    return True
 
 
 def write_json(path: str | Path, content: object) -> None:
