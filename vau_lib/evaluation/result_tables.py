@@ -237,7 +237,7 @@ def write_front(root: Path) -> str:
     text = artifacts.read_text(root / name)
     before, rest = text.split(begin)
     after = rest.split(end)[1]
-    text = before + begin + front_table(pd.read_csv(root / "data/results/demo/synthetic.csv")) + end + after
+    text = before + begin + front_table(formats.read_table(root / "data/results/demo/synthetic.csv")) + end + after
     with artifacts.replacing(root / name) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return text

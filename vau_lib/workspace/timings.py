@@ -105,10 +105,10 @@ def state(preset: str) -> list[Path]:
     for name, path in presets.notebooks().items():
         value = rounded(took[name[:2]])
         line = rf"(\*\*Time\*\*[^\n]*?\b{preset} )\d+ (?:s|min)\b"
-        texts[path] = re.sub(line, lambda found, value=value: found[1] + value, path.read_text(encoding="utf-8"))
+        texts[path] = re.sub(line, lambda found, value=value: found[1] + value, artifacts.read_text(path))
     readme = presets.project() / "README.md"
     if preset == "demo" and readme.is_file():
-        text = readme.read_text(encoding="utf-8")
+        text = artifacts.read_text(readme)
         texts[readme] = re.sub(r"(the demo took )\d+( minutes)", rf"\g<1>{took[WHOLE] / 60:.0f}\2", text)
     for path, text in texts.items():
         with artifacts.replacing(path) as temporary:
