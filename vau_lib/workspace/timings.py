@@ -98,7 +98,7 @@ def state(preset: str) -> list[Path]:
         raise RunError(f"{preset}: others used {timing.others:.0%} of the cores during the last run, more than {QUIET:.0%}")
     took = {name[:2]: round(value) for name, value in seconds(preset).items()} | {WHOLE: round(timing.wall_s)}
     file = presets.project() / "params" / "seconds.yaml"
-    stated = (artifacts.parse_yaml(file.read_bytes()) if file.is_file() else None) or {}
+    stated = (artifacts.read_yaml(file) if file.is_file() else None) or {}
     stated[preset] = took
     lines = [f"{name}:\n" + "".join(f'  "{key}": {value}\n' for key, value in part.items()) for name, part in stated.items()]
     texts = {file: HEADER + "".join(lines)}
