@@ -131,7 +131,7 @@ def accuracy(root: Path, splits: list[str]) -> pd.DataFrame:
     return pd.DataFrame(lines).assign(model=vlm.label)
 
 
-def choice(roots: list[Path], splits: list[str]) -> pd.DataFrame:
+def choice(roots: list[Path], splits: list[str], ratios: list[float]) -> pd.DataFrame:
     """Print and return the judgement per keep ratio and moments encoded, and its paired gap to the widest; over worlds."""
     vlm = models.load(presets.project() / "data" / "toy_models" / "near", dtype=torch.float32, local_only=True)
     plan = guard.GuardPlan(num_frames=2 * near_world.MOMENTS, as_video=True, max_new_tokens=24, batch_size=32)
@@ -146,7 +146,7 @@ def choice(roots: list[Path], splits: list[str]) -> pd.DataFrame:
         texts = [answer.text for batch in batches for answer in guard.ask(vlm, batch, asked)]
         return np.array([answer_parsing.parse_report(text)["anomaly"] for text in texts]) == labels
 
-    for ratio in (1.0, 0.5, 0.4, 0.3, 0.2, 0.1):
+    for ratio in ratios:
         widest = None
         for wide in ENCODED if ratio < 1 else ENCODED[:1]:
             found_right = right(replace(plan, keep_ratio=ratio, token_rule=str(wide))).astype(float)
@@ -168,6 +168,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=32)
     parser.add_argument("--pictures", action="store_true", help="frames as pictures too")
     parser.add_argument("--splits", default="test")
+    parser.add_argument("--ratios", nargs="*", type=float, default=[1.0, 0.5, 0.4, 0.3, 0.2, 0.1], help="keep ratios of the choice")
     parser.add_argument("--write", action="store_true", help="keep the table for RESULTS.md")
     options = parser.parse_args()
     if options.study == "time":
@@ -176,7 +177,7 @@ def main() -> None:
     else:
         torch.set_num_threads(1)
         roots, splits = [Path(root) for root in options.what], options.splits.split(",")
-        table = accuracy(roots[0], splits) if options.study == "accuracy" else choice(roots, splits)
+        table = accuracy(roots[0], splits) if options.study == "accuracy" else choice(roots, splits, options.ratios)
     if options.write:
         place = presets.project() / "data" / "results" / "studies" / "curves" / f"guard_{options.study}.csv"
         result_tables.write_curve(place, table.round(4))
