@@ -31,7 +31,7 @@ from vau_lib.workspace import presets
 from vau_lib.workspace.seeds import seed_everything
 
 SNIPPET, SIDE, ROUNDS = records.SNIPPET_FRAMES, 224, 3
-VIDEOS, SHORT, PLAIN = 32, 192, 5  # copies, frames of each, copies that the plain script reads
+VIDEOS, SHORT, PLAIN = 32, 192, 5  # copies, frames of each, times the plain script reads one
 
 
 def stock_rows(net, path: Path, num_frames: int) -> np.ndarray:
@@ -143,6 +143,23 @@ def network_share(encoder: xfeat.XFeatEncoder) -> None:
     print(f"  {flops / 1e9:.2f} GFLOP a frame in {ms:.2f} ms is {share:.0%} of a float32 matrix product's {peak:.0f} GFLOP/s")
 
 
+def compiling(found: str) -> None:
+    """Print what torch.compile costs once and saves a frame, and after how many frames it pays (`-p compiled=true`)."""
+    frames = 255 * torch.rand(SNIPPET, SIDE, SIDE)
+    plain, built = (xfeat.XFeatEncoder(found, bfloat16=False, device="cpu", compiled=compiled) for compiled in (False, True))
+    started = time.perf_counter()
+    try:
+        built.dense(frames)
+    except Exception as error:  # no compiler, or one that fails
+        print(f"  torch.compile: {str(error).splitlines()[0][:160]}")
+        return
+    once_s = time.perf_counter() - started
+    table = timing.interleaved({"plain": lambda: plain.dense(frames), "compiled": lambda: built.dense(frames)}, 8)
+    before, after = table["best_cpu_ms"] / SNIPPET
+    pays = f"pays after {once_s / (before - after) * 1e3:,.0f} frames" if after < before else "never pays"
+    print(f"  torch.compile: {once_s:.1f} s once, then {after:.2f} ms a frame instead of {before:.2f}: {pays}")
+
+
 def scale(path: Path, found: str, stock, folder: Path) -> pd.DataFrame:
     """Return wall and shares of 32 copies, by every way a user has: the plain script with all processors, then `vau extract`.
 
@@ -150,11 +167,8 @@ def scale(path: Path, found: str, stock, folder: Path) -> pd.DataFrame:
     """
     frames, threads = video.probe(path).num_frames, torch.get_num_threads()
     torch.set_num_threads(os.cpu_count())  # what torch takes by itself
-    stock_rows(stock, path, frames)
-    started = time.perf_counter()
-    for _ in range(PLAIN):
-        stock_rows(stock, path, frames)
-    plain = PLAIN * frames / (time.perf_counter() - started)
+    table = timing.interleaved({"stock": lambda: stock_rows(stock, path, frames)}, PLAIN, 1)
+    plain = 1e3 * frames / table["best_ms"].iloc[0]
     torch.set_num_threads(threads)
     print(f"  stock with {os.cpu_count()} threads: {plain:.1f} frames/s")
     copies = [records.VideoRecord(f"copy{n}", path.name, "bench", "train", 0) for n in range(VIDEOS)]
@@ -190,6 +204,7 @@ def main() -> None:
         print(table.round(3).to_string(index=False))
         result_tables.write_curve(studies / "extraction.csv", table.assign(load=timing.machine()).round(5))
         network_share(ours["ours, float32"])
+        compiling(found)
         if "--no-scale" not in sys.argv:
             result_tables.write_curve(studies / "extraction_workers.csv", scale(paths[0], found, stock.net, Path(folder)).round(3))
     print(f"{time.perf_counter() - started:.0f} s")

@@ -407,3 +407,13 @@ def test_a_folder_says_that_it_holds_local_change():
         encoder.encode_frames(pictures(2))
     with pytest.raises(ValueError, match="one of pooled, local_change, got 'mean'"):
         image_encoders.EfficientNetLiteEncoder("random", pooling="mean")
+
+
+def test_bfloat16_is_near_and_part_of_what_features_are(folders):
+    frames = pictures(5)
+    plain = image_encoders.CLIPEncoder(folders / "clip", device="cpu")
+    half = image_encoders.CLIPEncoder(folders / "clip", device="cpu", bfloat16=True)
+    (one, _), (other, _) = plain.encode_frames(frames), half.encode_frames(frames)
+    apart = float((one - other).norm() / one.norm())
+    assert 0 < apart < 0.02 and other.dtype == torch.float32
+    assert (plain.made_by()["bfloat16"], half.made_by()["bfloat16"]) == (None, True)

@@ -188,3 +188,15 @@ def test_gray_is_numpy_s_mean_to_the_bit():
     frame = np.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=np.uint8)
     for given in (frame, frame / 255):
         assert np.array_equal(xfeat.gray_of(given), given.mean(-1, dtype=np.float32))
+
+
+def test_a_compiled_network_gives_the_same_features(monkeypatch):
+    """By dynamo with its eager backend: building kernels takes half a minute."""
+    built, compiler = [], torch.compile
+    monkeypatch.setattr(torch, "compile", lambda network: built.append(network) or compiler(network, backend="eager"))
+    frames = np.random.default_rng(0).integers(0, 255, (19, 40, 52, 3), dtype=np.uint8)
+    options = {"side": 32, "bfloat16": False, "device": "cpu"}
+    plain = xfeat.XFeatEncoder("random", **options)
+    assert not built
+    np.testing.assert_allclose(xfeat.XFeatEncoder("random", **options, compiled=True)(frames), plain(frames), atol=1e-5)
+    assert len(built) == 1

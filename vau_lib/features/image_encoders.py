@@ -105,14 +105,15 @@ class CLIPEncoder(_StillEncoder):
     preprocessor_config.json. `weights` is None, or "random" (seeded; every result must then say so) with the sizes of
     `config`, a transformers vision config, else of the folder, else of ViT-B/16. Features average `crops`, 0 to 9 as in
     `crop`, a choice to make before any test; they are float16. StoreError when no weights can be had or a tensor is missing.
-    The computation runs on `device`, see `devices.choose`.
+    The computation runs on `device`, see `devices.choose`; `bfloat16` None means where it has it, which is part of what the
+    features are.
     """
 
     name, dtype = "clip", np.float16
 
     def __init__(
         self, model: str | Path = CLIP_MODEL, *, weights: str | None = None, config: object = None,
-        crops: Sequence[int] = (0,), drop_last: bool = True, device: str | torch.device = "auto",
+        crops: Sequence[int] = (0,), drop_last: bool = True, device: str | torch.device = "auto", bfloat16: bool | None = False,
     ):  # fmt: skip
         if weights not in (None, "random") or (config is not None and weights is None):
             raise ValueError(f'weights must be None, or "random" where a config is given, got {weights!r}')
@@ -129,6 +130,7 @@ class CLIPEncoder(_StillEncoder):
         self.width, self.side = int(getattr(self.net.config, width)), int(self.net.config.image_size)
         self.mean, self.std = standard if weights else _pixel_values(folder, standard)
         self.net = self.net.to(devices.choose(device))
+        self.bfloat16 = devices.has_bfloat16(self.device) if bfloat16 is None else bfloat16
 
     @torch.inference_mode()
     def encode_frames(self, frames: np.ndarray) -> tuple[Tensor, None]:
@@ -142,8 +144,9 @@ class CLIPEncoder(_StillEncoder):
             views = []
             for which in self.crops:
                 pixels = devices.placed(torch.from_numpy(crop(shrunk, which)), device).float() / 255  # (t, S, S, 3)
-                output = self.net(pixel_values=((pixels - mean) / std).permute(0, 3, 1, 2))
-                views.append(getattr(output, self._feature))  # (t, D)
+                with torch.autocast(device.type, torch.bfloat16) if self.bfloat16 else nullcontext():
+                    output = self.net(pixel_values=((pixels - mean) / std).permute(0, 3, 1, 2))
+                views.append(getattr(output, self._feature).float())  # (t, D)
             parts.append(torch.stack(views).mean(0).cpu())
         return torch.cat(parts), None
 
@@ -152,6 +155,7 @@ class CLIPEncoder(_StillEncoder):
         return {
             "encoder": self.name, "model": self.model, "weights_sha256": self.weights, "side": self.side,
             "pixels": [list(self.mean), list(self.std)], "crops": list(self.crops), "drop_last": self.drop_last,
+            "bfloat16": self.bfloat16 or None,  # None is float32, as in folders made before
         }  # fmt: skip
 
 

@@ -26,7 +26,7 @@ from vau_lib.features.checkpoints import find_weights, load_strictly, load_weigh
 from vau_lib.features.local_change import LAGS, TOP_FRACTION, check_options, local_change
 from vau_lib.workspace import artifacts, presets
 
-BATCH_FRAMES = 16  # frames per pass through the network; larger is slower on a CPU (page faults)
+BATCH_FRAMES, GPU_BATCH_FRAMES = 16, 128  # frames per pass through the network; larger is slower on a CPU (page faults)
 XFEAT_GRID = 32  # pixels; height and width must be multiples of it
 
 
@@ -51,14 +51,16 @@ class XFeatEncoder(devices.OnDevice):
         top_fraction: of the places, in (0, 1], for local change.
         device: where the network runs, see `devices.choose`.
         runtime: "torch", or "onnx" or "openvino" on the CPU: the network is exported once below data/models/exported.
+        compiled: let torch.compile build kernels of the network first; `benchmarks/extraction.py` prints after how many frames
+            that pays.
     """
 
-    name, ahead = "xfeat", 3 * BATCH_FRAMES  # frames decoded ahead of the network
+    name = "xfeat"
 
     def __init__(
         self, weights: str | Path | None = None, *, side: int = 224, bfloat16: bool | None = None,
         sampled_frames: int | None = None, pooling: str = "pooled", lags: Sequence[int] = LAGS, top_fraction: float = TOP_FRACTION,
-        device: str | torch.device = "auto", runtime: str = "torch",
+        device: str | torch.device = "auto", runtime: str = "torch", compiled: bool = False,
     ):  # fmt: skip
         check_options(pooling, lags, top_fraction)
         if pooling == "local_change" and sampled_frames is not None:
@@ -81,7 +83,9 @@ class XFeatEncoder(devices.OnDevice):
             load_strictly(self.net, load_weights(path), path)
             self.weights = artifacts.sha256(path)
         self.net = _folded(self.net).to(place, memory_format=torch.channels_last)
-        self._session = None
+        self.batch_frames = GPU_BATCH_FRAMES if self.on_gpu else BATCH_FRAMES
+        self.ahead = 3 * self.batch_frames  # frames decoded ahead of the network
+        self._session, self._run = None, torch.compile(self._network) if compiled else self._network
         if runtime != "torch":
             path = exported_path(self.weights, side)
             if not path.is_file():
@@ -101,7 +105,7 @@ class XFeatEncoder(devices.OnDevice):
             raise ValueError(f"frames must be (T, H, W[, 3]), H and W multiples of {XFEAT_GRID}, got {tuple(frames.shape)}")
         if self._session is not None and pixels.shape[1:] == (self.side, self.side):
             return torch.from_numpy(self._session(gray=pixels.float().numpy())["dense"])
-        return self._network(pixels)
+        return self._run(pixels)
 
     def _network(self, pixels: Tensor) -> Tensor:
         net = self.net
@@ -133,7 +137,7 @@ class XFeatEncoder(devices.OnDevice):
         if self.sampled_frames is not None and self.sampled_frames < snippet_frames:
             gray, snippet_frames = _spread(gray, snippet_frames, self.sampled_frames), self.sampled_frames
         past = None
-        for batch in chunks(gray, max(snippet_frames, BATCH_FRAMES // snippet_frames * snippet_frames)):
+        for batch in chunks(gray, max(snippet_frames, self.batch_frames // snippet_frames * snippet_frames)):
             rows, past = self._frame_rows(torch.stack(batch) if isinstance(batch[0], Tensor) else np.stack(batch), past)
             for first in range(0, len(batch), snippet_frames):
                 yield self._snippet_row(rows[first : first + snippet_frames])
@@ -149,7 +153,7 @@ class XFeatEncoder(devices.OnDevice):
     def _frame_rows(self, gray: np.ndarray | Tensor, past: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return what is kept of each frame of gray (T, H, W), (T, `width`), and the maps that later frames need."""
         rows = []
-        for part in resized(gray, self.side).split(BATCH_FRAMES):
+        for part in resized(gray, self.side).split(self.batch_frames):
             dense = self.dense(part)
             if self.pooling == "pooled":
                 rows.append(torch.cat(_pool(dense), dim=1))
