@@ -8,7 +8,7 @@ import torch
 from typer.testing import CliRunner
 
 from vau_lib import cli
-from vau_lib.detectors import anomaly_scorer, exports, lshma_state, memtsm, preprocessing, trained_detector
+from vau_lib.detectors import anomaly_scorer, exports, lshma, lshma_state, memtsm, preprocessing, trained_detector
 from vau_lib.features import runtimes, xfeat
 from vau_lib.workspace import artifacts
 
@@ -145,3 +145,21 @@ def test_the_command_says_what_it_wrote_and_how_far_it_is_off(tmp_path):
     assert said.exit_code == 0 and "network.onnx" in said.output and "largest difference from torch: onnx" in said.output
     said = CliRunner().invoke(cli.app, ["export", str(tmp_path / "nothing"), "--out", str(tmp_path / "out")])
     assert said.exit_code == 1 and said.output.startswith("vau: ")
+
+
+def test_eight_bit_weights_take_a_quarter_of_the_bytes_and_say_how_far_they_are_off(tmp_path):
+    config = lshma_state.LSHMAConfig.xd(width=128, exit_threshold=1.0)
+    torch.manual_seed(0)
+    rows = {"a": np.random.default_rng(0).normal(size=(64, 128)).astype(np.float32)}
+    fitted = preprocessing.Preprocessing.fit(rows, steps=None, temporal_difference=False)
+    trained = trained_detector.TrainedDetector(lshma.LSHMA(config).eval(), fitted, None)
+    trained_detector.save(tmp_path / "torch", trained)
+    words = ["export", str(tmp_path / "torch"), "--out"]
+    assert CliRunner().invoke(cli.app, [*words, str(tmp_path / "whole")]).exit_code == 0
+    said = CliRunner().invoke(cli.app, [*words, str(tmp_path / "few"), "--int8"])
+    sizes = [(tmp_path / name / exports.NETWORK).stat().st_size for name in ("whole", "few")]
+    assert said.exit_code == 0 and sizes[1] < 0.4 * sizes[0] and not (tmp_path / "few" / "network.xml").exists()
+    apart = np.abs(exports.load(tmp_path / "few").score(rows["a"]) - trained.score(rows["a"])).max()
+    assert 1e-4 < apart < 0.05 and artifacts.read_json(tmp_path / "few" / "made_by.json")["int8"] is True
+    said = CliRunner().invoke(cli.app, ["export", "xfeat", "--out", str(tmp_path / "x"), "--int8"])
+    assert said.exit_code == 1 and "int8 is for detectors" in said.output

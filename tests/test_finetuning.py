@@ -657,6 +657,15 @@ def test_configurations_of_several_gpus_reach_the_trainer_or_are_refused(tmp_pat
     (tmp_path / "list.json").write_text("[1]")
     settings = finetuning.training_arguments(tmp_path, finetuning.LoraPlan(fsdp=str(tmp_path / "fsdp.json")), False)
     assert settings.fsdp is True and settings.fsdp_plugin_args["cpu_offload"] is True
+    shipped = Path(__file__).parents[1] / "params"
+    settings = finetuning.training_arguments(tmp_path, finetuning.LoraPlan(fsdp=str(shipped / "fsdp.json")), False)
+    assert (
+        settings.fsdp is True
+        and settings.fsdp_plugin_args["fsdp_version"] == 2
+        and not settings.fsdp_plugin_args.get("cpu_offload")
+    )
+    zero = artifacts.read_json(shipped / "deepspeed_zero2.json")
+    assert zero["zero_optimization"]["stage"] == 2 and zero["train_micro_batch_size_per_gpu"] == "auto"  # the Trainer fills it
     for name, why in (("list.json", "it holds a list, not a table"), ("none.json", "no file at")):
         with pytest.raises(ValueError, match=f"{name} is no configuration: .*{why}"):
             finetuning.training_arguments(tmp_path, finetuning.LoraPlan(fsdp=str(tmp_path / name)), False)

@@ -185,11 +185,12 @@ def export(
     out: Annotated[Path, typer.Option(help="folder to write to")] = Path("data/models/exported"),
     weights: Annotated[str | None, typer.Option(help="with xfeat: its weights; searched for if not given")] = None,
     side: Annotated[int, typer.Option(help="with xfeat: pixels a frame is shrunk to")] = 224,
+    int8: Annotated[bool, typer.Option("--int8", help="a detector's weights as 8-bit numbers, for ONNX Runtime")] = False,
 ) -> None:
     """Write a detector or XFeat for ONNX Runtime and OpenVINO, refused where their numbers are not torch's within 1e-4."""
     from vau_lib.detectors import exports  # torch, only here
 
-    for line in exports.command_lines(model, presets.project_path(out), weights=weights, side=side):
+    for line in exports.command_lines(model, presets.project_path(out), weights=weights, side=side, int8=int8):
         typer.echo(line)
 
 
