@@ -20,7 +20,16 @@ from vau_lib.synthetic import feature_streams
 from vau_lib.workspace import presets
 from vau_lib.workspace.seeds import seed_everything
 
-SMALL, VIDEOS, TEST_ROWS, STREAMS = 16, 512, 3400, (1, 64)
+VIDEOS, TEST_ROWS, STREAMS = 512, 3400, (1, 64)
+WORLD = {
+    "width": 16,
+    "directions": 2,
+    "camera": 0.5,
+    "noise": 0.5,
+    "drift": 6.0,
+    "offset": 6.0,
+    "event_rows": (5, 11),
+}  # notebook 06's
 
 
 def learned() -> tuple[trained_detector.TrainedDetector, list[feature_streams.LongStream]]:
@@ -28,12 +37,12 @@ def learned() -> tuple[trained_detector.TrainedDetector, list[feature_streams.Lo
 
     def cameras(count: int, rows: int, events: int, number: int) -> list[feature_streams.LongStream]:
         rng = np.random.default_rng([0, number])
-        return feature_streams.drifting_world(count, prefix=f"{number}", rows=rows, events=events, rng=rng, width=SMALL)
+        return feature_streams.drifting_world(count, prefix=f"{number}", rows=rows, events=events, rng=rng, **WORLD)
 
     short = [*cameras(VIDEOS // 2, 32, 1, 1), *cameras(VIDEOS // 2, 32, 0, 2)]
     features, labels = {s.id: s.features for s in short}, {s.id: int(s.labels.any()) for s in short}
     plan = training.TrainingPlan(16, 2e-3, 0.01, 64, curriculum_epochs=0, augment_probability=0.0)
-    config = lshma_state.LSHMAConfig.ucf(width=SMALL, exit_threshold=1.0)
+    config = lshma_state.LSHMAConfig.ucf(width=WORLD["width"], exit_threshold=1.0)
     val, options = [*features][::8], {"steps": None, "temporal_difference": False}
     return trained_detector.train(features, labels, val, config=config, plan=plan, **options), cameras(4, TEST_ROWS, 26, 3)
 
