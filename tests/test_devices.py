@@ -185,6 +185,16 @@ def test_an_encoder_follows_its_network(name, device):
     np.testing.assert_allclose(encoder.encode_frames(frames)[0].cpu().numpy(), expected.numpy(), atol=1e-5)
 
 
+def test_a_device_of_its_own_gets_more_frames_a_pass(device, monkeypatch):
+    encoder, sizes = xfeat.XFeatEncoder("random", side=32, bfloat16=False), []
+    frames = np.random.default_rng(0).integers(0, 255, (150, 32, 32, 3), dtype=np.uint8)
+    expected, run = encoder(frames), encoder._run
+    encoder.net.to(device)
+    encoder._run = lambda pixels: sizes.append(len(pixels)) or run(pixels)
+    np.testing.assert_allclose(encoder(frames), expected, atol=1e-5)
+    assert sizes == [128, 22]
+
+
 def test_local_change_keeps_its_past_where_the_network_is(device):
     encoder = xfeat.XFeatEncoder("random", side=64, bfloat16=False, pooling="local_change")
     frames = np.random.default_rng(0).integers(0, 255, (9, 64, 85, 3), dtype=np.uint8)

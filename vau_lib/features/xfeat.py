@@ -83,14 +83,22 @@ class XFeatEncoder(devices.OnDevice):
             load_strictly(self.net, load_weights(path), path)
             self.weights = artifacts.sha256(path)
         self.net = _folded(self.net).to(place, memory_format=torch.channels_last)
-        self.batch_frames = GPU_BATCH_FRAMES if self.on_gpu else BATCH_FRAMES
-        self.ahead = 3 * self.batch_frames  # frames decoded ahead of the network
         self._session, self._run = None, torch.compile(self._network) if compiled else self._network
         if runtime != "torch":
             path = exported_path(self.weights, side)
             if not path.is_file():
                 export(self, path)
             self._session = runtimes.Session(path, runtime, bfloat16=self.bfloat16)
+
+    @property
+    def batch_frames(self) -> int:
+        """Frames per pass through the network where it is."""
+        return GPU_BATCH_FRAMES if self.on_gpu else BATCH_FRAMES
+
+    @property
+    def ahead(self) -> int:
+        """Frames decoded ahead of the network."""
+        return 3 * self.batch_frames
 
     @torch.inference_mode()
     def dense(self, frames: np.ndarray) -> Tensor:
