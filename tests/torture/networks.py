@@ -26,8 +26,14 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 class RawServer:
     """Reads a request, then sends what `answer(port)` yields; `seen` holds the requests."""
 
-    def __init__(self, answer: Callable[[], Iterator[bytes]]):
-        self.answer, self.seen, self.sent, self.socket = answer, [], 0, socket.create_server(("127.0.0.1", 0))
+    def __init__(self, answer: Callable[[], Iterator[bytes]], patience_s: float = 5.0):
+        self.answer, self.patience_s, self.seen, self.sent, self.socket = (
+            answer,
+            patience_s,
+            [],
+            0,
+            socket.create_server(("127.0.0.1", 0)),
+        )
         self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -42,7 +48,7 @@ class RawServer:
     def _serve(self, connection: socket.socket) -> None:
         try:
             with connection:
-                connection.settimeout(5)
+                connection.settimeout(self.patience_s)
                 self.seen.append(connection.recv(65536))
                 for part in self.answer():
                     connection.sendall(part)

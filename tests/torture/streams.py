@@ -51,7 +51,7 @@ def features(*, width: int, window: int):
 
 def camera(data: bytes, width: int):
     """Yield a camera's clips without end, from its bytes to what watch and analyse keep: decoder, XFeat, LSHMA, events."""
-    server = RawServer(lambda: itertools.chain([HEAD], itertools.repeat(data)))
+    server = RawServer(lambda: itertools.chain([HEAD], itertools.repeat(data)), patience_s=600.0)
     encoder, rng = xfeat.XFeatEncoder("random", side=64), np.random.default_rng(0)
     fitted = preprocessing.Preprocessing.fit({"a": rng.random((40, width))}, steps=None, temporal_difference=True)
     model = lshma.LSHMA(lshma_state.LSHMAConfig.ucf(width=width)).eval()
@@ -60,7 +60,7 @@ def camera(data: bytes, width: int):
     events, report = cascade.Cascade(of, cascade.AnalysisPlan(), live=True, send=lambda message: None), watch.StreamReport(0.5)
     kept, watch.KEPT_SCORES = watch.KEPT_SCORES, 200  # the last hour, sooner full
     try:
-        frames = events.frames(video.live(server.url, timeout_s=30))
+        frames = events.frames(video.live(server.url, timeout_s=600))
         for clip in watch.watch(frames, trained, lambda part: np.resize(encoder(part)[0], width), snippet_frames=16):
             scores = np.where(rng.random(len(clip.scores)) < 0.1, 0.9, 0.1)  # some events
             clip = dataclasses.replace(clip, scores=scores.astype(np.float32))
