@@ -1,6 +1,9 @@
 """Frames are named by presentation order and every bad file is one clear line."""
 
+import os
 import shutil
+import signal
+import time
 from fractions import Fraction
 
 import av
@@ -136,6 +139,25 @@ def test_data_cut_off_behind_a_whole_header_is_noticed(tmp_path):
     cut.write_bytes(whole.read_bytes()[: int(whole.stat().st_size * 0.7)])
     with pytest.raises(video.VideoError, match=r"cut\.mp4: cut short"):
         video.probe(cut)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_fork_reads_after_its_parent_has_read(clip):
+    """As a DataLoader's worker does; FFmpeg's converter waits for threads that a fork does not have."""
+    expected = video.read_frames(clip, [1, 7], reader="pyav")
+    child = os.fork()
+    if not child:
+        os._exit(0 if np.array_equal(video.read_frames(clip, [1, 7], reader="pyav"), expected) else 1)
+    for _ in range(300):
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            break
+        time.sleep(0.1)
+    else:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        raise AssertionError("it waits for ever")
+    assert os.waitstatus_to_exitcode(status) == 0
 
 
 @pytest.mark.parametrize("index", [[50], [-1], [0, 999]])

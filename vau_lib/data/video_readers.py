@@ -10,6 +10,7 @@
 - one codec thread per video: at surveillance sizes more threads are slower, so parallelism is over videos
 """
 
+import os
 import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +31,15 @@ COLOUR_TOLERANCE = 2.0  # of 255, mean over the first frame: NVDEC's conversion 
 SEEK_TRIES = 4  # keyframes tried one before the other: a container without an index lands late
 Placed = Iterator[tuple[int, av.VideoFrame]]  # (place in the list, frame)
 _of_thread = threading.local()  # FFmpeg's converter of pixels: not for two threads at once
+_of_parent: list[dict] = []
+
+
+def _after_fork() -> None:
+    """Take new converters: the parent's wait for threads that a fork does not have, when they convert and when they are freed."""
+    _of_parent.append(_of_thread.__dict__.pop("converters", {}))
+
+
+os.register_at_fork(after_in_child=_after_fork) if hasattr(os, "register_at_fork") else None
 _agreed: WeakKeyDictionary[Track, dict[str, bool]] = WeakKeyDictionary()  # what a file's check said, by reader
 
 
