@@ -3,6 +3,7 @@
 `make browser` runs this; screenshots lie in data/runs/browser. Needs the extra `browser` and a Chromium on the machine.
 """
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -128,15 +129,16 @@ def menu(page, title, entry):
 
 
 def saved(page, project, name):
-    """Save as a user does; return the code cells of the file."""
-    page.keyboard.press("Control+s")
+    """Save as a user does; return the code cells of the file, once it is written to its end."""
     path = project / "notebooks" / f"{name}.ipynb"
     before = path.stat().st_mtime_ns
-    for _ in range(60):
-        if path.stat().st_mtime_ns != before:
-            break
+    page.keyboard.press("Control+s")
+    for _ in range(240):
+        with contextlib.suppress(nbformat.reader.NotJSONError):
+            if path.stat().st_mtime_ns != before:
+                return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
         page.wait_for_timeout(250)
-    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    raise AssertionError(f"{name} was not saved in a minute")
 
 
 def check_player(page):
