@@ -29,6 +29,19 @@ def test_a_killed_write_leaves_no_half_file(tmp_path):
     assert done.returncode == -signal.SIGKILL and not (tmp_path / "x.npy").exists()
 
 
+def test_a_full_disk_is_one_line_whichever_library_meets_it(tmp_path):
+    """Texts of safetensors, torch and tokenizers 0.22 under RLIMIT_FSIZE; a defect of ours still raises."""
+    for text in (
+        "No space left on device (os error 28)",
+        "PytorchStreamWriter failed writing file data/0",
+        "File too large (os error 27)",
+    ):
+        with pytest.raises(artifacts.StoreError, match=f"^cannot write {tmp_path}: "), artifacts.writing(tmp_path):
+            raise Exception(text)
+    with pytest.raises(KeyError), artifacts.writing(tmp_path):
+        raise KeyError("os error")
+
+
 def test_arrays_with_objects_are_refused(tmp_path):
     with (tmp_path / "bad.npy").open("wb") as file:
         np.lib.format.write_array(file, np.array([{"a": 1}], dtype=object))

@@ -311,6 +311,7 @@ def fit(
     """
     with TemporaryDirectory() as scratch, ExitStack() as held:
         out = _common_folder(Path(folder or scratch))
+        held.enter_context(artifacts.writing(out))
         if int(os.environ.get("RANK", "0")) == 0:
             held.enter_context(artifacts.only_one(out / ".lock"))
         engine = _Engine(

@@ -289,7 +289,7 @@ def fit(
     def places(part: str) -> Dataset:  # TRL prepares text and lone images; a sample's frames are read by our collator
         return Dataset.from_dict({"part": [part] * len(parts[part]), "place": range(len(parts[part]))})
 
-    with TemporaryDirectory() as scratch, _plain_forward(vlm.model), ExitStack() as held:
+    with TemporaryDirectory() as scratch, _plain_forward(vlm.model), ExitStack() as held, artifacts.writing(folder or scratch):
         settings = training_arguments(folder or scratch, plan, progress, evaluate=val is not None, save=folder is not None)
         if expect_processes not in (None, settings.world_size):
             raise RuntimeError(f"{settings.world_size} processes train together, {expect_processes} were asked for")

@@ -247,7 +247,7 @@ def save(vlm: VLM, folder: str | Path, **facts: object) -> Path:
     """
     compressed = pruning.is_compressed(vlm.model)
     kind = _with("compressed", vlm.kind) if compressed else vlm.kind
-    with new_folder(folder) as scratch:
+    with artifacts.writing(folder), new_folder(folder) as scratch:
         if compressed:
             pruning.save(vlm.model, scratch, processor=vlm.processor)
         else:

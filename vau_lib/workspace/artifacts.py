@@ -105,19 +105,27 @@ def replacing(path: str | Path) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes files private to the user; results are not
-        os.replace(temporary, path)
-    except Exception as error:
-        if type(error).__name__ == "SafetensorError" or "PytorchStreamWriter" in str(error):  # how these say that a disk is full
-            raise StoreError(f"cannot write {path}: {one_line(error, 160)}") from error
-        raise
+        with writing(path):
+            yield temporary
+            with temporary.open("rb") as written:
+                os.fsync(written.fileno())
+            umask = os.umask(0)
+            os.umask(umask)
+            temporary.chmod(0o666 & ~umask)  # mkstemp makes files private to the user; results are not
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Turn what libraries raise in this block where a disk is full (safetensors, torch, tokenizers) into one StoreError."""
+    try:
+        yield
+    except Exception as error:
+        if type(error).__name__ == "SafetensorError" or any(part in str(error) for part in ("PytorchStreamWriter", "(os error ")):
+            raise StoreError(f"cannot write {path}: {one_line(error, 160)}") from error
+        raise
 
 
 def write_json(path: str | Path, content: object) -> None:
