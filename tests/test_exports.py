@@ -163,3 +163,12 @@ def test_eight_bit_weights_take_a_quarter_of_the_bytes_and_say_how_far_they_are_
     assert 1e-4 < apart < 0.05 and artifacts.read_json(tmp_path / "few" / "made_by.json")["int8"] is True
     said = CliRunner().invoke(cli.app, ["export", "xfeat", "--out", str(tmp_path / "x"), "--int8"])
     assert said.exit_code == 1 and "int8 is for detectors" in said.output
+
+
+def test_openvino_leaves_the_processor_open(tmp_path, monkeypatch):
+    """By itself it ties a process's thread to processor 0, and two workers were as fast as one."""
+    openvino = pytest.importorskip("openvino", reason='needs the extra: pip install -e ".[export]"')
+    made, compiler = [], openvino.Core.compile_model
+    monkeypatch.setattr(openvino.Core, "compile_model", lambda *args, **more: made.append(compiler(*args, **more)) or made[-1])
+    runtimes.write_onnx(torch.nn.Linear(2, 2).eval(), {"x": torch.ones(2, 2)}, ["y"], tmp_path / "x.onnx", free={"x": (0,)})
+    assert made and not any(model.get_property("ENABLE_CPU_PINNING") for model in made)

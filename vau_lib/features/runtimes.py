@@ -64,6 +64,7 @@ def _openvino(path: Path, bfloat16: bool, threads: int):
     import openvino
 
     settings = {"INFERENCE_PRECISION_HINT": "bf16" if bfloat16 else "f32", "INFERENCE_NUM_THREADS": threads}
+    settings["ENABLE_CPU_PINNING"] = False  # it ties every process's first thread to processor 0: two workers shared one
     compiled = openvino.Core().compile_model(path, "CPU", {**settings, "PERFORMANCE_HINT": "LATENCY"})
     names = [output.get_any_name() for output in compiled.outputs]
     return lambda inputs: dict(zip(names, (value.copy() for value in compiled(inputs).values()), strict=True))
