@@ -1,6 +1,7 @@
 """`vau` answers at once, and says what is wrong in one line."""
 
 import json
+import shutil
 import subprocess
 import sys
 from io import StringIO
@@ -23,6 +24,26 @@ def project(tmp_path, monkeypatch):
     monkeypatch.setenv("VAU_PROJECT", str(make_project(tmp_path)))
     monkeypatch.delenv("VAU_DEBUG", raising=False)
     return tmp_path
+
+
+SNOW = ["generate", "data/generated", "--number", "12", "-p", "weather=snow", "--workers", "2"]
+
+
+@pytest.fixture(scope="module")
+def snow(tmp_path_factory):
+    """The folder of twelve generated videos, which tests copy."""
+    folder = make_project(tmp_path_factory.mktemp("snow"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VAU_PROJECT", str(folder))
+        first = CliRunner().invoke(cli.app, SNOW)
+    assert first.exit_code == 0 and "data/generated: 12 done; 6 anomalous; " in first.output, first.output
+    return folder / "data" / "generated"
+
+
+@pytest.fixture
+def generated(project, snow):
+    shutil.copytree(snow, project / "data" / "generated")
+    return project / "data" / "generated"
 
 
 def vau(*words):
@@ -134,12 +155,11 @@ def test_doctor_says_what_is_missing_and_goes_on(project, monkeypatch):
     assert "no: FileNotFoundError" in said.stdout and "8 of 8 frames" in said.stdout and "cores" in said.stdout
 
 
-def test_generate_draws_scenarios_of_held_factors_into_three_splits(project):
-    words = ["generate", "data/generated", "--number", "24", "-p", "weather=snow", "--workers", "2"]
-    again = [CliRunner().invoke(cli.app, words) for _ in range(2)]
-    for result in again:
-        assert result.exit_code == 0, result.output
-        assert "data/generated: 24 done; 12 anomalous; " in result.output
+def test_generate_draws_scenarios_of_held_factors_into_three_splits(project, generated):
+    made = {path: path.stat().st_mtime_ns for path in generated.glob("videos/*.mp4")}
+    again = CliRunner().invoke(cli.app, SNOW)
+    assert again.exit_code == 0 and "data/generated: 12 done; 6 anomalous; " in again.output, again.output
+    assert len(made) == 12 and made == {path: path.stat().st_mtime_ns for path in generated.glob("videos/*.mp4")}
     found = records.read_records(project / "data/generated/records.jsonl")
     assert {r.split for r in found} == {"train", "val", "test"} and not records.leaks(found)
     assert all(len({r.label for r in found if r.split == split}) == 2 for split in ("train", "val", "test"))
@@ -156,9 +176,8 @@ def test_generate_draws_scenarios_of_held_factors_into_three_splits(project):
         assert wrong.exit_code == 1 and said in wrong.output and "Traceback" not in wrong.output
 
 
-def test_tune_and_guard_by_what_it_left(project, tmp_path):
+def test_tune_and_guard_by_what_it_left(project, generated, tmp_path):
     toy_vlm = str(Path(cli.__file__).parents[1] / "data/toy_models/qwen2_5_vl")
-    assert CliRunner().invoke(cli.app, ["generate", "data/generated", "--number", "4", "--workers", "1"]).exit_code == 0
     rows = [json.loads(line) for line in (project / "data/generated/instructions.jsonl").read_text().splitlines()]
     assert {row["task"] for row in rows} == {"caption", "judgement", "description", "analysis"}
     words = ["tune", "data/generated/instructions.jsonl", "--model", toy_vlm, "--out", "data/tuned", "--rank", "4"]
@@ -175,10 +194,9 @@ def test_tune_and_guard_by_what_it_left(project, tmp_path):
     assert wrong.exit_code == 1 and "1 files and 2 folders of videos" in wrong.output
 
 
-def test_tune_on_videos_and_reinforce_what_it_left(project):
+def test_tune_on_videos_and_reinforce_what_it_left(project, generated):
     """A stopped run goes on; the table names both exams; the adapter that is left is one `guard` takes; other rows are refused."""
     toy_vlm = str(Path(cli.__file__).parents[1] / "data/toy_models/qwen2_5_vl")
-    assert CliRunner().invoke(cli.app, ["generate", "data/generated", "--number", "12", "--workers", "1"]).exit_code == 0
     rows, model = "data/generated/instructions.jsonl", ["--model", toy_vlm, "--frames", "4", "--video"]
     small = [
         "--rank",

@@ -13,6 +13,7 @@ import damaged_weights
 import numpy as np
 import pytest
 import torch
+import two_ranks
 from safetensors.torch import load_file, save_file
 
 from vau_lib.compression import token_pruning, token_selection
@@ -536,39 +537,41 @@ def test_weights_that_do_not_fit_are_one_error_line(toy_vlm, tmp_path, fault):
     assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
 
 
-@pytest.mark.slow
-def test_two_processes_train_one_adapter():
-    """torchrun with gloo: both ranks see half of every step, end with the same weights, and say that they were two."""
-    script = ROOT / "benchmarks" / "two_processes.py"
+@pytest.fixture(scope="module")
+def two_ranks_out(rows, tmp_path_factory):
+    """The rows, with answers of unlike length, and what torchrun's two processes (gloo) left of tuning every family on them."""
+    out, rows_file = tmp_path_factory.mktemp("two"), rows[0] / "rows.jsonl"
+    found = [{**row, "answer": row["answer"] + " It is dark, and somebody waits." * (row["id"] % 3)} for row in rows[1]]
+    rows_file.write_text("".join(json.dumps(row) + "\n" for row in found))
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        two_ranks.__file__,
+        rows_file,
+        out,
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(script), "--steps", "4"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    done = subprocess.run([*map(str, command), *models.FAMILIES], capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-1500:]
-    assert "2 processes" in done.stdout and "same weights: True" in done.stdout
-
-
-def ranks(processes, family, rows_file, out, **options):
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command = launcher if processes > 1 else [sys.executable]
-    command = [*command, ROOT / "tests" / "two_ranks.py", family, rows_file, out, json.dumps(options)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, env=environment, timeout=300)
-    assert done.returncode == 0, done.stderr[-1500:]
-    return json.loads(out.with_suffix(".json").read_text()), torch.load(out.with_suffix(".pt"), weights_only=True)
+    return rows_file, out
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", models.FAMILIES)
-def test_two_processes_learn_what_one_learns(family, rows, tmp_path):
-    """Four rows each against eight at once, answers of unlike length: the same losses, the same adapter; also in two parts each."""
-    found = [{**row, "answer": row["answer"] + " It is dark, and somebody waits." * (row["id"] % 3)} for row in rows[1]]
-    rows_file = rows[0] / "rows.jsonl"
-    rows_file.write_text("".join(json.dumps(row) + "\n" for row in found))
-    one, alone = ranks(1, family, rows_file, tmp_path / "one")
-    assert len(one) == 4 and one[-1] < one[0]
-    two, together = ranks(2, family, rows_file, tmp_path / "two", workers=1)
-    assert two == pytest.approx(one, abs=1e-4)
-    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(alone, together, strict=True))
+def test_two_processes_learn_what_one_learns(family, two_ranks_out, tmp_path):
+    """Four rows each against eight at once, answers of unlike length: the same losses, the same adapter in both processes."""
+    rows_file, out = two_ranks_out
+    two_ranks.train(family, rows_file, tmp_path, 1)
+    losses = [json.loads((place / f"{family}.0.json").read_text()) for place in (tmp_path, out)]
+    assert len(losses[0]) == 4 and losses[0][-1] < losses[0][0]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
+    places = (tmp_path / f"{family}.0.pt", out / f"{family}.0.pt", out / f"{family}.1.pt")
+    alone, first, second = (torch.load(place, weights_only=True) for place in places)
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(alone, first, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 def test_gradients_add_up_over_small_batches(toy_vlm, rows):

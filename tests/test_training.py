@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import two_ranks_detector
 from sklearn.metrics import average_precision_score
 from transformers import TrainerState
 
@@ -325,11 +326,11 @@ def test_features_that_are_not_finite_are_named_before_anything_is_trained_or_sc
 
 def test_two_processes_learn_what_one_does_at_the_same_batch(tmp_path):
     """LSHMA has no batch norm and no dropout: half a batch in each of two processes has the gradients of the whole."""
-    script = Path(__file__).with_name("two_ranks_detector.py")
+    two_ranks_detector.train(tmp_path / "one")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    for name, command in (("one", [sys.executable]), ("two", launcher)):
-        done = subprocess.run([*command, script, tmp_path / name], env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True)
-        assert done.returncode == 0, done.stderr.decode()[-2000:]
+    command = [*launcher, two_ranks_detector.__file__, tmp_path / "two"]
+    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
     losses = [json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two")]
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
     assert losses[0][0] != losses[0][1]
