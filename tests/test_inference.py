@@ -156,6 +156,8 @@ def test_missing_weights_are_one_line(tmp_path):
     with pytest.raises(artifacts.StoreError, match="no model at .*nowhere") as caught:
         models.load(tmp_path / "nowhere")
     assert "\n" not in str(caught.value)
+    with pytest.raises(artifacts.StoreError, match="^no model data/models/x here or .*: no such folder, and no name of a hub$"):
+        models.load("data/models/x")
     with pytest.raises(artifacts.StoreError, match="no model some/name here or on the hub"):
         models.load("some/name", local_only=True)
 

@@ -191,7 +191,8 @@ def _config(name_or_path, source: dict):
             raise artifacts.StoreError(CONVERT.format(name_or_path, name_or_path)) from error
         raise artifacts.StoreError(f"{name_or_path} has no readable config.json: {artifacts.one_line(error)}") from error
     except OSError as error:
-        raise artifacts.StoreError(f"no model {name_or_path} here or on the hub: {artifacts.one_line(error)}") from error
+        why = "no such folder, and no name of a hub" if "Repo id must be" in str(error) else artifacts.one_line(error)
+        raise artifacts.StoreError(f"no model {name_or_path} here or on the hub: {why}") from error
     except Exception as error:  # a config whose values are of other types: each class fails in its own way
         raise artifacts.StoreError(f"{name_or_path} has no readable config.json: {artifacts.one_line(error)}") from error
 
