@@ -224,15 +224,21 @@ def test_a_saved_tiny_model_says_what_it_is_and_stays_small(family):
     assert measured["blind"]["judgement"] <= 0.6 and measured["majority"]["judgement"] == 0.5
 
 
+@pytest.fixture(scope="module")
+def unseen(tmp_path_factory):
+    root = tmp_path_factory.mktemp("unseen")
+    return root, toy_dataset.make_dataset(root, num_videos=48, seed=99, splits={"test": 1.0}, engine="processes")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", models.FAMILIES)
-def test_a_saved_tiny_model_describes_worlds_it_never_saw(family, tmp_path):
+def test_a_saved_tiny_model_describes_worlds_it_never_saw(family, unseen):
     """Captions of 48 new videos: whether they tell of an event agrees with the truth in 3 of 4 (guessing: 1 of 2)."""
     tiny = models.load(SAVED / family, local_only=True)
-    video_records = toy_dataset.make_dataset(tmp_path, num_videos=48, seed=99, splits={"test": 1.0}, engine="processes")
+    root, video_records = unseen
     rows = toy_dataset.instructions(video_records, ["caption"])
     texts = inference.answers(
-        tiny, instruction_data.InstructionSamples(rows, tmp_path, tiny, answers=False, random=False, num_frames=6)
+        tiny, instruction_data.InstructionSamples(rows, root, tiny, answers=False, random=False, num_frames=6)
     )
     tells = {text: event in toy_dataset.NAMES for event, texts in toy_dataset.CAPTIONS.items() for text in texts}
     right = [tells.get(text) == bool(record.label) for text, record in zip(texts, video_records, strict=True)]
