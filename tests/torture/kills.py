@@ -89,7 +89,10 @@ def jobs(root: Path) -> tuple[dict[str, Job], list]:
     def draw(folder: Path) -> None:
         dataset.make_dataset(folder, num_videos=6, seed=0, height=48, width=64, duration_s=1.5)
 
+    ray_folder = tempfile.gettempdir()  # its sockets' names may have 107 letters
+
     def encode(engine: str, folder: Path) -> None:
+        os.environ["RAY_TMPDIR"] = ray_folder
         assert not extraction.extract(found, films, folder, recipe, engine=engine).skipped
 
     engines = {"extraction": "serial", "extraction, processes": "processes"}

@@ -57,8 +57,9 @@ def camera(data: bytes, width: int):
     model = lshma.LSHMA(lshma_state.LSHMAConfig.ucf(width=width)).eval()
     trained = trained_detector.TrainedDetector(model, fitted, None)
     of = cascade.Detector(Path(), trained, None, 0.5, "by hand", "", "LSHMA", True)
+    kept = watch.KEPT_SCORES, cascade.KEPT_EVENTS
+    watch.KEPT_SCORES, cascade.KEPT_EVENTS = 200, 10  # the last hour, sooner full
     events, report = cascade.Cascade(of, cascade.AnalysisPlan(), live=True, send=lambda message: None), watch.StreamReport(0.5)
-    kept, watch.KEPT_SCORES = watch.KEPT_SCORES, 200  # the last hour, sooner full
     try:
         frames = events.frames(video.live(server.url, timeout_s=600))
         for clip in watch.watch(frames, trained, lambda part: np.resize(encoder(part)[0], width), snippet_frames=16):
@@ -68,7 +69,7 @@ def camera(data: bytes, width: int):
             report.add(clip)
             yield clip
     finally:
-        watch.KEPT_SCORES = kept
+        watch.KEPT_SCORES, cascade.KEPT_EVENTS = kept
         server.close()
 
 
