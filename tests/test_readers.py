@@ -39,6 +39,7 @@ NO_READER = {  # functions that read and are no `reader`, and why that is enough
     "data.download._noted": "None for whatever it does not know",
     "data.fetch.arrange_ped2": "a checked download's text", "data.fetch.arrange_fights": "a checked download's text",
     "features.extraction.extract": "compares what made the folder", "features.extraction.extract_together": "compares",
+    "features.extraction.made_folders": "hands on what made each folder",
     "features.extraction.merge": "compares what made the folders",
     "features.extraction._sources": "rows without an id are left out",
     "features.released._opened": "checks shape and kind of every array",
