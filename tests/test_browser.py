@@ -44,6 +44,8 @@ def project(tmp_path_factory):
     folder = root / "notebooks"
     folder.mkdir()
     shutil.copytree(ROOT / "params", root / "params")
+    (root / "data").mkdir()
+    (root / "data" / "toy_models").symlink_to(ROOT / "data" / "toy_models")  # 00 shows the kept stream
     for name in ("00_start_here", "04_memtsm_training"):
         notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
         lines = [f"{key} = {value!r}" for key, value in presets.load_preset("smoke", name).items()]
