@@ -78,7 +78,7 @@ def main() -> None:
                     long={row["frames"]: round(row["judgement"], 4) for _, row in long.iterrows()}, worlds_seed=100)  # fmt: skip
     tuning = dict(asdict(TUNING), rank=64, rows=len(rows), worlds_seed=100)
     models.save(tuned.replace(kind=KIND), place / "near", pretraining=made_by, tuning=tuning, measured=measured,
-                command="python benchmarks/near_judge.py ROOT")  # fmt: skip
+                as_video=True, num_frames=2 * near_world.MOMENTS, command="python benchmarks/near_judge.py ROOT")  # fmt: skip
     trained_detector.save(place / "near_scorer", trained, kind=KIND, tau=tau,
                           features="mean and largest visual token of data/toy_models/near",
                           val_frame_auc=round(auc, 4), command="python benchmarks/near_judge.py ROOT")  # fmt: skip

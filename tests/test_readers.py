@@ -60,7 +60,7 @@ NO_READER = {  # functions that read and are no `reader`, and why that is enough
     "workspace.presets._read_yaml": "checks that it is a mapping", "workspace.presets._guessed": "a value of the command line",
     "workspace.gallery._results": "a table becomes escaped text",
     "analyse._done": "compares", "publish.hub._origin": "one value becomes text",
-    "cli_models._as_video": "reads made_by.json of an adapter that was just loaded",
+    "cli_models._as_video": "reads made_by.json of an adapter and a model that were just loaded",
     "detectors.exports.export": "copies the config.json of a detector that was just loaded",
     "vlm.holmesvau._bin": "called by convert",
     "cli_models.explain": "reads made_by.json of a scorer's folder that is loaded next",

@@ -120,3 +120,12 @@ def test_frames_go_in_as_video_where_a_model_can_unless_its_tuning_was_otherwise
     for tuned_so in (True, False):
         (tmp_path / "made_by.json").write_text(json.dumps({"as_video": tuned_so}))
         assert cli_models._as_video(qwen, None, tmp_path) is tuned_so
+        asked = qwen.replace(question="Odd?")  # a whole model that was tuned says so itself, beside an adapter that says nothing
+        assert cli_models._as_video(asked, None, None, tmp_path) is tuned_so
+        assert cli_models._as_video(asked, None, tmp_path / "adapter", tmp_path) is tuned_so
+
+
+def test_the_kept_model_of_near_places_is_shown_a_video_of_as_many_frames_as_in_its_tuning():
+    """As twelve pictures it answers words without sense."""
+    vlm, as_video = cli_models._guard_model(cli_models.TOY_NEAR, None, None, pictures=False, video=False)
+    assert as_video and vlm.num_frames == 24

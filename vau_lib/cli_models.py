@@ -106,20 +106,21 @@ def hello() -> None:
     """Draw three clips and let the tiny model judge them, with the truth beside it: what `make hello` shows after notebook 00."""
     from vau_lib import guard
     from vau_lib.data import records
+    from vau_lib.synthetic import dataset as synthetic_dataset
     from vau_lib.toy import dataset as toy_dataset
 
     folder = presets.project_path("data/synthetic/hello")
-    found = toy_dataset.make_dataset(folder, num_videos=6, seed=770, splits={"test": 1.0})
+    found = synthetic_dataset.make_dataset(folder, num_videos=6, seed=770, duration_s=6.0, splits={"test": 1.0})
     three = [*[r for r in found if r.label][:2], next(r for r in found if not r.label)]  # the first of each class
     records.write_records(folder / "three.jsonl", three)
-    vlm, as_video = _guard_model("toy", None, None, pictures=False, video=False)
+    vlm, as_video = _guard_model(TOY_NEAR, None, None, pictures=False, video=False)
     plan = guard.GuardPlan(max_new_tokens=32, batch_size=3, as_video=as_video)
     for row in guard.guard(vlm, folder / "three.jsonl", plan=plan, log=None, progress=False):
         record = next(r for r in three if r.id == row["id"])
         verdict = {1: "anomaly", 0: "normal", None: "no verdict"}[row["anomaly"]]
         place = presets.display_path(records.locate(record, folder))
         typer.echo(f"{place}: {verdict} (in truth {toy_dataset.event_of(record)}): {row['text']}")
-    typer.echo(f"by {vlm.label}: it knows drawn close-ups only, and may be wrong about them too")
+    typer.echo(f"by {vlm.label}: it knows drawn places near the camera only, and may be wrong about them too")
 
 
 def _guard_model(model: str, adapter: Path | None, as_video: bool | None, *, pictures: bool, video: bool, device: str = "auto"):
@@ -130,19 +131,23 @@ def _guard_model(model: str, adapter: Path | None, as_video: bool | None, *, pic
         adapter = Path(TOY_JUDGE)  # the toy alone describes and does not judge
     vlm = _with_adapter(models.load(_model_path(model), device=device), adapter)
     if as_video is None:
-        as_video = video or (not pictures and _as_video(vlm, None, adapter))
+        as_video = video or (not pictures and _as_video(vlm, None, adapter, _model_path(model)))
     return vlm, as_video
 
 
-def _as_video(vlm, given: bool | None, adapter: Path | None = None) -> bool:
-    """Return whether frames go in as one video: as `given`, else as in the model's tuning, else wherever it reads videos."""
+def _as_video(vlm, given: bool | None, *folders: Path | str | None) -> bool:
+    """Return whether frames go in as one video: as `given`, else as the first of `folders` (adapter, model) says of its tuning.
+
+    Where none says it, pictures for a model that was tuned on a question or has an adapter, else a video for a model that reads it.
+    """
     from vau_lib.vlm import video_input
 
     if given is not None:
         return given
-    place = presets.project_path(str(adapter)) / "made_by.json" if adapter else None
-    facts = artifacts.read_json(place) if place and place.is_file() else {}
-    tuned_so = bool(facts.get("as_video")) if adapter or vlm.question else True
+    places = [presets.project_path(str(folder)) / "made_by.json" for folder in folders if folder]
+    known = [artifacts.read_json(place) for place in places if place.is_file()]
+    noted = [facts["as_video"] for facts in known if "as_video" in facts]
+    tuned_so = bool(noted[0]) if noted else not ((folders and folders[0]) or vlm.question)
     return tuned_so and video_input.reads_video(vlm)
 
 
@@ -250,7 +255,8 @@ def merge(
     vlm = _with_adapter(models.load(_model_path(model)), adapter)
     if pruning.is_compressed(vlm.model):
         raise ValueError(f"{model} has layers of unlike sizes: `vau` reads it, vLLM does not")
-    place = models.save(vlm, presets.project_path(str(out)))
+    shown = dict(as_video=_as_video(vlm, None, adapter, _model_path(model)), num_frames=vlm.num_frames)
+    place = models.save(vlm, presets.project_path(str(out)), **shown)
     typer.echo(f"{place}: {sum(p.numel() for p in vlm.model.parameters()):,} parameters, adapter {adapter or 'none'}")
     pruned = f" --video-pruning-rate {1 - keep_ratio:.4g}" if keep_ratio < 1 else ""  # vLLM's EVS, of video input only
     typer.echo(f"vllm serve {place}{pruned}")
@@ -401,7 +407,7 @@ def tune(
     )  # fmt: skip
     places = _places(files, roots)
     vlm = models.load(_model_path(model), bits=bits)
-    shown = tuning.Shown(frames, _as_video(vlm, as_video), fps, max_pixels, keep_ratio, token_rule)
+    shown = tuning.Shown(frames, _as_video(vlm, as_video, None, _model_path(model)), fps, max_pixels, keep_ratio, token_rule)
     options = dict(plan=plan, shown=shown, rank=rank, balance=balance, progress=True)
     tuned, losses, count = tuning.tune(vlm, places, presets.project_path(str(out)), **options)
     first, last = losses["loss"].iloc[[0, -1]]
@@ -451,7 +457,7 @@ def reinforce(
         vlm = vlm.replace(model=finetuning.lora(vlm.model, r=rank, alpha=2 * rank, seed=seed))
     else:
         vlm = finetuning.trainable_adapter(vlm, presets.project_path(str(adapter)))
-    shown = tuning.Shown(frames, _as_video(vlm, as_video, adapter), fps, max_pixels, keep_ratio, token_rule)
+    shown = tuning.Shown(frames, _as_video(vlm, as_video, adapter, _model_path(model)), fps, max_pixels, keep_ratio, token_rule)
     table = tuning.reinforce(
         vlm, places, presets.project_path(str(out)), plan=plan, shown=shown,
         counts=[count for count in pieces or [2] if count], judgement_fraction=judgements, exam_split=exam, progress=True,
