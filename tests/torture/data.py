@@ -158,6 +158,7 @@ def cases(root: Path, *, slow: bool = True) -> dict[str, Case]:
     begun = root / "unfinished" / "x" / "unfinished" / "made_by.json"
     add("detectors.experiments.unfinished", lambda: experiments.unfinished(root / "unfinished" / "x", {"seed": 0}), begun)
     add("detectors.experiments.test_scores", lambda: experiments.test_scores(place), place / "scores.json")
+    add("detectors.experiments.mean_scores", lambda: experiments.mean_scores(place.parent, (0,)), place / "scores.json")
     add("detectors.experiments.read_trainings", lambda: experiments.read_trainings(place.parent, {"b": 0}), place / "scores.json")
     aucs = lambda: experiments.frame_aucs(place, str(root / "events.jsonl"), 0)  # noqa: E731
     event = records.Span(10.0, 20.0, "fall")

@@ -95,7 +95,7 @@ SYSTEMS = {
             "model": Box(3.4, 0, "VLM + LoRA", "trained"),
             "small": Box(4.6, 0, "pruned and\ndistilled", "trained"),
             "answer": Box(5.7, 0, "alert or not,\nand why", "out"),
-            "shuffle": Box(2.2, 1.15, "pieces cut at events,\nshuffled", "rule"),
+            "shuffle": Box(2.2, 1.15, "pieces cut at\nevents, shuffled", "rule"),
             "reward": Box(3.4, 1.15, "reward: right order,\nright judgement", "rule"),
         },
         (("scenarios", "rows", ""), ("rows", "tokens", ""), ("tokens", "model", ""), ("model", "small", ""),
