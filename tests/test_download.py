@@ -302,3 +302,10 @@ def test_a_full_disk_while_unpacking_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(downloading.shutil, "copyfileobj", full)
     refused(zipped(tmp_path / "archive", GOOD), tmp_path, "archive cannot be unpacked: No space left on device")
+
+
+def test_a_second_call_at_once_is_refused_and_leaves_the_part_alone(tmp_path):
+    """Two appended to one part: 5,000,000 of 3,000,000 bytes."""
+    with artifacts.only_one(tmp_path / ".x.bin.lock"), pytest.raises(artifacts.StoreError, match="another run is at work"):
+        download.download("http://127.0.0.1:9/x.bin", tmp_path / "x.bin", progress=False)
+    assert not (tmp_path / "x.bin.part").exists()

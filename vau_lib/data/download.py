@@ -50,7 +50,7 @@ def download(
     tries: int = 5, pause_s: float = 1.0, timeout_s: float = 30.0, progress: bool = True, most_bytes: int | None = None,
     slowest: float = SLOWEST,
 ) -> str:  # fmt: skip
-    """Fetch a file to `path`, going on where an earlier call stopped; return its sha256.
+    """Fetch a file to `path`, going on where an earlier call stopped; return its sha256. StoreError while another call does.
 
     Args:
         address: http:// or https://
@@ -67,28 +67,31 @@ def download(
     part, note = path.with_name(f"{path.name}.part"), path.with_name(f"{path.name}.part.json")
     if not re.match(r"https?://[^/]", address) or not address.isprintable():
         raise DownloadError(f"an address starts with http:// or https://, got {artifacts.one_line(repr(address), 160)}")
-    shown = artifacts.address_shown(address)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    furthest, failures = _size(part), 0
-    while True:
+    shown, lock = artifacts.address_shown(address), path.with_name(f".{path.name}.lock")
+    with artifacts.only_one(lock):  # two would append to one part
         try:
-            _receive(address, part, note, agree, timeout_s, progress, most_bytes, slowest)
-            break
-        except _Interrupted as error:
-            agree = _agreed
-            failures = 0 if _size(part) >= furthest + PROGRESS else failures + 1
-            furthest = max(furthest, _size(part))
-            if failures >= tries:
-                kept = f"{_size(part):,} bytes are kept, the same command goes on"
-                raise DownloadError(f"{shown}: {artifacts.one_line(error, 200)}; {kept}") from error
-            time.sleep(pause_s * 2**failures)
-    found = artifacts.sha256(part)
-    if sha256 and found != sha256:
-        _forget(part, note)
-        raise DownloadError(f"{shown}: sha256 {found}, expected {sha256}; the file was removed")
-    os.replace(part, path)
-    note.unlink(missing_ok=True)
-    return found
+            furthest, failures = _size(part), 0
+            while True:
+                try:
+                    _receive(address, part, note, agree, timeout_s, progress, most_bytes, slowest)
+                    break
+                except _Interrupted as error:
+                    agree = _agreed
+                    failures = 0 if _size(part) >= furthest + PROGRESS else failures + 1
+                    furthest = max(furthest, _size(part))
+                    if failures >= tries:
+                        kept = f"{_size(part):,} bytes are kept, the same command goes on"
+                        raise DownloadError(f"{shown}: {artifacts.one_line(error, 200)}; {kept}") from error
+                    time.sleep(pause_s * 2**failures)
+            found = artifacts.sha256(part)
+            if sha256 and found != sha256:
+                _forget(part, note)
+                raise DownloadError(f"{shown}: sha256 {found}, expected {sha256}; the file was removed")
+            os.replace(part, path)
+            note.unlink(missing_ok=True)
+            return found
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 def _receive(
