@@ -17,6 +17,7 @@ from fake_file_server import CONTENT, SHA256, FileServer
 
 from vau_lib.data import download as downloading
 from vau_lib.data.download import DownloadError, download, new_folder, unpack
+from vau_lib.workspace import artifacts
 
 
 @pytest.fixture
@@ -307,5 +308,5 @@ def test_a_full_disk_while_unpacking_leaves_nothing(tmp_path, monkeypatch):
 def test_a_second_call_at_once_is_refused_and_leaves_the_part_alone(tmp_path):
     """Two appended to one part: 5,000,000 of 3,000,000 bytes."""
     with artifacts.only_one(tmp_path / ".x.bin.lock"), pytest.raises(artifacts.StoreError, match="another run is at work"):
-        download.download("http://127.0.0.1:9/x.bin", tmp_path / "x.bin", progress=False)
+        download("http://127.0.0.1:9/x.bin", tmp_path / "x.bin", progress=False)
     assert not (tmp_path / "x.bin.part").exists()
