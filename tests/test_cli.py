@@ -198,21 +198,7 @@ def test_tune_on_videos_and_reinforce_what_it_left(project, generated):
     """A stopped run goes on; the table names both exams; the adapter that is left is one `guard` takes; other rows are refused."""
     toy_vlm = str(Path(cli.__file__).parents[1] / "data/toy_models/qwen2_5_vl")
     rows, model = "data/generated/instructions.jsonl", ["--model", toy_vlm, "--frames", "4", "--video"]
-    small = [
-        "--rank",
-        "4",
-        "--steps",
-        "2",
-        "--batch",
-        "1",
-        "--accumulation",
-        "2",
-        "--checkpointing",
-        "--fps",
-        "2",
-        "--keep-ratio",
-        "0.5",
-    ]
+    small = "--rank 4 --steps 2 --batch 1 --accumulation 2 --checkpointing --fps 2 --keep-ratio 0.5".split()
     done = CliRunner().invoke(cli.app, ["tune", rows, *model, *small, "--out", "data/tuned"])
     assert done.exit_code == 0 and "rows of 1 files, loss" in done.output, done.output
     words = ["reinforce", rows, *model, "--adapter", "data/tuned", "--out", "data/rewarded", "--questions", "2", "--group", "2"]

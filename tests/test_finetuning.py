@@ -543,16 +543,8 @@ def two_ranks_out(rows, tmp_path_factory):
     out, rows_file = tmp_path_factory.mktemp("two"), rows[0] / "rows.jsonl"
     found = [{**row, "answer": row["answer"] + " It is dark, and somebody waits." * (row["id"] % 3)} for row in rows[1]]
     rows_file.write_text("".join(json.dumps(row) + "\n" for row in found))
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=2",
-        two_ranks.__file__,
-        rows_file,
-        out,
-    ]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*launcher, two_ranks.__file__, rows_file, out]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([*map(str, command), *models.FAMILIES], capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-1500:]

@@ -121,7 +121,7 @@ def test_frames_go_in_as_video_where_a_model_can_unless_its_tuning_was_otherwise
         (tmp_path / "made_by.json").write_text(json.dumps({"as_video": tuned_so}))
         assert cli_models._as_video(qwen, None, tmp_path) is tuned_so
         asked = qwen.replace(question="Odd?")  # a whole model that was tuned says so itself, beside an adapter that says nothing
-        assert cli_models._as_video(asked, None, None, tmp_path) is tuned_so
+        assert cli_models._as_video(asked, None, model=tmp_path) is tuned_so
         assert cli_models._as_video(asked, None, tmp_path / "adapter", tmp_path) is tuned_so
 
 

@@ -135,8 +135,8 @@ def _guard_model(model: str, adapter: Path | None, as_video: bool | None, *, pic
     return vlm, as_video
 
 
-def _as_video(vlm, given: bool | None, *folders: Path | str | None) -> bool:
-    """Return whether frames go in as one video: as `given`, else as the first of `folders` (adapter, model) says of its tuning.
+def _as_video(vlm, given: bool | None, adapter: Path | None = None, model: str | Path | None = None) -> bool:
+    """Return whether frames go in as one video: as `given`, else as the adapter, or the model, says of its tuning.
 
     Where none says it, pictures for a model that was tuned on a question or has an adapter, else a video for a model that reads it.
     """
@@ -144,10 +144,10 @@ def _as_video(vlm, given: bool | None, *folders: Path | str | None) -> bool:
 
     if given is not None:
         return given
-    places = [presets.project_path(str(folder)) / "made_by.json" for folder in folders if folder]
+    places = [presets.project_path(str(folder)) / "made_by.json" for folder in (adapter, model) if folder]
     known = [artifacts.read_json(place) for place in places if place.is_file()]
     noted = [facts["as_video"] for facts in known if "as_video" in facts]
-    tuned_so = bool(noted[0]) if noted else not ((folders and folders[0]) or vlm.question)
+    tuned_so = bool(noted[0]) if noted else not (adapter or vlm.question)
     return tuned_so and video_input.reads_video(vlm)
 
 
@@ -407,7 +407,8 @@ def tune(
     )  # fmt: skip
     places = _places(files, roots)
     vlm = models.load(_model_path(model), bits=bits)
-    shown = tuning.Shown(frames, _as_video(vlm, as_video, None, _model_path(model)), fps, max_pixels, keep_ratio, token_rule)
+    as_video = _as_video(vlm, as_video, model=_model_path(model))
+    shown = tuning.Shown(frames, as_video, fps, max_pixels, keep_ratio, token_rule)
     options = dict(plan=plan, shown=shown, rank=rank, balance=balance, progress=True)
     tuned, losses, count = tuning.tune(vlm, places, presets.project_path(str(out)), **options)
     first, last = losses["loss"].iloc[[0, -1]]

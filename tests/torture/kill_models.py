@@ -57,11 +57,11 @@ def report(folder: Path) -> dict[str, str]:
     """Return the scores and events of reports, without what they took."""
     found = {}
     for path in sorted(folder.rglob("scores.csv")):
-        name, told = path.parent.relative_to(folder).as_posix(), json.loads(path.with_name("report.json").read_text())
+        name, page = path.parent.relative_to(folder).as_posix(), json.loads(path.with_name("report.json").read_text())
         found[f"{name}/scores.csv"] = pd.read_csv(path).drop(columns="known_s").to_csv()
-        events = [{key: row[key] for key in ("start_s", "end_s", "peak", "shown_s")} for row in told["events"]]
-        texts = [row["answer"]["texts"] for row in told["events"]]
-        found[f"{name}/report.json"] = json.dumps([events, texts, told["asked"], told["rolling"]])
+        events = [{key: row[key] for key in ("start_s", "end_s", "peak", "shown_s")} for row in page["events"]]
+        texts = [row["answer"]["texts"] for row in page["events"]]
+        found[f"{name}/report.json"] = json.dumps([events, texts, page["asked"], page["rolling"]])
         found[f"{name}/report.html"] = str(b"</html>" in path.with_name("report.html").read_bytes()[-20:])
     return found | {"index.html": (folder / "index.html").read_text().count("report.html")}
 
@@ -126,8 +126,8 @@ def jobs(root: Path, films: Path, found: list) -> tuple[dict[str, Job], list]:
     def look(folder: Path) -> None:
         of = cascade.load_detector(detector, threshold=0.0)
         vlm = clients.Endpoint(chat.url, "m", timeout_s=20)
-        told = analyse.analyse_folder(films, of, folder, plan=cascade.AnalysisPlan(num_frames=2), vlm=vlm, log=lambda _: None)
-        assert not any(row["error"] for row in told), [row["error"] for row in told]
+        looked = analyse.analyse_folder(films, of, folder, plan=cascade.AnalysisPlan(num_frames=2), vlm=vlm, log=lambda _: None)
+        assert not any(row["error"] for row in looked), [row["error"] for row in looked]
 
     def draw(folder: Path) -> None:
         chosen = scenarios.covering_scenarios(4, 0, **FEW)

@@ -27,13 +27,8 @@ class RawServer:
     """Reads a request, then sends what `answer(port)` yields; `seen` holds the requests."""
 
     def __init__(self, answer: Callable[[], Iterator[bytes]], patience_s: float = 5.0):
-        self.answer, self.patience_s, self.seen, self.sent, self.socket = (
-            answer,
-            patience_s,
-            [],
-            0,
-            socket.create_server(("127.0.0.1", 0)),
-        )
+        self.answer, self.patience_s, self.seen, self.sent = answer, patience_s, [], 0
+        self.socket = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
 

@@ -67,29 +67,37 @@ def download(
     part, note = path.with_name(f"{path.name}.part"), path.with_name(f"{path.name}.part.json")
     if not re.match(r"https?://[^/]", address) or not address.isprintable():
         raise DownloadError(f"an address starts with http:// or https://, got {artifacts.one_line(repr(address), 160)}")
-    shown, lock = artifacts.address_shown(address), path.with_name(f".{path.name}.lock")
-    with artifacts.only_one(lock):  # two would append to one part
+    shown = artifacts.address_shown(address)
+    with _alone(path):
+        furthest, failures = _size(part), 0
+        while True:
+            try:
+                _receive(address, part, note, agree, timeout_s, progress, most_bytes, slowest)
+                break
+            except _Interrupted as error:
+                agree = _agreed
+                failures = 0 if _size(part) >= furthest + PROGRESS else failures + 1
+                furthest = max(furthest, _size(part))
+                if failures >= tries:
+                    kept = f"{_size(part):,} bytes are kept, the same command goes on"
+                    raise DownloadError(f"{shown}: {artifacts.one_line(error, 200)}; {kept}") from error
+                time.sleep(pause_s * 2**failures)
+        found = artifacts.sha256(part)
+        if sha256 and found != sha256:
+            _forget(part, note)
+            raise DownloadError(f"{shown}: sha256 {found}, expected {sha256}; the file was removed")
+        os.replace(part, path)
+        note.unlink(missing_ok=True)
+    return found
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Hold the lock of a file that is fetched: two calls would append to one part."""
+    lock = path.with_name(f".{path.name}.lock")
+    with artifacts.only_one(lock):
         try:
-            furthest, failures = _size(part), 0
-            while True:
-                try:
-                    _receive(address, part, note, agree, timeout_s, progress, most_bytes, slowest)
-                    break
-                except _Interrupted as error:
-                    agree = _agreed
-                    failures = 0 if _size(part) >= furthest + PROGRESS else failures + 1
-                    furthest = max(furthest, _size(part))
-                    if failures >= tries:
-                        kept = f"{_size(part):,} bytes are kept, the same command goes on"
-                        raise DownloadError(f"{shown}: {artifacts.one_line(error, 200)}; {kept}") from error
-                    time.sleep(pause_s * 2**failures)
-            found = artifacts.sha256(part)
-            if sha256 and found != sha256:
-                _forget(part, note)
-                raise DownloadError(f"{shown}: sha256 {found}, expected {sha256}; the file was removed")
-            os.replace(part, path)
-            note.unlink(missing_ok=True)
-            return found
+            yield
         finally:
             lock.unlink(missing_ok=True)
 

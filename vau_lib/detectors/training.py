@@ -393,10 +393,7 @@ def _video_metrics(prediction) -> dict[str, float]:
     labels = labels.reshape(len(labels), -1).max(1)  # a target per part of a video: anomalous where any is
     if len(np.unique(labels)) < 2:
         return {}
-    scores, truth = (
-        {"all": np.asarray(logit).reshape(-1)},
-        {"all": labels},
-    )  # a place is a video: joined already, in a tenth of the time
+    scores, truth = {"all": np.asarray(logit).reshape(-1)}, {"all": labels}  # videos in the place of frames: a tenth of the time
     return {"video_auc": metrics.frame_auc(scores, truth), "video_ap": metrics.frame_ap(scores, truth)}
 
 

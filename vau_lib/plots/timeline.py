@@ -125,9 +125,8 @@ def panels(shown: Sequence[Panel], *, columns: int = 2, title: str = "") -> Figu
         for colour, (name, values) in zip((ANOMALOUS, NORMAL, *SERIES[2:]), one.scores.items(), strict=False):
             axis.plot(np.arange(len(values)) / one.fps, values, color=colour, label=name)
         longest = max(len(values) for values in one.scores.values()) / one.fps
-        axis.set(
-            xlim=(0, longest), ylim=(-0.03 * highest, max(1e-9, 1.08 * highest)), xlabel="time (s)", ylabel="score"
-        )  # a zero is seen
+        limits = -0.03 * highest, max(1e-9, 1.08 * highest)  # a zero is seen
+        axis.set(xlim=(0, longest), ylim=limits, xlabel="time (s)", ylabel="score")
         if len(one.scores) > 1 and not place:
             axis.legend(loc="upper left", ncols=len(one.scores), fontsize=8)
         for number, (frame, moment) in enumerate(zip(one.frames, one.shown_s, strict=True)):

@@ -235,9 +235,8 @@ def fingerprint(model: nn.Module) -> str:
         digest.update(f"{name} {tuple(value.shape)}".encode())
         if value.numel() and not value.is_meta:
             some = value.detach().flatten()[:: max(1, value.numel() // FINGERPRINT_VALUES)]
-            digest.update(
-                some.to(torch.bfloat16).view(torch.int16).cpu().numpy().tobytes()
-            )  # alike on every device and in every dtype
+            plain = some.to(torch.bfloat16)  # alike on every device and in every dtype
+            digest.update(plain.view(torch.int16).cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
