@@ -13,7 +13,7 @@ import hashlib
 import itertools
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -124,11 +124,13 @@ def extract(
 
 def extract_together(
     video_records: Sequence[records.VideoRecord], root: Path, recipes: Mapping[Path, Recipe], *,
-    engine: str = "serial", workers: int = 2, shard: tuple[int, int] = (1, 1), **cluster: object,
+    left_out: Mapping[Path, Collection[str]] | None = None, engine: str = "serial", workers: int = 2,
+    shard: tuple[int, int] = (1, 1), **cluster: object,
 ) -> dict[Path, Extraction]:  # fmt: skip
     """Do what `extract` does for several kinds of features, {folder: recipe}; return {folder: what was done}.
 
     Those that read the same gray frames (XFeat on the CPU, flow) have each video decoded once; the seconds are those of all.
+    `left_out` names, by folder, the ids of videos that get no features there.
     """
     (number, shards), workers = shard, 1 if engine == "serial" else workers
     if not 1 <= number <= shards:
@@ -142,10 +144,12 @@ def extract_together(
             artifacts.write_made_by(folder, **wanted)
     notes = SOURCES if shards == 1 else SOURCES.replace(".jsonl", f".{number}-of-{shards}.jsonl")
     started, mine, todo, totals = time.perf_counter(), video_records[number - 1 :: shards], {}, {}
+    chosen = {folder: {r.id for r in mine} - set((left_out or {}).get(folder, ())) for folder in recipes}
     for folder, recipe in recipes.items():
         made_of = _sources(folder)
         tasks = [_Task(record, Path(root), folder, recipe, engine == "serial") for record in mine]
-        waiting = {place: task for place, task in enumerate(tasks) if not _is_done(task, made_of)}
+        tasks = [(place, task) for place, task in enumerate(tasks) if task.record.id in chosen[folder]]
+        waiting = {place: task for place, task in tasks if not _is_done(task, made_of)}
         for place, task in waiting.items():
             todo.setdefault(place, []).append(task)
         totals[folder] = _Totals([task.record for task in waiting.values()], workers)
@@ -161,7 +165,7 @@ def extract_together(
                 totals[task.folder].add(made)
                 artifacts.append_json_line(task.folder / notes, {"id": task.record.id, **made.source})
     seconds = time.perf_counter() - started
-    return {f: total.extraction(len(mine) - total.todo, tuple(sorted(skipped[f])), seconds) for f, total in totals.items()}
+    return {f: total.extraction(len(chosen[f]) - total.todo, tuple(sorted(skipped[f])), seconds) for f, total in totals.items()}
 
 
 @dataclass(frozen=True)
