@@ -1,6 +1,6 @@
 """The torture campaign: kills, damaged media and data, surroundings, streams, networks; bounded, seeded, a table at the end.
 
-    python benchmarks/torture.py [kills media data surroundings streams networks] [--seed 0] [--count N]
+    python benchmarks/torture.py [kills media data surroundings streams networks] [--seed 0] [--count N] [--only JOB]
 
 `make torture` runs it whole (kills 60, media 520, data 1,500, 20,000 clips of stream); tests/test_torture.py runs a short one. Each
 fault is a line with the seed and the number of its mutant. What it needs of the tests (fakes, tiny models) it takes from there.
@@ -26,6 +26,7 @@ def main() -> int:
     parser.add_argument("parts", nargs="*", default=list(COUNTS), help="which parts")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, help="kills, mutants or clips of each part")
+    parser.add_argument("--only", action="append", default=[], help="kills: of this job; may be repeated")
     options = parser.parse_args()
     if unknown := set(options.parts) - COUNTS.keys():
         parser.error(f"no part {min(unknown)}; there are {', '.join(COUNTS)}")
@@ -41,6 +42,8 @@ def main() -> int:
         )
         if part in ("kills", "media", "data"):
             given["seed"] = options.seed
+        if part == "kills":
+            given["only"] = options.only
         began = time.time()
         with tempfile.TemporaryDirectory(prefix="torture-") as folder:
             tallies = module.run(Path(folder), **given)

@@ -18,7 +18,7 @@ import pandas as pd
 
 from vau_lib import guard, watch
 from vau_lib.cascade import AnalysisPlan, Cascade, Detector, Send
-from vau_lib.data import datasets, records, video
+from vau_lib.data import datasets, records, video, video_worker
 from vau_lib.detectors import baselines, trained_detector
 from vau_lib.evaluation import metrics
 from vau_lib.features import optical_flow
@@ -148,6 +148,7 @@ def measure(cascade: Cascade, events: Sequence[records.Span], curves: Mapping[st
 # A source, looked at
 
 
+@video_worker.apart()
 def analyse(
     source: str | Path,
     detector: Detector,

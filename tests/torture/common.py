@@ -68,6 +68,7 @@ class Job:
     content: Callable[[Path], dict[str, str]] = content
     begin: Callable[[], None] = lambda: None  # before it is started in a new folder
     check: Callable[[int], None] = lambda kills: None  # after it ended; raises AssertionError
+    whom: tuple[str, ...] = ("parent",)  # which are killed: "parent" alone, one "worker", "all"
 
 
 class Hang(BaseException):

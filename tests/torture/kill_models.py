@@ -83,7 +83,7 @@ def runs(folder: Path) -> dict[str, str]:
     return found
 
 
-def _detector(folder: Path) -> Path:
+def small_detector(folder: Path) -> Path:
     """Save an untrained stream over small XFeat features with random weights."""
     recipe = extraction.Recipe("xfeat", 4, (("weights", "random"), ("side", 64)))
     fitted = preprocessing.Preprocessing.fit(
@@ -104,7 +104,7 @@ def jobs(root: Path, films: Path, found: list) -> tuple[dict[str, Job], list]:
     chat = FakeChatService('A man falls. {"anomaly": 1}')
     service = FakeVideoService((films / "0.mp4").read_bytes())
     os.environ["GOOGLE_API_KEY"] = "torture-key"
-    detector = _detector(root / "detector")
+    detector = small_detector(root / "detector")
     shown, files = tune.Shown(frames=2), {world / "instructions.jsonl": world}
 
     def sft(folder: Path) -> None:

@@ -9,6 +9,8 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -19,7 +21,7 @@ from fake_chat_service import FakeChatService
 from fake_file_server import SHA256, FileServer
 
 from torture import kill_models
-from torture.common import Job, Tally
+from torture.common import Job, Tally, limited
 from vau_lib import guard
 from vau_lib.data import annotation, download, hivau, records, video
 from vau_lib.detectors import experiments, memtsm, preprocessing, trained_detector, training
@@ -93,11 +95,12 @@ def jobs(root: Path) -> tuple[dict[str, Job], list]:
 
     def encode(engine: str, folder: Path) -> None:
         os.environ["RAY_TMPDIR"] = ray_folder
-        assert not extraction.extract(found, films, folder, recipe, engine=engine).skipped
+        skipped = extraction.extract(found, films, folder, recipe, engine=engine).skipped
+        assert not skipped, skipped
 
-    engines = {"extraction": "serial", "extraction, processes": "processes"}
-    engines |= {"extraction, Ray": "ray"} if importlib.util.find_spec("ray") else {}
-    known = {name: Job(partial(encode, engine)) for name, engine in engines.items()}
+    known = {"extraction": Job(partial(encode, "serial")),
+             "extraction, processes": Job(partial(encode, "processes"), whom=("parent", "worker", "all"))}  # fmt: skip
+    known |= {"extraction, Ray": Job(partial(encode, "ray"))} if importlib.util.find_spec("ray") else {}
     known |= {"detector training": Job(train), "annotation": Job(annotate), "rows": Job(rows_of), "guard --out": Job(watch),
               "fetch": Job(fetch), "drawn data set": Job(draw)}  # fmt: skip
     more, opened = kill_models.jobs(root / "models", films, found)
@@ -133,20 +136,44 @@ def _ended(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
+def processes(label: str) -> dict[int, str]:
+    """Return {process id: command} of what a job started, without the fork itself: it has the environment of before."""
+    found = {}
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"{LABEL}={label}\0".encode() in (place / "environ").read_bytes():
+                found[int(place.name)] = (place / "cmdline").read_text().replace("\0", " ")[:120]
+        except OSError:
+            continue
+    return found
+
+
 def left_over(label: str) -> list[str]:
     """Return the processes that a killed job left, after half a minute of grace, which a busy machine needs."""
     for _ in range(300):  # a count, no clock: this process may be stopped, too
-        found = []
-        for place in Path("/proc").glob("[0-9]*"):
-            try:
-                if f"{LABEL}={label}\0".encode() in (place / "environ").read_bytes():
-                    found.append((place / "cmdline").read_text().replace("\0", " ")[:120])
-            except OSError:
-                continue
-        if not found:
+        if not (found := processes(label)):
             return []
         time.sleep(0.1)
-    return found
+    return list(found.values())
+
+
+def _kill(pid: int, folder: Path, label: str, rng: Random, whom: str) -> bool:
+    """Kill a job's own process ("parent"), one of those it started ("worker"), or all; wait for its end. Return whether one was
+    killed: a job may have ended before."""
+    started = list(processes(label)) if whom != "parent" else []
+    if whom == "worker":  # what it worked on may be lost, the job itself comes to an end
+        chosen = rng.choice(started or [pid])
+        with suppress(ProcessLookupError):
+            os.kill(chosen, signal.SIGKILL)
+        with limited(300):
+            code = _ended(pid)
+        lost = code != 3 or any(words in _error(folder, pid) for words in ("worker process died", "that read it ended"))
+        assert code in (0, 3, -signal.SIGKILL) and lost, f"a killed worker ends the job by {code}: {_error(folder, pid)}"
+        return bool(started) or code == -signal.SIGKILL
+    for one in [pid, *started]:
+        with suppress(ProcessLookupError):
+            os.kill(one, signal.SIGKILL)
+    return _ended(pid) == -signal.SIGKILL
 
 
 def _compare(job: Job, folder: Path, fresh: dict[str, str]) -> None:
@@ -158,7 +185,7 @@ def _compare(job: Job, folder: Path, fresh: dict[str, str]) -> None:
     assert not differ, f"differs from an undisturbed run: {differ[:4]}"
 
 
-def run(root: Path, *, count: int, seed: int, only: tuple[str, ...] = ()) -> list[Tally]:
+def run(root: Path, *, count: int, seed: int, only: Sequence[str] = ()) -> list[Tally]:
     """Kill `count` times, jobs in turn, each up to three times before it may finish; then two at once of each job."""
     rng, tallies = Random(seed), []
     known, opened = jobs(root)
@@ -185,10 +212,11 @@ def run(root: Path, *, count: int, seed: int, only: tuple[str, ...] = ()) -> lis
                     for _ in range(rng.choice([1, 1, 2, 3])):
                         pid = _start(job, folder, label)
                         time.sleep(rng.uniform(0.0, 0.8 * took[name]))  # the first run of a job is the slowest
-                        os.kill(pid, signal.SIGKILL)  # it alone, not what it started
-                        killed += _ended(pid) == -signal.SIGKILL
+                        whom = rng.choice(job.whom)
+                        if _kill(pid, folder, label, rng, whom):
+                            killed += 1
+                            tally.outcomes[f"kills of {whom}"] += 1
                     number += max(killed, 1)
-                    tally.outcomes["kills"] += killed
                     assert not (orphans := left_over(label)), f"goes on without its parent: {orphans}"
                     pid = _start(job, folder, label)
                     assert _ended(pid) == 0, f"does not go on: {_error(folder, pid)}"

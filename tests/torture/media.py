@@ -1,7 +1,10 @@
-"""Damaged videos of every container through probe, frames, gray and live, in limited workers: no crash, no hang, one VideoError."""
+"""Damaged videos of every container through probe, frames, gray, live and analyse: no crash, no hang, one VideoError."""
 
+import shutil
 import struct
+from collections.abc import Callable
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -9,7 +12,9 @@ import av
 import numpy as np
 
 from torture.common import Tally, refused
+from torture.kill_models import small_detector
 from torture.mutants import damaged_bytes
+from vau_lib import analyse, cascade
 from vau_lib.data import video, video_worker
 
 KINDS = [  # suffix, codec, pixel format, options
@@ -73,38 +78,50 @@ def damaged(data: bytes, rng: Random) -> bytes:
     return bytes(out)
 
 
-def read_all(path: Path) -> int:
+@video_worker.apart()
+def read_all(path: Path) -> None:
     info = video.probe(path)
     video.read_frames(path, [0, info.num_frames - 1])
     video.read_frames(path, [info.num_frames // 2], reader="pyav")
-    return sum(1 for _ in video.gray_frames(path)) + sum(1 for _ in video.live(path))
+    sum(1 for _ in video.gray_frames(path)), sum(1 for _ in video.live(path))
+
+
+def look(detector: cascade.Detector, folder: Path, path: Path) -> None:
+    try:
+        analyse.analyse(path, detector, folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def run(root: Path, *, count: int, seed: int, seconds: float = 20.0) -> list[Tally]:
-    """Damage `count` videos; tallies by container."""
+    """Damage `count` videos; tallies by container, and one of `vau analyse`."""
     rng, tallies, made = Random(seed), {}, films(root)
-    with video_worker.apart():
+    detector = cascade.load_detector(small_detector(root / "detector"), threshold=0.5)
+    before, video_worker.SECONDS = video_worker.SECONDS, seconds
+    try:
         for number in range(count + len(made)):
             film = made[number % len(made)]
             bad = root / f"bad_{number}{film.suffix}"
             bad.write_bytes(film.read_bytes() if number < len(made) else damaged(film.read_bytes(), rng))
-            tally = tallies.setdefault(film.suffix, Tally(f"media: {film.suffix}"))
-            before, video_worker.SECONDS = video_worker.SECONDS, seconds
-            try:
+            for kind, read in ((film.suffix, read_all), ("analyse", partial(look, detector, root / "report"))):
+                tally = tallies.setdefault(kind, Tally(f"media: {kind}"))
                 with tally.one(f"{film.name}, mutant {number} of seed {seed}"):
-                    try:
-                        read_all(bad)
-                        tally.outcomes["read"] += 1
-                    except Exception as error:
-                        assert number >= len(made), f"a good video is refused: {error}"
-                        refused(error, bad.name)
-                        assert isinstance(error, video.VideoError), f"not a VideoError: {error!r:.200}"
-                        ended = "the process that read it ended" in str(error) or "takes longer" in str(error)
-                        tally.outcomes["the worker died or was stopped" if ended else "refused"] += 1
-                        # the next one is read all the same
-            finally:
-                video_worker.SECONDS = before
-                bad.unlink(missing_ok=True)
-    while video_worker._waiting:
-        video_worker._waiting.pop().stop()
+                    _read_or_refused(tally, read, bad, good=number < len(made))
+            bad.unlink()
+    finally:
+        video_worker.SECONDS = before
+        while video_worker._waiting:
+            video_worker._waiting.pop().stop()
     return list(tallies.values())
+
+
+def _read_or_refused(tally: Tally, read: Callable[[Path], None], path: Path, *, good: bool) -> None:
+    try:
+        read(path)
+        tally.outcomes["read"] += 1
+    except Exception as error:
+        assert not good, f"a good video is refused: {error}"
+        refused(error, path.name)
+        assert isinstance(error, video.VideoError), f"not a VideoError: {error!r:.200}"
+        ended = "the process that read it ended" in str(error) or "takes longer" in str(error)
+        tally.outcomes["the worker died or was stopped" if ended else "refused"] += 1  # the next one is read all the same

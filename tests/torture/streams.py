@@ -6,21 +6,25 @@ import itertools
 import socket
 import threading
 import time
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import av
 import numpy as np
 import torch
 
 from torture.common import Tally, limited, refused
 from torture.networks import RawServer
 from vau_lib import cascade, watch
-from vau_lib.data import video
+from vau_lib.data import records, video
 from vau_lib.detectors import lshma, lshma_state, preprocessing, trained_detector
 from vau_lib.features import xfeat
+from vau_lib.synthetic import dataset
 from vau_lib.workspace import artifacts
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: video/mp2t\r\n\r\n"
+FPS = 10
 SECRETS = ("admin", "t0p", "s3cret")
 
 
@@ -73,30 +77,37 @@ def camera(data: bytes, width: int):
         server.close()
 
 
+def scenes(root: Path) -> list[np.ndarray]:
+    """Draw eight small videos of people, with and without an event; return their frames one after the other."""
+    found = dataset.make_dataset(root, num_videos=8, seed=0, height=72, width=96, splits={"train": 1.0})
+    return [frame for record in found for frame in video.rgb_frames(records.locate(record, root))]
+
+
+def as_stream(frames: Sequence[np.ndarray], path: Path) -> bytes:
+    """Return frames (H, W, 3) as MPEG-TS at `FPS`."""
+    with av.open(str(path), "w", format="mpegts") as container:
+        stream = container.add_stream("libx264", rate=FPS, options={"g": "5"})
+        stream.height, stream.width, stream.pix_fmt = *frames[0].shape[:2], "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    return path.read_bytes()
+
+
 def run(root: Path, *, clips: int, width: int = 512, window: int = 16, timeout_s: float = 1.0) -> list[Tally]:
     memory, sources = Tally(f"streams: memory, {clips:,} clips of width {width}"), Tally("streams: sources")
     filmed = Tally(f"streams: a camera through watch and analyse, {clips // 10:,} clips of width {width}")
     with memory.one("slope"):
         _is_flat(memory, slope(features(width=width, window=window), clips))
-    good = root / "good.ts"
-    frames = np.random.default_rng(0).integers(0, 255, (40, 64, 96, 3), dtype=np.uint8)
-    video.write_video(root / "good.mp4", frames, fps=10)
-    import av
-
-    def as_stream(width: int, height: int, path: Path) -> bytes:
-        with av.open(str(path), "w", format="mpegts") as container:
-            stream = container.add_stream("libx264", rate=10, options={"g": "5"})
-            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-            for place in range(40):
-                picture = np.full((height, width, 3), place * 5, np.uint8)
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-            container.mux(stream.encode())
-        return path.read_bytes()
-
-    data, large = as_stream(96, 64, good), as_stream(160, 120, root / "large.ts")
+    lit = [np.full((64, 96, 3), place * 5, np.uint8) for place in range(40)]
+    large = [np.full((120, 160, 3), place * 5, np.uint8) for place in range(40)]
+    data, large = as_stream(lit, root / "good.ts"), as_stream(large, root / "large.ts")
     if clips >= 1000:  # below, what is kept is still filling up
+        seen, drawn = deque(maxlen=1), as_stream(scenes(root / "drawn"), root / "drawn.ts")
         with filmed.one("slope"):
-            _is_flat(filmed, slope(camera(data, width), clips // 10))
+            clips_seen = (seen.append(clip.ends_s[-1]) or clip for clip in camera(drawn, width))
+            _is_flat(filmed, slope(clips_seen, clips // 10))
+        filmed.outcomes["minutes of camera"] = round(seen[0] / 60)
 
     def stall():
         yield HEAD + data[: len(data) // 2]
