@@ -149,3 +149,26 @@ def test_saving_a_notebook_in_jupyterlab_does_not_dirty_it(tmp_path):
     cells[0]["source"] += "\n"
     server.save(dict(model), "notebooks/08_instruction_data.ipynb")
     assert git("status", "--porcelain") == " M notebooks/08_instruction_data.ipynb\n", "a real change is shown, and not staged"
+
+
+FAULT = 'echo "jinja2 2.4.1 PYSEC-2014-82 2.7.2"; exit 1'
+
+
+@pytest.mark.skipif(not shutil.which("timeout"), reason="needs timeout, of GNU's coreutils")
+@pytest.mark.parametrize(
+    "old, pinned, code, line",
+    [("exit 0", "exit 0", 0, "nothing was audited, no data"), (FAULT, "exit 0", 0, "1 packages, no known fault"),
+     (FAULT, FAULT, 1, "PYSEC-2014-82"), (FAULT, "echo refused >&2; exit 1", 0, "nothing was audited, its service ended: refused")],
+)  # fmt: skip
+def test_the_audit_of_ci_fails_for_a_known_fault_only(tmp_path, old, pinned, code, line):
+    """A service that knows no package calls every version healthy; an old version with known faults tells it apart."""
+    (tmp_path / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci" / "audit", tmp_path / ".ci")
+    (tmp_path / "constraints.txt").write_text("x==1\n")
+    (tmp_path / "Makefile").write_text(".audit/.ready: ;\n")
+    asked = tmp_path / ".audit" / "bin" / "pip-audit"
+    asked.parent.mkdir(parents=True)
+    asked.write_text(f'#!/bin/sh\ncase "$*" in *constraints.txt*) {pinned};; *) {old};; esac\n')
+    asked.chmod(0o755)
+    done = subprocess.run([tmp_path / ".ci" / "audit"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.count("\n")) == (code, 1) and line in done.stdout
