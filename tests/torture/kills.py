@@ -31,6 +31,7 @@ from vau_lib.vlm import clients
 from vau_lib.workspace import artifacts
 
 LABEL = "VAU_TORTURE_KILL"  # environment variable by which processes of a killed job are found
+AGENTS = "ray::DashboardAgent", "ray::RuntimeEnvAgent"  # end after 60 s, in which they want to tell a dead head that it is dead
 WIDTH = 6
 
 
@@ -149,12 +150,13 @@ def processes(label: str) -> dict[int, str]:
 
 
 def left_over(label: str) -> list[str]:
-    """Return the processes that a killed job left, after half a minute of grace, which a busy machine needs."""
-    for _ in range(300):  # a count, no clock: this process may be stopped, too
-        if not (found := processes(label)):
-            return []
+    """Return the processes that a killed job left, after half a minute of grace, which a busy machine needs; Ray's after 90 s."""
+    for tries in range(900):  # a count, no clock: this process may be stopped, too
+        found = processes(label).values()
+        if not found or (tries >= 300 and not all(command.startswith(AGENTS) for command in found)):
+            break
         time.sleep(0.1)
-    return list(found.values())
+    return list(found)
 
 
 def _kill(pid: int, folder: Path, label: str, rng: Random, whom: str) -> bool:
@@ -240,7 +242,8 @@ def _two_at_once(job: Job, folder: Path, fresh: dict[str, str], later_s: float, 
     pids = [first, _start(job, folder, "twice")]
     ended = [_ended(pid) for pid in pids]
     lines = [_error(folder, pid) for pid, code in zip(pids, ended, strict=True) if code]
-    assert all("another run is at work" in line for line in lines) and len(lines) < 2, f"two at once: {lines}"
+    fine = ("another run is at work", "no Ray cluster on this machine")  # a node has 30 s to start, however busy the machine is
+    assert all(any(words in line for words in fine) for line in lines) and len(lines) < 2, f"two at once: {lines}"
     tally.outcomes["two at once: " + ("one refused" if lines else "both end")] += 1
     _compare(job, folder, fresh)
     job.check(0)
