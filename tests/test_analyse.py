@@ -391,6 +391,14 @@ def test_a_long_live_stream_shows_its_last_hour():
     assert player.ticks(10_800.0, 7200.0) == [7200.0 + 600 * k for k in range(7)]
 
 
+def test_a_clock_of_years_costs_no_minutes(tmp_path):
+    """A damaged header: its copy would have a picture for every second, its axis a mark for every two hours."""
+    video.write_video(tmp_path / "long.mp4", moving_square(50), fps=0.001)
+    assert video.probe(tmp_path / "long.mp4").duration_s == pytest.approx(50_000)
+    assert player.media(tmp_path / "long.mp4", None) == ""
+    assert 4 <= len(player.ticks(1.7e9)) <= 10 and player.ticks(86_400.0) == [14_400.0 * k for k in range(7)]
+
+
 def test_a_long_curve_keeps_its_peaks():
     values = np.zeros(40_000)
     values[[7, 31_234]] = 1.0, 0.8

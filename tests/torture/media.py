@@ -11,7 +11,7 @@ from random import Random
 import av
 import numpy as np
 
-from torture.common import Tally, refused
+from torture.common import HANG_S, Tally, limited, refused
 from torture.kill_models import small_detector
 from torture.mutants import damaged_bytes
 from vau_lib import analyse, cascade
@@ -105,7 +105,7 @@ def run(root: Path, *, count: int, seed: int, seconds: float = 20.0) -> list[Tal
             bad.write_bytes(film.read_bytes() if number < len(made) else damaged(film.read_bytes(), rng))
             for kind, read in ((film.suffix, read_all), ("analyse", partial(look, detector, root / "report"))):
                 tally = tallies.setdefault(kind, Tally(f"media: {kind}"))
-                with tally.one(f"{film.name}, mutant {number} of seed {seed}"):
+                with tally.one(f"{film.name}, mutant {number} of seed {seed}"), limited(2 * HANG_S):
                     _read_or_refused(tally, read, bad, good=number < len(made))
             bad.unlink()
     finally:

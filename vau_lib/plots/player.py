@@ -22,6 +22,7 @@ from vau_lib.workspace.gallery import text
 
 THUMB_SIDE, THUMBS = 192, 24  # pixels of the longer side of a picture in the page; pictures of a filmstrip
 CLIP_SIDE, CLIP_FPS, CLIP_CRF = 480, 15.0, 30  # the video in the page: smaller, fewer frames, coarser
+MOST_FILLED = 36_000  # pictures of that video that only fill gaps: ten hours with one a second
 BESIDE = "report.mp4"  # a video that is too large for the page
 NOTEBOOK_MB = 4.0  # largest video in a notebook's output
 POINTS = 1500  # of a drawn curve: each is the highest of its stretch
@@ -152,8 +153,14 @@ def picture(data: bytes) -> np.ndarray:
 
 
 def small_clip(source: str | Path, target: Path) -> None:
-    """Write a video as H.264 that browsers play: at most CLIP_SIDE pixels a side, CLIP_FPS frames a second, no sound."""
-    fps = min(CLIP_FPS, max(video.probe(source).fps, 1.0))
+    """Write a video as H.264 that browsers play: at most CLIP_SIDE pixels a side, CLIP_FPS frames a second, no sound.
+
+    VideoError for a clock that would need too many pictures between those there are: a damaged one claims centuries.
+    """
+    info = video.probe(source)
+    fps = min(CLIP_FPS, max(info.fps, 1.0))
+    if info.duration_s * fps > info.num_frames + MOST_FILLED:
+        raise video.VideoError(f"{video.source_name(source)}: {info.num_frames} frames in {info.duration_s:,.0f} s")
     video.write_video(target, _at_rate(source, fps), fps=fps, crf=CLIP_CRF)
 
 
@@ -323,7 +330,8 @@ def thinned(rows: np.ndarray) -> np.ndarray:
 
 def ticks(end_s: float, begin_s: float = 0.0) -> list[float]:
     """Return round seconds along the time axis, about eight."""
-    step = next((s for s in (0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600) if (end_s - begin_s) / s <= 9), 7200)
+    steps, length = (0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600), end_s - begin_s
+    step = next((step for step in steps if length / step <= 9), 7200 * np.ceil(length / 7200 / 9))  # a damaged clock: years
     return [float(second) for second in np.arange(np.ceil(begin_s / step) * step, end_s + 1e-9, step)]
 
 
