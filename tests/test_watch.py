@@ -125,6 +125,24 @@ def test_a_password_is_in_nothing_that_watch_writes(model, clip, tmp_path, monke
     assert len(written) >= 3 and not any(word in text for text in written for word in (b"se/cr", b"cr@et", b"secret", b"admin"))
 
 
+def test_what_came_is_kept_where_a_camera_goes_away(model, clip, tmp_path, monkeypatch):
+    frames, table = list(video.live(clip)), tmp_path / "w.csv"
+    whole = list(watch.report_lines(str(clip), model))[-1].partition(";")[0]
+
+    def fails(source):
+        yield from frames
+        raise video.VideoError("rtsp://x: no pictures from there: nothing came for 10 s")
+
+    monkeypatch.setattr(video, "live", fails)
+    done = CliRunner().invoke(cli.app, ["watch", "rtsp://x", "--model", str(model), "--csv", str(table)])
+    assert done.exit_code == 1 and done.stderr.endswith("nothing came for 10 s\n") and done.stderr.count("\n") == 1
+    assert whole in done.stdout and len(pd.read_csv(table)) == 50 // 16 + 1  # also of the last clip, which was not full
+    out = tmp_path / "out"
+    done = CliRunner().invoke(cli.app, ["analyse", "rtsp://x", "--detector", str(model), "--threshold", "0.5", "--out", str(out)])
+    assert done.exit_code == 1 and done.stderr.count("\n") == 1 and "the report holds what came before" in done.stderr
+    assert not artifacts.read_json(out / "report.json", dict)["rolling"] and len(pd.read_csv(out / "scores.csv")) == 50 // 16 + 1
+
+
 def test_no_model_says_how_to_train_one(tmp_path):
     done = CliRunner().invoke(cli.app, ["watch", "x.mp4", "--model", str(tmp_path)])
     assert done.exit_code == 1 and "vau run demo 06" in done.stderr

@@ -178,7 +178,8 @@ def analyse(
         title: shown instead of the source's name.
         asked: kept in the report; a folder of videos is resumed by it.
 
-    Raises VideoError where nothing can be read. Ctrl-C ends a live source, and its report is written.
+    Raises VideoError where nothing can be read. Ctrl-C ends a live source, and its report is written; where it fails, too, and
+    then its VideoError is raised.
     """
     source, folder, plan = os.fspath(source), Path(folder), plan or AnalysisPlan()
     live = source.isdigit() or "://" in source
@@ -190,7 +191,8 @@ def analyse(
     name = video.source_name(source)
     name = name if live else Path(name).name  # a page that is mailed says nothing of the folders here
     cascade = Cascade(detector, plan, vlm, send=send, live=live, strip_s=strip_s)
-    frames = cascade.frames(video.live(source))
+    lost: list[video.VideoError] = []
+    frames = cascade.frames(watch.until_lost(video.live(source), lost) if live else video.live(source))
     frames = itertools.takewhile(lambda timed: timed[0] < seconds, frames) if seconds else frames
     facts = dict(title=title or name, truth=truth, asked=asked or {}, size=size)
     written = time.perf_counter()
@@ -205,8 +207,11 @@ def analyse(
             raise
     cascade.finish()
     if not cascade.rows:
-        raise video.VideoError(f"{video.source_name(source)}: not one frame came")
-    return _write(folder, cascade, familiar, source, facts)
+        raise lost[0] if lost else video.VideoError(f"{video.source_name(source)}: not one frame came")
+    content = _write(folder, cascade, familiar, source, facts)
+    if lost:
+        raise video.VideoError(f"{lost[0]}; the report holds what came before")
+    return content
 
 
 def _write(folder: Path, cascade: Cascade, familiar: Familiarity, source: str, facts: dict, *, rolling: bool = False) -> dict:

@@ -187,6 +187,8 @@ def report_lines(
 ) -> Iterator[str]:  # fmt: skip
     """Yield what `vau watch` prints, a line per clip, then a summary; Ctrl-C stops the stream, not the summary.
 
+    Where the source fails, its VideoError comes after the summary.
+
     Args:
         source: a video, a camera or an address.
         model: folder of a trained stream; with a runtime, of an exported one.
@@ -213,7 +215,8 @@ def report_lines(
     window = trained.model.settings.window
     name = video.source_name(source)  # a camera's password goes to the camera only
     yield f"{name}: {trained_on.get('encoder')} features of {snippet_frames} frames, clips of {window} snippets{note}"
-    frames = video.live(source)
+    lost: list[video.VideoError] = []
+    frames = until_lost(video.live(source), lost)
     frames = itertools.takewhile(lambda timed: timed[0] < seconds, frames) if seconds else frames
     report, drawn = StreamReport(None if untrained else threshold), 0.0
     name += " (RANDOM encoder weights: the scores mean nothing)" if untrained else ""
@@ -227,13 +230,23 @@ def report_lines(
     except KeyboardInterrupt:
         yield "stopped"
     if not report.ends_s:
-        raise video.VideoError(f"{name}: not one frame came")
+        raise lost[0] if lost else video.VideoError(f"{name}: not one frame came")
     if plot:
         yield f"figure: {', '.join(map(str, report.draw(plot, name)))}"
     if csv:
         artifacts.write_table(csv, pd.DataFrame({"known_at_s": report.known_s, "score": report.scores}))
         yield f"table: {csv}"
     yield report.summary()
+    if lost:
+        raise lost[0]
+
+
+def until_lost(frames: Iterable[tuple[float, np.ndarray]], lost: list[video.VideoError]) -> Iterator[tuple[float, np.ndarray]]:
+    """Yield frames until their source fails; its error goes into `lost`: what came before is scored and written first."""
+    try:
+        yield from frames
+    except video.VideoError as error:
+        lost.append(error)
 
 
 class StreamReport:

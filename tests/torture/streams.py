@@ -7,16 +7,18 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import av
 import numpy as np
 import torch
+from typer.testing import CliRunner
 
 from torture.common import Tally, limited, refused
+from torture.kill_models import small_detector
 from torture.networks import RawServer
-from vau_lib import cascade, watch
+from vau_lib import cascade, cli, watch
 from vau_lib.data import records, video
 from vau_lib.detectors import lshma, lshma_state, preprocessing, trained_detector
 from vau_lib.features import xfeat
@@ -96,6 +98,7 @@ def as_stream(frames: Sequence[np.ndarray], path: Path) -> bytes:
 
 def run(root: Path, *, clips: int, width: int = 512, window: int = 16, timeout_s: float = 1.0) -> list[Tally]:
     memory, sources = Tally(f"streams: memory, {clips:,} clips of width {width}"), Tally("streams: sources")
+    typed = Tally("streams: sources through vau watch and vau analyse")
     filmed = Tally(f"streams: a camera through watch and analyse, {clips // 10:,} clips of width {width}")
     with memory.one("slope"):
         _is_flat(memory, slope(features(width=width, window=window), clips))
@@ -124,11 +127,10 @@ def run(root: Path, *, clips: int, width: int = 512, window: int = 16, timeout_s
     for name, answer in kinds.items():
         server = RawServer(answer)
         try:
-            address = server.url.replace("http://", "http://admin:t0p@") + "/live?token=s3cret"
             with sources.one(name), limited(30):
                 moments, error = [], None
                 try:
-                    for moment, frame in video.live(address, timeout_s=timeout_s):
+                    for moment, frame in video.live(secret(server.url), timeout_s=timeout_s):
                         assert frame.dtype == np.uint8 and frame.shape[2] == 3
                         moments.append(moment)
                 except Exception as caught:
@@ -142,6 +144,8 @@ def run(root: Path, *, clips: int, width: int = 512, window: int = 16, timeout_s
                 sources.outcomes["ended with a line" if error else "ended"] += 1
         finally:
             server.close()
+    if clips >= 1000:
+        _commands(root, kinds, typed)
     with sources.one("a camera that never answers"), limited(30):
         silent = socket.create_server(("127.0.0.1", 0))
         try:
@@ -162,7 +166,35 @@ def run(root: Path, *, clips: int, width: int = 512, window: int = 16, timeout_s
         with sources.one(f"shown: {text}"):
             assert not any(secret in artifacts.one_line(text) for secret in SECRETS), artifacts.one_line(text)
     assert threading.active_count() < 100
-    return [memory, filmed, sources]
+    return [memory, filmed, sources, typed]
+
+
+def _commands(root: Path, kinds: dict[str, Callable[[], Iterator[bytes]]], tally: Tally) -> None:
+    """Look at each source by the commands: they end well or in one line, and no secret is in what they print and write."""
+    detector, runner = str(small_detector(root / "detector")), CliRunner()
+    for (name, answer), command in itertools.product(kinds.items(), ("watch", "analyse")):
+        server, out = RawServer(answer), root / f"{command} {name}"
+        out.mkdir()
+        words = {"watch": ["--model", detector, "--csv", str(out / "w.csv"), "--plot", str(out / "w.svg")],
+                 "analyse": ["--detector", detector, "--threshold", ".5", "--out", str(out), "--every", ".1"]}[command]  # fmt: skip
+        try:
+            with tally.one(f"vau {command}, {name}"), limited():
+                done = runner.invoke(cli.app, [command, secret(server.url), *words])
+                texts = [done.output.encode(), done.stderr.encode(), repr(done.exception).encode()]
+                texts += [path.read_bytes() for path in out.rglob("*.*")]
+                assert not any(hidden.encode() in text for text in texts for hidden in SECRETS), f"a secret is in {texts[:3]}"
+                assert done.exit_code == 0 or isinstance(done.exception, SystemExit), f"raw {done.exception!r}"
+                assert done.exit_code == 0 or len(done.stderr.strip().splitlines()) == 1, done.stderr
+                if name not in ("garbage", "no HTTP", "404", "nothing"):  # what came before the end is kept
+                    kept = out / "w.csv" if command == "watch" else out / "report.html"
+                    assert kept.exists(), "what came is lost"
+                tally.outcomes["ended" if done.exit_code == 0 else "ended with a line"] += 1
+        finally:
+            server.close()
+
+
+def secret(url: str) -> str:
+    return url.replace("http://", "http://admin:t0p@") + "/live?token=s3cret"
 
 
 def _is_flat(tally: Tally, found: tuple[float, float]) -> None:
