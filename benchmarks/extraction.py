@@ -1,10 +1,12 @@
 """How much faster are our XFeat features than kornia's network fed by decord, at equal features? One run, ratios, limits.
 
 Stock: decord (default), frames to float32 RGB, antialiased resize, kornia's forward pass in eager float32, pooled.
-Ours: summed gray planes, channels-last, descriptor map only, bfloat16 where the processor has it, OpenVINO where it is installed.
+Ours: summed gray planes, channels-last, descriptor map only, bfloat16 where the processor has it, OpenVINO and ncnn where installed.
 Each on one thread; then as `vau extract` runs: decoding ahead of the network, and one worker process against two on 32 videos.
-Limits beside it: the codec alone, and what the network's operations would take at the peak that a matrix product reaches here.
+Limits beside it: the codec alone, and what the network's operations would take at the peak that a matrix product reaches here;
+`two_processes.py` has that of two workers.
     python benchmarks/extraction.py [video ...]      real weights: set VAU_WEIGHTS (or VAU_REAL_DATA)
+    --no-single, --no-scale: leave out the first, or the second
 """
 
 import os
@@ -31,7 +33,13 @@ from vau_lib.workspace import presets
 from vau_lib.workspace.seeds import seed_everything
 
 SNIPPET, SIDE, ROUNDS = records.SNIPPET_FRAMES, 224, 3
-VIDEOS, SHORT, PLAIN = 32, 192, 5  # copies, frames of each, times the plain script reads one
+VIDEOS, SHORT, LONG, PLAIN = 32, 192, 600, 5  # copies; frames of the one and of each copy; times the plain script reads one
+
+
+WAYS = (
+    ("ahead", "serial", 1), ("one worker", "processes", 1), ("one worker, one processor", "processes", 1),
+    ("two workers", "processes", 2),
+)  # fmt: skip
 
 
 def stock_rows(net, path: Path, num_frames: int) -> np.ndarray:
@@ -71,25 +79,25 @@ def stock_network(found: str) -> XFeat:
     return stock
 
 
-def videos(scratch: Path) -> list[Path]:
-    """Return the first frames of the videos named, else of a real one, else drawn ones."""
+def videos(scratch: Path, count: int) -> list[Path]:
+    """Return the first `count` frames of the videos named, else of a real one, else drawn ones."""
     real = Path(os.environ.get("VAU_REAL_DATA", "")) / "videos" / "ucf_crime" / "Robbery102_x264.mp4"
     given = [Path(name) for name in sys.argv[1:] if not name.startswith("--")] or ([real] if real.is_file() else [])
     found = []
     for path in given:
-        found.append(scratch / f"{path.stem}.mp4")
-        frames = video.read_frames(path, range(min(SHORT, video.probe(path).num_frames)))
+        found.append(scratch / f"{path.stem}_{count}.mp4")
+        frames = video.read_frames(path, range(min(count, video.probe(path).num_frames)))
         video.write_video(found[-1], frames, fps=30)
     if not found:
-        found.append(scratch / "drawn.mp4")
+        found.append(scratch / f"drawn_{count}.mp4")
         noise = np.random.default_rng(0).integers(0, 255, (240, 320, 3), dtype=np.uint8)
-        video.write_video(found[-1], (np.roll(noise, place, axis=1) for place in range(SHORT)), fps=30)
+        video.write_video(found[-1], (np.roll(noise, place, axis=1) for place in range(count)), fps=30)
     return found
 
 
 def installed() -> list[str]:
-    """Return the runtimes beside torch that can be used here."""
-    return [name for name, module in (("onnx", "onnxruntime"), ("openvino", "openvino")) if find_spec(module)]
+    """Return the faster runtimes beside torch that can be used here."""
+    return [name for name in ("openvino", "ncnn") if find_spec(name)]
 
 
 def encoders(found: str) -> dict[str, xfeat.XFeatEncoder]:
@@ -98,9 +106,10 @@ def encoders(found: str) -> dict[str, xfeat.XFeatEncoder]:
         "ours, float32": xfeat.XFeatEncoder(found, bfloat16=False, device="cpu"),
         "ours, as shipped": xfeat.XFeatEncoder(found, device="cpu"),
     }
-    for name, bfloat16 in (("ours, OpenVINO float32", False), ("ours, OpenVINO bfloat16", True)):
+    others = {"OpenVINO float32": ("openvino", False), "OpenVINO bfloat16": ("openvino", True), "ncnn float32": ("ncnn", False)}
+    for name, (runtime, bfloat16) in others.items():
         try:
-            made[name] = xfeat.XFeatEncoder(found, bfloat16=bfloat16, device="cpu", runtime="openvino")
+            made[f"ours, {name}"] = xfeat.XFeatEncoder(found, bfloat16=bfloat16, device="cpu", runtime=runtime)
         except ValueError as error:
             print(error)
     return made
@@ -160,10 +169,11 @@ def compiling(found: str) -> None:
     print(f"  torch.compile: {once_s:.1f} s once, then {after:.2f} ms a frame instead of {before:.2f}: {pays}")
 
 
-def scale(path: Path, found: str, stock, folder: Path) -> pd.DataFrame:
+def scale(path: Path, found: str, stock, folder: Path, only: str = "") -> pd.DataFrame:
     """Return wall and shares of 32 copies, by every way a user has: the plain script with all processors, then `vau extract`.
 
-    Decoding ahead in one process, one worker, two workers, each as shipped (bfloat16) and, with equal features, by OpenVINO.
+    Decoding ahead in one process, one worker, two workers, each as shipped (bfloat16) and in float32 by the fastest runtime. The
+    efficiency is that of two workers against one, and against one that has a single processor for itself and its decoder.
     """
     frames, threads = video.probe(path).num_frames, torch.get_num_threads()
     torch.set_num_threads(os.cpu_count())  # what torch takes by itself
@@ -173,19 +183,23 @@ def scale(path: Path, found: str, stock, folder: Path) -> pd.DataFrame:
     print(f"  stock with {os.cpu_count()} threads: {plain:.1f} frames/s")
     copies = [records.VideoRecord(f"copy{n}", path.name, "bench", "train", 0) for n in range(VIDEOS)]
     recipes = {"as shipped": (("weights", str(found)),)}
-    if "openvino" in installed():
-        recipes["OpenVINO float32"] = (("weights", str(found)), ("bfloat16", False), ("runtime", "openvino"))
-    rows = [{"way": "stock", "recipe": "float32", "frames_per_s": plain, "times_stock": 1.0}]
+    for runtime in installed()[-1:]:
+        recipes[f"{runtime} float32"] = (("weights", str(found)), ("bfloat16", False), ("runtime", runtime))
+    recipes = {kind: options for kind, options in recipes.items() if only in kind}
+    rows, all_of = [{"way": "stock", "recipe": "float32", "frames_per_s": plain, "times_stock": 1.0}], os.sched_getaffinity(0)
     for kind, options in recipes.items():
         recipe, seconds = extraction.Recipe("xfeat", SNIPPET, options, device="cpu"), {}
-        for name, engine, workers in (("ahead", "serial", 1), ("one worker", "processes", 1), ("two workers", "processes", 2)):
+        for name, engine, workers in WAYS:
+            os.sched_setaffinity(0, {0} if "one processor" in name else all_of)  # of worker processes too
             done = extraction.extract(copies, path.parent, folder / f"{kind} {name}", recipe, engine=engine, workers=workers)
+            os.sched_setaffinity(0, all_of)
             print(f"  {kind}, {name}: {done.seconds:.1f} s, {done.rates()}; {timing.machine()}", flush=True)
             seconds[name], slower = done.seconds, max(done.decode_s, done.encode_s) / workers
             ratios = {"wall_over_slower_stage": done.seconds / slower, "times_stock": done.frames / done.seconds / plain}
             rows.append({"way": name, "recipe": kind, **extraction.summary(done), **ratios})
-        rows[-1]["efficiency"] = seconds["one worker"] / seconds["two workers"] / 2
-        print(f"  {kind}: one to two workers x{2 * rows[-1]['efficiency']:.2f}, efficiency {rows[-1]['efficiency']:.2f}")
+        for row in rows[-3:-1]:
+            row["efficiency_of_two"] = seconds[row["way"]] / seconds["two workers"] / 2
+            print(f"  {kind}: {row['way']} to two workers, efficiency {row['efficiency_of_two']:.2f}")
     return pd.DataFrame(rows)
 
 
@@ -199,14 +213,15 @@ def main() -> None:
     )
     studies, started = presets.project() / "data" / "results" / "studies", time.perf_counter()
     with TemporaryDirectory() as folder:
-        paths = videos(Path(folder))
-        table = pd.concat([compare(path, stock.net, ours) for path in paths])
-        print(table.round(3).to_string(index=False))
-        result_tables.write_curve(studies / "extraction.csv", table.assign(load=timing.machine()).round(5))
-        network_share(ours["ours, float32"])
-        compiling(found)
+        if "--no-single" not in sys.argv:
+            table = pd.concat([compare(path, stock.net, ours) for path in videos(Path(folder), SHORT)])
+            print(table.round(3).to_string(index=False))
+            result_tables.write_curve(studies / "extraction.csv", table.assign(load=timing.machine()).round(5))
+            network_share(ours["ours, float32"])
+            compiling(found)
+        path = videos(Path(folder), LONG)[0]
         if "--no-scale" not in sys.argv:
-            result_tables.write_curve(studies / "extraction_workers.csv", scale(paths[0], found, stock.net, Path(folder)).round(3))
+            result_tables.write_curve(studies / "extraction_workers.csv", scale(path, found, stock.net, Path(folder)).round(3))
     print(f"{time.perf_counter() - started:.0f} s")
 
 

@@ -3,18 +3,20 @@
 import os
 import threading
 import time
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import moving_square
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from vau_lib import cli, cli_models
 from vau_lib.data import records, video
-from vau_lib.features import devices, extraction
+from vau_lib.features import devices, extraction, xfeat
 from vau_lib.workspace import artifacts, parallel
 
 RECIPE = extraction.Recipe("xfeat", 16, (("weights", "random"), ("side", 32)), device="cpu")
@@ -33,12 +35,18 @@ def clips(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def serial(clips, tmp_path_factory):
-    """{name: bytes} of the features of one process."""
+def serial_folder(clips, tmp_path_factory):
+    """The features of one process."""
     folder = tmp_path_factory.mktemp("serial")
     done = extraction.extract(records.read_records(clips / "records.jsonl"), clips, folder, RECIPE)
     assert done.encoded == 8 and done.decode_s > 0 and done.encode_s > 0
-    return files(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def serial(serial_folder):
+    """{name: bytes} of them."""
+    return files(serial_folder)
 
 
 def files(folder) -> dict:
@@ -89,7 +97,7 @@ def test_folders_made_otherwise_are_not_merged(clips, tmp_path):
         (["--device", "cuda:99"], "device 'cuda:99' cannot be used"),
         (["--encoder", "resnet"], "encoder must be one of xfeat, flow, clip"),
         (["-p", "sides=3"], "xfeat takes no such options: "),
-        (["--engine", "threads"], "engine must be one of serial, processes, ray, got 'threads'"),
+        (["--engine", "cluster"], "engine must be one of serial, threads, processes, ray, got 'cluster'"),
     ],
 )
 def test_a_wrong_job_is_one_line(clips, tmp_path, words, message):
@@ -151,6 +159,61 @@ def test_leaving_early_ends_the_thread():
         if item == 3:
             break
     assert threading.active_count() == before
+
+
+def test_what_waits_while_a_batch_is_computed_is_the_next_batch():
+    sizes, begun, go_on = [], threading.Event(), threading.Event()
+
+    def double(frames):
+        sizes.append(len(frames))
+        begun.set()
+        assert go_on.wait(30)
+        return 2 * frames
+
+    shared, found = devices.Together(double, 8), {}
+    threads = [threading.Thread(target=lambda n=n: found.update({n: shared(torch.full((n, 2), n))})) for n in (2, 1, 3, 4)]
+    threads[0].start()
+    assert begun.wait(30)
+    for waiting, thread in enumerate(threads[1:], 1):
+        thread.start()
+        while len(shared._waiting) < waiting:
+            time.sleep(0.001)
+    go_on.set()
+    for thread in threads:
+        thread.join(30)
+    assert sizes == [2, 8] and all(torch.equal(rows, torch.full((n, 2), 2 * n)) for n, rows in found.items()) and len(found) == 4
+
+
+def test_frames_of_other_sizes_or_too_many_are_another_batch_and_an_error_is_the_caller_s():
+    def refuse(frames):
+        raise RuntimeError(f"no memory for {len(frames)}")
+
+    sizes = []
+    shared = devices.Together(lambda frames: sizes.append(tuple(frames.shape)) or frames, 8)
+    shared._waiting = [(torch.ones(size), Future()) for size in ((5, 2), (3, 2), (1, 2), (1, 3))]
+    while shared._waiting:
+        shared._answer()
+    assert sizes == [(8, 2), (1, 2), (1, 3)]
+    with pytest.raises(RuntimeError, match="no memory for 3"):
+        devices.Together(refuse, 8)(torch.ones(3, 2))
+
+
+def test_videos_that_share_batches_give_the_features_of_each_alone(clips, serial_folder, tmp_path):
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    broken = records.VideoRecord("broken", str(tmp_path / "broken.mp4"), "toy", "train", 0)
+    found = records.read_records(clips / "records.jsonl")
+    done = extraction.extract([broken, *found], clips, tmp_path / "out", RECIPE, engine="threads", workers=4)
+    assert done.encoded == 8 and len(done.skipped) == 1 and done.skipped[0].startswith("broken") and done.workers == 4
+    for path in serial_folder.glob("*.npy"):
+        np.testing.assert_allclose(np.load(tmp_path / "out" / path.name), np.load(path), atol=1e-6)
+
+
+def test_several_videos_are_read_at_once_only_for_a_gpu(clips, tmp_path, monkeypatch):
+    found = records.read_records(clips / "records.jsonl")[:2]
+    assert extraction.extract(found, clips, tmp_path / "cpu", RECIPE).workers == 1
+    monkeypatch.setattr(xfeat.XFeatEncoder, "on_gpu", True)
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    assert extraction.extract(found, clips, tmp_path / "gpu", RECIPE).workers == 3
 
 
 def test_a_worker_takes_the_gpu_of_its_number(monkeypatch):

@@ -30,7 +30,8 @@ PLOTS = {
 DOORS = {  # library -> the only modules that name it
     "decord": {"data.video_readers"}, "torchcodec": {"data.video_readers"},
     "av": {"data.video", "data.video_index", "data.video_readers"}, "kornia": {"features.xfeat"}, "ray": {"workspace.ray_pool"},
-    "onnxruntime": {"features.runtimes"}, "openvino": {"features.runtimes"}, "onnxscript": {"features.runtimes"},
+    "onnxruntime": {"features.runtimes"}, "openvino": {"features.runtimes"}, "ncnn": {"features.xfeat_ncnn"},
+    "onnxscript": {"features.runtimes"},
     "papermill": {"workspace.notebook_runs", "workspace.presets"}, "typer": {"cli", "cli_models", "publish.commands"},
     "rich": {"cli"}, "trl": {"vlm.finetuning"}, "google": {"synthetic.veo"}, "diffusers": {"synthetic.text_to_video"},
     "tokenizers": {"toy.tiny_vlm", "vlm.internlm2_tokenizer"}, "sentencepiece": {"vlm.internlm2_tokenizer"},

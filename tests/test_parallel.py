@@ -29,8 +29,8 @@ def test_a_defect_of_ours_is_not_swallowed():
 
 
 def test_an_unknown_engine_is_refused():
-    with pytest.raises(ValueError, match="engine must be one of serial, processes, ray, got 'threads'"):
-        list(parallel.map_videos(halve, [2], engine="threads"))
+    with pytest.raises(ValueError, match="engine must be one of serial, threads, processes, ray, got 'cluster'"):
+        list(parallel.map_videos(halve, [2], engine="cluster"))
 
 
 def leave_mark(item):

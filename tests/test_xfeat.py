@@ -7,7 +7,7 @@ from conftest import moving_square
 from kornia.feature import XFeat
 
 from vau_lib.data import records, video
-from vau_lib.features import extraction, xfeat
+from vau_lib.features import extraction, xfeat, xfeat_ncnn
 from vau_lib.workspace import artifacts
 
 LOCAL = {"pooling": "local_change", "lags": (1, 2, 4), "top_fraction": 0.1}
@@ -200,3 +200,29 @@ def test_a_compiled_network_gives_the_same_features(monkeypatch):
     assert not built
     np.testing.assert_allclose(xfeat.XFeatEncoder("random", **options, compiled=True)(frames), plain(frames), atol=1e-5)
     assert len(built) == 1
+
+
+@pytest.fixture
+def by_ncnn(tmp_path, monkeypatch):
+    """An encoder by ncnn, and the file that it wrote."""
+    pytest.importorskip("ncnn", reason='needs the extra: pip install -e ".[export]"')
+    monkeypatch.setattr(xfeat, "exported_path", lambda weights, side: tmp_path / f"{weights}_{side}.onnx")
+    return xfeat.XFeatEncoder("random", side=64, runtime="ncnn"), tmp_path / "random_64.param"
+
+
+def test_ncnn_gives_torch_s_float32_map(by_ncnn):
+    encoder, _ = by_ncnn
+    frames = np.random.default_rng(0).integers(0, 255, (3, 64, 64), dtype=np.uint8)
+    frames[1] = 7  # nothing to normalise by
+    expected = xfeat.XFeatEncoder("random", side=64, bfloat16=False).dense(frames)
+    np.testing.assert_allclose(encoder.dense(frames), expected, atol=1e-4)
+
+
+def test_a_network_that_ncnn_computes_otherwise_is_not_written(by_ncnn, tmp_path):
+    encoder, path = by_ncnn
+    with pytest.raises(ValueError, match="wrong.param is not written: its numbers are"):
+        xfeat_ncnn.write(encoder.net, lambda gray: 2 * xfeat.descriptor_map(encoder.net, gray), tmp_path / "wrong.param")
+    assert not (tmp_path / "wrong.param").exists()
+    path.write_text("no network")
+    with pytest.raises(artifacts.StoreError, match=r"random_64\.param does not load"):
+        xfeat_ncnn.Session(path)

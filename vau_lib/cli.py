@@ -158,10 +158,10 @@ def extract(
     options: Annotated[
         list[str] | None, typer.Option("-p", metavar="NAME=VALUE", help="an argument of the encoder, as weights=FILE; repeatable")
     ] = None,
-    engine: Annotated[str, typer.Option(help="serial, processes or ray")] = "serial",
-    workers: Annotated[int, typer.Option(help="processes, or actors of Ray")] = 2,
+    engine: Annotated[str, typer.Option(help="serial (on a GPU some videos at once), threads, processes or ray")] = "serial",
+    workers: Annotated[int, typer.Option(help="threads, processes, or actors of Ray")] = 2,
     device: Annotated[str, typer.Option(help="where the network runs: auto, cpu, cuda, cuda:1, mps")] = "auto",
-    runtime: Annotated[str, typer.Option(help="of xfeat: torch, onnx or openvino")] = "torch",
+    runtime: Annotated[str, typer.Option(help="of xfeat: torch, onnx, openvino or ncnn")] = "torch",
     shard: Annotated[str, typer.Option(metavar="I/N", help="the I-th of every N videos, I from 1; for job arrays")] = "1/1",
     gpus: Annotated[float, typer.Option(help="with ray: GPUs of each actor; .5 lets two share one")] = 0.0,
     address: Annotated[str | None, typer.Option(help="with ray: a running cluster; else $RAY_ADDRESS or this machine")] = None,

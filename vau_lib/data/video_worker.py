@@ -132,10 +132,10 @@ class _Worker:
 
     @classmethod
     def get(cls, path: str | Path) -> "_Worker":
-        while _waiting:
-            worker = _waiting.pop()
-            if worker.process.poll() is None:
-                return worker
+        with suppress(IndexError):  # also where another thread takes the last one
+            while (worker := _waiting.pop()).process.poll() is not None:
+                continue
+            return worker
         try:
             return cls()
         except OSError as error:

@@ -2,6 +2,7 @@
 
 - "auto" is CUDA, else Apple's MPS, else the CPU; of several GPUs a worker process takes the one of its number
 - pixels go to a GPU through pinned memory without waiting; on a CPU nothing is copied
+- threads with a video each can share one network's batches
 - a source can run ahead in a thread, a bounded number of items: decoding and networks release Python's lock, so that both work
 """
 
@@ -9,7 +10,8 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 
 import torch
 from torch import Tensor
@@ -43,6 +45,47 @@ def placed(pixels: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and pixels.device.type == "cpu":
         return pixels.pin_memory().to(device, non_blocking=True)
     return pixels.to(device)
+
+
+class Together:
+    """A function of frames (t, ...) that several threads call, answered by one call on what waits, of at most about `frames`.
+
+    While one batch is computed the next gathers, so short videos fill a GPU's batch together and nobody waits for a full one. Each
+    frame's rows must not depend on the frames beside it. An error is raised in every thread whose frames were in the batch.
+    """
+
+    def __init__(self, function: Callable[[Tensor], Tensor], frames: int):
+        self.function, self.frames = function, frames
+        self._waiting: list[tuple[Tensor, Future]] = []
+        self._list, self._running = threading.Lock(), threading.Lock()
+
+    def __call__(self, frames: Tensor) -> Tensor:
+        mine: Future = Future()
+        with self._list:
+            self._waiting.append((frames, mine))
+        with self._running:
+            while not mine.done():  # perhaps the thread before has answered it
+                self._answer()
+        return mine.result()
+
+    def _answer(self) -> None:
+        with self._list:
+            taken = [self._waiting.pop(0)]
+            size = len(taken[0][0])
+            while self._waiting and self._waiting[0][0].shape[1:] == taken[0][0].shape[1:]:
+                size += len(self._waiting[0][0])
+                if size > self.frames:
+                    break
+                taken.append(self._waiting.pop(0))
+        parts, answers = zip(*taken, strict=True)
+        try:
+            rows = self.function(torch.cat(parts) if len(parts) > 1 else parts[0]).split([len(part) for part in parts])
+        except Exception as error:
+            for answer in answers:
+                answer.set_exception(error)
+        else:
+            for answer, found in zip(answers, rows, strict=True):
+                answer.set_result(found)
 
 
 class OnDevice:

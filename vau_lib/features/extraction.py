@@ -6,11 +6,13 @@
 - sources.jsonl says of which bytes a video's features are; where the video is another one now, they are made again
 - a job may be cut into shards that write into one folder, or into folders that `merge` brings together
 - decoding runs ahead of the encoder in a thread where a second processor is free for it: on a GPU, and with engine "serial"
+- on a GPU several videos are read at once and fill a batch together, so short clips do not leave it half empty
 Weights: an explicit path, the folder $VAU_WEIGHTS, torch hub's cache, then the hub; random only when asked for by name.
 """
 
 import hashlib
 import itertools
+import os
 import shutil
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -30,6 +32,7 @@ from vau_lib.features.optical_flow import FlowEncoder
 from vau_lib.features.xfeat import XFeatEncoder
 from vau_lib.workspace import artifacts, parallel, presets
 
+GPU_VIDEOS = 8  # read at once by engine "serial" where a GPU encodes: each in a thread, with a decoding process of its own
 SOURCES = "sources.jsonl"  # of shard 2 of 8: sources.2-of-8.jsonl
 
 
@@ -132,7 +135,7 @@ def extract_together(
     Those that read the same gray frames (XFeat on the CPU, flow) have each video decoded once; the seconds are those of all.
     `left_out` names, by folder, the ids of videos that get no features there.
     """
-    (number, shards), workers = shard, 1 if engine == "serial" else workers
+    number, shards = shard
     if not 1 <= number <= shards:
         raise ValueError(f"a shard is i of n, i from 1 to n, got {number} of {shards}")
     recipes = {Path(folder): recipe for folder, recipe in recipes.items()}
@@ -142,6 +145,9 @@ def extract_together(
             artifacts.check_made_by(folder, **wanted)
         else:
             artifacts.write_made_by(folder, **wanted)
+    if engine == "serial":
+        together = any(getattr(_built(recipe), "on_gpu", False) for recipe in recipes.values())
+        engine, workers = ("threads", min(GPU_VIDEOS, os.cpu_count() or 1)) if together else ("serial", 1)
     notes = SOURCES if shards == 1 else SOURCES.replace(".jsonl", f".{number}-of-{shards}.jsonl")
     started, mine, todo, totals = time.perf_counter(), video_records[number - 1 :: shards], {}, {}
     chosen = {folder: {r.id for r in mine} - set((left_out or {}).get(folder, ())) for folder in recipes}
@@ -156,7 +162,10 @@ def extract_together(
     skipped: dict[Path, list[str]] = {folder: [] for folder in recipes}
     desc, note = " + ".join(recipe.encoder for recipe in recipes.values()), next(iter(totals.values())).note
     options = {"engine": engine, "workers": workers, "desc": desc, "note": note, **cluster}
-    for tasks, done, error in parallel.map_videos(_extract_one, [todo[place] for place in sorted(todo)], **options):
+    order = sorted(todo.items())
+    if workers > 1:  # long videos first, so that the workers end together
+        order.sort(key=lambda item: -item[1][0].record.num_frames)
+    for tasks, done, error in parallel.map_videos(_extract_one, [tasks for _, tasks in order], **options):
         for task, made in zip(tasks, done or [None] * len(tasks), strict=True):
             totals[task.folder].left_frames -= task.record.num_frames
             if error:

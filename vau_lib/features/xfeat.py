@@ -9,6 +9,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from vau_lib.data import download, fetch, video
 from vau_lib.data.records import SNIPPET_FRAMES
 from vau_lib.data.video import chunks
-from vau_lib.features import devices, runtimes
+from vau_lib.features import devices, runtimes, xfeat_ncnn
 from vau_lib.features.checkpoints import find_weights, load_strictly, load_weights
 from vau_lib.features.local_change import LAGS, TOP_FRACTION, check_options, local_change
 from vau_lib.workspace import artifacts, presets
@@ -50,7 +51,8 @@ class XFeatEncoder(devices.OnDevice):
         lags: frames, for local change.
         top_fraction: of the places, in (0, 1], for local change.
         device: where the network runs, see `devices.choose`.
-        runtime: "torch", or "onnx" or "openvino" on the CPU: the network is exported once below data/models/exported.
+        runtime: "torch", or on the CPU "onnx", "openvino" or "ncnn" (float32 only, the fastest at it): the network is exported once
+            below data/models/exported.
         compiled: let torch.compile build kernels of the network first; `benchmarks/extraction.py` prints after how many frames
             that pays.
     """
@@ -72,7 +74,7 @@ class XFeatEncoder(devices.OnDevice):
         if sampled_frames is not None and sampled_frames < 1:
             raise ValueError(f"sampled_frames must be 1 or more, or None for all, got {sampled_frames}")
         self.side, self.sampled_frames = side, sampled_frames
-        place = devices.choose(device)
+        place = devices.choose(device if runtime == "torch" else "cpu")
         self.bfloat16 = devices.has_bfloat16(place) if bfloat16 is None else bfloat16
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -83,8 +85,14 @@ class XFeatEncoder(devices.OnDevice):
             load_strictly(self.net, load_weights(path), path)
             self.weights = artifacts.sha256(path)
         self.net = _folded(self.net).to(place, memory_format=torch.channels_last)
-        self._session, self._run = None, torch.compile(self._network) if compiled else self._network
-        if runtime != "torch":
+        self._session, self._torch = None, torch.compile(self._network) if compiled else self._network
+        self._run = devices.Together(self._maps, self.batch_frames)
+        if runtime == "ncnn":
+            path = exported_path(self.weights, side).with_suffix(".param")
+            if not path.is_file():
+                xfeat_ncnn.write(self.net, partial(descriptor_map, self.net), path)
+            self._session = xfeat_ncnn.Session(path)
+        elif runtime != "torch":
             path = exported_path(self.weights, side)
             if not path.is_file():
                 export(self, path)
@@ -111,22 +119,15 @@ class XFeatEncoder(devices.OnDevice):
             pixels = pixels.float().mean(-1)
         if pixels.ndim != 3 or pixels.shape[1] % XFEAT_GRID or pixels.shape[2] % XFEAT_GRID:
             raise ValueError(f"frames must be (T, H, W[, 3]), H and W multiples of {XFEAT_GRID}, got {tuple(frames.shape)}")
-        if self._session is not None and pixels.shape[1:] == (self.side, self.side):
-            return torch.from_numpy(self._session(gray=pixels.float().numpy())["dense"])
         return self._run(pixels)
 
+    def _maps(self, pixels: Tensor) -> Tensor:
+        if self._session is not None and pixels.shape[1:] == (self.side, self.side):
+            return torch.from_numpy(self._session(gray=pixels.float().numpy())["dense"])
+        return self._torch(pixels)
+
     def _network(self, pixels: Tensor) -> Tensor:
-        net = self.net
-        gray = net.norm(pixels.float()[:, None] / 255)  # (T, 1, H, W)
-        with torch.autocast(pixels.device.type, torch.bfloat16) if self.bfloat16 else nullcontext():
-            skipped = net.skip1(gray).contiguous(memory_format=torch.channels_last)  # of one channel a convolution keeps no order
-            quarter = net.block2(net.block1(gray) + skipped)  # (T, 24, H/4, W/4)
-            eighth = net.block3(quarter)  # (T, 64, H/8, W/8)
-            sixteenth = net.block4(eighth)
-            coarse = net.block5(sixteenth)
-            size = eighth.shape[-2:]
-            levels = (F.interpolate(level, size, mode="bilinear", align_corners=False) for level in (sixteenth, coarse))
-            return net.block_fusion(eighth + sum(levels)).float()
+        return descriptor_map(self.net, pixels, bfloat16=self.bfloat16)
 
     def encode_frames(self, frames: np.ndarray) -> tuple[Tensor, None]:
         """Return one feature per frame, (T, 128) float32, of frames (T, H, W, 3) of any size; no tokens."""
@@ -200,6 +201,20 @@ class XFeatEncoder(devices.OnDevice):
             "encoder": self.name, "weights_sha256": self.weights, "side": self.side, "sampled_frames": self.sampled_frames,
             "local_change": change if self.pooling == "local_change" else None,  # None is pooled, as in folders made before
         }  # fmt: skip
+
+
+def descriptor_map(net: nn.Module, pixels: Tensor, *, bfloat16: bool = False) -> Tensor:
+    """Return the raw descriptors (T, 64, H/8, W/8) float32 of gray (T, H, W), of any scale, by kornia's `XFeatModel`."""
+    gray = net.norm(pixels.float()[:, None] / 255)  # (T, 1, H, W)
+    with torch.autocast(pixels.device.type, torch.bfloat16) if bfloat16 else nullcontext():
+        skipped = net.skip1(gray).contiguous(memory_format=torch.channels_last)  # of one channel a convolution keeps no order
+        quarter = net.block2(net.block1(gray) + skipped)  # (T, 24, H/4, W/4)
+        eighth = net.block3(quarter)  # (T, 64, H/8, W/8)
+        sixteenth = net.block4(eighth)
+        coarse = net.block5(sixteenth)
+        size = eighth.shape[-2:]
+        levels = (F.interpolate(level, size, mode="bilinear", align_corners=False) for level in (sixteenth, coarse))
+        return net.block_fusion(eighth + sum(levels)).float()
 
 
 class DenseMap(torch.nn.Module):

@@ -1,6 +1,7 @@
-"""One function over many items: serially, in worker processes, or on a Ray cluster.
+"""One function over many items: serially, in threads or worker processes, or on a Ray cluster.
 
 - results land as they come; one broken video is a line in the summary, never the end of the batch
+- threads are for a network on a GPU, which fills its batches from all of them
 - processes start fresh ("spawn"): torch and codecs do not survive a fork
 - a worker that dies (a codec's abort, memory that ran out) is the error line of its own item; the others go on in new workers
 - a worker ends with its parent, a killed one too
@@ -12,6 +13,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from functools import partial
 from graphlib import CycleError, TopologicalSorter
@@ -21,7 +23,7 @@ from tqdm.auto import tqdm
 
 from vau_lib.workspace import artifacts, ray_pool
 
-ENGINES = ("serial", "processes", "ray")
+ENGINES = ("serial", "threads", "processes", "ray")
 
 
 def _attempt(fn: Callable, item: object) -> tuple[object, str | None]:
@@ -52,7 +54,7 @@ def map_videos(
         fn: the work on one item.
         items: what is worked on.
         engine: one of `ENGINES`.
-        workers: processes, or actors of Ray.
+        workers: threads, processes, or actors of Ray.
         desc: what the progress bar is called.
         note: what it says behind the count, asked after each item.
         cluster: `num_gpus` and `address` of engine "ray", see `ray_pool.run`.
@@ -62,7 +64,7 @@ def map_videos(
     if cluster and engine != "ray":
         raise ValueError(f"{', '.join(cluster)}: for engine ray, got {engine!r}")
     items = list(items)
-    finished = {"serial": _serial, "processes": _processes, "ray": _ray}[engine](fn, items, workers, **cluster)
+    finished = {"serial": _serial, "threads": _threads, "processes": _processes, "ray": _ray}[engine](fn, items, workers, **cluster)
     with tqdm(total=len(items), desc=desc, unit="video") as bar:
         for position, result, error in finished:
             yield items[position], result, error
@@ -74,6 +76,16 @@ def map_videos(
 def _serial(fn, items, workers):
     for position, item in enumerate(items):
         yield position, *_attempt(fn, item)
+
+
+def _threads(fn, items, workers):
+    with ThreadPoolExecutor(workers) as pool:
+        running = {pool.submit(_attempt, fn, item): position for position, item in enumerate(items)}
+        try:
+            for future in as_completed(running):
+                yield running[future], *future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _processes(fn, items, workers):
