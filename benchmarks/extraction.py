@@ -1,7 +1,7 @@
 """How much faster are our XFeat features than kornia's network fed by decord, at equal features? One run, ratios, limits.
 
 Stock: decord (default), frames to float32 RGB, antialiased resize, kornia's forward pass in eager float32, pooled.
-Ours: summed gray planes, channels-last, descriptor map only, bfloat16 where the processor has it, OpenVINO and ncnn where installed.
+Ours: summed gray planes, channels-last, descriptor map only, bfloat16 where the processor has it, OpenVINO, ncnn.
 Each on one thread; then as `vau extract` runs: decoding ahead of the network, and one worker process against two on 32 videos.
 Limits beside it: the codec alone, and what the network's operations would take at the peak that a matrix product reaches here;
 `two_processes.py` has that of two workers.

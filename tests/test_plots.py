@@ -50,6 +50,10 @@ def test_saved_figures_are_whole_and_in_two_formats(tmp_path):
     figure = filmstrip.frames(np.zeros((3, 12, 16, 3), np.uint8), ["a", "b", "c"])
     png, svg = style.save(figure, tmp_path / "deep" / "strip")
     assert Image.open(png).size[0] > 100 and svg.read_text().rstrip().endswith("</svg>")
+    table = pd.DataFrame({"x": [0, 1], "y": [0.2, 0.4], "k": ["a", "a"]})
+    drawn = [curves.lines(table, x="x", y="y", hue="k", title="a") for _ in range(2)]
+    first, second = (style.save(one, tmp_path / str(n))[1].read_bytes() for n, one in enumerate(drawn))
+    assert first == second and b"dc:date" not in first
 
 
 LONG = "a data set of few videos: video AUC of the mean score of the seeds, 95 % over videos (XFeat, and what else it was)"

@@ -44,11 +44,12 @@ def use() -> None:
 
 
 def save(figure: Figure, path: Path) -> list[Path]:
-    """Write the figure beside `path` as .png and .svg, whole or not at all; return the files."""
+    """Write the figure beside `path` as .png and .svg, whole or not at all, the same bytes each time; return the files."""
     written = []
     for suffix in FORMATS:
         with artifacts.replacing(Path(path).with_suffix(f".{suffix}")) as temporary:
-            figure.savefig(temporary, format=suffix)
+            with plt.rc_context({"svg.hashsalt": "vau"}):  # else its ids are drawn anew
+                figure.savefig(temporary, format=suffix, metadata={"Date": None} if suffix == "svg" else None)
         written.append(Path(path).with_suffix(f".{suffix}"))
     return written
 
