@@ -34,8 +34,6 @@ from vau_lib.workspace.seeds import seed_everything
 
 SNIPPET, SIDE, ROUNDS = records.SNIPPET_FRAMES, 224, 3
 VIDEOS, SHORT, LONG, PLAIN = 32, 192, 600, 5  # copies; frames of the one and of each copy; times the plain script reads one
-
-
 WAYS = (
     ("ahead", "serial", 1), ("one worker", "processes", 1), ("one worker, one processor", "processes", 1),
     ("two workers", "processes", 2),
@@ -169,7 +167,7 @@ def compiling(found: str) -> None:
     print(f"  torch.compile: {once_s:.1f} s once, then {after:.2f} ms a frame instead of {before:.2f}: {pays}")
 
 
-def scale(path: Path, found: str, stock, folder: Path, only: str = "") -> pd.DataFrame:
+def scale(path: Path, found: str, stock, folder: Path) -> pd.DataFrame:
     """Return wall and shares of 32 copies, by every way a user has: the plain script with all processors, then `vau extract`.
 
     Decoding ahead in one process, one worker, two workers, each as shipped (bfloat16) and in float32 by the fastest runtime. The
@@ -185,7 +183,6 @@ def scale(path: Path, found: str, stock, folder: Path, only: str = "") -> pd.Dat
     recipes = {"as shipped": (("weights", str(found)),)}
     for runtime in installed()[-1:]:
         recipes[f"{runtime} float32"] = (("weights", str(found)), ("bfloat16", False), ("runtime", runtime))
-    recipes = {kind: options for kind, options in recipes.items() if only in kind}
     rows, all_of = [{"way": "stock", "recipe": "float32", "frames_per_s": plain, "times_stock": 1.0}], os.sched_getaffinity(0)
     for kind, options in recipes.items():
         recipe, seconds = extraction.Recipe("xfeat", SNIPPET, options, device="cpu"), {}

@@ -463,3 +463,13 @@ def test_kinds_made_together_are_those_made_alone_and_each_video_is_decoded_once
         for name in "abcde":
             alone = artifacts.load_array(tmp_path / "alone" / folder.name / f"{name}.npy")
             assert np.array_equal(alone, artifacts.load_array(folder / f"{name}.npy"))
+
+
+def test_a_video_may_be_left_out_of_one_kind(batch, tmp_path):
+    root, good, _ = batch
+    small = extraction.Recipe("flow", 16, (("height", 32), ("width", 48)))
+    recipes, without = {tmp_path / "x": RECIPE, tmp_path / "f": small}, {tmp_path / "f": {"a", "c"}}
+    for expected in ([(5, 0), (3, 0)], [(0, 5), (0, 3)]):
+        done = extraction.extract_together(good, root, recipes, left_out=without)
+        assert [(d.encoded, d.already_done) for d in done.values()] == expected
+    assert sorted(path.stem for path in (tmp_path / "f").glob("*.npy")) == ["b", "d", "e"]

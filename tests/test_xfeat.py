@@ -222,7 +222,9 @@ def test_a_network_that_ncnn_computes_otherwise_is_not_written(by_ncnn, tmp_path
     encoder, path = by_ncnn
     with pytest.raises(ValueError, match="wrong.param is not written: its numbers are"):
         xfeat_ncnn.write(encoder.net, lambda gray: 2 * xfeat.descriptor_map(encoder.net, gray), tmp_path / "wrong.param")
-    assert not (tmp_path / "wrong.param").exists()
+    assert not list(tmp_path.glob("wrong.*"))
+    with pytest.raises(ValueError, match="float32 only, got bfloat16 True"):
+        xfeat.XFeatEncoder("random", side=64, runtime="ncnn", bfloat16=True)
     path.write_text("no network")
     with pytest.raises(artifacts.StoreError, match=r"random_64\.param does not load"):
         xfeat_ncnn.Session(path)

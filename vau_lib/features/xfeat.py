@@ -75,7 +75,9 @@ class XFeatEncoder(devices.OnDevice):
             raise ValueError(f"sampled_frames must be 1 or more, or None for all, got {sampled_frames}")
         self.side, self.sampled_frames = side, sampled_frames
         place = devices.choose(device if runtime == "torch" else "cpu")
-        self.bfloat16 = devices.has_bfloat16(place) if bfloat16 is None else bfloat16
+        if runtime == "ncnn" and bfloat16:
+            raise ValueError("runtime ncnn computes in float32 only, got bfloat16 True")
+        self.bfloat16 = devices.has_bfloat16(place) and runtime != "ncnn" if bfloat16 is None else bfloat16
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             self.net = XFeat().net.eval().requires_grad_(False)  # kornia hands it over in training mode
