@@ -17,7 +17,7 @@ def by_number(table: pd.DataFrame, *, x: str, columns: Sequence[str], hue: str, 
     Columns of zeros are left out: a panel of them says nothing.
     """
     columns = [column for column in columns if table[column].any()] or columns[:1]
-    figure, axes = subplots(1, len(columns), figsize=(3.6 * len(columns), 3.4), squeeze=False)
+    figure, axes = subplots(1, len(columns), figsize=(3.6 * len(columns) + 1.2, 3.4), squeeze=False)
     names = list(table[hue].unique())
     others = iter((QUIET, INK, NORMAL, *SERIES[2:]))
     colours = {name: ANOMALOUS if name == highlight else next(others) for name in names}
@@ -27,7 +27,7 @@ def by_number(table: pd.DataFrame, *, x: str, columns: Sequence[str], hue: str, 
             axis.plot(part[x], part[column], color=colours[name], marker="o", ms=4, label=name)
         axis.set(xlabel=x.replace("_", " "), ylabel=column.replace("_", " "), xticks=sorted(table[x].unique()))
         axis.set_ylim(0, None)
-    axes.flat[0].legend(fontsize=9)
+    axes.flat[-1].legend(fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))  # beside: within it would hide lines
     figure.suptitle(title)
     return figure
 
