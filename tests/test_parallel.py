@@ -4,11 +4,13 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from vau_lib.workspace import parallel
+from vau_lib.workspace import parallel, ray_pool
 
 
 def halve(number: int) -> int:
@@ -80,8 +82,10 @@ def test_a_defect_in_a_worker_is_raised_here():
 
 PARENT = """
 import os, sys, time
+from contextlib import nullcontext
 from pathlib import Path
-from vau_lib.workspace import parallel
+from types import SimpleNamespace
+from vau_lib.workspace import parallel, ray_pool
 
 def sleep(item):
     Path(item).write_text(str(os.getpid()))
@@ -129,3 +133,18 @@ def test_what_the_longest_chain_waits_for_begins_first(tmp_path):
     items, needs = {name: (log, name) for name in "abcd"}, {"a": set(), "b": set(), "c": {"b"}, "d": set()}
     list(parallel.in_order(begun, items, needs, workers=1, seconds={"a": 4, "b": 2, "c": 3, "d": 1}))
     assert log.read_text() == "bacd"  # b and c come to 5, a to 4, c to 3
+
+
+@pytest.mark.parametrize(("slow", "address", "asked"), [(2, None, 3), (3, None, 3), (1, "10.0.0.1:6379", 1)])
+def test_a_node_of_ray_that_starts_too_slowly_is_started_again_a_cluster_elsewhere_is_not(slow, address, asked):
+    tries = []
+
+    def init(**options):
+        tries.append(options["address"])
+        if len(tries) <= slow:
+            raise Exception("The current node timed out during startup. This could happen because ...")
+
+    ray = SimpleNamespace(is_initialized=lambda: False, init=init)
+    with nullcontext() if slow == 2 else pytest.raises(ValueError, match="^no Ray cluster .* timed out during startup"):
+        ray_pool._connect(ray, address, 2)
+    assert tries == [address or "local"] * asked

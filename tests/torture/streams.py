@@ -119,6 +119,7 @@ def run(root: Path, *, clips: int, width: int = 512, window: int = 16, timeout_s
     kinds = {
         "closes": lambda: iter([HEAD + data]),
         "closes in the middle": lambda: iter([HEAD + data[: len(data) // 2]]), "stalls": stall,
+        "closes before its length": lambda: iter([HEAD.replace(b"\r\n\r\n", b"\r\nContent-Length: 9999999\r\n\r\n") + data]),
         "size changes": lambda: iter([HEAD + data + large]), "garbage": lambda: iter([HEAD + bytes(range(256)) * 400]),
         "garbage in the middle": lambda: iter([HEAD + data[: len(data) // 2] + bytes(range(256)) * 100 + data[len(data) // 2 :]]),
         "joined again, the clock restarts": lambda: iter([HEAD + data + data]), "no HTTP": lambda: iter([b"\x00" * 1000]),
@@ -140,6 +141,9 @@ def run(root: Path, *, clips: int, width: int = 512, window: int = 16, timeout_s
                     parts = f"{caught!r} {caught.__cause__!r} {caught.__context__!r}"
                     assert not any(secret in parts for secret in SECRETS), f"a secret is in {parts}"
                 assert error or moments, "neither a picture nor an error"
+                if name.startswith("closes"):  # without a length HTTP ends where its connection closes, with one it is cut
+                    assert ("closed before the end" in str(error)) == (name == "closes before its length"), repr(error)
+                    assert name != "closes" or len(moments) == len(lit), f"{len(moments)} of {len(lit)} pictures"
                 assert all(b > a for a, b in zip(moments, moments[1:], strict=False)), "the clock falls"
                 sources.outcomes["ended with a line" if error else "ended"] += 1
         finally:

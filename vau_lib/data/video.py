@@ -8,6 +8,7 @@
 A folder of numbered images is a video too (UCSD Ped2, Avenue, ShanghaiTech come so).
 """
 
+import errno
 import os
 import re
 import sys
@@ -174,8 +175,8 @@ def live(source: str | Path, *, timeout_s: float = 10.0) -> Iterator[tuple[float
     """Yield (seconds since the first frame, RGB uint8 (H, W, 3)) as frames arrive.
 
     `source` is a file or folder of images (read once, the bits of `read_frames`), the number of a camera ("0"), or an address
-    (rtsp://, http://, udp://, tcp://, ...). VideoError when nothing opens or nothing comes for `timeout_s`; a camera or an
-    address that closes ends the stream.
+    (rtsp://, http://, udp://, tcp://, ...). VideoError when nothing opens or nothing comes for `timeout_s`, and where HTTP closes
+    before the bytes that it announced; a camera or an address that closes ends the stream.
     """
     source = os.fspath(source)
     if not (source.isdigit() or "://" in source):
@@ -183,15 +184,14 @@ def live(source: str | Path, *, timeout_s: float = 10.0) -> Iterator[tuple[float
             times_s, frames = frame_times(source).tolist(), rgb_frames(source)
         yield from zip(times_s, frames, strict=True)
         return
-    name, problem = source_name(source), None
+    name, problem, moment = source_name(source), None, None
     try:
         with _open_address(source, timeout_s) as container:
             if not container.streams.video:
                 raise VideoError(f"{name}: it has no video stream")
-            pictures = container.decode(video=0)
             clock = _rising_clock()
             next(clock)
-            for frame in pictures:
+            for frame in _pictures(container):
                 moment = clock.send(frame.time)
                 yield moment, video_index.turned(frame.to_ndarray(format="rgb24"), video_index.turn_of(frame))
     except av.error.ExitError:
@@ -199,7 +199,22 @@ def live(source: str | Path, *, timeout_s: float = 10.0) -> Iterator[tuple[float
     except (av.error.FFmpegError, OSError) as error:
         problem = artifacts.one_line(error.strerror or type(error).__name__, 160)
     if problem:  # outside `except`: the cause would carry the address, and with it the password, into a traceback
-        raise VideoError(f"{name}: no pictures from there: {problem}")
+        raise VideoError(f"{name}: no {'pictures' if moment is None else 'more pictures'} from there: {problem}")
+
+
+def _pictures(container: av.container.InputContainer) -> Iterator[av.VideoFrame]:
+    """Yield decoded pictures. HTTP that announces no length ends where it closes, which FFmpeg calls an Input/output error."""
+    came = False
+    try:
+        for frame in container.decode(video=0):
+            came = True
+            yield frame
+    except OSError as error:
+        if error.errno != errno.EIO or not came or not container.name.lower().startswith("http"):
+            raise
+        if container.size > 0:
+            raise OSError(errno.EIO, f"it closed before the end of its {container.size:,} bytes") from None
+        yield from container.streams.video[0].decode(None)  # those that waited for later ones
 
 
 def _rising_clock() -> Generator[float, float | None, None]:

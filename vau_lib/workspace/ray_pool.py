@@ -19,6 +19,7 @@ from vau_lib.workspace import artifacts
 
 TRIES = 2  # of an item whose actor was lost
 FAILED_STARTS = 8  # actors in a row that end before they begin
+STARTS = 3  # of a cluster on this machine: Ray gives each 30 s, which a busy machine may need longer for
 PATIENCE_S = 120.0  # until the first actor, or after all are lost a new one, has to be there
 
 
@@ -54,8 +55,14 @@ def _connect(ray, address: str | None, workers: int) -> None:
     address, before = address or os.environ.get("RAY_ADDRESS"), os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # the workers of this machine import what we can import
     try:
-        # "local", or Ray would look for a cluster that was here before
-        ray.init(address=address or "local", num_cpus=None if address else workers, log_to_driver=False)
+        for left in reversed(range(STARTS)):
+            try:
+                # "local", or Ray would look for a cluster that was here before
+                ray.init(address=address or "local", num_cpus=None if address else workers, log_to_driver=False)
+                break
+            except Exception as error:
+                if address or not left or "timed out during startup" not in str(error):
+                    raise
     except Exception as error:  # a node that starts too slowly raises nothing more special
         where = f"at {address}" if address else "on this machine"
         raise ValueError(f"no Ray cluster {where}: {artifacts.one_line(error, 200)}") from error
