@@ -15,10 +15,12 @@ import math
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COPIES = "vau-copy://"  # papermill writes executed copies through `_CopyWriter`
+PAUSE = 20  # writing a copy takes at most about a twentieth of a run
 RECORD = "application/vnd.vau.record+json"  # how recorded metrics lie among a cell's outputs
 KEPT_PAGES = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**28)}  # bytes; what glibc reads as it starts
 OWN_COLUMNS = ("preset", "notebook", "seconds", "failed", "commit")
@@ -126,7 +129,8 @@ def _run_waiting(preset: str, waiting: dict[str, Step], workers: int, log: Calla
     failed = []
     with tqdm(total=len(waiting), unit="notebook", desc=preset) as bar, _fewer_threads(workers):
         needs, seconds = {n: presets.needs(n, preset) for n in waiting}, presets.usual_seconds(preset) or presets.usual_seconds()
-        for name, error in parallel.in_order(_execute_quietly, waiting, needs, workers=workers, seconds=seconds):
+        work = partial(_execute_quietly, warm=len(waiting) > 2 * workers)
+        for name, error in parallel.in_order(work, waiting, needs, workers=workers, seconds=seconds):
             bar.update()
             log(_ended(waiting[name], bar.n, len(waiting), error))
             failed += [error] if error else []
@@ -176,13 +180,17 @@ def sweep(
     done = [(step, None) for step in steps.values() if not step.why]
     waiting = [step for step in steps.values() if step.why]
     if waiting:
-        ran = parallel.map_videos(_execute_quietly, waiting, engine=engine, workers=workers, desc=name)
+        work = partial(_execute_quietly, warm=engine == "processes" and len(waiting) > 2 * workers)
+        ran = parallel.map_videos(work, waiting, engine=engine, workers=workers, desc=name)
         done += [(step, error) for step, _, error in ran]
     return done
 
 
-def execute(step: Step, *, progress: bool = True) -> None:
-    """Execute one step; RunError says in which cell it stopped. Its copy is stamped last, whatever happened."""
+def execute(step: Step, *, progress: bool = True, manager: type | None = None) -> None:
+    """Execute one step; RunError says in which cell it stopped. Its copy is stamped last, whatever happened.
+
+    `manager` is the class that starts the kernel, jupyter_client's own unless given.
+    """
     import papermill
     import zmq
     from traitlets.config import Config
@@ -191,7 +199,8 @@ def execute(step: Step, *, progress: bool = True) -> None:
     code = _code(presets.read_notebook(source))  # before it runs: an edit meanwhile must show as one
     step.output.parent.mkdir(parents=True, exist_ok=True)
     step.output.unlink(missing_ok=True)  # a copy of an earlier run must not pass for this one's
-    papermill.iorw.papermill_io.register(COPIES, _CopyWriter())
+    writer = _CopyWriter()
+    papermill.iorw.papermill_io.register(COPIES, writer)
     places = (str(source), COPIES + str(step.output))
     paths = [place.replace("{", "{{").replace("}", "}}") for place in places]  # papermill formats
     bar = {"desc": step.notebook} if progress else False
@@ -202,10 +211,10 @@ def execute(step: Step, *, progress: bool = True) -> None:
         logging.getLogger(name).addFilter(_no_dead_kernel)
     failed = None
     try:
-        with _inline_figures(), _kept_pages():
+        with closing(writer), _inline_figures(), _kept_pages():
             papermill.execute_notebook(
                 *paths, step.parameters, kernel_name=KERNEL, language="python", cwd=source.parent, progress_bar=bar, config=config,
-                extra_arguments=quiet,
+                extra_arguments=quiet, **({"kernel_manager_class": manager} if manager else {}),
             )  # fmt: skip
         failed = ""
     except Exception as error:  # a failing cell, a dead kernel, a full disk: one line each, and the copy stays
@@ -221,8 +230,15 @@ def _no_dead_kernel(record: logging.LogRecord) -> bool:
     return type(error).__name__ != "DeadKernelError" and not record.getMessage().startswith("Kernel died")
 
 
-def _execute_quietly(step: Step) -> None:
-    execute(step, progress=False)
+def _execute_quietly(step: Step, warm: bool = False) -> None:
+    """Execute one of many steps in a worker; where `warm`, its second and later kernels begin with the libraries imported."""
+    from vau_lib.workspace import warm_kernels
+
+    if not (warm and warm_kernels.possible()):
+        return execute(step, progress=False)
+    with _inline_figures(), _kept_pages():
+        first = warm_kernels.prepare()  # the first kernel need not wait for the libraries
+    return execute(step, progress=False, manager=None if first else warm_kernels.WarmKernelManager)
 
 
 @contextmanager
@@ -251,13 +267,32 @@ def _kept_pages() -> Iterator[None]:
 
 
 class _CopyWriter:
-    """How papermill writes an executed copy: whole, and without the user, password or token of a camera's address."""
+    """How papermill writes an executed copy: whole, and without the user, password or token of a camera's address.
+
+    Papermill writes twice a cell, a copy of many figures takes a tenth of a second each time: what comes sooner than
+    `PAUSE` times that is kept until the next write or `close`.
+    """
+
+    def __init__(self):
+        self.kept: tuple[str, str] | None = None
+        self.next = 0.0
 
     def write(self, text: str, path: str) -> None:
-        """Write a notebook's JSON to `path`, which begins with COPIES."""
+        """Write a notebook's JSON to `path`, which begins with COPIES, now or soon."""
+        self.kept = text, path
+        if time.monotonic() >= self.next:
+            self.close()
+
+    def close(self) -> None:
+        """Write what is kept."""
+        if self.kept is None:
+            return
+        (text, path), self.kept, began = self.kept, None, time.monotonic()
         path, copy = Path(path.removeprefix(COPIES)), artifacts.without_secrets(artifacts.parse_json(text))
         copy["metadata"].setdefault("papermill", {})["output_path"] = str(path)
         artifacts.write_json(path, copy)
+        now = time.monotonic()
+        self.next = now + PAUSE * (now - began)
 
     def pretty_path(self, path: str) -> str:
         """Return what papermill shows of a path."""

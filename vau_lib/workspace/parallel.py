@@ -97,7 +97,7 @@ def _processes(fn, items, workers):
             yield from pool.finished()
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Wait in a thread until the parent is gone, then end this process at once: nobody wants its results."""
     parent = parent_process()
     if parent is not None:
@@ -116,7 +116,7 @@ def _work(fn: Callable, pipe: connection.Connection, number: int = 0) -> None:
 
 def _answer_items(fn: Callable, pipe: connection.Connection, number: int) -> None:
     os.environ["VAU_WORKER"] = str(number)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     while True:
         try:
             item = pipe.recv()
