@@ -109,11 +109,12 @@ def validation_threshold(folder: str | Path) -> tuple[float, str]:
 
     It is 0.5 where the folder holds no scores of normal validation videos.
     """
-    path = Path(folder) / "scores.json"
-    rows = artifacts.read_json(path, dict).values() if path.exists() else ()
+    rows = experiments.read_scores(folder).values() if (Path(folder) / "scores.json").exists() else ()
     highest = {label: sorted(max(r["scores"]) for r in rows if r["split"] == "val" and r["label"] == label) for label in (0, 1)}
     if not highest[0]:
         return 0.5, "0.5 for want of validation scores in the detector's folder"
+    if not 0 <= highest[0][-1] <= 1:
+        raise artifacts.StoreError(f"{folder}/scores.json: scores of validation videos must be in [0, 1], got {highest[0][-1]:g}")
     kept = len(highest[0]) - int(ALLOWED * len(highest[0]))
     threshold = float(np.nextafter(highest[0][kept - 1], np.inf))
     reached = {label: sum(value >= threshold for value in values) for label, values in highest.items()}
@@ -126,7 +127,7 @@ def validation_threshold(folder: str | Path) -> tuple[float, str]:
 @artifacts.reader()
 def _is_causal(folder: Path) -> bool:
     """Return whether the scores in a MemTSM-Net's folder are those of a stream."""
-    rows = artifacts.read_json(folder / "scores.json", dict).values() if (folder / "scores.json").exists() else ()
+    rows = experiments.read_scores(folder).values() if (Path(folder) / "scores.json").exists() else ()
     return all(row.get("causal") for row in rows)
 
 

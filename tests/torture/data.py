@@ -157,6 +157,7 @@ def cases(root: Path, *, slow: bool = True) -> dict[str, Case]:
     experiments.unfinished(root / "unfinished" / "x", {"seed": 0})
     begun = root / "unfinished" / "x" / "unfinished" / "made_by.json"
     add("detectors.experiments.unfinished", lambda: experiments.unfinished(root / "unfinished" / "x", {"seed": 0}), begun)
+    add("detectors.experiments.read_scores", lambda: experiments.read_scores(place), place / "scores.json")
     add("detectors.experiments.test_scores", lambda: experiments.test_scores(place), place / "scores.json")
     add("detectors.experiments.mean_scores", lambda: experiments.mean_scores(place.parent, (0,)), place / "scores.json")
     add("detectors.experiments.read_trainings", lambda: experiments.read_trainings(place.parent, {"b": 0}), place / "scores.json")

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from vau_lib.data import video, video_worker
-from vau_lib.data.records import RecordError, Span, VideoRecord, frame_labels, leaks, locate, overrun
+from vau_lib.data.records import MOST, RecordError, Span, VideoRecord, frame_labels, leaks, locate, overrun
 from vau_lib.workspace import artifacts, parallel
 
 UCF_FPS = 30.0
@@ -174,7 +174,7 @@ def frame_counts(source: str | Path | Mapping[str, int] | None) -> dict[str, int
         if not isinstance(source, Mapping):
             raise RecordError(f"{path.name}: expected an object of video names and numbers of frames")
     for name, count in source.items():
-        if not isinstance(count, int | np.integer) or count < 1:
+        if not isinstance(count, int | np.integer) or isinstance(count, bool) or not 0 < count <= MOST:
             raise RecordError(f"number of frames of {name} must be a positive whole number, got {count!r}")
     return {name.removesuffix(".mp4"): int(count) for name, count in source.items()}
 

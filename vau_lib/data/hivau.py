@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from vau_lib.data.answer_parsing import parse_verdict
 from vau_lib.data.datasets import UCF_CLASSES, XD_CLASSES
-from vau_lib.data.records import RecordError, Span, VideoRecord
+from vau_lib.data.records import MOST, RecordError, Span, VideoRecord
 from vau_lib.workspace import artifacts
 
 TASKS = {"clip": ("caption",), "event": ("judgement", "description", "analysis"), "video": ("judgement", "description", "analysis")}
@@ -340,11 +340,13 @@ def _video(name: str, entry: Mapping, subset: str, split: str) -> HivauVideo:
     for part in [*parts, entry["video_summary_split"]]:
         if not part["judgement"].strip():
             raise RecordError("a judgement is empty")
-    classes = _classes(entry["label"])
+    classes, fps, num_frames = _classes(entry["label"]), float(entry["fps"]), int(entry["n_frames"])
+    if not 0 < fps <= MOST or not 0 < num_frames <= MOST:
+        raise RecordError(f"{num_frames} frames at {fps:g} a second are no video")
     segments = tuple(replace(span, text=text) for span, text in zip(spans, summaries, strict=True))
     return HivauVideo(
         id=name, path=f"{subset}/videos/{split}/{name}.mp4", dataset=DATASETS[subset], split=split,
-        label=int(bool(classes)), classes=classes, fps=float(entry["fps"]), num_frames=int(entry["n_frames"]),
+        label=int(bool(classes)), classes=classes, fps=fps, num_frames=num_frames,
         events=tuple(replace(span, label=classes[0] if len(classes) == 1 else "") for span in spans) if classes else (),
         segments=segments, clips=tuple(clips), parts=tuple(parts), summary=entry["video_summary"],
         part=entry["video_summary_split"],

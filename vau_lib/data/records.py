@@ -16,6 +16,7 @@ from vau_lib.workspace import artifacts
 
 SNIPPET_FRAMES = 16  # frames per feature vector, in every system here
 ROW_S = SNIPPET_FRAMES / 30  # seconds per snippet at 30 frames a second
+MOST = 10**9  # frames of a video, and frames a second: a year at 30 frames a second
 
 
 class RecordError(ValueError):
@@ -133,28 +134,35 @@ def read_records(path: str | Path) -> list[VideoRecord]:
         raise RecordError(
             f"no records at {path}: notebook 01 (08 for close-ups) writes them (vau run PRESET NN --with-needs runs it first)"
         )
-    found = []
+    found = {}
     for number, line in enumerate(artifacts.text_lines(path), start=1):
         if not line.strip():
             continue
         try:
-            found.append(_record(artifacts.parse_json(line)))
+            record = _record(artifacts.parse_json(line))
         except (ValueError, TypeError, AttributeError) as error:
             raise RecordError(f"{path.name} line {number} is not a record: {artifacts.one_line(error, 160)}") from error
-    return found
+        if found.setdefault(record.id, record) is not record:
+            raise RecordError(f"{path.name} line {number}: the id {artifacts.one_line(record.id, 80)} is there twice")
+    return list(found.values())
 
 
 def _record(row: dict) -> VideoRecord:
     """Return the record of a row of JSON; TypeError or ValueError where a value is of another type than the record's."""
-    row["events"] = tuple(Span(**event) for event in row.get("events", ()))
-    row["classes"] = tuple(row.get("classes", ()))
+    row["events"], classes = tuple(Span(**event) for event in row.get("events", ())), row.get("classes", ())
+    row["classes"] = tuple(classes)
     record = VideoRecord(**row)
     for name, kind in {"id": str, "path": str, "dataset": str, "split": str, "group": str, "label": int, "num_frames": int}.items():
         if not isinstance(value := getattr(record, name), kind):
             raise TypeError(f"{name} must be {kind.__name__}, got {value!r:.40}")
     texts = all(isinstance(text, str) for text in (*record.classes, *(text for e in record.events for text in (e.label, e.text))))
-    if not isinstance(record.fps, int | float) or not texts:
-        raise TypeError("fps must be a number, classes, labels and texts must be texts")
+    if not texts or isinstance(classes, str):
+        raise TypeError("classes, labels and texts must be texts")
+    numbers = {"fps": 0 < record.fps <= MOST, "num_frames": 0 <= record.num_frames <= MOST, "label": record.label in (0, 1)}
+    if wrong := next((name for name, fits in numbers.items() if not fits), ""):
+        raise ValueError(f"{wrong} cannot be {getattr(record, wrong)!r:.40}")
+    if any(event.end_s * record.fps > MOST for event in record.events):
+        raise ValueError("an event ends after more frames than a video has")
     return record
 
 

@@ -239,9 +239,19 @@ def write_scores(
 
 
 @artifacts.reader()
+def read_scores(place: Path) -> dict[str, dict]:
+    """Return the scores.json of a folder as `write_scores` writes it; StoreError where a score is no finite number."""
+    table = artifacts.read_json(Path(place) / "scores.json", dict)
+    for name, row in table.items():
+        if not np.isfinite(np.array([row.get("video", 0), *row.get("scores", ())], float)).all():
+            raise artifacts.StoreError(f"{place}/scores.json: a score of {artifacts.one_line(name, 80)} is no finite number")
+    return table
+
+
+@artifacts.reader()
 def mean_scores(variant: Path, seeds: Sequence[int], *, fold: int = 0) -> dict[str, dict]:
     """Return the scores.json of one fold as the mean over seeds: of every video's `video` score and of its (T,) `scores`."""
-    runs = [artifacts.read_json(variant / f"fold{fold}_seed{seed}" / "scores.json") for seed in seeds]
+    runs = [read_scores(variant / f"fold{fold}_seed{seed}") for seed in seeds]
 
     def mean(name: str, part: str) -> list | float:
         return np.mean([run[name][part] for run in runs], 0).tolist()
@@ -261,7 +271,7 @@ def frame_aucs(place: Path, records_file: str, fold: int) -> tuple[float, float,
     the half-life that is best on the validation videos.
     """
     found = records.read_records(presets.project_path(records_file.replace("*", str(fold))))
-    trained, saved = artifacts.read_json(place / "config.json"), artifacts.read_json(place / "scores.json")
+    trained, saved = artifacts.read_json(place / "config.json"), read_scores(place)
     step = int(artifacts.read_json(place / "made_by.json")["facts"]["features"]["snippet_frames"])
     clip = trained["sizes"].get("window", 1)
 
@@ -286,7 +296,7 @@ def frame_aucs(place: Path, records_file: str, fold: int) -> tuple[float, float,
 @artifacts.reader()
 def test_scores(place: Path, *, by_highest: bool = False) -> tuple[dict[str, float], dict[str, int]]:
     """Return {id: score} and {id: label} of a training's test videos; `by_highest` takes a video's highest snippet score."""
-    test = {name: row for name, row in artifacts.read_json(place / "scores.json").items() if row["split"] == "test"}
+    test = {name: row for name, row in read_scores(place).items() if row["split"] == "test"}
     scores = {name: max(row["scores"]) if by_highest else row["video"] for name, row in test.items()}
     return scores, {name: row["label"] for name, row in test.items()}
 
@@ -327,7 +337,7 @@ def read_trainings(place: Path, fold_of: Mapping[str, int]) -> tuple[dict, dict]
     tests, vals = {}, {}
     for path in sorted(place.glob("fold*_seed*/scores.json")):
         fold, seed = (int(part.strip("foldse")) for part in path.parent.name.split("_"))
-        for name, row in artifacts.read_json(path).items():
+        for name, row in read_scores(path.parent).items():
             if row["split"] == "test" and fold_of.get(name) == fold:
                 tests.setdefault(seed, {})[name] = (row["video"], np.array(row["scores"]))
             elif row["split"] == "val":

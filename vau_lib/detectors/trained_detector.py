@@ -28,6 +28,7 @@ DETECTORS = {  # name in config.json: model, its sizes
     "lshma": (LSHMA, LSHMAConfig),
     "anomaly_scorer": (AnomalyScorer, ScorerConfig),
 }
+LARGEST = {"snippet_frames": 10_000, "side": 4096}  # of what made its features: a stream keeps so many frames, so large
 
 
 @dataclass(frozen=True)
@@ -139,4 +140,8 @@ def features_of(folder: str | Path) -> dict:
     """Return what a trained detector's made_by.json says of its features, {} where it says nothing."""
     facts = artifacts.read_json(Path(folder) / "made_by.json", dict).get("facts")
     features = facts.get("features") if isinstance(facts, dict) else None
-    return features if isinstance(features, dict) else {}
+    features = features if isinstance(features, dict) else {}
+    for name, most in LARGEST.items():
+        if name in features and not (type(features[name]) is int and 0 < features[name] <= most):
+            raise artifacts.StoreError(f"{folder}: {name} of its features must be 1 to {most:,}, got {features[name]!r:.40}")
+    return features

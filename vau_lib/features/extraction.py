@@ -15,6 +15,7 @@ import itertools
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -33,6 +34,7 @@ from vau_lib.features.xfeat import XFeatEncoder
 from vau_lib.workspace import artifacts, parallel, presets
 
 GPU_VIDEOS = 8  # read at once by engine "serial" where a GPU encodes: each in a thread, with a decoding process of its own
+CHECKED_ROWS = 2**16  # features looked at at once: of a map, no more are in memory
 SOURCES = "sources.jsonl"  # of shard 2 of 8: sources.2-of-8.jsonl
 
 
@@ -295,9 +297,17 @@ def made_folders(folder: str | Path, names: Iterable[str]) -> dict[str, dict]:
 
 @artifacts.reader()
 def load(folder: Path, video_records: Sequence[records.VideoRecord], **wanted: object) -> dict[str, np.ndarray]:
-    """Return {id: (T, D)} of the records that have features; StoreError when the folder was made otherwise than `wanted`."""
+    """Return {id: (T, D)} of the records that have features; StoreError when the folder was made otherwise than `wanted`, and
+    for what are no features: no table of finite numbers, or of another width than the others."""
     artifacts.check_made_by(folder, **wanted)
-    return {r.id: artifacts.load_array(feature_path(folder, r.id)) for r in video_records if _has_features(folder, r.id)}
+    found = {r.id: artifacts.load_array(feature_path(folder, r.id)) for r in video_records if _has_features(folder, r.id)}
+    widths = Counter(rows.shape[1] for rows in found.values() if rows.ndim == 2)
+    for name, rows in found.items():
+        if rows.ndim != 2 or not rows.size or rows.dtype.kind not in "fiu" or rows.shape[1] != widths.most_common(1)[0][0]:
+            raise artifacts.StoreError(f"{name}.npy holds no features like the others': {rows.dtype} {rows.shape}")
+        if not all(np.isfinite(rows[start : start + CHECKED_ROWS]).all() for start in range(0, len(rows), CHECKED_ROWS)):
+            raise artifacts.StoreError(f"{name}.npy holds features that are no finite numbers")
+    return found
 
 
 def feature_path(folder: Path, video_id: str) -> Path:

@@ -17,8 +17,9 @@ import tempfile
 import traceback
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import cache, wraps
 from importlib.metadata import PackageNotFoundError, version
@@ -233,10 +234,10 @@ def json_lines(path: str | Path, *, cut_off: bool = False, skip_broken: bool = F
 
 
 def parse_json(text: str | bytes) -> object:
-    """Return the value of a JSON text; ValueError where it is no JSON, no UTF-8, or nested deeper than MAX_DEPTH."""
+    """Return the value of a JSON text; ValueError where it is no JSON, no UTF-8, nested too deep, or has a key twice."""
     text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_object)
     except RecursionError:
         raise ValueError(f"nested deeper than {MAX_DEPTH} levels") from None
     level, depth = [value], 0
@@ -245,6 +246,13 @@ def parse_json(text: str | bytes) -> object:
         if (depth := depth + 1) > MAX_DEPTH:
             raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
     return value
+
+
+def _object(pairs: Sequence[tuple[str, object]]) -> dict:
+    if len(found := dict(pairs)) < len(pairs):
+        name = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"the key {one_line(repr(name), 60)} stands twice: the second would replace the first")
+    return found
 
 
 def _parts(value: object) -> Iterable[object]:
@@ -367,9 +375,7 @@ class _Yaml(yaml.SafeLoader):
         return node
 
     def construct_mapping(self, node, deep=False):
-        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise yaml.YAMLError(f"the key {twice[0]!r} stands twice: the second would replace the first")
+        _object([(key.value, None) for key, _ in node.value if isinstance(key, yaml.ScalarNode)])
         return super().construct_mapping(node, deep)
 
 
@@ -412,7 +418,7 @@ def load_array(path: str | Path) -> np.ndarray:
 
 
 def _check_header(file: object, size: int) -> None:
-    """Read an array's header; ValueError for Python objects, and for a shape that `size` bytes do not hold."""
+    """Read an array's header; ValueError for Python objects, and for a shape that is not just what `size` bytes hold."""
     version = np.lib.format.read_magic(file)
     read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
     if read is None:
@@ -421,7 +427,7 @@ def _check_header(file: object, size: int) -> None:
     if dtype.kind not in PLAIN:
         raise ValueError(f"Python objects or records: {dtype}"[:80])
     claimed, left = math.prod(shape) * dtype.itemsize, size - file.tell()
-    if min(shape, default=0) < 0 or claimed > left or max(shape, default=0) >= 2**62:
+    if min(shape, default=0) < 0 or claimed != left or max(shape, default=0) >= 2**62:
         raise ValueError(f"its header claims {str(shape)[:60]} of {dtype}, {left:,} bytes follow")
 
 
@@ -469,7 +475,8 @@ def inside(root: str | Path, name: str | Path) -> Path:
     if problem := next((problem for problem, holds in problems.items() if holds), ""):
         raise StoreError(f"{shown!r} is no name of a file: {problem}")
     place = root / PurePosixPath(text)
-    if PurePosixPath(text).is_absolute() or not place.resolve().is_relative_to(root.resolve()):
+    # realpath: links in a circle are a RuntimeError of Path.resolve until Python 3.12; whoever opens one gets an OSError
+    if PurePosixPath(text).is_absolute() or not Path(os.path.realpath(place)).is_relative_to(os.path.realpath(root)):
         raise StoreError(f"path {shown!r} leaves its root {root.name}/")
     return place
 
@@ -517,22 +524,17 @@ def check_made_by(folder: str | Path, **wanted: object) -> dict:
     return made_by
 
 
-def _is_json(path: Path) -> bool:
-    try:
-        read_json(path)
-    except StoreError:
-        return False
-    return True
-
-
 def last_checkpoint(folder: Path | None) -> str | None:
     """Return the newest whole `checkpoint-NUMBER` of a folder, None without one.
 
     One that a kill cut short has no trainer_state.json yet, which Trainer writes last, or half of it; other names
     (checkpoint-best) do not count.
     """
-    states = Path(folder).glob("checkpoint-*/trainer_state.json") if folder else ()
-    whole = {int(path.parent.name[11:]): path.parent for path in states if path.parent.name[11:].isdecimal() and _is_json(path)}
+    whole = {}
+    for path in Path(folder).glob("checkpoint-*/trainer_state.json") if folder else ():
+        with suppress(ValueError):
+            read_json(path)
+            whole[int(path.parent.name[11:])] = path.parent
     return str(whole[max(whole)]) if whole else None
 
 

@@ -7,6 +7,7 @@
 import csv
 import io
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,9 +24,15 @@ def read_table(path: str | Path, **options: object) -> object:
 
     text = artifacts.read_text(path)
     try:
+        _check_columns(next(csv.reader(io.StringIO(text, newline=""), delimiter=options.get("sep", ",")), []))
         return pd.read_csv(io.StringIO(text), **options).map(artifacts.as_written)
     except Exception as error:  # its parsers fail in ways of their own
         raise StoreError(f"{path} is no table: {artifacts.one_line(error, 160)}") from error
+
+
+def _check_columns(names: list[str]) -> None:
+    if twice := [name for name, count in Counter(names).items() if name and count > 1]:
+        raise StoreError(f"the column {artifacts.one_line(repr(twice[0]), 60)} stands twice")
 
 
 def csv_rows(path: str | Path, *columns: str) -> list[tuple[int, dict[str, str]]]:
@@ -36,10 +43,13 @@ def csv_rows(path: str | Path, *columns: str) -> list[tuple[int, dict[str, str]]
     reader = csv.DictReader(io.StringIO(artifacts.read_text(path), newline=""), restval="")
     name = Path(path).name
     try:
+        _check_columns(list(reader.fieldnames or ()))
         if absent := [column for column in columns if column not in (reader.fieldnames or ())]:
             raise StoreError(f"{name} has no column {absent[0]}, it has {', '.join(reader.fieldnames or ['none'])[:160]}")
         return [(reader.line_num, {key: cell for key, cell in row.items() if key is not None}) for row in reader]
-    except csv.Error as error:  # a field of more than 128 KB
+    except (csv.Error, StoreError) as error:  # a field of more than 128 KB
+        if name in str(error):
+            raise
         raise StoreError(f"{name} line {reader.line_num}: {error}") from error
 
 
