@@ -238,3 +238,153 @@ def test_an_order_in_words_is_read_and_nothing_is_guessed(text, order):
 )
 def test_seconds_of_the_second_sitting_are_read(text, span):
     assert answer_parsing.parse_span(text) == span
+
+
+# Written on 27 November 2026 in a third sitting, 529 in all, by somebody who had not read these tests: 117 were read wrongly, 17
+# of them as the opposite. These are those that are read now. Left unread: scores and percentages without a threshold, "it looks
+# like an anomaly", "I can't say that there are no anomalies", "nothing happens"
+THIRD = [
+    ("The clip contains nothing that would count as an anomaly.", 0),
+    ("It can be ruled out that an anomaly exists.", 0),
+    ("The possibility of an anomaly can be excluded.", 0),
+    ("This is by no means normal.", 1),
+    ("An anomalous event, namely a robbery, occurs.", 1),
+    ("It cannot be denied that an anomaly exists.", 1),
+    ("It is not true that there is no anomaly.", 1),
+    ("No anomaly in the first half; however, in the second half an anomaly occurs: a car crashes.", 1),
+    ("The first seconds show no anomaly. However, a man then falls down, which is an anomaly.", 1),
+    ("It is not the case that the video is normal.", 1),
+    ('{"anomaly": 1 /* a fall */}', 1),
+    ('{"anomalies": []}', 0),
+    ("The answer is one.", 1),
+    ('{"anomaly": "1 (fight)"}', 1),
+    ('{"anomalies": [{"kind": "fall", "from_s": 3, "to_s": 4}]}', 1),
+    ("Yes, the man falls. No other anomalies occur.", 1),
+    ("An anomaly exists in the middle of the clip, but the rest of it is normal.", 1),
+    ("Nope, this is not normal.", 1),
+    ("There is no reason to doubt that an anomaly occurs.", 1),
+    ("An anomaly exists. No further anomalies were detected.", 1),
+    ("Apart from the fall, which is an anomaly, the scene is normal.", 1),
+    ("Except for one abnormal event, everything is normal.", 1),
+    ('{"anomaly": 0}\n{"anomaly": 1, "kind": "fal', 1),
+    ("assistant: yes", 1),
+    ("The person in the video behaves abnormally.", 1),
+    ("People are acting abnormally.", 1),
+    ("A clear anomaly: the car drives against traffic.", 1),
+    ("Anomalous event: Fighting", 1),
+    ("Anomaly type: Robbery", 1),
+    ("The anomaly begins at 3 s and ends at 5 s.", 1),
+    ("The anomaly lasts from 0:03 to 0:05.", 1),
+    ("Most certainly abnormal.", 1),
+    ("That counts as an anomaly.", 1),
+    ("zero", 0),
+    ('{"anomalies": 0}', 0),
+    ('{"anomaly_count": 0}', 0),
+    ("Anomalies: []", 0),
+    ("Yes, the video is normal.", 0),
+    ("Q: Any anomaly? A: No, none.", 0),
+    ("None detected.", 0),
+    ("Just normal walking.", 0),
+    ("An anomaly could not be found.", 0),
+    ("Anomalies could not be detected.", 0),
+    ("One might think it is an anomaly, but it is not.", 0),
+    ("=> 0", 0),
+    ("No</s>", 0),
+    ("Status: normal", 0),
+    ("All clear.", 0),
+    ("yes yes no", None),
+    ("anomalanomal", None),
+    ("An anomaly can be ruled out.", 0),
+    ("Any anomaly could be excluded.", 0),
+    ("We can rule out an anomaly.", 0),
+    ("It is false that an anomaly exists.", 0),
+    ("By no means is this anomalous.", 0),
+    ('{"anomalies": [], "summary": "two anomalies expected, none found"}', 0),
+    ('{"num_anomalies": 0, "anomalies": []}', 0),
+    ('{"anomaly": "0 - normal"}', 0),
+    ("Number of abnormal events: 0", 0),
+    ("I would not count this as an anomaly.", 0),
+    ("0 (confidence 90%)", 0),
+    ("<|assistant|>No<|end|>", 0),
+    ("<s>No</s>", 0),
+    ("Anomalies do not appear in this video.", 0),
+    ("Final: 0", 0),
+    ("There is no anomaly until 0:10, but after that a man is beaten, which is abnormal.", 1),
+    ("Nothing abnormal at the start, yet an anomaly occurs at the end.", 1),
+    ("It is incorrect that there is no anomaly.", 1),
+    ("It's wrong to say that there is no anomaly.", 1),
+    ("No, this is not normal.", 1),
+    ("No, it's not normal at all.", 1),
+    ("He acts abnormally.", 1),
+    ("Two people are moving abnormally.", 1),
+    ("The car behaves anomalously.", 1),
+    ("The anomaly starts at 3.5 s.", 1),
+    ("The abnormal event lasts 4 seconds.", 1),
+    ("Except for this anomaly, the video is normal.", 1),
+    ("Anomaly type: shoplifting", 1),
+    ("Anomalous behaviour (vandalism)", 1),
+    ('{"anomalies": [{"type": "fight", "start": 1, "end": 2}]}', 1),
+    ('{"anomaly_count": 2}', 1),
+    ('{"num_anomalies": 1}', 1),
+    ('{"anomalies": 3}', 1),
+    ("<|assistant|>Yes<|end|>", 1),
+    ("Clearly an anomaly: smoke.", 1),
+    ("There does exist an anomaly.", 1),
+    ("◁think▷no◁/think▷1", 1),
+    ("1️⃣", 1),
+    ("There is potentially an anomaly.", None),
+    ("yes yes yes no no", None),
+    ("Anomaly:", None),
+]
+
+
+@pytest.mark.parametrize(("text", "verdict"), THIRD)
+def test_a_phrasing_of_the_third_sitting_is_read(text, verdict):
+    assert answer_parsing.parse_verdict(text) == verdict
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict"),
+    [
+        ("There were no anomalies, but the man did argue with the clerk.", 0),
+        ("It is normal that people run for the bus, and no anomaly occurs.", 0),
+        ("An anomaly exists. Everything is normal.", None),
+        ("There was no fighting, and no other anomalies were seen.", 0),
+        ("An anomaly cannot be excluded.", None),
+        ("It would count as an anomaly if he fell.", None),
+        ("There is potentially an anomaly.", None),
+        ("An anomal", None),
+        ('{"anomalies": null}', None),
+    ],
+)
+def test_what_is_near_the_third_sitting_is_not_read_into_it(text, verdict):
+    assert answer_parsing.parse_verdict(text) == verdict
+
+
+@pytest.mark.parametrize(
+    ("text", "span"),
+    [
+        ("from 5,5 s to 7,5 s", (5.5, 7.5)),
+        ("from frame 3 (1.5 s) to frame 5 (2.5 s)", (1.5, 2.5)),
+        ("The anomaly takes place from second 4 to second 7.", (4, 7)),
+    ],
+)
+def test_seconds_of_the_third_sitting_are_read(text, span):
+    assert answer_parsing.parse_span(text) == span
+
+
+def test_numbers_of_frames_are_no_seconds():
+    with pytest.raises(ValueError, match="must name seconds that rise"):
+        answer_parsing.parse_span("An anomaly exists in frames 3 to 5.")
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [('{"anomaly": 1, "kind": null}', None), ("Anomaly: Fighting", "Fighting"), ("Classification: Abnormal (Arson)", "Arson")],
+)
+def test_a_kind_is_a_name_or_none(text, kind):
+    assert answer_parsing.parse_report(text)["kind"] == kind
+
+
+def test_a_piece_may_come_before_another():
+    assert answer_parsing.parse_order("Piece 2 before piece 1", 2) == [2, 1]

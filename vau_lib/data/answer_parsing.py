@@ -31,8 +31,13 @@ PLAIN = (
         "assessment",
     ),
 )
+COUNTS = ("anomalies", "anomaly_count", "num_anomalies", "number_of_anomalies")  # of anomalies, or a list of them
 INVERTED = ("normal", "is_normal")  # 1 means no anomaly
-KEYS = {key: (rank, inverted) for rank, keys, inverted in ((0, FINAL, 0), (1, PLAIN, 0), (1, INVERTED, 1)) for key in keys}
+KEYS = {
+    key: (rank, inverted)
+    for rank, keys, inverted in ((0, FINAL, 0), (1, PLAIN, 0), (1, COUNTS, 0), (1, INVERTED, 1))
+    for key in keys
+}
 WORDS = {
     **dict.fromkeys(("1", "1.0", "true", "yes", "abnormal", "anomalous", "anomaly", "vague abnormal", "not normal", "present"), 1),
     **dict.fromkeys(
@@ -50,26 +55,28 @@ KEYED = re.compile(  # key: value anywhere, for what is nearly JSON; "0 or 1" an
     re.I,
 )
 THINK = r"think(?:ing)?|thought|reasoning"
-THOUGHT = re.compile(rf"^.*</(?:{THINK})>|<(?:{THINK})>.*$", re.S | re.I)  # templates may open the tag, a limit may cut its end
+# templates may open the tag, a limit may cut its end
+THOUGHT = re.compile(rf"^.*[<◁]/(?:{THINK})[>▷]|[<◁](?:{THINK})[>▷].*$", re.S | re.I)
+NOTE = re.compile(r"/\*.{0,400}?\*/", re.S)
 MARKED = re.compile(
     r"<(?:answer|verdict|final_answer)>(.*?)(?:</|$)|\\boxed\s*\{([^{}]*)\}|<\|begin_of_box\|>(.*?)<\|", re.S | re.I
 )
 LATEX = re.compile(r"\\(?:text|math)\w*\s*\{([^{}]*)\}")
 MARKUP = re.compile(
-    r"[*`#]|(?<!\w)_+|_+(?!\w)|[“”]|[\u2600-\u27bf\ufe0f\U0001f300-\U0001faff]"
+    r"[*`#]|(?<!\w)_+|_+(?!\w)|[“”]|[\u2600-\u27bf\ufe0f\u20e3\U0001f300-\U0001faff]"
 )  # bold, code, headings, quotation marks, pictures
 COUNTED = re.compile(r"\b(?:anomal(?:y|ies)|abnormalit(?:y|ies))(?:\s+(?:detected|present|found|exists?|status))?(?=\s*[:=])", re.I)
 HEADING = re.compile(rf"^[^\w\n]*_*((?:final\s+)?(?:{ANNOUNCED}))[^\w\n]*_*$", re.I | re.M)
 
 # Sentences. ODD is what they are about; a negation reaches it over a few words, never over punctuation or another clause.
-ODD = r"(?:anomal\w+|abnormal\w*)"
+ODD = r"(?:anomal(?:y|ies|ous(?:ly)?)|abnormal(?:ly|ity|ities)?)\b"  # "anomal", cut or repeated, is no word
 ODDS = rf"{ODD}(?:\s+(?:or|nor|and)\s+(?:\w+\s+)?{ODD})?"
 INSERTED = r"(?:\s+\([^)]*\)|,[^,.;\n]{0,80},)?"
 KIND = r"(?:events?|behaviou?rs?|activit\w+|incidents?|actions?|situations?|scene|video|clip|day|here|in\s+(?:the|this)\s+\w+)"
 BE = r"(?:is|are|was|were|be|been|seems?|appears?|looks?|remain(?:s|ed)?|stay(?:s|ed)?|'s)(?:\s+to\s+be)?"
 NOT = (
     r"(?:not|fail(?:s|ed)?\s+to|never|cannot|none|nothing|nobody|neither|nor|no\s+one"
-    r"|hardly|\w+n't|(?:is|are|was|were|do|does|did|has|have)nt)"
+    r"|hardly|by\s+no\s+means|in\s+no\s+way|\w+n't|(?:is|are|was|were|do|does|did|has|have)nt)"
 )
 NO = r"(?:no|without|free\s+(?:of|from)|devoid\s+of|lack(?:s|ed|ing)?|absence\s+of|zero)"
 CAUSES = "shows|causes|contains|displays|exhibits|indicates|suggests"
@@ -93,7 +100,46 @@ SPELLINGS = tuple(  # one way to say what is said in several
         (r"\bnon[\s-]?(?=(?:anomalous|abnormal)\b)", "not "),
         (r"\banomaly[\s-]free\b", "free of anomalies"),
         (r"\b0\s+(?=anomal)", "no "),
-        (r"\b(?:anomal(?:y|ies)\s+count|number\s+of\s+anomalies)\s*[:=]\s*[1-9]\d*\b", "answer: 1"),
+        (r"</?s>|<\|(?!begin_of_box|end_of_box)[\w ]*\|>|<(?:eos|end_of_turn)>", " "),
+        (r"\A\W*(?:assistant|model|response|bot)\s*:\s*", ""),
+        (r"\b(?:anomalies|abnormalities)[\"']?\s*[:=]\s*(?:\[\s*\]|\{\s*\})", "answer: 0"),
+        (rf"\A\W*(?:(?:the\s+)?(?:final\s+)?(?:{ANNOUNCED})\s*(?:is|[:=])?\s*)?one\W*\Z", "answer: 1"),
+        (rf"\A\W*(?:(?:the\s+)?(?:final\s+)?(?:{ANNOUNCED})\s*(?:is|[:=])?\s*)?zero\W*\Z", "answer: 0"),
+        (rf"\A\W*(?:[-=]+>|final\s*:)\s*(?={ONLY_WORD})", "answer: "),
+        (r"\A\W*([01])\s*[(,;]\s*(?=conf|prob)", r"answer: \1 ("),
+        (rf"(?:\A|\n)\W*(?:{ANNOUNCED}|{'|'.join(KEYS)})[\"'*]*\s*[:=]\W*\Z", " "),  # cut off before its value
+        (rf"\b(it(?:\s+is|\s+was|'s))\s+(?:\w+ly\s+)?(?:{FALSE}|false|untrue)(?:\s+to\s+say)?\s+that\b", r"\1 not true that"),
+        (rf"(?<!not\s)(?<!n't\s)\b(?:rul(?:ed?|ing)\s+out|exclud(?:ed?|ing))\s+(?:an?|any|the)\s+{ODD}", "have no anomaly"),
+        # what is said not to be so, and what is let stand by not being denied
+        (
+            r"\bit(?:\s+is|\s+was|'s)?\s*(?:\bnot|n't)\s+(?:true|correct|right|the\s+case)\s+(?:to\s+say\s+)?that\s+"
+            r"(there\s+(?:is|are|was|were))\s+(?:no|not\s+any)\b",
+            r"\1 an",
+        ),
+        (
+            rf"\b(?:it\s+)?(?:can|could)\s+be\s+(?:ruled\s+out|excluded)\s+that\b[^.!?;\n]{{0,80}}?{ODD}[^.!?;\n]*",
+            "there is no anomaly",
+        ),
+        (rf"{ODD}(?:\s+\w+){{0,2}}?\s+(?:can|could|may)\s+be\s+(?:ruled\s+out|excluded)\b", "no anomaly"),
+        (r"\b(?:it\s+)?(?:cannot|can't|could\s+not|couldn't)\s+be\s+(?:denied|doubted|disputed)(?:\s+that)?\b", ""),
+        (r"\bno\s+(?:reason|cause)\s+to\s+doubt(?:\s+that)?\b", ""),
+        (
+            rf"\b(?:except\s+for|(?:apart|aside)\s+from)\s+([^.!?;\n]{{0,80}}?{ODD}[^.!?;,\n]{{0,40}}),[^.!?;\n]*\bnormal\b[^.!?;\n]*",
+            r"there is \1",
+        ),
+        # "yes" to a question that was turned round
+        (rf"\A\W*yes\W+(?=(?:(?:the|this|that)\s+\w+|it|everything|all)\s+(?:{BE})\s+(?:\w+ly\s+)?normal\W*\Z)", ""),
+        (
+            r"\A\W*(?:no|nope)\W+(?=(?:(?:the|this|that)(?:\s+\w+)?|it)\s*(?:is|was|'s)?\s*(?:\bnot|n't)\s+(?:\w+ly\s+)?normal\b)",
+            "",
+        ),
+        (
+            r"\A\W*(?:all\s+clear|(?:none|nothing|not)\s+(?:was\s+|were\s+)?(?:detected|found|seen|observed|noticed|identified))\W*\Z",
+            "answer: 0",
+        ),
+        (rf"({ODD}),?\s+but\s+(?:it|this|that)\s+(?:is|was)\s*(?:\bnot|n't)\s*(?=[.!]|\Z)", r"\1, but it is not anomalous"),
+        (rf"\b(?:anomal(?:y|ies)\s+count|number\s+of\s+{ODD}(?:\s+{KIND})?)\s*[:=]\s*[1-9]\d*\b", "answer: 1"),
+        (rf"\b(?:anomal(?:y|ies)\s+count|number\s+of\s+{ODD}(?:\s+{KIND})?)\s*[:=]\s*0\b", "answer: 0"),
         (r"\brather\s+than\s+(?:an?\s+)?(?:normal|anomal\w+|abnormal\w*)\b", ""),
         (rf"\b(nothing|anything|something)\s+(?:\w+ly\s+)?{STRANGE}\b", r"\1 anomalous"),
         (
@@ -107,13 +153,14 @@ SPELLINGS = tuple(  # one way to say what is said in several
         (rf"\A\W*(?:so|thus|hence|therefore|overall|in\s+(?:short|conclusion|summary))\W+(?={ONLY_WORD})", "answer: "),
         # who names an exception does not deny: "no anomaly except for a man who falls"
         (rf"\b(?:{NO}|{NOT})\s+[^.!?;\n]{{0,80}}?{ODD}[^.!?;,\n]{{0,60}}?\b(?:except|apart\s+from|aside\s+from)\b[^.!?;\n]*", " "),
-        (r"\A\W*(?:status|alert(?:\s+level)?)\s*:\s*(?:alert|alarm|danger|emergency)\b", "answer: anomaly. "),
-        (r"\A\W*(?:status|alert(?:\s+level)?)\s*:\s*(?:ok(?:ay)?|all\s+clear|clear|safe)\b", "answer: normal. "),
+        (r"\A\W*(?:status|alert(?:\s+level)?)\s*:\s*(?:alert|alarm|danger|emergency|abnormal|anomal\w+)\b", "answer: anomaly. "),
+        (r"\A\W*(?:status|alert(?:\s+level)?)\s*:\s*(?:ok(?:ay)?|all\s+clear|clear|safe|normal)\b", "answer: normal. "),
         (rf"\b(?:answer|option|choice)(?:\s+is)?\s*:?\s*\(?[a-d][).:]+\s*(?={ONLY_WORD})", "answer: "),
         (r"^\W*(?:class|category)\s*:\s*(?=(?:ab)?normal\b|anomal)", "label: "),
         (r"\[(?:final\s+)?answer\]\s*:?", "answer: "),
         (rf"^\W*((?:final\s+)?(?:{ANNOUNCED}|{'|'.join(KEYS)}))\s*(?:\s[-–—]\s|[-=]+>|→)\s*(?=(?:{WORD})\W*$)", r"\1: "),
         (rf"(?:\A\W*|\?\s+|\n\s*)(?:a:|ans[:.)])\s*(?={ONLY_WORD})", " answer: "),  # "Q: ...? A: no"
+        (r"\?\s+(?:a|answer)\s*:\s*(?=(?:yes|no)\b)", "?\n"),
         # the whole answer, since a list of these is a form that is repeated: "0 - normal, 1 - anomaly", "A. yes, B. no"
         (rf"\A\W*(?:option\s+)?[a-d]\s*[:.)]\s*(?={ONLY_WORD})", "answer: "),
         (r"\A\W*(?:class|category)\W+(?=[01]\W*\Z)", "label: "),
@@ -145,10 +192,13 @@ CERTAIN = re.compile(r"\b(?:no|without(?:\s+an?y?)?)\s+(?:doubt|question)\b(?:\s
 HEDGE = re.compile(
     r"\b(?:if|whether|unclear|not\s+(?:\w+ly\s+|so\s+)?(?:sure|certain|confident)|hard\s+to|(?:cannot|can't|could\s+not|couldn't)\s+(?:tell|say|determine|decide|know|judge|conclude|confirm|be\s|rule|help))\b"
     r"(?:(?!,\s*but\b)[^.!?;\n])*"
-    r"|\b(?:might|may|could(?!\s+not\b)|possibly|perhaps|maybe|would(?!\s+(?:classify|label|say|call|consider|judge|rate|describe)))\b[^,.!?;\n]*",
+    r"|\b(?:might|may|could(?!\s+not\b)|possibly|potentially|perhaps|maybe"
+    r"|would(?!(?<=that\swould)\s+(?:count|qualify)|\s+not\s+count|\s+(?:not\s+)?(?:classify|label|say|call|consider|judge|rate|describe)))"
+    r"\b[^,.!?;\n]*",
     re.I,
 )
-CONSIDERED = re.compile(rf"\b(?:cannot|can't)\s+be\s+(?={JUDGING}|{PRESENT})", re.I)  # says something, unlike "cannot be sure"
+# says something, unlike "cannot be sure"
+CONSIDERED = re.compile(rf"\b(?:cannot|can't|could\s+not|couldn't)\s+be\s+(?={JUDGING}|{PRESENT})", re.I)
 AT_FIRST = re.compile(r"\b(?:at\s+first|initially)\b", re.I)
 LONGEST = 4000  # characters of an answer whose sentences are read from each end; more is a model that repeats itself
 LEAD = r"^\W*{}\b(?=\s*[,.;:!—–]|\s+[-—–]|\s*$)"
@@ -157,42 +207,53 @@ CLAUSES = re.compile(r"([.;,\n]+)")
 DENIAL = re.compile(
     rf"\b{NO}\s+(?:{NOUN}){{0,4}}?{ODDS}|\b{NO}\s+(?:\w+\s+){{0,2}}?{EVIDENCE}\s+(?:of|that|for|to)\s+(?:{CLAUSE}){{0,6}}?{ODDS}"
     rf"|\b{NOT}\s+(?:{CLAUSE}){{0,8}}?{ODDS}|\b{ODD}{INSERTED}\s+(?:{NOUN}){{0,3}}?"
-    rf"(?:(?:(?:\w+\s+)?not|\w+n't|cannot|\w+\s+never)\s+(?:\w+\s+){{0,2}}?{PRESENT}|(?:{BE}\s+)?(?:\w+ly\s+)?(?:absent|lacking)\b)"
+    rf"(?:(?:(?:\w+\s+)?not|\w+n't|cannot|\w+\s+never)\s+(?:\w+\s+){{0,2}}?(?:{PRESENT}|appear\b)|(?:{BE}\s+)?(?:\w+ly\s+)?(?:absent|lacking)\b)"
     rf"|\bthere\s+{BE}\s+(?:none|not\s+any)\s*(?=[.!,]|$)|\b{ODD}(?:\s+\w+)?\s*[:=]\s*(?:none|zero)\b",
     re.I,
 )
-SHORT = rf"^\W*(?:\w+ly\s+)?(?:an?\s+)?{{}}(?:\s+{KIND})?[.!]*\s*$"  # "Abnormal behaviour."
+SHORT = rf"^\W*(?:(?:most|quite|very)\s+)?(?:\w+ly\s+)?(?:an?\s+)?{{}}(?:\s+{KIND})?[.!]*\s*$"  # "Abnormal behaviour."
 IS_NORMAL = re.compile(
     rf"(?:\b|(?=')){BE}\s+{MODIFIERS}{{0,3}}?normal\b|\b{JUDGING}\s+(?:{CLAUSE}){{0,4}}?as\s+(?:\w+ly\s+)?normal\b"
-    rf"|\b(?:shows?|depicts?|contains?)\s+(?:(?:only|just|an?|\w+ly)\s+){{0,2}}normal\b|{LEAD.format('normal')}|{SHORT.format('normal')}",
+    rf"|\b(?:shows?|depicts?|contains?)\s+(?:(?:only|just|an?|\w+ly)\s+){{0,2}}normal\b|^\W*(?:just|only)\s+(?:an?\s+)?normal\b"
+    rf"|{LEAD.format('normal')}|{SHORT.format('normal')}",
     re.I | re.M,
 )
 SUBJECTS = r"nothing|nobody|none|no\s+one"  # "nothing here is normal", but not "nothing happens on this normal street"
 NOT_NORMAL = re.compile(
     rf"\b(?:(?!(?:{SUBJECTS})\b){NOT}\s+(?:{CLAUSE}){{0,3}}?|(?:{SUBJECTS})\s+(?:{CLAUSE}){{0,4}}?{BE}\s+|far\s+from\s+(?:\w+\s+)?"
-    r"|anything\s+but\s+)normal\b",
+    rf"|anything\s+but\s+|\bnot\s+(?:true|correct|the\s+case)\s+that\s+(?:{CLAUSE}){{0,4}}?{BE}\s+)normal\b",
     re.I,
 )
 SHOW = (
     r"(?:contain|show|depict|include|see|observe|detect|notice|exhibit|display|feature|capture|identify|find|ha|constitute|represent|involve"
-    r"|cause|qualify\s+as|qualifies\s+as)(?:s|ve|d|ed)?"
+    r"|cause|qualify\s+as|qualifies\s+as|count\s+as|counts\s+as)(?:s|ve|d|ed)?"
 )
 AFFIRMATION = re.compile(
-    rf"\b{ODD}\s*[:=]\s*(?:an?\s+)?{CLASSES}\b|{LEAD.format('(?:abnormal|anomalous)')}|{SHORT.format(ODD)}|(?:\b|(?=')){BE}\s+{MODIFIERS}{{0,4}}?{ODD}"
+    rf"\b{ODD}(?:\s+(?:{KIND}|type|class|category|kind))?\s*[:=(]\s*(?:an?\s+)?{CLASSES}\b"
+    rf"|\b(?:behav|act|mov)(?:e|es|ed|s|ing)?\s+(?:\w+ly\s+)?{ODD}"
+    rf"|^\W*(?:an?\s+(?:clear|obvious|definite)|(?:clear|obvious|definite)ly(?:\s+an?)?)\s+{ODD}(?:\s+{KIND})?\s*[:.]"
+    rf"|\bthe\s+{ODD}(?:\s+{KIND})?\s+(?:begins?|starts?|ends?|lasts?|began|started)\s+(?:\w+\s+)?\d"
+    rf"|{LEAD.format('(?:abnormal|anomalous)')}|{SHORT.format(ODD)}|(?:\b|(?=')){BE}\s+{MODIFIERS}{{0,4}}?{ODD}"
     rf"|(?<!\bto )\b{SHOW}\s+(?:(?!(?:to|for|about)\b){CLAUSE}){{0,3}}?{ODD}|(?<!for )\bsomething\s+{ODD}"
-    rf"|\bthere(?:\s+|(?='s))(?:{BE}|exist\w*|occur\w*|happen\w*)\s+(?:{CLAUSE}){{0,4}}?{ODD}"
-    rf"|\b{ODD}{INSERTED}\s+(?:(?!(?:that|to|such)\b){CLAUSE}){{0,4}}?{PRESENT}|\b{JUDGING}\s+(?:{CLAUSE}){{0,4}}?as\s+(?:\w+\s+)?{ODD}"
+    rf"|\bthere(?:\s+(?:does\s+|did\s+)?|(?='s))(?:{BE}|exist\w*|occur\w*|happen\w*)\s+(?:{CLAUSE}){{0,4}}?{ODD}"
+    rf"|\b{ODD}(?:\s+{KIND})?{INSERTED}\s+(?:(?!(?:that|to|such)\b){CLAUSE}){{0,4}}?{PRESENT}|\b{JUDGING}\s+(?:{CLAUSE}){{0,4}}?as\s+(?:\w+\s+)?{ODD}"
     rf"|(?<=,)\s*an?\s+(?:\w+ly\s+)?{ODD}\s+{KIND}\s*(?=[,.]|$)"  # "a man takes a parcel, an anomalous event"
     rf"|^\W*(?:an?|one)\s+{ODD}(?:\s+{KIND})?\s+(?:from|between|at|starting)\s+(?:at\s+)?\d"
     rf"|\bthe\s+(?:\w+\s+)?{ODD}(?:\s+{KIND}){{0,2}}\s+(?:is|are|was|were|involves?|consists?)\b(?!\s+(?:something|an?y?\s+\w+\s+that)\b)",
     re.I | re.M,
 )
-YES = re.compile(r"^\W*(?:yes|yep|yeah|yup)\b(?!\s*(?:or\b|and\b|/|no\b))|\bsay\W+yes\b", re.I)
+CONTRAST = re.compile(r"\b(?:however|but|yet|nevertheless|nonetheless)\b", re.I)
+LIMITED = re.compile(  # what leaves an anomaly that was named before as it is
+    rf"\bno\s+(?:other|further|additional|more|second)\s+{ODD}[^.!?;\n]*|\b(?:the\s+)?(?:rest|remainder)\b[^.!?;\n]*?\bnormal\b"
+    rf"|\b(?:before|after|until)\s+(?:that|then)\b[^.!?;\n]*|\b{BE}\s+otherwise\s+normal\b",
+    re.I,
+)
+YES = re.compile(r"^\W*(?:yes|yep|yeah|yup)\b(?!\s*(?:or\b|and\b|/|yes\b|no\b))|\bsay\W+yes\b", re.I)
 LEADING_NO = re.compile(LEAD.format("(?:no|none|nope)") + r"|\bsay\W+no(?=\W*$)", re.I | re.M)
 STATEMENT_END = re.compile(r"[.,:;!?\n{}\[(>][\s\"'*]*$")
 PIECE = r"(?:(?:piece|clip|segment|part|scene)s?\s+)?(?:number\s+)?"
 CAME = r"(?:\s+(?:came|comes|happened|happens|goes|is|was))?"
-THEN = r"(?:\W|\b(?:and|then|next|finally|lastly|last|after\s+that|followed\s+by)\b)+"
+THEN = r"(?:\W|\b(?:and|then|before|next|finally|lastly|last|after\s+that|followed\s+by)\b)+"
 ORDER = re.compile(  # "2 1", "Order: 2, 1", "of two pieces the right order is 2 1, because ...", "Piece 2 came first, then piece 1"
     r"^\W*(?:(?:(?!\bnot\b|n't\b|\bwrong\b|\bincorrect\b)[^\n])*?\b(?:order|answer|sequence)\b(?:\s+of\s+(?:the\s+)?(?:\w+\s+)?(?:pieces|events))?"
     r"(?:\s+(?:is|was|should\s+be|must\s+be))?)?\W*(?:first(?:ly)?\W+)?"
@@ -209,6 +270,9 @@ BETWEEN = re.compile(
 MINUTES = re.compile(  # "1 min 5 s", "2 minutes", "1m5s"; "5 m" may be metres
     r"\b(\d{1,3})\s*(?:(?:mins?|minutes?)\b\.?(?:\s*(?:and\s+)?(\d{1,2})(\.\d+)?\s*(?:s|secs?|seconds?)\b)?|m\s*(\d{1,2})(\.\d+)?\s*s\b)",
     re.I,
+)
+FRAME = re.compile(  # "frames 3 to 5" are no seconds, those of "frame 3 (1.5 s)" are
+    rf"\bframes?\s*#?\d+(?:\s*(?:to|and|through|until|[-–])\s*\d+(?!\s*s))?\b\s*(?:\(?(?:at\s+)?({MOMENT}\s*s)\b\)?)?", re.I
 )
 ROUGHLY = re.compile(r"(?:\b(?:about|around|approximately|roughly|circa|t\s*=)|~)\s*(?=\d)", re.I)
 SPAN_KEYS = (
@@ -241,7 +305,9 @@ def parse_verdict(text: str | None) -> int | None:
     if not isinstance(text, str):
         raise ValueError(f"an answer is a text, got {text!r}")
     text = _final_part(text)
-    labels = _objects(text) or [_keyed(text)]
+    tail = text[text.rfind("}") + 1 :]
+    cut = [_keyed(tail[tail.index("{") :])] if "{" in tail else []  # a last object that a limit cut off behind its label
+    labels = [*_objects(text), *filter(None, cut)] or [_keyed(text)]
     if any(labels):
         best = min(KEYS[key][0] for pairs in labels for key, _ in pairs)
         values = [[_value(key, value) for key, value in pairs if KEYS[key][0] == best] for pairs in labels]
@@ -318,6 +384,7 @@ def _span(text: str) -> tuple[float, float] | None:
     for start, end in SPAN_KEYS:
         if lines.get(start) is not None and lines.get(end) is not None and lines[end] > lines[start]:
             return lines[start], lines[end]
+    text = FRAME.sub(r"\1", re.sub(r"(?<=\d),(?=\d{1,2}\s*s(?:ec\w*)?\b)", ".", text))
     text = re.sub(r"(?<=\d)(?:st|nd|rd|th)\b", "", re.sub(r"(?<=[\ds])\s*~\s*(?=\d)", " to ", text))
     text = MINUTES.sub(lambda f: f"{f[1]}:{int(f[2] or f[4] or 0):02}{f[3] or f[5] or ''}", ROUGHLY.sub("", text))
     spans = [(_seconds(found[1]), _seconds(found[2])) for found in BETWEEN.finditer(text)]
@@ -338,12 +405,14 @@ def _kind(text: str) -> str | None:
     found = {key: value for key, value in reversed(found) if isinstance(value, str) and value.strip() and _word(value) not in WORDS}
     named = NAMED.search(text)
     kind = next((found[key] for key in KIND_KEYS if key in found), named[1] if named else None)
-    return None if kind is None or _word(kind) in WORDS else " ".join(kind.split())
+    if kind is None and (named := re.search(rf"\b(?:{ODD}|type)[^\w\n]{{1,3}}(?:an?\s+)?({CLASSES})\b", text, re.I)):
+        kind = named[1]
+    return None if kind is None or _word(kind) in {*WORDS, "null", "unknown", "n/a"} else " ".join(kind.split())
 
 
 def _final_part(text: str) -> str:
     """Return the last <answer> or \\boxed of an answer, else all after its reasoning; without markup."""
-    text = LATEX.sub(r"\1", THOUGHT.sub(" ", text).replace("’", "'"))
+    text = LATEX.sub(r"\1", THOUGHT.sub(" ", NOTE.sub("", text)).replace("’", "'"))
     if marked := ["".join(part or "" for part in found.groups()) for found in MARKED.finditer(text)]:
         text = marked[-1]
     for pattern, plain in SPELLINGS:
@@ -410,6 +479,10 @@ def _python_dict(text: str, place: int, pairs: list) -> int:
 
 
 def _value(key: str, value: object) -> int | None:
+    if key in COUNTS and (isinstance(value, list) or (isinstance(value, int) and value >= 0)):
+        return int(bool(value))
+    if isinstance(value, str) and (leading := re.match(r"\s*([01])(?=\s*[(,;:–-])", value)):
+        value = leading[1]  # "1 (fight)"
     label = None if value is None else WORDS.get(_word(str(value)) if isinstance(value, str) else str(value).lower())
     if label is None and isinstance(value, str):
         label = _stated(value)
@@ -421,7 +494,7 @@ def _stated(text: str) -> int | None:
     text = text if len(text) <= 2 * LONGEST else f"{text[:LONGEST]}\n{text[-LONGEST:]}"
     sentences = SENTENCE.findall(text)
     asked = " ".join(part for part in sentences if "?" in part)
-    text = "".join(" " if "?" in part else part for part in sentences)
+    text = "".join("\n" if "?" in part else part for part in sentences)
     word = _word(text.strip().rpartition("\n")[2])
     if word in WORDS and not re.search(r"\bnormal\b", asked, re.I):  # "Is this normal? Yes." is no anomaly
         return WORDS[word]
@@ -433,4 +506,18 @@ def _stated(text: str) -> int | None:
     yes, no = bool(YES.search(text)), bool(LEADING_NO.search(text))
     affirmed = yes or rest != text or bool(AFFIRMATION.search(without_denials))
     denied = no or without_denials != rest or bool(not yes and IS_NORMAL.search(without_denials))
-    return None if affirmed == denied else int(affirmed)
+    if affirmed and denied:
+        return _said_last(text)
+    return int(affirmed) if affirmed or denied else None
+
+
+def _said_last(text: str) -> int | None:
+    """Return what a text says that denies and affirms: 1 where one of them is limited, else None.
+
+    "No anomaly in the first half. However, a man then falls, which is an anomaly"; "an anomaly exists, the rest is normal".
+    """
+    *before, after = CONTRAST.split(text)
+    if before and _stated(after) == 1:
+        return 1
+    limited = LIMITED.sub(" ", text)
+    return 1 if limited != text and _stated(limited) == 1 else None
