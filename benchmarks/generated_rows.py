@@ -4,13 +4,17 @@
 - close-ups: the world the kept tiny model was pretrained on; generated: videos as `vau generate` renders them, seen from far
 - "answers shuffled" is the control: the same rows, each task's answers dealt to other rows
 - "one class twice" leaves out the normal videos' event-level judgements, as rows were before they were balanced
+- `--side N` shows a square of N pixels around the main actor instead of what a world shows: a close-up is 56 of 160, a generated
+  video 192 x 144; `--picture` gives the model more pixels of it (InternVL interpolates its positions). Both change how many of the
+  model's patches a person spans, and nothing else
 - worlds of training and test are apart; the question is the one that most rows ask, the answer is read by `parse_verdict`
 - a training that is written is not done again: its row is of this world, rows, seed and number of steps
-    python benchmarks/generated_rows.py closeups|generated [--steps 400] [--seeds 1] [--arms balanced ...] [--write]
+    python benchmarks/generated_rows.py closeups|generated [--side N] [--picture N] [--steps 400] [--arms balanced ...] [--write]
 """
 
 import argparse
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,11 +23,13 @@ import pandas as pd
 import torch
 from sklearn.metrics import balanced_accuracy_score
 
-from vau_lib.data import answer_parsing
+from vau_lib.data import answer_parsing, video
 from vau_lib.evaluation import metrics, result_tables
+from vau_lib.synthetic import dataset as synthetic_dataset
 from vau_lib.synthetic import export, scenarios, text_to_video
 from vau_lib.toy import benchmark as toy_benchmark
 from vau_lib.toy import dataset as toy_dataset
+from vau_lib.toy import tiny_vlm
 from vau_lib.vlm import finetuning, inference, instruction_data, models
 from vau_lib.workspace import presets
 
@@ -53,6 +59,43 @@ def generated_rows(folder: Path, side: str) -> tuple[Path, list[dict]]:
     chosen = scenarios.covering_scenarios(count, seed)
     text_to_video.run(text_to_video.Procedural(), chosen, root, seed=seed, workers=2)
     return root, instruction_data.read_rows({root / "instructions.jsonl": root})
+
+
+def square_rows(folder: Path, side: str, *, world: str, pixels: int) -> tuple[Path, list[dict]]:
+    """Return the folder of squares of `pixels` around the main actor of a world's videos, and their rows."""
+    count, seed = (CLOSE_UPS if world == "closeups" else GENERATED)[side]
+    drawn = (toy_dataset.close_up_scenarios if world == "closeups" else scenarios.covering_scenarios)(count, seed=seed)
+    root = folder / f"generated_rows_{world}_{pixels}_{side}"
+    items = [(f"{number:04d}_{scenario.event}", scenario, side) for number, scenario in enumerate(drawn)]
+    write = partial(_write_square, pixels=pixels)
+    found = synthetic_dataset.write_items(root, items, write, dataset=root.name, engine="processes", workers=2)
+    rows = []
+    for record, scenario in zip(found, drawn, strict=True):
+        rows += export.instructions(
+            record.id, SimpleNamespace(scenario=scenario, events=record.events), video=record.path, split=side
+        )
+    return root, rows
+
+
+def _write_square(item: synthetic_dataset.Item, *, root: Path, pixels: int):
+    """Write a video as `toy_dataset.close_up` sees it, in a square of another size."""
+    name, scenario, _ = item
+    rendering, rng = synthetic_dataset.render(scenario), np.random.default_rng([scenario.seed, 12])
+    moment_s = rendering.events[0].start_s if rendering.events else scenario.duration_s * rng.uniform(0.25, 0.5)
+    boxes, room = rendering.boxes[:, 0], np.array([scenario.width, scenario.height])
+    seen = np.flatnonzero(~np.isnan(boxes[:, 0]))
+    box = boxes[seen[np.abs(seen - moment_s * scenario.fps).argmin()]] if len(seen) else np.r_[room, 0, 0]
+    left, top = np.clip((box[:2] + box[2:] - pixels) / 2, 0, np.maximum(room - pixels, 0)).astype(int)
+    frames = rendering.frames[:, top : top + pixels, left : left + pixels]
+    video.write_video(root / "videos" / f"{name}.mp4", frames, fps=scenario.fps, crf=12)
+    return rendering.events
+
+
+def with_pixels(vlm: models.VLM, side: int) -> models.VLM:
+    """Return a tiny InternVL that reads squares of `side` pixels, by interpolated positions."""
+    vlm.processor.image_processor.size = {"height": side, "width": side}
+    vlm.processor.image_seq_length = vlm.model.config.image_seq_length = (side // tiny_vlm.PATCH_PX // tiny_vlm.PATCH_MERGE) ** 2
+    return vlm
 
 
 def one_class_twice(rows: list[dict]) -> list[dict]:
@@ -88,6 +131,8 @@ def judged(vlm: models.VLM, rows: list[dict], root: Path) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("world", choices=["closeups", "generated"])
+    parser.add_argument("--side", type=int, default=0, help="pixels of the square that is shown, 0 for what the world shows")
+    parser.add_argument("--picture", type=int, default=0, help="side of the model's picture in pixels, 0 for its own (112)")
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--arms", nargs="*", help="only these rows: their first words")
@@ -96,6 +141,9 @@ def main() -> None:
     torch.set_num_threads(1)
     project = presets.project()
     make = close_up_rows if options.world == "closeups" else generated_rows
+    if options.side:
+        make = partial(square_rows, world=options.world, pixels=options.side)
+    view = ", ".join([options.world, *(f"{name} {vars(options)[name]}" for name in ("side", "picture") if vars(options)[name])])
     (train_root, train), (test_root, test) = (make(project / "data" / "synthetic", side) for side in ("train", "test"))
     arms = {"balanced": train, "one class twice": one_class_twice(train)}
     arms["answers shuffled"] = instruction_data.shuffle_answers(train, seed=1)
@@ -106,10 +154,11 @@ def main() -> None:
         if options.arms and method.split()[0] not in options.arms:
             continue
         for seed in range(options.seeds):
-            facts = dict(world=options.world, rows=method, seed=seed, steps=options.steps)
+            facts = dict(world=view, rows=method, seed=seed, steps=options.steps)
             if tuple(facts.values()) in done:
                 continue
             vlm = toy_benchmark.load_pretrained(project / "data" / "toy_models" / "internvl")
+            vlm = with_pixels(vlm, options.picture) if options.picture else vlm
             plan = replace(PLAN, max_steps=options.steps, seed=seed)
             tuned, losses = finetuning.tune_lora(vlm, rows, train_root, plan=plan, num_frames=NUM_FRAMES)
             found = judged(tuned, test, test_root)

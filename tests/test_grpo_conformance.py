@@ -199,7 +199,8 @@ def test_the_ids_in_the_loss_are_the_ids_that_were_generated(trainer, film, monk
 
     def spy(*args, **options):
         ids = generate(*args, **options)
-        made.append(ids[:, options["input_ids"].shape[1] :])
+        if isinstance(ids, Tensor):  # ours also reads a prompt by it, once for all its answers
+            made.append(ids[:, options["input_ids"].shape[1] :])
         return ids
 
     trainer.model.generation_config = GenerationConfig(eos_token_id=ENDS, pad_token_id=0, do_sample=True)

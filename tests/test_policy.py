@@ -126,6 +126,35 @@ def test_answers_sampled_in_parts_fit_together(any_vlm):
     assert answers.ids.shape[0] == len(answers.texts) == 9 and answers.mask[:, 0].all()
 
 
+@pytest.mark.parametrize("pruned", [False, True])
+def test_a_prompt_is_read_once_for_all_its_answers(any_vlm, pruned, monkeypatch):
+    """Tokens that enter the first layer, against a roll-out that reads the prompt of every answer; both draw the same."""
+    vlm, read, found, draw = any_vlm, [], [], torch.multinomial
+    vlm.model.eval()
+    if pruned:
+        vlm = vlm.replace(model=token_pruning.prune_tokens(vlm.model, keep_ratio=0.5))
+    batch = chat.collate_prompts(vlm, samples_of(vlm))
+    tokens = policy.visual_tokens(vlm, batch)
+    length = (tokens if pruned else batch)["input_ids"].shape[1]
+    layer = next(part for name, part in vlm.model.named_modules() if name.endswith("language_model.layers.0"))
+    layer.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0].shape[0] * inputs[0].shape[1]))
+    monkeypatch.setattr(torch, "multinomial", lambda p, *args, **options: found.append(p.clone()) or draw(p, *args, **options))
+
+    def answers():
+        read.clear(), found.clear()
+        torch.manual_seed(0)
+        made = policy.sample_answers(vlm, batch, tokens, group_size=4, temperature=1.0, max_new_tokens=5)
+        return made.ids, sum(read), torch.stack(found)
+
+    ids, once, probabilities = answers()
+    monkeypatch.setattr(
+        policy, "_prefilled", lambda vlm, _, batch, tokens, questions, __: policy._prompts(vlm, batch, tokens, questions)
+    )
+    plain_ids, each, plain = answers()
+    assert torch.equal(ids, plain_ids) and torch.allclose(probabilities, plain, atol=1e-6)
+    assert each - once == 3 * 4 * length - (3 * length + 3 * 4)
+
+
 # Updates
 
 

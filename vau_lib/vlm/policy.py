@@ -4,7 +4,8 @@
   videos; what else a generation config asks for (top-k, top-p, repetition penalty, forced or banned tokens, a shortest length) is
   off while answers are sampled
 - every end token of the generation config ends an answer, the tokenizer's where the config has none
-- images and videos go through the vision tower once per question; the same visual tokens serve all its answers and their scores
+- images and videos go through the vision tower once per question, and so does its prompt when answers are sampled; the same visual
+  tokens serve all its answers and their scores
 - questions of a batch may hold different numbers of images, or videos, or both; all work happens on the model's device
 """
 
@@ -94,7 +95,7 @@ def sample_answers(
     parts = []
     with torch.no_grad(), _only(model, settings):
         for start in range(0, len(questions), size):
-            inputs = _prompts(vlm, batch, tokens, questions[start : start + size])
+            inputs = _prefilled(vlm, model, batch, tokens, questions[start : start + size], settings)
             ids = model.generate(**inputs, generation_config=settings)
             parts.append(ids[:, inputs["input_ids"].shape[1] :])
     longest = max(part.shape[1] for part in parts)
@@ -119,6 +120,25 @@ def _only(model: nn.Module, settings: GenerationConfig) -> Iterator[None]:
                 del owner.generation_config
             else:
                 owner.generation_config = config
+
+
+def _prefilled(vlm: VLM, model: nn.Module, batch, tokens, questions: Sequence[int], settings: GenerationConfig) -> dict:
+    """Return the model's inputs for these questions of a batch; a repeated question is read once, and its cache repeated."""
+    asked = list(dict.fromkeys(questions))
+    inputs = _prompts(vlm, batch, tokens, questions)
+    if len(asked) == len(questions):
+        return inputs
+    once = GenerationConfig(**{**settings.to_dict(), "max_new_tokens": 1, "do_sample": False, "return_dict_in_generate": True})
+    cache = model.generate(**_prompts(vlm, batch, tokens, asked), generation_config=once).past_key_values
+    cache.crop(-1)  # generate reads the prompt's last token again, for the distribution of the first answer token
+    place = torch.tensor([asked.index(question) for question in questions], device=inputs["input_ids"].device)
+    cache.batch_select_indices(place)
+    for part in model.modules():  # Qwen keeps how far its positions are from the number of tokens; a shortened prompt has its own
+        deltas = getattr(part, "rope_deltas", None)
+        if isinstance(deltas, Tensor) and len(deltas) == len(asked):
+            part.rope_deltas = deltas[place]
+    inputs.pop("mm_encoder_outputs", None)
+    return inputs | {"past_key_values": cache}
 
 
 def logprobs(
