@@ -23,7 +23,7 @@ import pandas as pd
 import torch
 from sklearn.metrics import balanced_accuracy_score
 
-from vau_lib.data import answer_parsing, video
+from vau_lib.data import answer_parsing, records, video
 from vau_lib.evaluation import metrics, result_tables
 from vau_lib.synthetic import dataset as synthetic_dataset
 from vau_lib.synthetic import export, scenarios, text_to_video
@@ -68,7 +68,9 @@ def square_rows(folder: Path, side: str, *, world: str, pixels: int) -> tuple[Pa
     root = folder / f"generated_rows_{world}_{pixels}_{side}"
     items = [(f"{number:04d}_{scenario.event}", scenario, side) for number, scenario in enumerate(drawn)]
     write = partial(_write_square, pixels=pixels)
-    found = synthetic_dataset.write_items(root, items, write, dataset=root.name, engine="processes", workers=2)
+    if not (root / "records.jsonl").is_file():  # written last
+        synthetic_dataset.write_items(root, items, write, dataset=root.name, engine="processes", workers=2)
+    found = records.read_records(root / "records.jsonl")
     rows = []
     for record, scenario in zip(found, drawn, strict=True):
         rows += export.instructions(

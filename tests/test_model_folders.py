@@ -76,6 +76,31 @@ def test_a_compressed_folder_that_does_not_fit_is_one_line(vlm, tmp_path, fault)
     assert "\n" not in str(error.value) and str(place) in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("generation_config.json", "generation_config.json is not JSON"),
+        ("other shape", "has other shapes of 1 tensors, the first is"),
+    ],
+)
+def test_a_whole_folder_that_does_not_fit_names_what(vlm, tmp_path, fault, words):
+    place = models.save(vlm, tmp_path / "model")
+    if fault in damaged_weights.FAULTS:
+        damaged_weights.damage(place / "model.safetensors", fault)
+    else:
+        (place / fault).write_text("{")
+    with pytest.raises(artifacts.StoreError, match=words) as error:
+        models.load(place, local_only=True)
+    assert "\n" not in str(error.value)
+
+
+def test_an_adapter_without_weights_is_not_sought_on_the_hub(vlm, tmp_path):
+    finetuning.lora(vlm.model, r=2, alpha=4).save_pretrained(tmp_path)
+    (tmp_path / "adapter_model.safetensors").unlink()
+    with pytest.raises(artifacts.StoreError, match="adapter_model.safetensors is missing"):
+        finetuning.merge(vlm.model, tmp_path)
+
+
 def test_an_adapter_of_the_whole_model_does_not_fit_the_compressed_one(vlm, tmp_path):
     small = compress(vlm, "factorised")
     finetuning.lora(vlm.model, r=2, alpha=4).save_pretrained(tmp_path)

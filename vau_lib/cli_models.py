@@ -234,7 +234,7 @@ def convert(
 
     if kind != "holmesvau":
         raise ValueError(f"cannot convert {kind!r}, there is only holmesvau")
-    facts = holmesvau.convert(presets.project_path(str(folder)), presets.project_path(str(out)))
+    facts = holmesvau.convert(folder if folder.exists() else presets.project_path(str(folder)), presets.project_path(str(out)))
     merged = f", LoRA of rank {facts['lora_rank']} merged" if facts["lora_rank"] else ""
     typer.echo(f"{facts['name']}: {facts['tensors']} tensors{merged}; in {out}")
 
@@ -291,7 +291,7 @@ def explain(
         raise ValueError("--scorer is needed: anomaly_scorer.pth as published, or the folder of a trained anomaly scorer")
     if stride and fps:
         raise ValueError(f"give --stride or --fps, got {stride} and {fps}")
-    file = presets.project_path(str(video))
+    file = video if video.exists() else presets.project_path(str(video))
     vlm = _with_adapter(models.load(_model_path(model)), adapter)
     place = presets.project_path(str(scorer or TOY_SCORER))
     found, tower = explain.load_scorer(place, explain.VisionTower(vlm, max_pixels=max_pixels))

@@ -192,6 +192,8 @@ def load_adapter(model: nn.Module, folder: str | Path) -> PeftModel:
     """Return the model with a trained adapter from a folder; StoreError where there is none or it does not fit."""
     if not (Path(folder) / "adapter_config.json").is_file():
         raise artifacts.StoreError(f"no adapter at {folder}")
+    if not any((Path(folder) / f"adapter_model.{ending}").is_file() for ending in ("safetensors", "bin")):  # peft would ask the hub
+        raise artifacts.StoreError(f"the adapter at {folder} has no weights: adapter_model.safetensors is missing")
     try:
         config = PeftConfig.from_pretrained(str(folder))
         with _no_rename_warning(), warnings.catch_warnings():

@@ -105,13 +105,17 @@ def load(
     family = config.model_type
     if family not in LOADED:
         raise artifacts.StoreError(f"{name_or_path} is a {family}, need one of {', '.join(LOADED)}")
+    if (Path(name_or_path) / "generation_config.json").is_file():  # transformers would take its defaults, and other end tokens
+        artifacts.read_json(Path(name_or_path) / "generation_config.json", dict)
     options = _options(dtype, device, attention, bits)
     compressed = (Path(name_or_path) / "compression.json").is_file()
     try:
         model, report = (
             (_load_compressed(Path(name_or_path), options), {})
             if compressed
-            else AutoModelForImageTextToText.from_pretrained(name_or_path, output_loading_info=True, **options, **source)
+            else AutoModelForImageTextToText.from_pretrained(  # a tensor of another shape is named by the report, not by this call
+                name_or_path, output_loading_info=True, ignore_mismatched_sizes=True, **options, **source
+            )
         )
         processor = AutoProcessor.from_pretrained(name_or_path, **source)
     except artifacts.StoreError:
