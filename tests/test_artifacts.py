@@ -149,6 +149,14 @@ def test_a_key_that_stands_twice_in_yaml_is_refused():
             artifacts.parse_yaml(text)
 
 
+def test_a_key_that_stands_twice_in_json_is_refused_where_its_values_differ():
+    """Configurations on the hub have a line twice; nothing is lost by reading them."""
+    assert artifacts.parse_json('{"a": {"b": 1, "b": 1}, "a": {"b": 1}}') == {"a": {"b": 1}}
+    for text in ('{"a": 1, "b": 2, "a": 3}', '{"b": {"a": 1, "a": null}}'):
+        with pytest.raises(ValueError, match="the key 'a' stands twice"):
+            artifacts.parse_json(text)
+
+
 def test_a_folder_that_is_missing_names_the_notebook_that_makes_it(tmp_path):
     for folder, notebook in (
         ("features/fights/flow", "03"),

@@ -17,7 +17,6 @@ import tempfile
 import traceback
 import zipfile
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -234,7 +233,7 @@ def json_lines(path: str | Path, *, cut_off: bool = False, skip_broken: bool = F
 
 
 def parse_json(text: str | bytes) -> object:
-    """Return the value of a JSON text; ValueError where it is no JSON, no UTF-8, nested too deep, or has a key twice."""
+    """Return the value of a JSON text; ValueError where it is no JSON, no UTF-8, nested too deep, or gives a key two values."""
     text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
     try:
         value = json.loads(text, object_pairs_hook=_object)
@@ -249,8 +248,8 @@ def parse_json(text: str | bytes) -> object:
 
 
 def _object(pairs: Sequence[tuple[str, object]]) -> dict:
-    if len(found := dict(pairs)) < len(pairs):
-        name = Counter(name for name, _ in pairs).most_common(1)[0][0]
+    if len(found := dict(pairs)) < len(pairs) and (other := [name for name, value in pairs if found[name] != value]):
+        name = other[0]  # the same value twice, as some published configurations have it, loses nothing
         raise ValueError(f"the key {one_line(repr(name), 60)} stands twice: the second would replace the first")
     return found
 
@@ -375,7 +374,7 @@ class _Yaml(yaml.SafeLoader):
         return node
 
     def construct_mapping(self, node, deep=False):
-        _object([(key.value, None) for key, _ in node.value if isinstance(key, yaml.ScalarNode)])
+        _object([(key.value, place) for place, (key, _) in enumerate(node.value) if isinstance(key, yaml.ScalarNode)])
         return super().construct_mapping(node, deep)
 
 
