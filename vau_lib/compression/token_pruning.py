@@ -133,7 +133,7 @@ class TokenPrunedModel(nn.Module):
         features, chosen = _select_features(self.model, visual, self.rule, before_tower=self.before_tower, masks=given)
         self.token_mask = keep = _kept(input_ids, attention_mask, visual, chosen)
         _check_length(self.model, keep)
-        positions = _positions(self.model, input_ids, mask, inputs)
+        positions = prompt_positions(self.model, input_ids, mask, inputs)
         columns, real = kept_columns(keep, right=bool((mask[:, -1] == 0).any()))
         rows = torch.arange(len(columns), device=columns.device)[:, None]
         pruned = {
@@ -386,7 +386,7 @@ def _layer_options(core: nn.Module) -> dict[str, Any]:
 # Positions of the kept tokens
 
 
-def _positions(model: nn.Module, input_ids: Tensor, mask: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+def prompt_positions(model: nn.Module, input_ids: Tensor, mask: Tensor, inputs: Mapping[str, Any]) -> Tensor:
     """Return the positions of the whole prompt, (3, B, L) time, row, column, or (B, L) for a model with plain ones."""
     positions = inputs.get("position_ids")
     if positions is not None:  # a fourth row, of places in the text, would read as several prompts once it has gaps

@@ -128,17 +128,16 @@ def _prefilled(vlm: VLM, model: nn.Module, batch, tokens, questions: Sequence[in
     inputs = _prompts(vlm, batch, tokens, questions)
     if len(asked) == len(questions):
         return inputs
-    once = GenerationConfig(**{**settings.to_dict(), "max_new_tokens": 1, "do_sample": False, "return_dict_in_generate": True})
+    greedy = dict(do_sample=False, temperature=1.0, top_k=50, top_p=1.0)  # the library's defaults, or it warns
+    once = GenerationConfig(**{**settings.to_dict(), **greedy, "max_new_tokens": 1, "return_dict_in_generate": True})
     cache = model.generate(**_prompts(vlm, batch, tokens, asked), generation_config=once).past_key_values
     cache.crop(-1)  # generate reads the prompt's last token again, for the distribution of the first answer token
     place = torch.tensor([asked.index(question) for question in questions], device=inputs["input_ids"].device)
     cache.batch_select_indices(place)
-    for part in model.modules():  # Qwen keeps how far its positions are from the number of tokens; a shortened prompt has its own
-        deltas = getattr(part, "rope_deltas", None)
-        if isinstance(deltas, Tensor) and len(deltas) == len(asked):
-            part.rope_deltas = deltas[place]
+    # said, because Qwen's class goes on from a cache at other positions than from a prompt
+    positions = token_pruning.prompt_positions(model, inputs["input_ids"], inputs["attention_mask"], inputs)
     inputs.pop("mm_encoder_outputs", None)
-    return inputs | {"past_key_values": cache}
+    return inputs | {"past_key_values": cache, "position_ids": positions}
 
 
 def logprobs(
