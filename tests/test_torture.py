@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from torture import data, kills, media, networks, streams, surroundings
+from torture import data, kills, media, networks, strangers, streams, surroundings
 
 from vau_lib.workspace import artifacts
 
@@ -19,6 +19,10 @@ def test_every_reader_has_a_good_file_and_survives_damaged_ones(tmp_path):
     assert not data.missing(made), "a new reader needs a good file in tests/torture/data.py: cases"
     clean(data.run(tmp_path / "files", count=400, seed=3, slow=False), tried=440)
     assert len(artifacts.READERS) > 50
+
+
+def test_what_strangers_send(tmp_path):
+    clean(strangers.run(tmp_path), tried=100)
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="memory is limited where there is /proc")

@@ -113,8 +113,8 @@ def validation_threshold(folder: str | Path) -> tuple[float, str]:
     highest = {label: sorted(max(r["scores"]) for r in rows if r["split"] == "val" and r["label"] == label) for label in (0, 1)}
     if not highest[0]:
         return 0.5, "0.5 for want of validation scores in the detector's folder"
-    if not 0 <= highest[0][-1] <= 1:
-        raise artifacts.StoreError(f"{folder}/scores.json: scores of validation videos must be in [0, 1], got {highest[0][-1]:g}")
+    if outside := [score for r in rows if r["split"] == "val" for score in r["scores"] if not 0 <= score <= 1]:
+        raise artifacts.StoreError(f"{folder}/scores.json: scores of validation videos must be in [0, 1], got {outside[0]:g}")
     kept = len(highest[0]) - int(ALLOWED * len(highest[0]))
     threshold = float(np.nextafter(highest[0][kept - 1], np.inf))
     reached = {label: sum(value >= threshold for value in values) for label, values in highest.items()}

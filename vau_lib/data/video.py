@@ -21,7 +21,7 @@ from pathlib import Path
 
 import av
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from vau_lib.data import video_index, video_readers, video_worker
 from vau_lib.data.video_index import FOLDER_FPS, VideoError, VideoInfo
@@ -294,7 +294,8 @@ def _images(folder: str | Path) -> list[Path]:
         paths = [path for path in Path(folder).iterdir() if not path.name.startswith(".")]  # what a killed copy left
     except OSError as error:
         raise VideoError(f"{video_index.short_name(folder)}: cannot be read: {error.strerror}") from error
-    found = sorted(path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES)
+    found = [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
+    found.sort(key=lambda path: [int(part) if part.isdigit() else part for part in re.split("([0-9]+)", path.name)])  # 2 before 10
     if not found:
         raise VideoError(f"{video_index.short_name(folder)}: a folder without images is no video")
     return found
@@ -307,6 +308,8 @@ def _open_image(path: Path) -> Iterator[Image.Image]:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
+                if image.format != "PNG":  # whose notes stand behind the pixels: all would be decoded for a size
+                    ImageOps.exif_transpose(image, in_place=True)
                 yield image
     except Exception as error:
         reason = "more pixels than a picture has" if "Bomb" in type(error).__name__ else "not a readable image"
@@ -316,10 +319,17 @@ def _open_image(path: Path) -> Iterator[Image.Image]:
 def _pixels(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
     """Return an image (H, W, 3); VideoError where it has another `size` (W, H) than its folder's first."""
     with _open_image(path) as image:
-        found, pixels = image.size, np.asarray(image.convert("RGB")) if size in (None, image.size) else None
+        found, pixels = image.size, _eight_bits(image) if size in (None, image.size) else None
     if pixels is None:
         raise VideoError(f"{video_index.short_name(path)}: pictures change from {size[0]}x{size[1]} to {found[0]}x{found[1]}")
     return pixels
+
+
+def _eight_bits(image: Image.Image) -> np.ndarray:
+    """Return an image's pixels uint8 (H, W, 3); of 16 bits the upper eight, where Pillow would cut all above 255."""
+    if image.mode.startswith("I"):
+        return np.stack([(np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)] * 3, axis=-1)
+    return np.asarray(image.convert("RGB"))
 
 
 def _all_pixels(images: Sequence[Path]) -> Iterator[np.ndarray]:

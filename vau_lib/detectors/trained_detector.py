@@ -4,6 +4,7 @@
 - validation videos choose the epoch that is kept; test videos are never passed in
 """
 
+import math
 import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
 from vau_lib.detectors import training
 from vau_lib.detectors.anomaly_scorer import AnomalyScorer, ScorerConfig
@@ -28,6 +30,7 @@ DETECTORS = {  # name in config.json: model, its sizes
     "lshma": (LSHMA, LSHMAConfig),
     "anomaly_scorer": (AnomalyScorer, ScorerConfig),
 }
+MOST_NUMBERS = 2**28  # of a detector's weights, and of what its stream remembers: a gigabyte; published ones have 10^7
 LARGEST = {"snippet_frames": 10_000, "side": 4096}  # of what made its features: a stream keeps so many frames, so large
 
 
@@ -128,11 +131,24 @@ def untrained(folder: str | Path) -> TrainedDetector:
     config = artifacts.read_json(Path(folder) / "config.json")
     try:
         made, sizes = DETECTORS[config["detector"]]
-        return TrainedDetector(made(sizes(**config["sizes"])).eval(), Preprocessing(**config["preprocessing"]), pd.DataFrame())
+        chosen = sizes(**config["sizes"])
+        _check_sizes(made, chosen)
+        return TrainedDetector(made(chosen).eval(), Preprocessing(**config["preprocessing"]), pd.DataFrame())
     except Exception as error:  # sizes of other types fail in the layers they reach
         raise artifacts.StoreError(
             f"{folder}/config.json is not of a trained detector: {artifacts.one_line(repr(error), 160)}"
         ) from error
+
+
+def _check_sizes(made: type[Model], chosen: Config) -> None:
+    """Raise ValueError for numbers that are none, and for a model or a state that would fill the memory, before it is built."""
+    numbers = {name: value for name, value in asdict(chosen).items() if isinstance(value, int | float)}
+    held = math.prod(max(1, numbers.get(name, 1)) for name in ("layers", "memory", "window", "slots", "width"))
+    if not all(map(math.isfinite, numbers.values())) or numbers.get("layers", 1) > 100 or held > MOST_NUMBERS:
+        raise ValueError(f"sizes that no detector has: {numbers}")
+    with torch.device("meta"):
+        if (count := sum(value.numel() for value in made(chosen).parameters())) > MOST_NUMBERS:
+            raise ValueError(f"a model of {count:,} numbers")
 
 
 @artifacts.reader()

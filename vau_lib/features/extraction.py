@@ -171,7 +171,8 @@ def extract_together(
         for task, made in zip(tasks, done or [None] * len(tasks), strict=True):
             totals[task.folder].left_frames -= task.record.num_frames
             if error:
-                skipped[task.folder].append(error if task.record.id in error else f"{task.record.id}: {error}")
+                line = error if task.record.id in error else f"{task.record.id}: {error}"
+                skipped[task.folder].append(artifacts.one_line(line, 600))
             else:
                 totals[task.folder].add(made)
                 artifacts.append_json_line(task.folder / notes, {"id": task.record.id, **made.source})

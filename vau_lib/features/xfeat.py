@@ -69,8 +69,8 @@ class XFeatEncoder(devices.OnDevice):
             raise ValueError(f"local_change compares frames at lags and needs all of them, got sampled_frames {sampled_frames}")
         self.pooling, self.lags, self.top_fraction = pooling, tuple(lags), top_fraction
         self.width = 128 if pooling == "pooled" else 128 * len(self.lags)
-        if side % XFEAT_GRID or side < XFEAT_GRID:
-            raise ValueError(f"side must be a multiple of {XFEAT_GRID} pixels, got {side}")
+        if side % XFEAT_GRID or not XFEAT_GRID <= side <= 4096:
+            raise ValueError(f"side must be a multiple of {XFEAT_GRID} pixels, at most 4,096, got {side}")
         if sampled_frames is not None and sampled_frames < 1:
             raise ValueError(f"sampled_frames must be 1 or more, or None for all, got {sampled_frames}")
         self.side, self.sampled_frames = side, sampled_frames

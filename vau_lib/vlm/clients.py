@@ -127,7 +127,7 @@ class Endpoint:
             raise _TryAgain(f"{type(error).__name__}{f': {reason}' if reason else ''}") from None
         try:
             choice = content["choices"][0]
-            text = choice["message"]["content"]
+            text = artifacts.CONTROL.sub("", choice["message"]["content"])
         except (KeyError, IndexError, TypeError):
             choice, text = {}, None
         if not isinstance(text, str) or not text.strip():

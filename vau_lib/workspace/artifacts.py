@@ -38,6 +38,7 @@ BARE = re.compile(r"(?<![\w/@:.-])[\w.+-]+:[^\s/@]+@(?=\d{1,3}(?:\.\d{1,3}){3}\b
 SECRET = re.compile(r"pass|pwd|token|secret|key|auth|user|login|account|credential|sig|session|jwt", re.I)
 MAX_DEPTH = 100  # levels of lists and objects in a document; ours have about ten
 MAX_JSON, MAX_YAML, MAX_NPZ = 2**31, 2**20, 2**33  # bytes of a document, and of an archive's arrays when unpacked
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")  # steers a terminal, or no letter
 FORMULA = r"'*[=+\-@\t\n]"  # how a cell begins that a spreadsheet runs, and one that was quoted for it
 PLAIN = "biufcSUMm"  # kinds of numpy types that hold no Python object
 READERS: dict[str, Callable] = {}  # every function that reads what others wrote, "room.module.function": see `reader`
@@ -55,11 +56,9 @@ class MissingWeights(StoreError):
 
 
 def one_line(text: object, limit: int = 300) -> str:
-    """Return any text or error as one line of at most `limit` characters, no passwords; a wordless error gives its type."""
-    line = " ".join(without_secrets(str(text)).split())
-    line = line.encode(errors="backslashreplace").decode()  # a name that is not UTF-8 prints as \\udce9
-    if not line and isinstance(text, BaseException):
-        line = type(text).__name__
+    """Return any text or error as one line of at most `limit` characters, no passwords, no controls; a wordless error its type."""
+    line = CONTROL.sub(lambda found: repr(found[0])[1:-1], " ".join(without_secrets(str(text)).split()))
+    line = line or (type(text).__name__ if isinstance(text, BaseException) else "")
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
@@ -483,7 +482,8 @@ def inside(root: str | Path, name: str | Path) -> Path:
 def write_table(path: str | Path, table: object, **options: object) -> None:
     """Write a pandas table as csv in UTF-8, whole or not at all; a text that a spreadsheet would run as a formula gets a '."""
     with replacing(path) as temporary:
-        table.map(_no_formula).rename(columns=_no_formula).to_csv(temporary, **{"index": False, "encoding": "utf-8"} | options)
+        inert = table.map(_no_formula).rename(columns=_no_formula)
+        inert.to_csv(temporary, **{"index": False, "errors": "backslashreplace"} | options)
 
 
 def _no_formula(cell: object) -> object:
