@@ -1,5 +1,7 @@
 """A model's folder is loaded whole or refused in one line, compressed ones too; labels say what answers are worth."""
 
+from copy import deepcopy
+
 import damaged_weights
 import numpy as np
 import pytest
@@ -136,3 +138,36 @@ def test_a_broken_made_by_is_one_line(vlm, tmp_path, content):
     (place / "made_by.json").write_text(content)
     with pytest.raises(artifacts.StoreError, match="made_by.json"):
         models.load(place, local_only=True)
+
+
+def qwen_of(folder, kind):
+    return models.load(models.save(tiny_vlm.tiny("qwen2_5_vl").replace(kind=kind), folder), dtype=torch.float32, local_only=True)
+
+
+@pytest.mark.parametrize("padding", [0, 2])
+def test_text_behind_a_video_begins_where_qwen_was_trained_with_it(tmp_path, padding):
+    """Of four moments of 2 x 2 tokens, two positions apart, by Qwen's rule: text, then 3 5 7 9 in time, then text from 10."""
+    core = qwen_of(tmp_path / "real", "").model.model
+    kinds = torch.tensor([[0] * padding + [0, 0, 0] + [2] * 16 + [0, 0]])
+    mask = (torch.arange(kinds.shape[1]) >= padding).long()[None]
+    options = dict(video_grid_thw=torch.tensor([[4, 4, 4]]), second_per_grid_ts=torch.tensor([1.0]), attention_mask=mask)
+    positions, delta = core.get_rope_index(torch.full_like(kinds, 5), mm_token_type_ids=kinds, **options)
+    text, behind = [0, 1, 2], [10, 11]
+    time = text + [moment for moment in (3, 5, 7, 9) for _ in range(4)] + behind
+    down, across = text + [3, 3, 4, 4] * 4 + behind, text + [3, 4, 3, 4] * 4 + behind
+    assert positions[:, 0, padding:].tolist() == [time, down, across] and delta.tolist() == [[12 - 21]]
+    toy = qwen_of(tmp_path / "toy", "toy, trained").model.model  # as it was trained
+    assert toy.get_rope_index(torch.full_like(kinds, 5), mm_token_type_ids=kinds, **options)[0][0, 0, -2:].tolist() == [5, 6]
+
+
+def test_qwen_generates_what_its_forward_says_behind_a_long_video(tmp_path):
+    vlm = qwen_of(tmp_path / "real", "")
+    frames = np.random.default_rng(2).integers(0, 255, (16, 112, 112, 3), dtype=np.uint8)
+    sample = chat.encode(vlm, frames, "What?", times_s=[float(n) for n in range(16)], as_video=True)
+    ids = vlm.model.generate(**sample, max_new_tokens=4, do_sample=False, eos_token_id=None)
+    fresh = ids.shape[1] - sample["input_ids"].shape[1]
+    whole = sample | {name: torch.nn.functional.pad(sample[name], (0, fresh)) for name in ("attention_mask", "mm_token_type_ids")}
+    whole["attention_mask"][:, -fresh:] = 1
+    with torch.no_grad():
+        logits = deepcopy(vlm.model)(**(whole | {"input_ids": ids})).logits[0, -fresh - 1 : -1]
+    assert logits.argmax(-1).tolist() == ids[0, -fresh:].tolist()

@@ -4,12 +4,17 @@
   comes with weights never runs, and InternVL2-2B or HolmesVAU-2B is converted once (`holmesvau.convert`)
 - every tensor of a folder is used and every one of the model is there, or nothing is loaded
 - a compressed model is loaded from the folder that `compression.pruning.save` wrote, and its kind says so
+- Qwen2.5-VL reads text behind a video at the positions it was trained with, where transformers 5.3 to 5.23 lay it among the frames
 - a folder written by `save` holds made_by.json: the model's name, what its answers are worth, and the question it was tuned on
 """
 
+import functools
 import hashlib
+import inspect
+import itertools
 import os
 import shutil
+import types
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -131,8 +136,38 @@ def load(
         kind = _with("compressed", kind)
     if untrained(model):
         kind = _with("random weights", kind)
+    if family == "qwen2_5_vl" and not kind.startswith("toy"):  # the toys were trained with the library's
+        _text_behind_video(model.model)
     name, tuning = facts.get("name", Path(name_or_path).name), (facts.get("question", ""), facts.get("num_frames", 0))
     return VLM(model, processor, family, name, kind, *tuning)
+
+
+def _text_behind_video(core: nn.Module) -> None:
+    """Let what follows a picture or a video begin one behind its greatest position, as Qwen2.5-VL was trained.
+
+    transformers 5.3.0 to 5.23.0 begin behind the longer side of its grid: of a video with more moments than that (seven seconds
+    of 14 x 14 tokens, two positions a second), question and answer lie among the frames. Source: Qwen's own
+    `get_rope_index` (transformers 4.49 to 5.2), vLLM's; huggingface/transformers#45381 shows both.
+    """
+    library = type(core).get_rope_index
+
+    @functools.wraps(library)
+    def get_rope_index(self, *args, **options):
+        positions, _ = library(self, *args, **options)
+        given = inspect.signature(library).bind(self, *args, **options).arguments
+        mask, ends = given.get("attention_mask"), []
+        for row, kinds in enumerate(given["mm_token_type_ids"]):
+            places = torch.arange(len(kinds), device=kinds.device) if mask is None else mask[row].nonzero()[:, 0]
+            kinds, own, end = kinds[places], positions[:, row, places], 0
+            edges = [0, *(kinds.diff().nonzero()[:, 0] + 1).tolist(), len(kinds)]  # runs of text, of a picture, of a video
+            for first, last in itertools.pairwise(edges):
+                own[:, first:last] += end - own[:, first:last].min()
+                end = int(own[:, first:last].max()) + 1
+            positions[:, row, places] = own
+            ends.append(end - len(kinds))
+        return positions, torch.tensor(ends, device=positions.device)[:, None]
+
+    core.get_rope_index = types.MethodType(get_rope_index, core)
 
 
 def _made_by(folder: Path) -> dict:
