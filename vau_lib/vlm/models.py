@@ -146,8 +146,8 @@ def _text_behind_video(core: nn.Module) -> None:
     """Let what follows a picture or a video begin one behind its greatest position, as Qwen2.5-VL was trained.
 
     transformers 5.3.0 to 5.23.0 begin behind the longer side of its grid: of a video with more moments than that (seven seconds
-    of 14 x 14 tokens, two positions a second), question and answer lie among the frames. Source: Qwen's own
-    `get_rope_index` (transformers 4.49 to 5.2), vLLM's; huggingface/transformers#45381 shows both.
+    of 14 x 14 tokens, two positions a second), question and answer lie among the frames. Source: Qwen's
+    `get_rope_index` as first published (huggingface/transformers#35569); #45381 there shows 5.2.0 and 5.3.0 side by side.
     """
     library = type(core).get_rope_index
 
