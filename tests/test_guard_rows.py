@@ -185,7 +185,7 @@ def test_confidence_is_the_probability_of_the_verdicts_tokens(tmp_path):
         (["A ", "man. ", '{"', "anomaly", '":', " ", "1", ', "kind": "fall"}'], ["1"]),
         (["Yes", ", a man falls."], ["Yes"]),
         (["The door. ", "There ", "is ", "no ", "anomaly", "."], ["There ", "is ", "no ", "anomaly"]),
-        (['{"anomaly": ', "1", "} or rather ", '{"anomaly": ', "0", "}"], ["0", "}"]),
+        (['{"anomaly": ', "1", "} or rather ", '{"anomaly": ', "0", "}"], ["0"]),
         (["A dog", " runs."], None),
     ],
 )
