@@ -1,6 +1,6 @@
 """The torture campaign, bounded and seeded: kills, damaged media and data, strangers' files, surroundings, streams, networks.
 
-    python benchmarks/torture.py [kills media data strangers surroundings streams networks] [--seed 0] [--count N] [--only JOB]
+    python benchmarks/torture.py [PART]... [--seed 0] [--count N] [--only JOB]
 
 `make torture` runs it whole (kills 60, media 520, data 1,500, 20,000 clips of stream); tests/test_torture.py runs a short one. Each
 fault is a line with the seed and the number of its mutant. What it needs of the tests (fakes, tiny models) it takes from there.
@@ -18,7 +18,16 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
     os.environ.pop(name, None)  # everything is on this machine
-COUNTS = {"kills": 60, "media": 520, "data": 1500, "strangers": 0, "surroundings": 0, "streams": 20_000, "networks": 0}
+COUNTS = {
+    "kills": 60,
+    "media": 520,
+    "data": 1500,
+    "strangers": 0,
+    "surroundings": 0,
+    "streams": 20_000,
+    "networks": 0,
+    "protections": 0,
+}
 
 
 def main() -> int:

@@ -15,7 +15,7 @@ VALUES = [
 ]  # fmt: skip
 
 
-class _Runs:
+class Runs:
     def __reduce__(self):
         return (exec, (f"import os; os.environ[{MARK!r}] = '1'",))
 
@@ -36,7 +36,7 @@ def damaged_bytes(data: bytes, rng: Random) -> bytes:
         data[place : place + 4] = struct.pack("<I", rng.choice([0, 1, 2**31 - 1, 2**32 - 1]))
     elif way == 5:
         return rng.choice(
-            [b"", b"\0" * 64, b"[" * 5000, b"\xff\xfe\xfd", b"null", b"[]", b"{}", b'"x"', b"0", pickle.dumps(_Runs())]
+            [b"", b"\0" * 64, b"[" * 5000, b"\xff\xfe\xfd", b"null", b"[]", b"{}", b'"x"', b"0", pickle.dumps(Runs())]
         )
     else:
         for _ in range(rng.choice([1, 2, 8])):
@@ -104,7 +104,7 @@ def damaged_array(data: bytes, rng: Random) -> bytes:
 
 
 def _payload(data: bytes, rng: Random) -> bytes:
-    return pickle.dumps(_Runs())
+    return pickle.dumps(Runs())
 
 
 def _bomb(data: bytes, rng: Random) -> bytes:

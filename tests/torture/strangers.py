@@ -4,10 +4,12 @@ models as large as a disk, answers that steer a terminal. Each is refused in one
 import io
 import json
 import os
+import pickle
 import re
 import shutil
 import struct
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from fake_chat_service import FakeChatService
 from PIL import Image
 from typer.testing import CliRunner
 
-from torture import data
+from torture import data, mutants
 from torture.common import Tally, limited, refused
 from torture.kill_models import small_detector
 from torture.networks import RawServer
@@ -59,6 +61,15 @@ def _overlap(header: dict) -> None:
     header[first]["data_offsets"] = header[second]["data_offsets"]
 
 
+def _runs_code(good: bytes) -> bytes:
+    """Return a torch file whose pickle would set `mutants.MARK`."""
+    source = zipfile.ZipFile(io.BytesIO(good))
+    with zipfile.ZipFile(out := io.BytesIO(), "w") as target:
+        for name in source.namelist():
+            target.writestr(name, pickle.dumps(mutants.Runs()) if name.endswith("data.pkl") else source.read(name))
+    return out.getvalue()
+
+
 def refused_files(rows: np.ndarray) -> dict[str, list[tuple[int, str, Callable[[bytes], bytes]]]]:
     """Return {reader: (which of its files, what is wrong, its bytes from the good ones)} of files that no reader may take."""
     wrong = [("fps", NAN), ("fps", INF), ("fps", 0), ("fps", -25.0), ("fps", 10**400), ("num_frames", -1), ("num_frames", FAR),
@@ -95,6 +106,9 @@ def refused_files(rows: np.ndarray) -> dict[str, list[tuple[int, str, Callable[[
         "cascade.validation_threshold": [(0, f"scores {v}", lambda g, v=v: _set(g, "a/scores", [0.5, v])) for v in scores],
         "detectors.trained_detector.load": [(0, f"{n} {v}", lambda g, n=n, v=v: _set(g, f"sizes/{n}", v)) for n, v in (
             ("width", 10**6), ("slots", 10**9), ("in_channels", 10**7), ("dropout", NAN), ("width", 2.5))],
+        "features.checkpoints.load_weights": [
+            (0, "code in its archive", _runs_code), (0, "code, no archive", lambda g: pickle.dumps(mutants.Runs()))],
+        "evaluation.atlas.read": [(0, "code", lambda g: b"- source: !!python/object/apply:os.system ['true']")],
         "detectors.lshma_state.StreamState.load": [(0, "tensors one over the other", lambda g: _tensors(g, _overlap))],
     }  # fmt: skip
 
@@ -149,6 +163,8 @@ def run(root: Path) -> list[Tally]:
                     refused(error, *case.names)
                 else:
                     raise AssertionError(f"read as {found!r:.200}")
+                finally:
+                    assert os.environ.pop(mutants.MARK, None) is None, "code of the file was run"
     for reader, place, name, change, right in read_files(data.ROWS):
         with files.one(f"{reader}: {name}"), limited(30), _changed(made[reader].files[place], change):
             assert right(made[reader].call()), "read wrongly"
