@@ -7,6 +7,7 @@
 - `--side N` shows a square of N pixels around the main actor instead of what a world shows: a close-up is 56 of 160, a generated
   video 192 x 144; `--picture` gives the model more pixels of it (InternVL interpolates its positions). Both change how many of the
   model's patches a person spans, and nothing else
+- `--probe` trains no language model: a logistic regression tells anomalous videos by what the frozen tower hands on of their frames
 - worlds of training and test are apart; the question is the one that most rows ask, the answer is read by `parse_verdict`
 - a training that is written is not done again: its row is of this world, rows, seed and number of steps
     python benchmarks/generated_rows.py closeups|generated [--side N] [--picture N] [--steps 400] [--arms balanced ...] [--write]
@@ -21,7 +22,10 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.metrics import balanced_accuracy_score
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from vau_lib.data import answer_parsing, records, video
 from vau_lib.evaluation import metrics, result_tables
@@ -30,7 +34,7 @@ from vau_lib.synthetic import export, scenarios, text_to_video
 from vau_lib.toy import benchmark as toy_benchmark
 from vau_lib.toy import dataset as toy_dataset
 from vau_lib.toy import tiny_vlm
-from vau_lib.vlm import finetuning, inference, instruction_data, models
+from vau_lib.vlm import chat, finetuning, inference, instruction_data, models
 from vau_lib.workspace import presets
 
 CLOSE_UPS = {"train": (480, 0), "test": (160, 71001)}  # videos, seed
@@ -61,11 +65,12 @@ def generated_rows(folder: Path, side: str) -> tuple[Path, list[dict]]:
     return root, instruction_data.read_rows({root / "instructions.jsonl": root})
 
 
-def square_rows(folder: Path, side: str, *, world: str, pixels: int) -> tuple[Path, list[dict]]:
-    """Return the folder of squares of `pixels` around the main actor of a world's videos, and their rows."""
+def square_rows(folder: Path, side: str, *, world: str, pixels: int, videos: dict[str, int]) -> tuple[Path, list[dict]]:
+    """Return the folder of squares of `pixels` around the main actor of a world's first videos, and their rows."""
     count, seed = (CLOSE_UPS if world == "closeups" else GENERATED)[side]
+    count = videos.get(side, count)
     drawn = (toy_dataset.close_up_scenarios if world == "closeups" else scenarios.covering_scenarios)(count, seed=seed)
-    root = folder / f"generated_rows_{world}_{pixels}_{side}"
+    root = folder / f"generated_rows_{world}_{pixels}_{count}_{side}"
     items = [(f"{number:04d}_{scenario.event}", scenario, side) for number, scenario in enumerate(drawn)]
     write = partial(_write_square, pixels=pixels)
     if not (root / "records.jsonl").is_file():  # written last
@@ -130,11 +135,37 @@ def judged(vlm: models.VLM, rows: list[dict], root: Path) -> dict[str, float]:
     return facts | dict(answers_anomaly=np.mean([one == 1 for one in read]), no_verdict=np.mean([one is None for one in read]))
 
 
+def probe(vlm: models.VLM, train: list[dict], train_root: Path, test: list[dict], test_root: Path) -> dict[str, float]:
+    """Return the AUC of a logistic regression on the tower's visual tokens: their mean, largest values and spread over time."""
+    features, labels = [], []
+    for rows, root in ((train, train_root), (test, test_root)):
+        asked = [row for row in rows if (row["level"], row["task"]) == ("video", "judgement")]
+        samples = instruction_data.InstructionSamples(asked, root, vlm, random=False, num_frames=NUM_FRAMES)
+        labels.append([answer_parsing.parse_verdict(row["answer"]) for row in asked])
+        found = []
+        for place in range(len(asked)):
+            images = chat.prepare_images(vlm, chat.to_images(samples.frames(place)[0]))
+            with torch.no_grad():
+                tokens = torch.stack(chat.image_tokens(chat.encode_images(vlm.model, images)))  # (frames, tokens, width)
+            found.append(torch.cat([tokens.mean((0, 1)), tokens.amax((0, 1)), tokens.std(0).amax(0)]).numpy())
+        features.append(np.stack(found))
+    fitted = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000)).fit(features[0], labels[0])
+    scores, truth = (dict(enumerate(side)) for side in (fitted.decision_function(features[1]), labels[1]))
+    auc = metrics.bootstrap_ci(
+        lambda chosen, true: roc_auc_score(list(true.values()), [chosen[name] for name in true]), scores, truth,
+        rng=np.random.default_rng(0),
+    )  # fmt: skip
+    fit = roc_auc_score(labels[0], fitted.decision_function(features[0]))
+    return dict(auc=auc.value, low=auc.low, high=auc.high, training_auc=fit, videos=len(truth))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("world", choices=["closeups", "generated"])
     parser.add_argument("--side", type=int, default=0, help="pixels of the square that is shown, 0 for what the world shows")
+    parser.add_argument("--videos", type=int, nargs=2, metavar=("TRAIN", "TEST"), help="with --side: fewer of them, the first")
     parser.add_argument("--picture", type=int, default=0, help="side of the model's picture in pixels, 0 for its own (112)")
+    parser.add_argument("--probe", action="store_true", help="what the frozen tower shows, by a logistic regression")
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--arms", nargs="*", help="only these rows: their first words")
@@ -144,9 +175,18 @@ def main() -> None:
     project = presets.project()
     make = close_up_rows if options.world == "closeups" else generated_rows
     if options.side:
-        make = partial(square_rows, world=options.world, pixels=options.side)
+        fewer = dict(zip(("train", "test"), options.videos or (), strict=False))
+        make = partial(square_rows, world=options.world, pixels=options.side, videos=fewer)
     view = ", ".join([options.world, *(f"{name} {vars(options)[name]}" for name in ("side", "picture") if vars(options)[name])])
     (train_root, train), (test_root, test) = (make(project / "data" / "synthetic", side) for side in ("train", "test"))
+    if options.probe:
+        vlm = toy_benchmark.load_pretrained(project / "data" / "toy_models" / "internvl")
+        vlm = with_pixels(vlm, options.picture) if options.picture else vlm
+        print(
+            {"view": view}
+            | {name: round(float(value), 3) for name, value in probe(vlm, train, train_root, test, test_root).items()}
+        )
+        return
     arms = {"balanced": train, "one class twice": one_class_twice(train)}
     arms["answers shuffled"] = instruction_data.shuffle_answers(train, seed=1)
     place = project / "data" / "results" / "studies" / "curves" / "generated_rows.csv"
