@@ -110,9 +110,9 @@ def load(
     family = config.model_type
     if family not in LOADED:
         raise artifacts.StoreError(f"{name_or_path} is a {family}, need one of {', '.join(LOADED)}")
+    options = _options(dtype, device, attention, bits)
     if (Path(name_or_path) / "generation_config.json").is_file():  # transformers would take its defaults, and other end tokens
         artifacts.read_json(Path(name_or_path) / "generation_config.json", dict)
-    options = _options(dtype, device, attention, bits)
     compressed = (Path(name_or_path) / "compression.json").is_file()
     try:
         model, report = (
