@@ -87,6 +87,24 @@ def test_the_model_kept_is_the_best_on_validation(sets):
     assert table["val_video_ap"][kept] == pytest.approx(average_precision_score(labels, logit), abs=1e-6)
 
 
+def test_without_validation_videos_all_are_trained_on_and_the_last_epoch_is_kept(sets, tmp_path):
+    model, table = fit((sets[0], None), tmp_path)
+    assert table["epoch"].tolist() == [1, 2, 3, 4] and not [name for name in table if name.startswith("val_")]
+    assert training.warn_if_chance(table) is None
+    last = checkpoints.load_weights(artifacts.last_checkpoint(tmp_path) / "model.safetensors")
+    assert last.keys() == model.state_dict().keys() and all(torch.equal(last[n], v) for n, v in model.state_dict().items())
+    with torch.inference_mode():
+        logit = model.eval()(torch.stack(sets[1].x)).logit.numpy()
+    labels = sets[1].labels.numpy()
+    assert (logit[labels == 1][:, None] > logit[labels == 0]).mean() > 0.9
+    rows, targets = toy()
+    fitted, known, none = preprocessing.preprocess_splits(rows, targets, None, steps=None, temporal_difference=False)
+    assert none is None and known.names == sorted(rows)
+    np.testing.assert_allclose(fitted.mean, np.concatenate(list(rows.values())).mean(0), atol=1e-6)
+    with pytest.raises(ValueError, match="both sides"):
+        preprocessing.preprocess_splits(rows, targets, [], steps=None, temporal_difference=False)
+
+
 def test_a_stopped_run_goes_on(sets, tmp_path):
     whole, expected = fit(sets, tmp_path / "whole")
     stopper = training._Engine.training_step

@@ -189,19 +189,21 @@ def pad_collate(items: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 def preprocess_splits(
     features: Mapping[str, np.ndarray],
     targets: Mapping[str, int | np.ndarray],
-    val: Collection[str],
+    val: Collection[str] | None,
     *,
     steps: int | None,
     temporal_difference: bool,
     standardise: bool = True,
-) -> tuple[Preprocessing, Sequences, Sequences]:
-    """Return the preprocessing fitted on the training videos, the training set, and the set of the videos in `val`."""
-    chosen = set(val)
+) -> tuple[Preprocessing, Sequences, Sequences | None]:
+    """Return the preprocessing fitted on the training videos, the training set, and the set of the videos in `val` (None: none)."""
+    chosen = set(val or ())
     sides = [[n for n in features if n not in chosen], [n for n in features if n in chosen]]
-    if not all(sides):
+    if not sides[0] or (val is not None and not sides[1]):
         raise ValueError(f"need videos on both sides, got {len(sides[0])} to train on and {len(sides[1])} to choose by")
     fitted = Preprocessing.fit(
         {name: features[name] for name in sides[0]}, steps=steps, temporal_difference=temporal_difference, standardise=standardise
     )
-    sets = [Sequences({n: features[n] for n in names}, {n: targets[n] for n in names}, fitted) for names in sides]
+    sets = [
+        Sequences({n: features[n] for n in names}, {n: targets[n] for n in names}, fitted) if names else None for names in sides
+    ]
     return fitted, *sets

@@ -1,7 +1,7 @@
 """Training, saving and loading of every detector: MemTSM-Net, LSHMA and Holmes-VAU's anomaly scorer.
 
 - a trained detector is a model with its preprocessing and its training curves; the folder's config.json says which model it is
-- validation videos choose the epoch that is kept; test videos are never passed in
+- validation videos choose the epoch that is kept, or there are none and the last is kept; test videos are never passed in
 """
 
 import math
@@ -57,7 +57,7 @@ class TrainedDetector:
 def train(
     features: Mapping[str, np.ndarray],
     targets: Mapping[str, int | np.ndarray],
-    val: Collection[str],
+    val: Collection[str] | None,
     *,
     config: Config,
     plan: training.TrainingPlan,
@@ -74,7 +74,7 @@ def train(
         features: {id: (T, D)} of training and validation videos.
         targets: {id: 0 or 1}; for the anomaly scorer {id: (T,) in {0, 1}}. With labels all 0, MemTSM-Net learns to rebuild
             only (one-class) and the epoch with the lowest validation loss is kept.
-        val: ids of the validation videos, which choose the epoch.
+        val: ids of the validation videos, which choose the epoch; None trains on all videos and keeps the last epoch.
         config: the model's sizes; its type says which model.
         plan: epochs, learning rate, seed and the like.
         steps: length every training sequence is brought to; None takes whole videos (LSHMA).

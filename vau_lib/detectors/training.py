@@ -291,7 +291,7 @@ def fit(
     model: nn.Module,
     objective: Callable,
     train: Sequences,
-    val: Sequences,
+    val: Sequences | None,
     *,
     plan: TrainingPlan,
     folder: Path | None = None,
@@ -299,7 +299,8 @@ def fit(
 ) -> pd.DataFrame:
     """Train `model` in place, keep its best epoch on `val`, return the curves, one row per epoch.
 
-    Best is the highest video_auc, or the lowest loss where `val` holds one class only (one-class learning).
+    Best is the highest video_auc, or the lowest loss where `val` holds one class only (one-class learning). Where `val` is None
+    nothing is measured and the last epoch is kept: for plans whose length was chosen before.
 
     `objective(output, x, labels)` gives the scalar loss. With `folder`, checkpoints stay there and a stopped run goes on
     where it was; without, they live in a temporary folder. One line says how long it will take (`Estimate`).
@@ -319,9 +320,16 @@ def fit(
             objective=objective,
             plan=plan,
             videos=train,
-            args=_arguments(out, plan, whole=not train.preprocessing.steps, by_loss=len(val.labels.unique()) < 2),
+            args=_arguments(
+                out,
+                plan,
+                whole=not train.preprocessing.steps,
+                chooses=val is not None,
+                saves=val is not None or folder is not None,
+                by_loss=val is not None and len(val.labels.unique()) < 2,
+            ),  # fmt: skip
             train_dataset=train,
-            eval_dataset={"train": _some(train), "val": val},
+            eval_dataset=None if val is None else {"train": _some(train), "val": val},
             compute_metrics=_video_metrics,
             data_collator=None if train.preprocessing.steps else pad_collate,
         )
@@ -352,7 +360,9 @@ def _common_folder(folder: Path) -> Path:
     return broadcast_object_list([folder])[0]
 
 
-def _arguments(out: Path, plan: TrainingPlan, *, whole: bool = False, by_loss: bool = False) -> TrainingArguments:
+def _arguments(
+    out: Path, plan: TrainingPlan, *, whole: bool = False, chooses: bool = True, saves: bool = True, by_loss: bool = False
+) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(out),
         num_train_epochs=plan.epochs,
@@ -363,11 +373,11 @@ def _arguments(out: Path, plan: TrainingPlan, *, whole: bool = False, by_loss: b
         lr_scheduler_type="cosine",
         warmup_steps=plan.warmup_fraction,
         max_grad_norm=plan.clip,
-        eval_strategy="epoch",
-        save_strategy="epoch",
+        eval_strategy="epoch" if chooses else "no",
+        save_strategy="epoch" if saves else "no",
         logging_strategy="epoch",
         save_total_limit=1,
-        load_best_model_at_end=True,
+        load_best_model_at_end=chooses,
         metric_for_best_model="eval_val_loss" if by_loss else "eval_val_video_auc",
         greater_is_better=not by_loss,
         seed=plan.seed,

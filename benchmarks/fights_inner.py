@@ -1,0 +1,254 @@
+"""MemTSM-Net on real fights without validation clips, everything chosen inside the training folds; 207 clips, video AUC.
+
+- 30 validation clips a fold misled (`fights_memtsm.py`): here a head trains on all clips it may see, 20 epochs, the last is kept
+- inputs: local change of SqueezeNet (320 pixels), XFeat (448) and EfficientNet-Lite0's 112-channel map (320), rows of 2 frames
+- heads that compete, for each outer fold and input alone: all channels, or the 48 or 16 longest principal axes of the training
+  clips' mean rows, standardised; one to three learning rates; a score is the clip's log odds, or its mean with those of the
+  highest quarter of steps
+- beside each a logistic regression on the same rows, its summary over time and C chosen by the same inner folds
+- fusions that compete: heads, regressions, both; equal weights of log odds in standard deviations of the left-out scores
+- rule: the highest inner AUC, the mean over three inner folds by source, twice, inside the three training folds. `inner` scores,
+  `decide` writes what won; `outer` reads the test folds once, five seeds, with shuffled labels beside it. The issue's rows
+  are "one encoder": the SqueezeNet head, and "fused": the fusion that the inner folds choose for each outer fold
+    VAU_REAL_DATA=... python benchmarks/fights_inner.py features | inner INPUT | decide | outer
+"""
+
+import itertools
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from fights_choice import STRENGTHS, SUMMARIES, scores_of
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import StratifiedGroupKFold
+from tqdm import tqdm
+
+from vau_lib.data import datasets
+from vau_lib.detectors import experiments, memtsm, trained_detector, training
+from vau_lib.evaluation import result_tables
+from vau_lib.features import image_encoders, xfeat
+from vau_lib.workspace import artifacts, presets
+
+SNIPPET, FOLDS, SEEDS, STEPS = 2, 4, 5, 32
+REPEATS, INNER = 2, 3
+INPUTS = ("squeezenet", "xfeat", "lite0")
+HEADS = {0: (1e-4, 3e-4), 48: (3e-4, 1e-3, 3e-3), 16: (1e-3,)}  # axes (0: all channels): rates; the report's is 1e-4
+FUSIONS = {"heads": ("head",), "regressions": ("regression",), "heads and regressions": ("head", "regression")}
+POOLINGS = ("clip", "clip and top steps")
+Rows = Mapping[str, np.ndarray]  # {clip: (T, D)}
+
+
+class MiddleOfLite0(image_encoders.EfficientNetLiteEncoder):
+    """EfficientNet-Lite0's last map of 16 pixels a place, 112 channels."""
+
+    channels = 112
+
+    @torch.inference_mode()
+    def maps(self, frames: np.ndarray) -> Iterator[torch.Tensor]:
+        """Yield the map, (t, 112, side / 16, side / 16), of frames (T, H, W, 3), RGB, in batches."""
+        for pixels in self._pixels(frames):
+            yield self.net.features[:6](pixels)
+
+
+def encoders(real: Path) -> dict:
+    """Return {input: its encoder}."""
+    squeezenet = real / "weights/squeezenet/squeezenet1_0_torchvision_keys_fp16.pt"
+    return {
+        "squeezenet": image_encoders.SqueezeNetEncoder(squeezenet, side=320, pooling="local_change"),
+        "lite0": MiddleOfLite0(side=320, pooling="local_change"),
+        "xfeat": xfeat.XFeatEncoder(side=448, pooling="local_change"),
+    }
+
+
+def clips() -> tuple[list, np.ndarray, np.ndarray, list[str]]:
+    """Return the records by id, their labels and outer folds (N,), and their sources."""
+    root = Path(os.environ["VAU_REAL_DATA"]) / "fight_surv"
+    parts = [datasets.clip_folder(root, root / "labels.csv", test_fold=k) for k in range(FOLDS)]
+    fold_of = {r.id: k for k, part in enumerate(parts) for r in part if r.split == "test"}
+    found = sorted(parts[0], key=lambda r: r.id)
+    return found, np.array([r.label for r in found]), np.array([fold_of[r.id] for r in found]), [r.source for r in found]
+
+
+def folder() -> Path:
+    """Return where features and left-out scores lie."""
+    return presets.project_path("data/features/fights_inner")
+
+
+def features() -> None:
+    root = Path(os.environ["VAU_REAL_DATA"])
+    for name, encoder in encoders(root).items():
+        if (folder() / f"{name}.npz").exists():
+            continue
+        rows = {r.id: np.stack(list(encoder.encode(root / "fight_surv" / r.path, SNIPPET))) for r in tqdm(clips()[0], desc=name)}
+        with artifacts.replacing(folder() / f"{name}.npz") as temporary, open(temporary, "wb") as file:
+            np.savez(file, **rows)
+
+
+def projected(rows: Rows, inside: Sequence[str], axes: int) -> dict[str, np.ndarray]:
+    """Return rows (T, D) written in the `axes` longest principal axes of the standardised mean rows of the clips `inside`."""
+    if not axes:
+        return dict(rows)
+    every = np.concatenate([rows[n] for n in inside]).astype(np.float64)
+    mean, std = every.mean(0), every.std(0) + 1e-6
+    means = np.stack([(rows[n].mean(0) - mean) / std for n in inside])
+    turned = np.linalg.svd(means - means.mean(0), full_matrices=False)[2][:axes].T / std[:, None]  # (D, axes)
+    return {n: ((x - mean) @ turned).astype(np.float32) for n, x in rows.items()}
+
+
+def head_scores(rows: Rows, labels: Mapping[str, int], wanted: Sequence[str], *, rate: float, seed: int) -> np.ndarray:
+    """Train on the clips in `labels`, no validation clips; return the log odds (len(POOLINGS), N) of the clips `wanted`."""
+    config = memtsm.MemTSMConfig(in_channels=next(iter(rows.values())).shape[1])
+    plan = training.TrainingPlan(learning_rate=rate, seed=seed)
+    options = {"config": config, "plan": plan, "steps": STEPS, "temporal_difference": False}
+    detector = trained_detector.train({n: rows[n] for n in labels}, labels, None, **options)
+    with torch.inference_mode():
+        output = detector.model(torch.stack([detector.preprocessing(rows[n], STEPS) for n in wanted]))
+    top = output.segment_logit.topk(STEPS // memtsm.SEGMENTS_PER_CHOICE, dim=1).values.mean(1)
+    return torch.stack([output.logit, (output.logit + top) / 2]).double().numpy()
+
+
+def inner_folds(labels: np.ndarray, sources: Sequence[str]) -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:
+    """Yield (repeat, inner fold, places seen, places left out)."""
+    for repeat in range(REPEATS):
+        parts = StratifiedGroupKFold(INNER, shuffle=True, random_state=repeat).split(labels, labels, sources)
+        yield from ((repeat, part, seen, out) for part, (seen, out) in enumerate(parts))
+
+
+def inner_auc(scores: np.ndarray, part_of: np.ndarray, labels: np.ndarray) -> float:
+    """Return the mean AUC over repeats and inner folds of left-out scores (REPEATS, N), whose inner folds are `part_of`."""
+    inside = [(s[p == k], labels[p == k]) for s, p in zip(scores, part_of, strict=True) for k in range(INNER)]
+    return float(np.mean([roc_auc_score(y, s) for s, y in inside]))
+
+
+def standardised(scores: np.ndarray, part_of: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return left-out scores (REPEATS, N) with mean 0 and std 1 in every inner fold, and the mean of those stds."""
+    found, stds = np.empty_like(scores), []
+    for repeat, k in itertools.product(range(REPEATS), range(INNER)):
+        place = part_of[repeat] == k
+        stds.append(scores[repeat, place].std())
+        found[repeat, place] = (scores[repeat, place] - scores[repeat, place].mean()) / stds[-1]
+    return found, float(np.mean(stds))
+
+
+def design(rows: Rows, names: Sequence[str], summary: str) -> np.ndarray:
+    """Return the clips' summaries over time, (N, D or 2 D)."""
+    return np.stack([np.concatenate([getattr(rows[n].astype(np.float64), s)(0) for s in SUMMARIES[summary]]) for n in names])
+
+
+def inner(name: str) -> None:
+    """Score every left-out clip by every candidate of one input; write inner_<input>.npz and .csv."""
+    found, labels, fold, sources = clips()
+    rows, table, kept = dict(np.load(folder() / f"{name}.npz")), [], {}
+    for k in range(FOLDS):
+        inside = np.flatnonzero(fold != k)
+        ids, y = [found[i].id for i in inside], labels[inside]
+        parts = list(inner_folds(y, [sources[i] for i in inside]))
+        part_of = np.empty((REPEATS, len(y)), int)
+        for repeat, part, _, out in parts:
+            part_of[repeat, out] = part
+        scores = {}
+        for axes, rates in HEADS.items():
+            for repeat, part, seen, out in tqdm(parts, desc=f"{name}, fold {k}, {axes or 'all'} axes"):
+                known = {ids[i]: int(y[i]) for i in seen}
+                written = projected({n: rows[n] for n in ids}, list(known), axes)
+                for rate in rates:
+                    values = head_scores(written, known, [ids[i] for i in out], rate=rate, seed=INNER * repeat + part)
+                    for pooling, value in zip(POOLINGS, values, strict=True):
+                        scores.setdefault(("head", axes, rate, pooling), np.empty(part_of.shape))[repeat, out] = value
+        for summary in SUMMARIES:
+            x = design(rows, ids, summary)
+            for repeat, _, seen, out in parts:
+                for strength, value in zip(STRENGTHS, scores_of(x[seen], y[seen], x[out]), strict=True):
+                    place = ("regression", 0, strength, summary)
+                    scores.setdefault(place, np.empty(part_of.shape))[repeat, out] = value
+        for place, values in scores.items():
+            method, axes, rate, pooling = place
+            table.append({"input": name, "fold": k, "place": len(table), "method": method, "axes": axes, "rate_or_c": rate,
+                          "pooling": pooling, "inner_video_auc": inner_auc(values, part_of, y)})  # fmt: skip
+            kept[f"{k} {table[-1]['place']}"] = values
+        kept[f"{k} parts"] = part_of
+    with artifacts.replacing(folder() / f"inner_{name}.npz") as temporary, open(temporary, "wb") as file:
+        np.savez(file, **kept)
+    with artifacts.replacing(folder() / f"inner_{name}.csv") as temporary:
+        pd.DataFrame(table).to_csv(temporary, index=False)
+
+
+def decide() -> None:
+    """Write every candidate's and fusion's inner AUC, the chosen ones marked; nothing of a test fold is read."""
+    every = pd.concat([pd.read_csv(folder() / f"inner_{name}.csv") for name in INPUTS], ignore_index=True)
+    best = every.groupby(["fold", "method", "input"])["inner_video_auc"].idxmax()
+    every["chosen"] = every.index.isin(best)
+    left_out = {name: np.load(folder() / f"inner_{name}.npz") for name in INPUTS}
+    _, labels, fold, _ = clips()
+    fused = []
+    for k, (title, methods) in itertools.product(range(FOLDS), FUSIONS.items()):
+        members = every[every["chosen"] & (every["fold"] == k) & every["method"].isin(methods)]
+        part_of = left_out[INPUTS[0]][f"{k} parts"]  # the same for every input: it depends on labels and sources alone
+        z = sum(standardised(left_out[r.input][f"{k} {r.place}"], part_of)[0] for r in members.itertuples())
+        fused.append({"input": title, "fold": k, "method": "fusion", "inner_video_auc": inner_auc(z, part_of, labels[fold != k])})
+    fused = pd.DataFrame(fused)
+    fused["chosen"] = fused.index.isin(fused.groupby("fold")["inner_video_auc"].idxmax())
+    table = pd.concat([every, fused], ignore_index=True)
+    mean = table.groupby(["method", "input", "axes", "rate_or_c", "pooling"], dropna=False)["inner_video_auc"].mean()
+    print(mean.round(3).to_string(), table[table["chosen"]].round(3).to_string(index=False), sep="\n")
+    with artifacts.replacing(presets.project_path("data/results/studies/fights_inner.csv")) as temporary:
+        table.round(4).to_csv(temporary, index=False)
+
+
+def outer() -> None:
+    """Read the test folds once, by what `decide` wrote; write fights_without_validation.csv."""
+    found, labels, fold, _ = clips()
+    ids, picks = np.array([r.id for r in found]), pd.read_csv(presets.project_path("data/results/studies/fights_inner.csv"))
+    picks, z, runs, shuffled = picks[picks["chosen"]], {}, {}, [{} for _ in range(SEEDS)]
+    for pick in tqdm(list(picks[picks["method"] != "fusion"].itertuples()), desc="outer folds"):
+        data, left_out = np.load(folder() / f"{pick.input}.npz"), np.load(folder() / f"inner_{pick.input}.npz")
+        inside, test, y = ids[fold != pick.fold], ids[fold == pick.fold], labels[fold != pick.fold]
+        std = standardised(left_out[f"{pick.fold} {int(pick.place)}"], left_out[f"{pick.fold} parts"])[1]
+        if pick.method == "regression":
+            odds = scores_of(design(data, inside, pick.pooling), y, design(data, test, pick.pooling))
+            odds = [odds[STRENGTHS.index(pick.rate_or_c)]] * SEEDS
+        else:
+            rows = projected({n: data[n] for n in ids}, inside, int(pick.axes))
+            pooling, rate = POOLINGS.index(pick.pooling), pick.rate_or_c
+            known = dict(zip(inside, y.tolist(), strict=True))
+            odds = [head_scores(rows, known, test, rate=rate, seed=seed)[pooling] for seed in range(SEEDS)]
+            for seed in range(SEEDS if pick.input == INPUTS[0] else 0):
+                dealt = experiments.shuffled_labels(known, seed)
+                values = head_scores(rows, dealt, test, rate=rate, seed=seed)[pooling]
+                shuffled[seed] |= {n: (v, np.array([v])) for n, v in zip(test, values, strict=True)}
+        for seed in range(SEEDS):
+            for clip, value in zip(test, odds[seed] / std, strict=True):
+                z.setdefault((pick.method, pick.input), [{} for _ in range(SEEDS)])[seed][clip] = value
+    for title, methods in FUSIONS.items():
+        members = [run for (method, _), run in z.items() if method in methods]
+        z["fusion", title] = [{n: np.mean([m[seed][n] for m in members]) for n in ids} for seed in range(SEEDS)]
+    won = {int(r.fold): r.input for r in picks[picks["method"] == "fusion"].itertuples()}
+    z["fusion", "chosen by the inner folds"] = [
+        {n: z["fusion", won[k]][seed][n] for n, k in zip(ids, fold, strict=True)} for seed in range(SEEDS)
+    ]
+    titles = {"head": ("MemTSM as intended, no validation clips", "ours"), "regression": ("logistic regression", "baseline")}
+    for (method, name), scores in z.items():
+        title, kind = titles.get(method, ("fusion", "ours"))
+        scores = scores[:1] if method == "regression" or name == "regressions" else scores
+        runs[title, name, kind] = [{n: (v, np.array([v])) for n, v in run.items()} for run in scores]
+    runs["MemTSM as intended, no validation clips, shuffled labels", INPUTS[0], "sanity"] = shuffled
+    truth, fold_of = dict(zip(ids, labels.tolist(), strict=True)), dict(zip(ids, fold.tolist(), strict=True))
+    table = pd.DataFrame([
+        {"input": name, **result_tables.video_row(result_tables.Method(title, kind, held), truth, fold_of, seed=0, resamples=1000)}
+        for (title, name, kind), held in runs.items()
+    ]).assign(dataset="fights, chosen inside the training folds", videos=len(ids))  # fmt: skip
+    print(table.drop(columns=["level", "dataset", "videos"]).round(3).to_string(index=False))
+    with artifacts.replacing(presets.project_path("data/results/studies/fights_without_validation.csv")) as temporary:
+        table.round(4).to_csv(temporary, index=False)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", category=ConvergenceWarning)
+    {"features": features, "inner": inner, "decide": decide, "outer": outer}[sys.argv[1]](*sys.argv[2:])
