@@ -91,7 +91,7 @@ def test_without_validation_videos_all_are_trained_on_and_the_last_epoch_is_kept
     model, table = fit((sets[0], None), tmp_path)
     assert table["epoch"].tolist() == [1, 2, 3, 4] and not [name for name in table if name.startswith("val_")]
     assert training.warn_if_chance(table) is None
-    last = checkpoints.load_weights(artifacts.last_checkpoint(tmp_path) / "model.safetensors")
+    last = checkpoints.load_weights(Path(artifacts.last_checkpoint(tmp_path)) / "model.safetensors")
     assert last.keys() == model.state_dict().keys() and all(torch.equal(last[n], v) for n, v in model.state_dict().items())
     with torch.inference_mode():
         logit = model.eval()(torch.stack(sets[1].x)).logit.numpy()
