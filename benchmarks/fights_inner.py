@@ -9,9 +9,9 @@
 - beside each a logistic regression on the same rows, its summary over time and C chosen by the same inner folds
 - fusions that compete: heads, regressions, both; equal weights of log odds in standard deviations of the left-out scores
 - rule: the highest inner AUC, the mean over three inner folds by source inside the three training folds. `inner` scores,
-  `decide` writes what won; `outer` reads the test folds once, five seeds, with shuffled labels beside it. The issue's rows
-  are "one encoder": the SqueezeNet head, and "fused": the fusion that the inner folds choose for each outer fold
-    VAU_REAL_DATA=... python benchmarks/fights_inner.py features | inner INPUT | decide | outer
+  `decide` writes what won, `test` trains five seeds, `outer` reads the test labels once. The issue's rows are
+  "one encoder": the SqueezeNet head, and "fused": the fusion that the inner folds choose for each outer fold
+    VAU_REAL_DATA=... python benchmarks/fights_inner.py features | inner INPUT | decide | test INPUT | outer
 """
 
 import itertools
@@ -183,6 +183,27 @@ def inner(name: str) -> None:
         pd.DataFrame(table).to_csv(temporary, index=False)
 
 
+def test(name: str) -> None:
+    """Score test clips by what the inner folds chose for one input, five seeds; write test_<input>.npz, compare with no label."""
+    found, labels, fold, _ = clips()
+    ids, data, kept = np.array([r.id for r in found]), dict(np.load(folder() / f"{name}.npz")), {}
+    for k, table in pd.read_csv(folder() / f"inner_{name}.csv").groupby("fold"):
+        best = {m: rows.loc[rows["inner_video_auc"].idxmax()] for m, rows in table.groupby("method")}
+        inside, wanted, y = ids[fold != k], ids[fold == k], labels[fold != k]
+        pooling, place = best["regression"]["pooling"], STRENGTHS.index(float(best["regression"]["choice"].removeprefix("C ")))
+        odds = scores_of(design(data, inside, pooling), y, design(data, wanted, pooling))[place]
+        kept |= {f"{k} regression {seed}": odds for seed in range(SEEDS)}
+        rows, known = projected(data, inside), dict(zip(inside, y.tolist(), strict=True))
+        pooling, standardise = POOLINGS.index(best["head"]["pooling"]), HEADS[best["head"]["choice"]]
+        for seed in tqdm(range(SEEDS), desc=f"{name}, test fold {k}"):
+            kept[f"{k} head {seed}"] = head_scores(rows, known, wanted, standardise=standardise, seed=seed)[pooling]
+            if name == INPUTS[0]:
+                dealt = experiments.shuffled_labels(known, seed)
+                kept[f"{k} shuffled {seed}"] = head_scores(rows, dealt, wanted, standardise=standardise, seed=seed)[pooling]
+    with artifacts.replacing(folder() / f"test_{name}.npz") as temporary, open(temporary, "wb") as file:
+        np.savez(file, **kept)
+
+
 def decide() -> None:
     """Write every candidate's and fusion's inner AUC, the chosen ones marked; nothing of a test fold is read."""
     every = pd.concat([pd.read_csv(folder() / f"inner_{name}.csv") for name in INPUTS], ignore_index=True)
@@ -221,32 +242,23 @@ def source_interval(run: Mapping[str, float], labels: np.ndarray, fold: np.ndarr
 
 
 def outer() -> None:
-    """Read the test folds once, by what `decide` wrote; write fights_without_validation.csv."""
+    """Compare the test clips' scores with their labels, once, by what `decide` wrote; write fights_without_validation.csv."""
     found, labels, fold, sources = clips()
     ids, picks = np.array([r.id for r in found]), pd.read_csv(presets.project_path("data/results/studies/fights_inner.csv"))
     picks, z, runs, shuffled = picks[picks["chosen"]], {}, {}, [{} for _ in range(SEEDS)]
-    for pick in tqdm(list(picks[picks["method"] != "fusion"].itertuples()), desc="outer folds"):
-        data, left_out = np.load(folder() / f"{pick.input}.npz"), np.load(folder() / f"inner_{pick.input}.npz")
-        inside, test, y = ids[fold != pick.fold], ids[fold == pick.fold], labels[fold != pick.fold]
+    for pick in picks[picks["method"] != "fusion"].itertuples():
+        left_out, tests = np.load(folder() / f"inner_{pick.input}.npz"), np.load(folder() / f"test_{pick.input}.npz")
         std = standardised(left_out[f"{pick.fold} {int(pick.place)}"], left_out[f"{pick.fold} parts"])[1]
-        if pick.method == "regression":
-            odds = scores_of(design(data, inside, pick.pooling), y, design(data, test, pick.pooling))
-            odds = [odds[STRENGTHS.index(float(pick.choice.removeprefix("C ")))]] * SEEDS
-        else:
-            rows = projected({n: data[n] for n in ids}, inside)
-            pooling, standardise = POOLINGS.index(pick.pooling), HEADS[pick.choice]
-            known = dict(zip(inside, y.tolist(), strict=True))
-            odds = [head_scores(rows, known, test, standardise=standardise, seed=seed)[pooling] for seed in range(SEEDS)]
-            for seed in range(SEEDS if pick.input == INPUTS[0] else 0):
-                dealt = experiments.shuffled_labels(known, seed)
-                values = head_scores(rows, dealt, test, standardise=standardise, seed=seed)[pooling]
-                shuffled[seed] |= {n: (v, np.array([v])) for n, v in zip(test, values, strict=True)}
+        wanted = ids[fold == pick.fold]
         for seed in range(SEEDS):
-            for clip, value in zip(test, odds[seed] / std, strict=True):
-                z.setdefault((pick.method, pick.input), [{} for _ in range(SEEDS)])[seed][clip] = value
+            odds = tests[f"{pick.fold} {pick.method} {seed}"] / std
+            z.setdefault((pick.method, pick.input), [{} for _ in range(SEEDS)])[seed] |= dict(zip(wanted, odds, strict=True))
+            if (pick.method, pick.input) == ("head", INPUTS[0]):
+                dealt = tests[f"{pick.fold} shuffled {seed}"]
+                shuffled[seed] |= {n: (v, np.array([v])) for n, v in zip(wanted, dealt, strict=True)}
     for title, methods in FUSIONS.items():
         members = [run for (method, _), run in z.items() if method in methods]
-        z["fusion", title] = [{n: np.mean([m[seed][n] for m in members]) for n in ids} for seed in range(SEEDS)]
+        z["fusion", title] = [{n: float(np.mean([m[seed][n] for m in members])) for n in ids} for seed in range(SEEDS)]
     won = {int(r.fold): r.input for r in picks[picks["method"] == "fusion"].itertuples()}
     z["fusion", "chosen by the inner folds"] = [
         {n: z["fusion", won[k]][seed][n] for n, k in zip(ids, fold, strict=True)} for seed in range(SEEDS)
@@ -272,4 +284,4 @@ def outer() -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", category=ConvergenceWarning)
-    {"features": features, "inner": inner, "decide": decide, "outer": outer}[sys.argv[1]](*sys.argv[2:])
+    {"features": features, "inner": inner, "decide": decide, "test": test, "outer": outer}[sys.argv[1]](*sys.argv[2:])
