@@ -1,7 +1,7 @@
 """What this project does on a GPU, beside the CPU path's numbers: one call, meant for eight minutes (not timed on a card yet).
 
 - the detectors train, score and stream there, and their scores are the CPU's
-- XFeat against stock kornia on the same card; decoding on the card (torchcodec) against decoding on the CPU, colours compared
+- XFeat against stock kornia on the same card; decoding on the card (torchcodec, DALI) against decoding on the CPU, colours compared
 - prefill of a language model of Qwen2.5-VL-3B's text sizes at keep ratios, with memory
 Random weights and features of the published sizes: the numbers are times, not quality. No card was at hand when this was written:
 the dry run on a CPU, at tiny sizes, is what the tests run.
@@ -13,6 +13,7 @@ import platform
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -22,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from kornia.feature import XFeat
 
-from vau_lib.data import video
+from vau_lib.data import video, video_readers
 from vau_lib.detectors import anomaly_scorer, lshma, lshma_state, memtsm, preprocessing, trained_detector, training
 from vau_lib.features import xfeat
 
@@ -65,14 +66,19 @@ def features(device: str) -> pd.DataFrame:
         video.write_video(path, (np.roll(still, place, axis=1) for place in range(frames_of)), fps=30)
         rows += [
             ("decoding on the CPU, gray", frames_of, lambda: sum(1 for _ in video.gray_frames(path))),
-            ("decoding on the card", frames_of, lambda: sum(map(len, video.device_frames(path, device) or []))),
             ("a file to features", frames_of, lambda: list(encoder.encode(path, 16))),
         ]
+        for reader in video_readers.DEVICE_READERS:
+            if video.device_frames(path, device, [reader]) is not None:  # else it would be the time of doing nothing
+                rows.append((f"decoding on the card, {reader}", frames_of, partial(decode_there, path, device, reader)))
         table = [{"what": name, "frames/s": count / timed(work, device)} for name, count, work in rows]
-        if video.device_frames(path, device) is None:  # else the time of doing nothing would stand there
-            table[4]["frames/s"] = float("nan")
     print("\n".join(sorted({str(note.message) for note in notes if "decoded on the CPU" in str(note.message)})))
     return pd.DataFrame(table)
+
+
+def decode_there(path: Path, device: str, reader: str) -> int:
+    """Return how many frames a reader of the card gives of a file."""
+    return sum(map(len, video.device_frames(path, device, [reader])))
 
 
 def prefill(device: str) -> pd.DataFrame:

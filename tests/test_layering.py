@@ -28,7 +28,7 @@ PLOTS = {
     "plots.timeline",
 }
 DOORS = {  # library -> the only modules that name it
-    "decord": {"data.video_readers"}, "torchcodec": {"data.video_readers"},
+    "decord": {"data.video_readers"}, "torchcodec": {"data.video_readers"}, "nvidia": {"data.video_readers"},
     "av": {"data.video", "data.video_index", "data.video_readers"}, "kornia": {"features.xfeat"}, "ray": {"workspace.ray_pool"},
     "onnxruntime": {"features.runtimes"}, "openvino": {"features.runtimes"}, "ncnn": {"features.xfeat_ncnn"},
     "onnxscript": {"features.runtimes"},

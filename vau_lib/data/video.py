@@ -147,28 +147,31 @@ def gray_sums(path: str | Path) -> Iterator[np.ndarray]:
         yield video_readers.gray_sum(frame, track)
 
 
-def device_frames(path: str | Path, device: str) -> Iterator | None:
+def device_frames(path: str | Path, device: str, readers: Sequence[str] = tuple(video_readers.DEVICE_READERS)) -> Iterator | None:
     """Return an iterator of all frames as torch tensors uint8 (t, H, W, 3) decoded on a GPU, or None where that is not possible.
 
-    Then one warning says why, and the caller decodes on the CPU. Colours are the CPU's within `video_readers.COLOUR_TOLERANCE`,
-    checked on the first frame of every file.
+    The first of `readers` ("torchcodec", "dali") that can is taken. Where none can one warning says why, and the caller decodes on
+    the CPU. Colours are the CPU's within `video_readers.COLOUR_TOLERANCE`, checked on the first frame of every file.
     """
     if Path(path).is_dir():
         return None
-    frames = video_readers.device_frames(video_index.track(path), device)
-    try:
-        first = next(frames)
-    except (video_readers.Uncertain, VideoError) as error:
-        warnings.warn(f"{video_index.short_name(path)} is decoded on the CPU: {error}", stacklevel=2)
-        return None
-
-    def rest() -> Iterator:
+    track, reasons = video_index.track(path), []
+    for reader in readers:
+        frames = video_readers.device_frames(track, device, reader)
         try:
-            yield from frames
-        except video_readers.Uncertain as error:
-            raise VideoError(f"{video_index.short_name(path)}: {error}") from error
+            return _rest(path, next(frames), frames)
+        except (video_readers.Uncertain, VideoError) as error:
+            reasons.append(f"{reader}: {error}" if len(readers) > 1 else str(error))
+    warnings.warn(f"{video_index.short_name(path)} is decoded on the CPU: {'; '.join(reasons)}", stacklevel=2)
+    return None
 
-    return chain([first], rest())
+
+def _rest(path: str | Path, first, frames: Iterator) -> Iterator:
+    yield first
+    try:
+        yield from frames
+    except video_readers.Uncertain as error:
+        raise VideoError(f"{video_index.short_name(path)}: {error}") from error
 
 
 def live(source: str | Path, *, timeout_s: float = 10.0) -> Iterator[tuple[float, np.ndarray]]:

@@ -4,6 +4,7 @@
 - decord (where it is installed: it has no wheels for macOS and for Linux on ARM): only where `Track.not_decord` is empty and its
   own times equal the list's
 - torchcodec (optional): exact mode; the times of its frames equal the list's
+- on a GPU: torchcodec or DALI (optional), where times and sizes are the list's and the first frame's colours nearly the CPU's
 - all three: the picture at the first place a file is sought at must have the bits that decoding from the start gives; this costs
   one group of pictures per file
 - a wanted frame costs the frames since its keyframe; seek only when a keyframe lies between here and there
@@ -150,28 +151,76 @@ def read_torchcodec(track: Track, wanted: np.ndarray) -> np.ndarray:
         raise Uncertain(_failure(track, "torchcodec", error)) from error
 
 
-def device_frames(track: Track, device: str, batch: int = 32) -> Iterator:
-    """Yield all frames of a file as torch tensors uint8 (t, H, W, 3) on a GPU, decoded there by torchcodec (NVDEC).
+def device_frames(track: Track, device: str, by: str = "torchcodec", batch: int = 32) -> Iterator:
+    """Yield all frames of a file as torch tensors uint8 (t, H, W, 3) on a GPU, decoded there (NVDEC) by one of `DEVICE_READERS`.
 
     Uncertain where times or sizes are not those of the list, or where the first frame's colours are further from the CPU's than
-    `COLOUR_TOLERANCE`; VideoError where torchcodec is missing. Another GPU decoder (DALI) would stand here.
+    `COLOUR_TOLERANCE`; VideoError where the reader is missing. `device="cpu"`: DALI reads VP8, VP9 and MJPEG there.
     """
-    video_decoder = _torchcodec()
     if not track.unique or list(track.pts) != sorted(track.pts):
         raise Uncertain("the clock starts again or is missing")
+    for place, frames in enumerate(DEVICE_READERS[by](track, device, batch)):
+        if not place:
+            apart = np.abs(frames[0].cpu().numpy().astype(np.int16) - _expected(track, 0)).mean()
+            if apart > COLOUR_TOLERANCE:
+                raise Uncertain(f"its colours are {apart:.1f} of 255 from the CPU's, at most {COLOUR_TOLERANCE:g} is allowed")
+        yield frames
+
+
+def _torchcodec_batches(track: Track, device: str, batch: int) -> Iterator:
+    video_decoder = _torchcodec()
     try:
         decoder = video_decoder(track.path, stream_index=track.stream, dimension_order="NHWC", device=device)
         for first in range(0, len(track.pts), batch):
-            frames = _tensor_by_time(track, decoder, np.arange(first, min(first + batch, len(track.pts))))
-            if not first:
-                apart = np.abs(frames[0].cpu().numpy().astype(np.int16) - _expected(track, 0)).mean()
-                if apart > COLOUR_TOLERANCE:
-                    raise Uncertain(f"its colours are {apart:.1f} of 255 from the CPU's, at most {COLOUR_TOLERANCE:g} is allowed")
-            yield frames
+            yield _tensor_by_time(track, decoder, np.arange(first, min(first + batch, len(track.pts))))
     except Uncertain:
         raise
     except (RuntimeError, ValueError, IndexError) as error:  # a codec the card does not know
         raise Uncertain(_failure(track, "torchcodec", error)) from error
+
+
+def _dali_batches(track: Track, device: str, batch: int) -> Iterator:
+    seconds, step = _seconds(track, range(len(track.pts)))
+    ended = 0
+    for frames, places, times in _dali(track, device, batch):
+        count = int((places >= 0).sum())  # the last batch is filled up with frames of number -1
+        expected = seconds[ended : ended + count]
+        if not np.array_equal(places[:count], np.arange(ended, ended + len(expected))):
+            raise Uncertain("it counts other frames")
+        _check_times_and_size(track, frames, times[:count], expected, step)
+        ended += count
+        yield frames[:count]
+    if ended != len(track.pts):
+        raise Uncertain(f"it has {ended} of {len(track.pts)} frames")
+
+
+def _dali(track: Track, device: str, batch: int) -> Iterator[tuple]:
+    """Yield DALI's batches: frames (batch, H, W, 3) as a tensor on the device, their numbers and their seconds."""
+    try:
+        from nvidia.dali import Pipeline, fn
+        from nvidia.dali.plugin.pytorch import DALIGenericIterator
+    except (ImportError, RuntimeError, OSError) as error:
+        raise VideoError(f"reader 'dali' needs the extra video-dali: {artifacts.one_line(error, 100)}") from error
+    kind, _, number = device.partition(":")
+    names = ["frames", "places", "seconds"]
+    try:
+        pipeline = Pipeline(batch_size=1, num_threads=1, device_id=int(number or 0) if kind == "cuda" else None)
+        with pipeline:
+            read = fn.experimental.readers.video(
+                name="film", device="gpu" if kind == "cuda" else "cpu", filenames=[os.path.abspath(track.path)],
+                sequence_length=batch, pad_mode="constant", enable_timestamps=True, enable_frame_num="sequence",
+            )  # fmt: skip
+            pipeline.set_outputs(*read)
+        for (found,) in DALIGenericIterator([pipeline], names, reader_name="film"):
+            yield found["frames"][0], *(found[name][0].cpu().numpy() for name in names[1:])
+    except (RuntimeError, ValueError) as error:  # no card, or a codec it does not know; what it is about stands behind a stack
+        reason = str(error).rpartition("encountered:")[2].strip()
+        if "number of input samples: 0" in reason:
+            reason = "it finds no stream of a codec that it knows here"
+        raise Uncertain(_failure(track, "dali", reason)) from error
+
+
+DEVICE_READERS = {"torchcodec": _torchcodec_batches, "dali": _dali_batches}  # in this order
 
 
 def _by_time(track: Track, decoder, wanted: np.ndarray) -> np.ndarray:
@@ -179,18 +228,26 @@ def _by_time(track: Track, decoder, wanted: np.ndarray) -> np.ndarray:
 
 
 def _tensor_by_time(track: Track, decoder, wanted: np.ndarray):
-    seconds = np.array([float(track.pts[place] * track.time_base) for place in wanted])
-    step = float(min(np.diff(track.ticks), default=1) * track.time_base)
+    seconds, step = _seconds(track, wanted)
     if len(decoder) == len(track.pts):
         batch = decoder.get_frames_at(wanted.tolist())
     else:  # it counts what an edit list hides
         batch = decoder.get_frames_played_at((seconds + step / 2).tolist())
-    frames = batch.data
-    if np.abs(batch.pts_seconds.cpu().numpy() - seconds).max() > step / 4:
+    _check_times_and_size(track, batch.data, batch.pts_seconds.cpu().numpy(), seconds, step)
+    return batch.data
+
+
+def _seconds(track: Track, places: Sequence[int]) -> tuple[np.ndarray, float]:
+    """Return the seconds at which frames are shown, and the shortest time between two frames of the file."""
+    step = float(min(np.diff(track.ticks), default=1) * track.time_base)
+    return np.array([float(track.pts[place] * track.time_base) for place in places]), step
+
+
+def _check_times_and_size(track: Track, frames, times: np.ndarray, expected: np.ndarray, step: float) -> None:
+    if len(times) != len(expected) or np.abs(times - expected).max(initial=0) > step / 4:
         raise Uncertain("its frames have other times")
     if tuple(frames.shape[1:3]) != (track.info.height, track.info.width):
         raise Uncertain("its frames have another size")
-    return frames
 
 
 def _torchcodec():
@@ -330,6 +387,6 @@ def _plane(plane: av.video.plane.VideoPlane) -> np.ndarray:
     return np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width]
 
 
-def _failure(track: Track, reader: str, error: Exception) -> str:
+def _failure(track: Track, reader: str, error: Exception | str) -> str:
     first_line = artifacts.one_line(str(error).split("\n")[0], 160)  # below it decord prints its stack
     return f"{video_index.short_name(track.path)}: {reader} cannot read it: {first_line}"

@@ -181,7 +181,7 @@ class XFeatEncoder(devices.OnDevice):
     def source(self, path: Path) -> Iterator[np.ndarray]:
         """Yield a video file's frames as `snippet_features` takes them, gray and shrunk, (side, side).
 
-        On CUDA they are decoded and shrunk on the card where torchcodec can (see `video.device_frames`).
+        On CUDA they are decoded and shrunk on the card where torchcodec or DALI can (see `video.device_frames`).
         """
         decoded = video.device_frames(path, str(self.device)) if self.device.type == "cuda" else None
         if decoded is not None:
