@@ -1,10 +1,12 @@
 """A watched video gets the scores of the whole video at once, and a source that gives nothing is one line."""
 
+import dataclasses
 import socket
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import moving_square
 from PIL import Image
 from typer.testing import CliRunner
@@ -12,7 +14,7 @@ from typer.testing import CliRunner
 from vau_lib import cli, watch
 from vau_lib.data import video
 from vau_lib.detectors import lshma, lshma_state, preprocessing, trained_detector
-from vau_lib.features import extraction, xfeat
+from vau_lib.features import devices, extraction, xfeat
 from vau_lib.workspace import artifacts
 
 ROW_FRAMES = 4
@@ -87,6 +89,38 @@ def test_a_clip_at_the_threshold_is_an_alarm():
 def test_seconds_end_a_stream(model, clip):
     lines = list(watch.report_lines(str(clip), model, seconds=1.0))
     assert lines[-1].startswith("4 clips to 1.0 s") or lines[-1].startswith("4 clips to 0.9")  # 25 frames, 7 rows
+
+
+def processor_with(monkeypatch, has):
+    monkeypatch.setattr(watch.devices, "has_bfloat16", lambda device: has)
+
+
+@pytest.mark.skipif(not devices.has_bfloat16(torch.device("cpu")), reason="needs a processor with bfloat16")
+def test_bfloat16_reaches_the_stream_and_its_scores_are_near(model, clip, tmp_path):
+    tables = []
+    for words in ([], ["--bfloat16"]):
+        table = tmp_path / f"{len(words)}.csv"
+        done = CliRunner().invoke(cli.app, ["watch", str(clip), "--model", str(model), "--csv", str(table), *words])
+        assert done.exit_code == 0, done.stderr
+        tables.append(pd.read_csv(table)["score"])
+    assert 0 < np.abs(tables[0] - tables[1]).max() < 0.02
+
+
+@pytest.mark.parametrize("runtime, has, why", [("onnx", True, "for runtime torch, not for onnx"), ("torch", False, "has none")])
+def test_bfloat16_is_refused_where_it_would_do_nothing(model, clip, monkeypatch, runtime, has, why):
+    processor_with(monkeypatch, has)
+    done = CliRunner().invoke(cli.app, ["watch", str(clip), "--model", str(model), "--bfloat16", "--runtime", runtime])
+    assert done.exit_code == 1 and why in done.stderr and done.stderr.count("\n") == 1 and not done.stdout
+
+
+def test_a_stream_that_goes_row_by_row_has_no_bfloat16(tmp_path, clip, model, monkeypatch):
+    processor_with(monkeypatch, True)
+    trained = trained_detector.load(model)
+    config = lshma_state.LSHMAConfig.xd(width=128, window=2, key_clips=True)
+    frozen = dataclasses.replace(trained, model=lshma.LSHMA(config).eval())
+    trained_detector.save(tmp_path, frozen, facts={"features": trained_detector.features_of(model)})
+    with pytest.raises(ValueError, match="bfloat16 is not for the stream in .*: its decisions go row by row"):
+        list(watch.report_lines(str(clip), tmp_path, bfloat16=True))
 
 
 @pytest.mark.real

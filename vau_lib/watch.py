@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vau_lib.data import video
 from vau_lib.detectors import exports, lshma, memtsm, preprocessing, trained_detector
-from vau_lib.features import extraction, image_encoders, xfeat
+from vau_lib.features import devices, extraction, image_encoders, xfeat
 from vau_lib.plots import style, timeline
 from vau_lib.workspace import artifacts
 
@@ -184,6 +184,7 @@ def _preprocess(features: Iterable[np.ndarray], fitted: preprocessing.Preprocess
 def report_lines(
     source: str, model: Path, weights: str | Path | None = None, *, threshold: float = 0.5, seconds: float = 0.0,
     plot: Path | None = None, csv: Path | None = None, device: str = "auto", runtime: str = "torch",
+    bfloat16: bool = False,
 ) -> Iterator[str]:  # fmt: skip
     """Yield what `vau watch` prints, a line per clip, then a summary; Ctrl-C stops the stream, not the summary.
 
@@ -199,13 +200,21 @@ def report_lines(
         csv: a table of the scores.
         device: where torch's networks run.
         runtime: torch, onnx or openvino.
+        bfloat16: the large products of torch's stream in bfloat16, on a processor that has it.
     """
     if not (model / "config.json").exists():
         raise artifacts.StoreError(
             f"{model.name}: no trained stream in {model}: `vau run demo 06` trains one, --model names another"
         )
+    if bfloat16:
+        refuse_bfloat16(runtime)
     if runtime == "torch":
-        trained = exports.packed(trained_detector.load(model, lshma.LSHMA, device=device))
+        loaded = trained_detector.load(model, lshma.LSHMA, device=device)
+        trained = exports.packed(loaded, bfloat16=bfloat16)
+        if bfloat16 and trained is loaded:
+            where = loaded.model.position.weight.device.type
+            why = f"it runs on {where}" if where != "cpu" else "its decisions go row by row"
+            raise ValueError(f"bfloat16 is not for the stream in {model}: {why}")
     else:
         trained = exports.load(model, runtime, lshma.LSHMA)
     encode, snippet_frames = live_encoder(model, weights, device=device, runtime=runtime)
@@ -239,6 +248,14 @@ def report_lines(
     yield report.summary()
     if lost:
         raise lost[0]
+
+
+def refuse_bfloat16(runtime: str) -> None:
+    """Raise ValueError where a stream's products cannot be asked for in bfloat16."""
+    if runtime != "torch":
+        raise ValueError(f"bfloat16 is for runtime torch, not for {runtime}; `vau export --int8` makes onnx faster")
+    if not devices.has_bfloat16(torch.device("cpu")):
+        raise ValueError("bfloat16: this processor has none and would be slower by it")
 
 
 def until_lost(frames: Iterable[tuple[float, np.ndarray]], lost: list[video.VideoError]) -> Iterator[tuple[float, np.ndarray]]:
