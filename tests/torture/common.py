@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 HANG_S = 60.0
+ANY = "parent", "worker", "all"  # of a job's processes: whom a kill may hit
 
 
 @dataclass

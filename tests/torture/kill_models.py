@@ -14,7 +14,7 @@ from fake_video_service import FakeVideoService
 from safetensors.numpy import load_file
 from tiny_project import write_notebook, write_params
 
-from torture.common import Job, content
+from torture.common import ANY, Job, content
 from vau_lib import analyse, cascade, tune
 from vau_lib.detectors import lshma, lshma_state, preprocessing, trained_detector
 from vau_lib.features import extraction
@@ -161,6 +161,6 @@ def jobs(root: Path, films: Path, found: list) -> tuple[dict[str, Job], list]:
     return {
         "SFT": Job(sft, adapter("losses.csv")), "tune": Job(tuned, adapter()),
         "GRPO": Job(reinforced, adapter("exam.csv", "rewards.csv")), "analyse": Job(look, report),
-        "generate": Job(draw, generated), "generate, paid": Job(pay, generated, service.submitted.clear, paid),
-        "vau run --workers 2": Job(notebooks, runs),
+        "generate": Job(draw, generated, whom=ANY), "generate, paid": Job(pay, generated, service.submitted.clear, paid),
+        "vau run --workers 2": Job(notebooks, runs, whom=ANY),
     }, [chat, service]  # fmt: skip

@@ -21,7 +21,7 @@ from fake_chat_service import FakeChatService
 from fake_file_server import SHA256, FileServer
 
 from torture import kill_models
-from torture.common import Job, Tally, limited
+from torture.common import ANY, Job, Tally, limited
 from vau_lib import guard
 from vau_lib.data import annotation, download, hivau, records, video
 from vau_lib.detectors import experiments, memtsm, preprocessing, trained_detector, training
@@ -32,6 +32,7 @@ from vau_lib.workspace import artifacts
 
 LABEL = "VAU_TORTURE_KILL"  # environment variable by which processes of a killed job are found
 AGENTS = "ray::DashboardAgent", "ray::RuntimeEnvAgent"  # end after 60 s, in which they want to tell a dead head that it is dead
+LOST = "worker process died", "that read it ended", "Kernel died"  # how a job says that one of its processes is gone
 WIDTH = 6
 
 
@@ -100,7 +101,7 @@ def jobs(root: Path) -> tuple[dict[str, Job], list]:
         assert not skipped, skipped
 
     known = {"extraction": Job(partial(encode, "serial")),
-             "extraction, processes": Job(partial(encode, "processes"), whom=("parent", "worker", "all"))}  # fmt: skip
+             "extraction, processes": Job(partial(encode, "processes"), whom=ANY)}  # fmt: skip
     known |= {"extraction, Ray": Job(partial(encode, "ray"))} if importlib.util.find_spec("ray") else {}
     known |= {"detector training": Job(train), "annotation": Job(annotate), "rows": Job(rows_of), "guard --out": Job(watch),
               "fetch": Job(fetch), "drawn data set": Job(draw)}  # fmt: skip
@@ -169,7 +170,7 @@ def _kill(pid: int, folder: Path, label: str, rng: Random, whom: str) -> bool:
             os.kill(chosen, signal.SIGKILL)
         with limited(300):
             code = _ended(pid)
-        lost = code != 3 or any(words in _error(folder, pid) for words in ("worker process died", "that read it ended"))
+        lost = code != 3 or any(words in _error(folder, pid) for words in LOST)
         assert code in (0, 3, -signal.SIGKILL) and lost, f"a killed worker ends the job by {code}: {_error(folder, pid)}"
         return bool(started) or code == -signal.SIGKILL
     for one in [pid, *started]:

@@ -18,14 +18,18 @@ from fake_chat_service import FakeChatService
 from PIL import Image
 from typer.testing import CliRunner
 
-from torture import data, mutants
+from torture import data, mutants, names
 from torture.common import Tally, limited, refused
 from torture.kill_models import small_detector
 from torture.networks import RawServer
 from vau_lib import cli
 from vau_lib.data import video
+from vau_lib.toy import tiny_vlm
+from vau_lib.vlm import finetuning
+from vau_lib.vlm import models as vlms
 from vau_lib.workspace import artifacts
 
+LINE = b'{"id": "a"}\n'
 NAN, INF, FAR = float("nan"), float("inf"), 10**30
 CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\u202e\ud800-\udfff]")
 
@@ -168,6 +172,12 @@ def run(root: Path) -> list[Tally]:
     for reader, place, name, change, right in read_files(data.ROWS):
         with files.one(f"{reader}: {name}"), limited(30), _changed(made[reader].files[place], change):
             assert right(made[reader].call()), "read wrongly"
+    for cut in range(1, len(LINE)):
+        with files.one(f"a line cut off after {cut} bytes, then the run goes on"):
+            (root / "cut.jsonl").write_bytes(LINE + LINE[:cut])
+            artifacts.append_json_line(root / "cut.jsonl", {"id": "next"})
+            kept = [row for _, row in artifacts.json_lines(root / "cut.jsonl", skip_broken=True)]
+            assert kept[0] == {"id": "a"} and kept[-1] == {"id": "next"}, kept
     with files.one("links in a circle"):
         os.symlink(root / "b", root / "a"), os.symlink(root / "a", root / "b")
         assert artifacts.inside(root, "a") == root / "a"
@@ -238,7 +248,37 @@ def run(root: Path) -> list[Tally]:
             ends_well=True,
         )
         chat.close()
-    return [files, films, models, answers]
+    _built(root, models)
+    return [files, films, models, answers, names.run(root / "names")]
+
+
+def _built(root: Path, tally: Tally) -> None:
+    """Load models and adapters whose configurations claim more than their weights hold, or name layers by patterns without end."""
+    fresh = lambda: tiny_vlm.tiny("internvl", sizes=names.SMALL)  # noqa: E731
+    vlm = fresh()
+    vlms.save(vlm, root / "vlm")
+    finetuning.save_adapter(vlm.replace(model=finetuning.lora(vlm.model)), root / "adapter")
+    text, vision, slow = "text_config/", "vision_config/", "(.*)*(.*)*(.*)*x"
+    wrong = {text + "vocab_size": 10**7, text + "intermediate_size": 10**7, text + "head_dim": 10**7, vision + "hidden_size": 10**6,
+             vision + "num_hidden_layers": 10**5, vision + "patch_size": 10**5}  # fmt: skip
+    for key, value in wrong.items():
+        with tally.one(f"{key} {value}"), limited(), _changed(root / "vlm" / "config.json", lambda g: _set(g, key, value)):  # noqa: B023
+            _refused(lambda: vlms.load(root / "vlm", local_only=True), "claims more numbers")
+    wrong = {"target_modules": slow, "exclude_modules": ".*.*.*.*.*.*.*.*x", "rank_pattern": {slow: 4}, "alpha_pattern": {slow: 4}}
+    for key, value in [*wrong.items(), ("r", 10**7)]:
+        config = root / "adapter" / "adapter_config.json"
+        with tally.one(f"an adapter's {key} {value}"), limited(), _changed(config, lambda g: _set(g, key, value)):  # noqa: B023
+            _refused(lambda: finetuning.load_adapter(fresh().model, root / "adapter"), "claims more" if key == "r" else "never end")
+
+
+def _refused(read: Callable[[], object], words: str) -> None:
+    try:
+        found = read()
+    except artifacts.StoreError as error:
+        refused(error)
+        assert words in str(error), str(error)
+    else:
+        raise AssertionError(f"read as {found!r:.100}")
 
 
 class _changed:

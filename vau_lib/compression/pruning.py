@@ -443,7 +443,8 @@ def load(folder: str | Path, original: nn.Module | None = None) -> nn.Module:
     """
     folder = Path(folder)
     shapes = artifacts.read_json(folder / "compression.json", dict)
-    model = _from_config(folder) if original is None else copy.deepcopy(original)
+    with formats.building(folder, empty=True):
+        model = _from_config(folder) if original is None else copy.deepcopy(original)
     try:
         _reshape(model, shapes)
         state = _weights(folder / "model.safetensors")

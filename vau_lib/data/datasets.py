@@ -125,7 +125,7 @@ def ucsd_ped2(root: str | Path) -> list[VideoRecord]:
         folders = sorted(path for path in (root / part / "frames").glob("*") if path.is_dir())
         if not folders:
             raise RecordError(f"no folders of frames under {root.name}/{part}/frames")
-        named = {root / part / "frames" / name for name in truth} if split == "test" else set()
+        named = {root / part / "frames" / _inside("frame_gt.npz", PurePosixPath(name)) for name in truth} if split == "test" else ()
         for folder in sorted({*folders, *named}):  # a folder that labels name and nobody has stays listed: `check` misses it
             present = folder.is_dir()
             num_frames = sum(path.suffix.lower() in video.IMAGE_SUFFIXES for path in folder.iterdir()) if present else 0

@@ -31,7 +31,7 @@ from vau_lib.data.video import chunks
 from vau_lib.features import devices
 from vau_lib.features.checkpoints import NEARBY, find_weights, load_strictly, load_weights
 from vau_lib.features.local_change import LAGS, check_options, local_change
-from vau_lib.workspace import artifacts
+from vau_lib.workspace import artifacts, formats
 
 # transformers and torchvision are imported where a tower is built: workers that make XFeat features should not wait for them
 
@@ -424,10 +424,11 @@ def _load_tower(folder: Path) -> nn.Module:
     kind = _tower_class(config)
     transformers.logging.set_verbosity_error()  # its report lists every tensor of the text tower
     try:
-        net, report = kind.from_pretrained(
-            folder, config=config, local_files_only=True, output_loading_info=True, dtype=torch.float32,
-            use_safetensors=files[0].suffix == ".safetensors", ignore_mismatched_sizes=True,  # reported below, by name
-        )  # fmt: skip
+        with formats.building(folder):
+            net, report = kind.from_pretrained(
+                folder, config=config, local_files_only=True, output_loading_info=True, dtype=torch.float32,
+                use_safetensors=files[0].suffix == ".safetensors", ignore_mismatched_sizes=True,  # reported below, by name
+            )  # fmt: skip
     except Exception as error:  # a broken or hostile file can fail in any way; whichever, it is refused by name
         reason = artifacts.one_line(error, 200)
         raise artifacts.StoreError(f"{folder.name} does not load as a {kind.__name__}: {reason}") from error

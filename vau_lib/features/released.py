@@ -137,7 +137,7 @@ def import_features(
     for name, _, files in tqdm(
         [row for csv in lists for row in released_list(csv, source_dir, partial=partial)], desc="released features"
     ):
-        target, ending = Path(folder) / f"{name}.npy", tuple(f"__{which}.npy" for which in crops)
+        target, ending = artifacts.inside(folder, f"{name}.npy"), tuple(f"__{which}.npy" for which in crops)
         chosen = [path for path in files if not crops or path.name.endswith(ending)]
         if not chosen:
             raise artifacts.StoreError(f"{name}: none of the crops {list(crops)} among its {len(files)} files")

@@ -162,13 +162,13 @@ def _text(value: object) -> str:
 @contextmanager
 def _one_line(repo: str) -> Iterator[None]:
     """Turn whatever the hub's client raises into one line that names the repository and no token."""
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+    from huggingface_hub.errors import LocalTokenNotFoundError
 
     try:
         yield
     except LocalTokenNotFoundError as error:
         raise ValueError(f"{repo}: no token on this machine; log in by `hf auth login`") from error
-    except HfHubHTTPError as error:
+    except (OSError, ValueError) as error:  # a server's answer, a name that leaves its folder or is none
         raise ValueError(f"{repo}: {artifacts.one_line(error, 240)}") from error
 
 

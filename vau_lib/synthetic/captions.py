@@ -172,7 +172,7 @@ class CaptionTemplates:
         return {"run": "walk and one runs", "loiter": "walk and some linger"}.get(scenario["event"], "walk by")
 
     def _truth(self, record: VideoRecord) -> tuple[np.ndarray, np.ndarray, dict]:
-        return _read_truth(self.root / "truth" / f"{record.id}.npz")
+        return _read_truth(artifacts.inside(self.root / "truth", f"{record.id}.npz"))
 
 
 @artifacts.reader()

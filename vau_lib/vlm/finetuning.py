@@ -44,12 +44,13 @@ from trl import SFTConfig, SFTTrainer
 from vau_lib.vlm.chat import collate
 from vau_lib.vlm.instruction_data import EpochCallback, InstructionSamples, judgement_question
 from vau_lib.vlm.models import VLM
-from vau_lib.workspace import artifacts, tracking
+from vau_lib.workspace import artifacts, formats, tracking
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 PROJECTIONS_INTERNLM2 = ("wqkv", "wo", "w1", "w2", "w3")  # the same, as the released model's own code names them
 
 
+MOST_REPEATS = 4  # of a pattern of layers' names; "model.layers.*.(q|v)_proj" has one
 MAY_CHANGE = ("save_steps", "log_steps", "workers", "checkpointing", "deepspeed", "fsdp")  # when a stopped run goes on
 
 
@@ -198,7 +199,9 @@ def load_adapter(model: nn.Module, folder: str | Path) -> PeftModel:
         config = PeftConfig.from_pretrained(str(folder))
         with _no_rename_warning(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Found missing adapter keys")  # an error below
-            adapted = get_peft_model(model, config)
+            _check_patterns(config)
+            with formats.building(folder):
+                adapted = get_peft_model(model, config)
             stored = load_peft_weights(str(folder), device="cpu")
             _check_names(adapted, stored)
             set_peft_model_state_dict(adapted, stored)
@@ -219,6 +222,16 @@ def trainable_adapter(vlm: VLM, folder: str | Path) -> VLM:
         part.requires_grad_(id(part) in stored)
     kind = ", ".join(part for part in (vlm.kind, f"tuned: {folder}") if part)
     return vlm.replace(model=adapted, kind=kind, question=facts.get("question", vlm.question))
+
+
+def _check_patterns(config: PeftConfig) -> None:
+    """Refuse patterns of layers' names that Python's `re` could search for ever: repeated groups, many repeats."""
+    named = [getattr(config, part, None) for part in ("target_modules", "exclude_modules", "layers_pattern")]
+    named += [getattr(config, part, None) for part in ("rank_pattern", "alpha_pattern")]  # {pattern: value}
+    for pattern in [each for part in named for each in ([part] if isinstance(part, str) else part or ())]:
+        plain = re.sub(r"\\.|\(\?(?:[:=!]|<[=!])|\[[^\]]*\]", "x", str(pattern))
+        if re.search(r"\)[*+{]|\(\?", plain) or len(re.findall(r"[*+?{]", plain)) > MOST_REPEATS:
+            raise artifacts.StoreError(f"a pattern of names that may never end: {artifacts.one_line(repr(pattern), 80)}")
 
 
 def _check_names(adapted: PeftModel, stored: Mapping) -> None:

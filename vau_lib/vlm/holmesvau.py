@@ -82,7 +82,7 @@ def convert(folder: str | Path, out: str | Path, *, progress: bool = True) -> di
     tokenizer = internlm2_tokenizer.convert(folder, vocab_size=config["llm_config"]["vocab_size"])
     native = native_config(config, image_token_id=tokenizer.context_image_token_id)
     stored = _Stored(folder, int(config.get("use_llm_lora") or 0), int(config.get("use_backbone_lora") or 0))
-    with init_empty_weights(include_buffers=False):
+    with formats.building(folder, empty=True), init_empty_weights(include_buffers=False):
         empty = InternVLForConditionalGeneration(native)
     plan = _plan(stored, {name: tuple(part.shape) for name, part in empty.state_dict().items()}, native)
     made_by = folder / "made_by.json"

@@ -26,7 +26,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 from transformers.utils import is_bitsandbytes_available, is_flash_attn_2_available
 
 from vau_lib.compression import pruning
-from vau_lib.workspace import artifacts, leftovers
+from vau_lib.workspace import artifacts, formats, leftovers
 
 FAMILIES = ("internvl", "qwen2_5_vl")  # there are tiny models of these
 FINGERPRINT_VALUES = 16  # of each tensor
@@ -115,13 +115,13 @@ def load(
         artifacts.read_json(Path(name_or_path) / "generation_config.json", dict)
     compressed = (Path(name_or_path) / "compression.json").is_file()
     try:
-        model, report = (
-            (_load_compressed(Path(name_or_path), options), {})
-            if compressed
-            else AutoModelForImageTextToText.from_pretrained(  # a tensor of another shape is named by the report, not by this call
-                name_or_path, output_loading_info=True, ignore_mismatched_sizes=True, **options, **source
-            )
-        )
+        if compressed:
+            model, report = _load_compressed(Path(name_or_path), options), {}
+        else:
+            with formats.building(name_or_path):  # a tensor of another shape is named by the report, not by this call
+                model, report = AutoModelForImageTextToText.from_pretrained(
+                    name_or_path, output_loading_info=True, ignore_mismatched_sizes=True, **options, **source
+                )
         processor = AutoProcessor.from_pretrained(name_or_path, **source)
     except artifacts.StoreError:
         raise

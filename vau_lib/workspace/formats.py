@@ -2,20 +2,27 @@
 
 - csv is text in UTF-8 of bounded size; a broken one, whatever its parser makes of it, is one StoreError that names the file
 - tensors come without code: safetensors, or a torch file by `weights_only`; a torch archive may not unpack to more than it is
+- what a configuration claims of a model is compared with the size of its weights while the model is built (`building`)
 """
 
 import csv
 import io
+import math
+import threading
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import numpy as np
 
 from vau_lib.workspace import artifacts
 from vau_lib.workspace.artifacts import StoreError
+
+WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
+MOST_MODULES = 100_000  # parts of a model; those with 32 billion weights have some thousands
+NUMBERS_A_BYTE = 8  # of weights: 2 at 4 bits, twice that since libraries put each tensor in an empty one's place, and tied ones
 
 
 def read_table(path: str | Path, **options: object) -> object:
@@ -111,3 +118,46 @@ def check_archive(path: str | Path) -> None:
             raise StoreError(
                 f"{path} is refused: its part {artifacts.one_line(packed[0], 60)} is compressed, torch compresses none"
             )
+
+
+@contextmanager
+def building(folder: str | Path, *, empty: bool = False) -> Iterator[None]:
+    """Refuse, in this block, a model whose configuration claims far more numbers than its folder's weights have bytes for.
+
+    StoreError as soon as a part too many or too large is put into a model, before its memory is touched; and, before that, where an
+    index of weights names a file outside the folder. Only parts are counted where the model is built `empty` of weights, and where
+    there is no folder (a name on a hub).
+    """
+    from torch.nn.modules import module
+
+    folder, here = Path(folder), threading.get_ident()
+    check_index(folder)
+    held = sum(path.stat().st_size for pattern in WEIGHTS for path in folder.glob(pattern) if path.is_file())
+    left = {"parts": MOST_MODULES, "numbers": math.inf if empty or not folder.is_dir() else NUMBERS_A_BYTE * held}
+
+    def counted(kind: str, number: int) -> None:
+        if threading.get_ident() == here:
+            left[kind] -= number
+            if left[kind] < 0:
+                raise StoreError(f"{folder}: its configuration claims more {kind} than weights of {held:,} bytes have")
+
+    hooks = [
+        module.register_module_module_registration_hook(lambda owner, name, part: counted("parts", 1)),
+        module.register_module_parameter_registration_hook(
+            lambda owner, name, part: counted("numbers", part.numel() if part is not None else 0)
+        ),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def check_index(folder: str | Path) -> None:
+    """Raise StoreError where an index of weights (model.safetensors.index.json) names a file that does not lie beside it."""
+    for path in sorted(Path(folder).glob("*.index.json")):
+        with artifacts.reading(path):
+            names = {str(name) for name in artifacts.read_json(path, dict)["weight_map"].values()}
+            if odd := sorted(name for name in names if PureWindowsPath(name).name != name):  # both kinds of slashes, drives
+                raise StoreError(f"{path.name}: path {artifacts.one_line(repr(odd[0]), 80)} leaves its root {path.parent.name}/")
