@@ -54,9 +54,11 @@ lab: $(READY)  ## JupyterLab at the project, 00 open
 lint: $(READY)  ## ruff on code and notebooks, and no outputs in committed notebooks
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/nbstripout --verify --keep-id notebooks/*.ipynb
 
-STUDIES := $(addprefix benchmarks/,fights_memtsm.py explanations.py token_accuracy.py compressed_tiny_model.py ordering.py scenarios.py transfer.py torture.py)
-bench: $(READY)  ## speed as ratios within one run (not the studies, which film and tune first: run those one by one)
-	for script in $(filter-out $(STUDIES),$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
+SPEED := ats compress decoding efficiency extraction head holmes int8 streaming tokens two_processes video_readers
+STUDIES := cascade compressed_tiny_model difficulty equal_features explanations fights_choice fights_inner fights_memtsm generated_rows \
+	gpu guard_video local_change long_videos near_judge near_pretraining ordering scenarios token_accuracy torture transfer
+bench: $(READY)  ## speed as ratios within one run (not the studies, which film, train or ask for words: run those one by one)
+	for name in $(SPEED); do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 toy: $(READY)  ## pretrain the tiny vision-language models of notebook 09 anew
 	OMP_NUM_THREADS=1 $(BIN)/python -m vau_lib.toy.benchmark

