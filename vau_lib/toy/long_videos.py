@@ -144,4 +144,4 @@ def world_interval(values: np.ndarray, worlds: Sequence[str]) -> tuple[float, fl
 @artifacts.reader()
 def load_scorer(folder: str | Path) -> tuple[trained_detector.TrainedDetector, float]:
     """Return the kept anomaly scorer and its tau, chosen on the videos that chose its epoch."""
-    return trained_detector.load(folder), artifacts.read_json(Path(folder) / "made_by.json")["tau"]
+    return trained_detector.load(folder), float(artifacts.read_json(Path(folder) / "made_by.json", dict)["tau"])

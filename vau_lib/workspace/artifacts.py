@@ -301,9 +301,10 @@ def _no_pipe(path: Path) -> None:
 def reading(path: str | Path, kind: type[Exception] = StoreError) -> Iterator[None]:
     """Turn what a well-formed file of another shape raises in this block (a missing key, a number for a list) into one line.
 
-    `kind` is the error that is raised, with the name of the file that was read last; errors that say so themselves pass.
+    `kind` is the error that is raised, with the name of the file that was read last, also by a reader within the block; errors that
+    say so themselves pass.
     """
-    token = _last_read.set(path)
+    _last_read.set(path)
     try:
         yield
     except (OSError, ImportError):
@@ -319,8 +320,6 @@ def reading(path: str | Path, kind: type[Exception] = StoreError) -> Iterator[No
             raise (kind if type(error) is ValueError else type(error))(line) from error
         reason = one_line(f"no {error}" if isinstance(error, KeyError) else error, 160)
         raise kind(f"{name} does not hold what is read from it: {reason}") from error
-    finally:
-        _last_read.reset(token)
 
 
 def reader(kind: type[Exception] = StoreError) -> Callable[[Callable], Callable]:
