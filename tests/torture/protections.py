@@ -24,6 +24,8 @@ REMOVED = [  # what, its file, its text, what stands there instead, the short te
     ("arrays as long as they say", HERE, "claimed != left", "False", "strangers"),
     ("no controls to a terminal", "vlm/clients.py", "artifacts.CONTROL.sub(\"\", ", "str(", "strangers"),
     ("passwords hidden", HERE, '    scheme, _, rest = address.partition("://")\n', "    return address\n", "streams"),
+    ("a model as large as its weights", "workspace/formats.py", "if left[kind] < 0:", "if False:", "strangers"),
+    ("patterns that end", "vlm/finetuning.py", "            _check_patterns(config)\n", "", "strangers"),
     ("answers end in time and size", "synthetic/veo.py", "transport=Bounded(), ", "", "servers"),
 ]  # fmt: skip
 

@@ -11,6 +11,7 @@ import struct
 import warnings
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -258,17 +259,19 @@ def _built(root: Path, tally: Tally) -> None:
     vlm = fresh()
     vlms.save(vlm, root / "vlm")
     finetuning.save_adapter(vlm.replace(model=finetuning.lora(vlm.model)), root / "adapter")
-    text, vision, slow = "text_config/", "vision_config/", "(.*)*(.*)*(.*)*x"
-    wrong = {text + "vocab_size": 10**7, text + "intermediate_size": 10**7, text + "head_dim": 10**7, vision + "hidden_size": 10**6,
-             vision + "num_hidden_layers": 10**5, vision + "patch_size": 10**5}  # fmt: skip
-    for key, value in wrong.items():
-        with tally.one(f"{key} {value}"), limited(), _changed(root / "vlm" / "config.json", lambda g: _set(g, key, value)):  # noqa: B023
-            _refused(lambda: vlms.load(root / "vlm", local_only=True), "claims more numbers")
-    wrong = {"target_modules": slow, "exclude_modules": ".*.*.*.*.*.*.*.*x", "rank_pattern": {slow: 4}, "alpha_pattern": {slow: 4}}
-    for key, value in [*wrong.items(), ("r", 10**7)]:
-        config = root / "adapter" / "adapter_config.json"
-        with tally.one(f"an adapter's {key} {value}"), limited(), _changed(config, lambda g: _set(g, key, value)):  # noqa: B023
-            _refused(lambda: finetuning.load_adapter(fresh().model, root / "adapter"), "claims more" if key == "r" else "never end")
+    model = root / "vlm" / "config.json", lambda: vlms.load(root / "vlm", local_only=True)
+    adapter = root / "adapter" / "adapter_config.json", lambda: finetuning.load_adapter(fresh().model, root / "adapter")
+    slow, large, endless = "(.*)*(.*)*(.*)*x", "claims more numbers", "never end"
+    wrong = [
+        (model, "text_config/vocab_size", 10**6, large), (model, "text_config/intermediate_size", 10**6, large),
+        (model, "text_config/head_dim", 10**5, large), (model, "vision_config/hidden_size", 10**6, large),
+        (model, "vision_config/num_hidden_layers", 10**5, large), (model, "vision_config/patch_size", 10**4, large),
+        (adapter, "r", 10**5, large), (adapter, "target_modules", slow, endless), (adapter, "rank_pattern", {slow: 4}, endless),
+        (adapter, "exclude_modules", ".*.*.*.*.*.*.*.*x", endless), (adapter, "alpha_pattern", {slow: 4}, endless),
+    ]  # fmt: skip
+    for (file, load), key, value, words in wrong:
+        with tally.one(f"{file.name}: {key} {value}"), limited(20), _changed(file, partial(_set, where=key, value=value)):
+            _refused(load, words)
 
 
 def _refused(read: Callable[[], object], words: str) -> None:
