@@ -32,7 +32,7 @@ def test_damaged_videos(tmp_path):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_kills(tmp_path):
-    clean(kills.run(tmp_path, count=4, seed=0, only=("rows", "annotation", "fetch", "drawn data set")), tried=4)
+    clean(kills.run(tmp_path, count=4, seed=0, only=("rows", "annotation", "fetch", "drawn data set")), tried=9)
 
 
 def test_bad_servers(tmp_path):

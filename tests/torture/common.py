@@ -70,6 +70,7 @@ class Job:
     begin: Callable[[], None] = lambda: None  # before it is started in a new folder
     check: Callable[[int], None] = lambda kills: None  # after it ended; raises AssertionError
     whom: tuple[str, ...] = ("parent",)  # which are killed: "parent" alone, one "worker", "all"
+    lock: str = ""  # file of its folder by which it keeps others out
 
 
 class Hang(BaseException):

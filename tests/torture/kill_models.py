@@ -159,8 +159,9 @@ def jobs(root: Path, films: Path, found: list) -> tuple[dict[str, Job], list]:
         notebook_runs.run("tiny", workers=2, log=lambda _: None)
 
     return {
-        "SFT": Job(sft, adapter("losses.csv")), "tune": Job(tuned, adapter()),
-        "GRPO": Job(reinforced, adapter("exam.csv", "rewards.csv")), "analyse": Job(look, report),
-        "generate": Job(draw, generated, whom=ANY), "generate, paid": Job(pay, generated, service.submitted.clear, paid),
-        "vau run --workers 2": Job(notebooks, runs, whom=ANY),
+        "SFT": Job(sft, adapter("losses.csv"), lock=".lock"), "tune": Job(tuned, adapter(), lock=".lock"),
+        "GRPO": Job(reinforced, adapter("exam.csv", "rewards.csv"), lock=".lock"), "analyse": Job(look, report),
+        "generate": Job(draw, generated, whom=ANY, lock="ledger.lock"),
+        "generate, paid": Job(pay, generated, service.submitted.clear, paid, lock="ledger.lock"),
+        "vau run --workers 2": Job(notebooks, runs, whom=ANY, lock="data/runs/tiny/.lock"),
     }, [chat, service]  # fmt: skip

@@ -103,7 +103,8 @@ def jobs(root: Path) -> tuple[dict[str, Job], list]:
     known = {"extraction": Job(partial(encode, "serial")),
              "extraction, processes": Job(partial(encode, "processes"), whom=ANY)}  # fmt: skip
     known |= {"extraction, Ray": Job(partial(encode, "ray"))} if importlib.util.find_spec("ray") else {}
-    known |= {"detector training": Job(train), "annotation": Job(annotate), "rows": Job(rows_of), "guard --out": Job(watch),
+    known |= {"detector training": Job(train), "annotation": Job(annotate), "rows": Job(rows_of, lock=".lock"),
+              "guard --out": Job(watch, lock=".rows.jsonl.lock"),
               "fetch": Job(fetch), "drawn data set": Job(draw)}  # fmt: skip
     more, opened = kill_models.jobs(root / "models", films, found)
     return known | more, [chat, files, *opened]
@@ -222,9 +223,10 @@ def run(root: Path, *, count: int, seed: int, only: Sequence[str] = ()) -> list[
                 job.begin()
                 label = f"{os.getpid()}.{number}"
                 with tally.one(f"kill {number} of seed {seed}"):
-                    for _ in range(rng.choice([1, 1, 2, 3])):
+                    for turn in range(rng.choice([1, 1, 2, 3])):
                         pid = _start(job, folder, label)
-                        took[name] = _wait(pid, rng.uniform(0.0, 0.8) * took[name]) or took[name]
+                        ran = _wait(pid, rng.uniform(0.0, 0.8) * took[name])
+                        took[name] = ran if ran and not turn else took[name]  # the first time was slower
                         whom = rng.choice(job.whom)
                         if _kill(pid, folder, label, rng, whom):
                             killed += 1
@@ -235,13 +237,27 @@ def run(root: Path, *, count: int, seed: int, only: Sequence[str] = ()) -> list[
                     assert _ended(pid) == 0, f"does not go on: {_error(folder, pid)}"
                     _compare(job, folder, fresh[name])
                     job.check(killed)
+                print(f"{tally.kind}: {number} kills in all, {dict(tally.outcomes)}, {len(tally.faults)} faults", flush=True)
         for tally, (name, job) in zip(tallies, known.items(), strict=True):
+            if job.lock:
+                with tally.one("while another run is at work"):
+                    _held(job, root / f"{name.replace(' ', '_')}_held")
             with tally.one("two at once"):
                 _two_at_once(job, root / f"{name.replace(' ', '_')}_twice", fresh[name], took[name] / 4, tally)
     finally:
         for one in opened:
             one.close()
     return tallies
+
+
+def _held(job: Job, folder: Path) -> None:
+    """Start a job in a folder whose lock this process holds: it is refused in a line."""
+    folder.mkdir()
+    job.begin()
+    with artifacts.only_one(folder / job.lock):
+        pid = _start(job, folder, "held")
+        code = _ended(pid)
+    assert code == 3 and "another run is at work" in _error(folder, pid), f"ends by {code}: {_error(folder, pid)}"
 
 
 def _two_at_once(job: Job, folder: Path, fresh: dict[str, str], later_s: float, tally: Tally) -> None:

@@ -44,6 +44,7 @@ PLAIN = "biufcSUMm"  # kinds of numpy types that hold no Python object
 READERS: dict[str, Callable] = {}  # every function that reads what others wrote, "room.module.function": see `reader`
 MAKERS = {"features": "03 (05 for CLIP and other picture encoders)", "memtsm": "04", "lshma": "06", "ats": "07", "vlm": "09"}
 _last_read: ContextVar[str | Path] = ContextVar("last_read", default="")  # the file that a message names
+_within: ContextVar[str | Path] = ContextVar("within", default="")  # the file that a reader called by this one read last
 MAPPED_BYTES = 2**26  # files above are mapped, not read: 64 MiB, an hour and a half of 512 features in float32
 
 
@@ -301,17 +302,19 @@ def _no_pipe(path: Path) -> None:
 def reading(path: str | Path, kind: type[Exception] = StoreError) -> Iterator[None]:
     """Turn what a well-formed file of another shape raises in this block (a missing key, a number for a list) into one line.
 
-    `kind` is the error that is raised, with the name of the file that was read last, also by a reader within the block; errors that
-    say so themselves pass.
+    `kind` is the error that is raised, with the name of the file that was read last, and of the last that a reader within the block
+    read; errors that say so themselves pass.
     """
-    _last_read.set(path)
+    token = _last_read.set(path)
+    _within.set("")
     try:
         yield
     except (OSError, ImportError):
         raise
     except Exception as error:
-        name, text = Path(_last_read.get()).name, str(error)
-        named = any(part and part in text for part in (name, Path(path).name))
+        name, inner, text = Path(_last_read.get()).name, Path(_within.get()).name, str(error)
+        named = any(part and part in text for part in (name, inner, Path(path).name))
+        name += f" (with {inner})" if inner not in ("", name) else ""
         ours = [*traceback.walk_tb(error.__traceback__)][-1][0].f_globals.get("__name__", "").startswith("vau_lib.")
         if isinstance(error, ValueError) and (type(error).__module__.startswith("vau_lib.") or named or ours):
             line = one_line(text if named else f"{name}: {text}", 600)
@@ -320,6 +323,9 @@ def reading(path: str | Path, kind: type[Exception] = StoreError) -> Iterator[No
             raise (kind if type(error) is ValueError else type(error))(line) from error
         reason = one_line(f"no {error}" if isinstance(error, KeyError) else error, 160)
         raise kind(f"{name} does not hold what is read from it: {reason}") from error
+    finally:
+        _within.set(_within.get() or _last_read.get())
+        _last_read.reset(token)
 
 
 def reader(kind: type[Exception] = StoreError) -> Callable[[Callable], Callable]:
