@@ -302,11 +302,9 @@ def _no_pipe(path: Path) -> None:
 def reading(path: str | Path, kind: type[Exception] = StoreError) -> Iterator[None]:
     """Turn what a well-formed file of another shape raises in this block (a missing key, a number for a list) into one line.
 
-    `kind` is the error that is raised, with the name of the file that was read last, and of the last that a reader within the block
-    read; errors that say so themselves pass.
+    `kind` is the error that is raised, with the names of the files read last, here and by a reader within; errors that say so pass.
     """
-    token = _last_read.set(path)
-    _within.set("")
+    token, _ = _last_read.set(path), _within.set("")
     try:
         yield
     except (OSError, ImportError):
@@ -455,10 +453,7 @@ def load_arrays(path: str | Path, *names: str) -> dict[str, np.ndarray]:
             return found
     except FileNotFoundError as error:
         raise StoreError(f"no arrays at {path}") from error
-    except (
-        ValueError, OSError, EOFError, OverflowError, MemoryError, RecursionError, RuntimeError, NotImplementedError,
-        zipfile.BadZipFile, zlib.error,
-    ) as error:  # fmt: skip
+    except (ValueError, OSError, EOFError, OverflowError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise StoreError(f"{path} is not an archive of plain arrays: {one_line(error, 160)}") from error
 
 
