@@ -12,26 +12,12 @@ import re
 from collections.abc import Callable
 
 FINAL = ("updated_anomaly", "final_anomaly")  # a corrected label outranks the one it corrects
-PLAIN = (
-    *("anomaly", "result", "is_anomaly", "is_anomalous", "is_abnormal", "has_anomaly", "anomaly_detected", "anomaly_present"),
-    *(
-        "anomalous",
-        "abnormal",
-        "label",
-        "prediction",
-        "answer",
-        "output",
-        "final_answer",
-        "verdict",
-        "decision",
-        "conclusion",
-        "classification",
-        "judgement",
-        "judgment",
-        "assessment",
-    ),
+PLAIN = tuple(
+    "anomaly result is_anomaly is_anomalous is_abnormal has_anomaly anomaly_detected anomaly_present anomalous abnormal "
+    "label prediction answer output final_answer verdict decision conclusion classification judgement judgment assessment".split()
 )
 COUNTS = ("anomalies", "anomaly_count", "num_anomalies", "number_of_anomalies")  # of anomalies, or a list of them
+PRESENCE = ("present", "exists", "detected", "value")  # keys of an object behind one of these
 INVERTED = ("normal", "is_normal")  # 1 means no anomaly
 KEYS = {
     key: (rank, inverted)
@@ -54,18 +40,31 @@ KEYED = re.compile(  # key: value anywhere, for what is nearly JSON; "0 or 1" an
     r"""(?!\s*(?:or\b|for\b|if\b|[|/])|\s+(?:one|body|idea|way|doubt|question)\b)""",
     re.I,
 )
-THINK = r"think(?:ing)?|thought|reasoning"
+THINK = r"(?:\w+:)?think(?:ing)?|thought|reasoning"
+TAGS = (  # Magistral's, Sky-T1's, gpt-oss's
+    (re.compile(r"\[(/?)think\]", re.I), r"<\1think>"),
+    (re.compile(r"<\|begin_of_thought\|>", re.I), "<think>"),
+    (re.compile(r"<\|end_of_thought\|>", re.I), "</think>"),
+    (re.compile(r"^.*<\|channel\|>\s*final\s*(?:<\|message\|>)?|<\|channel\|>\s*(?:analysis|commentary)\b.*$", re.S | re.I), " "),
+)
 # templates may open the tag, a limit may cut its end
 THOUGHT = re.compile(rf"^.*[<◁]/(?:{THINK})[>▷]|[<◁](?:{THINK})[>▷].*$", re.S | re.I)
+SPACE, RUN = re.compile(r"\s{2,}"), re.compile(r"\W{65,}")  # a model that repeats line breaks or dots costs no minutes
 NOTE = re.compile(r"/\*.{0,400}?\*/", re.S)
 MARKED = re.compile(
-    r"<(?:answer|verdict|final_answer)>(.*?)(?:</|$)|\\boxed\s*\{([^{}]*)\}|<\|begin_of_box\|>(.*?)<\|", re.S | re.I
+    r"<(?:answer|verdict|final|final_answer)>(.*?)(?:</|$)|\\f?box(?:ed)?\s*\{([^{}]*)\}|<\|begin_of_box\|>(.*?)<\|", re.S | re.I
 )
 LATEX = re.compile(r"\\(?:text|math)\w*\s*\{([^{}]*)\}")
 MARKUP = re.compile(
-    r"[*`#]|(?<!\w)_+|_+(?!\w)|[“”]|[\u2600-\u27bf\ufe0f\u20e3\U0001f300-\U0001faff]"
+    r"~~[^~\n]{1,400}~~|[*`#]|(?<!\w)_+|_+(?!\w)|[“”]|[\u2600-\u27bf\ufe0f\u20e3\U0001f300-\U0001faff]"
 )  # bold, code, headings, quotation marks, pictures
-COUNTED = re.compile(r"\b(?:anomal(?:y|ies)|abnormalit(?:y|ies))(?:\s+(?:detected|present|found|exists?|status))?(?=\s*[:=])", re.I)
+COUNTED = re.compile(
+    r"(?<!\ban\s)(?<!\bone\s)(?<!\bthe\s)\b(?:anomal(?:y|ies)|abnormalit(?:y|ies))(?:\s+(?:detected|present|found|exists?|status))?(?=\s*[:=])",
+    re.I,
+)
+TAGGED = re.compile(  # XML
+    rf"<({'|'.join(KEYS)}|kind|type|category|from_s|to_s|start_s|end_s|start|end)>([^<>]{{0,400}})</\1>", re.I
+)
 HEADING = re.compile(rf"^[^\w\n]*_*((?:final\s+)?(?:{ANNOUNCED}))[^\w\n]*_*$", re.I | re.M)
 
 # Sentences. ODD is what they are about; a negation reaches it over a few words, never over punctuation or another clause.
@@ -73,7 +72,10 @@ ODD = r"(?:anomal(?:y|ies|ous(?:ly)?)|abnormal(?:ly|ity|ities)?)\b"  # "anomal",
 ODDS = rf"{ODD}(?:\s+(?:or|nor|and)\s+(?:\w+\s+)?{ODD})?"
 INSERTED = r"(?:\s+\([^)]*\)|,[^,.;\n]{0,80},)?"
 KIND = r"(?:events?|behaviou?rs?|activit\w+|incidents?|actions?|situations?|scene|video|clip|day|here|in\s+(?:the|this)\s+\w+)"
-BE = r"(?:is|are|was|were|be|been|seems?|appears?|looks?|remain(?:s|ed)?|stay(?:s|ed)?|'s)(?:\s+to\s+be)?"
+BE = (
+    r"(?:is|are|was|were|be|been|seems?|appears?|looks?|remain(?:s|ed)?|stay(?:s|ed)?"
+    r"|becom(?:es?|ing)|became|turn(?:s|ed)|'s)(?:\s+to\s+be)?"
+)
 NOT = (
     r"(?:not|fail(?:s|ed)?\s+to|never|cannot|none|nothing|nobody|neither|nor|no\s+one"
     r"|hardly|by\s+no\s+means|in\s+no\s+way|\w+n't|(?:is|are|was|were|do|does|did|has|have)nt)"
@@ -84,13 +86,19 @@ CLAUSE = rf"(?!(?:but|because|while|and|which|who|although|until|yet|{CAUSES})\b
 NOUN = rf"(?!(?:is|are|was|were|has|have)\b){CLAUSE}"
 PRESENT = (
     r"(?:exist\w*|occur\w*|happen\w*|tak(?:es?|ing)\s+place|took\s+place|present|detected|found|seen|observed|noticed|noted|identified"
-    r"|spotted|visible|evident|apparent|named|called|recorded|captured|shown|confirmed|recognized|recogni[sz]able)\b"
+    r"|spotted|visible|evident|apparent|named|called|recorded|unfold(?:s|ing)|captured|shown|confirmed|recognized|recogni[sz]able)\b"
 )
 
 STRANGE = r"(?:out\s+of\s+the\s+ordinary|unusual|strange|irregular)"  # not "suspicious", which is no event
 MEANINGS = ["|".join(word for word, label in WORDS.items() if label == number and word[0].isalpha()) for number in (0, 1)]
 ONLY_WORD = rf"(?:{WORD})\W*\Z"  # and nothing after it
 FALSE = r"(?:wrong|incorrect|inaccurate|misleading|an?\s+(?:mistake|error|exaggeration|overstatement))"
+SAY = r"(?:say|claim|state|assert|maintain|think|assume|believe|suggest|conclude)"
+SAID = r"(?:said|claimed|stated|asserted|maintained)"
+UNTRUE = (
+    rf"(?:(?:not|\w+n't)\s+(?:\w+ly\s+)?(?:true|correct|right|the\s+case|justified|warranted)|{FALSE}|false|untrue|unfounded|baseless"
+    r"|mistaken|unjustified|unwarranted|unsupported)"
+)
 CALL = r"\b(?:call|label|consider|describ|classify|classif|treat|judg|regard|deem|rat)l?(?:e|y|(?=ing))?"
 CALLED = r"\s*(?:\w+\s+){0,4}?(?:as\s+)?"
 NORMAL_OR_ODD = rf"(?:an?\s+)?(?:\w+ly\s+)?(?:normal|{ODD})"
@@ -108,19 +116,13 @@ SPELLINGS = tuple(  # one way to say what is said in several
         (rf"\A\W*(?:[-=]+>|final\s*:)\s*(?={ONLY_WORD})", "answer: "),
         (r"\A\W*([01])\s*[(,;]\s*(?=conf|prob)", r"answer: \1 ("),
         (rf"(?:\A|\n)\W*(?:{ANNOUNCED}|{'|'.join(KEYS)})[\"'*]*\s*[:=]\W*\Z", " "),  # cut off before its value
-        (rf"\b(it(?:\s+is|\s+was|'s))\s+(?:\w+ly\s+)?(?:{FALSE}|false|untrue)(?:\s+to\s+say)?\s+that\b", r"\1 not true that"),
         (rf"(?<!not\s)(?<!n't\s)\b(?:rul(?:ed?|ing)\s+out|exclud(?:ed?|ing))\s+(?:an?|any|the)\s+{ODD}", "have no anomaly"),
         # what is said not to be so, and what is let stand by not being denied
-        (
-            r"\bit(?:\s+is|\s+was|'s)?\s*(?:\bnot|n't)\s+(?:true|correct|right|the\s+case)\s+(?:to\s+say\s+)?that\s+"
-            r"(there\s+(?:is|are|was|were))\s+(?:no|not\s+any)\b",
-            r"\1 an",
-        ),
         (
             rf"\b(?:it\s+)?(?:can|could)\s+be\s+(?:ruled\s+out|excluded)\s+that\b[^.!?;\n]{{0,80}}?{ODD}[^.!?;\n]*",
             "there is no anomaly",
         ),
-        (rf"{ODD}(?:\s+\w+){{0,2}}?\s+(?:can|could|may)\s+be\s+(?:ruled\s+out|excluded)\b", "no anomaly"),
+        (rf"{ODD}(?:\s+\w+){{0,2}}?\s+(?:can|could|may)\s+(?:\w+ly\s+)?be\s+(?:ruled\s+out|excluded)\b", "no anomaly"),
         (r"\b(?:it\s+)?(?:cannot|can't|could\s+not|couldn't)\s+be\s+(?:denied|doubted|disputed)(?:\s+that)?\b", ""),
         (r"\bno\s+(?:reason|cause)\s+to\s+doubt(?:\s+that)?\b", ""),
         (
@@ -140,6 +142,19 @@ SPELLINGS = tuple(  # one way to say what is said in several
         (rf"({ODD}),?\s+but\s+(?:it|this|that)\s+(?:is|was)\s*(?:\bnot|n't)\s*(?=[.!]|\Z)", r"\1, but it is not anomalous"),
         (rf"\b(?:anomal(?:y|ies)\s+count|number\s+of\s+{ODD}(?:\s+{KIND})?)\s*[:=]\s*[1-9]\d*\b", "answer: 1"),
         (rf"\b(?:anomal(?:y|ies)\s+count|number\s+of\s+{ODD}(?:\s+{KIND})?)\s*[:=]\s*0\b", "answer: 0"),
+        (
+            rf"\b(?:{BE}|\w+)\s*(?:\bnot|n't)\s+(?:\w+ly\s+|at\s+all\s+)?(?:without|free\s+(?:of|from)|devoid\s+of|lack(?:ing)?)\s+(?:any\s+)?(?={ODD})",
+            "has ",
+        ),
+        (rf"\bnot\s+only\s+({BE})\s+there\b", r"there \1"),
+        (rf"\b(?:nobody|no\s+one|none)\s+(?:could|can|would|will)\s+{CALL}{CALLED}(?={NORMAL_OR_ODD})", "it is not "),
+        (  # "no frame shows an anomaly": the verb of who does not do it
+            rf"(\A|[.!?;:,\n]\s*|\b(?:and|but|that|video)\s+)((?:nothing|nobody|none|no\s+one|neither|no)\b(?:\s+(?!{NOT}\b)\w+){{0,4}}?)\s+"
+            rf"(show|cause|contain|display|exhibit|indicate|suggest)s\b",
+            r"\1\2 \3",
+        ),
+        (rf"\b{STRANGE}(?:\s+(?:or|and)\s+\w+)?(?=\s+(?:events?|behaviou?rs?|activit\w+|incidents?)\b)", "anomalous"),
+        (r"\birregularit(?:y|ies)\b", "anomaly"),
         (r"\brather\s+than\s+(?:an?\s+)?(?:normal|anomal\w+|abnormal\w*)\b", ""),
         (rf"\b(nothing|anything|something)\s+(?:\w+ly\s+)?{STRANGE}\b", r"\1 anomalous"),
         (
@@ -157,6 +172,10 @@ SPELLINGS = tuple(  # one way to say what is said in several
         (r"\A\W*(?:status|alert(?:\s+level)?)\s*:\s*(?:ok(?:ay)?|all\s+clear|clear|safe|normal)\b", "answer: normal. "),
         (rf"\b(?:answer|option|choice)(?:\s+is)?\s*:?\s*\(?[a-d][).:]+\s*(?={ONLY_WORD})", "answer: "),
         (r"^\W*(?:class|category)\s*:\s*(?=(?:ab)?normal\b|anomal)", "label: "),
+        # "Anomaly (yes/no): yes"
+        (r"\(\s*(?:yes|no|0|1|true|false)\s*(?:/|or|\|)\s*(?:yes|no|0|1|true|false)\s*\)(?=\s*[:=])", ""),
+        (rf"\b({ANNOUNCED})\s+(?:to\s+(?:the|this|your)\s+\w+\s+)?(?:is|would\s+be)\s*:?\s+(?=(?:yes|no)\b)", r"\1 is "),
+        (rf"\A\W*\d\s*[.)]\s*(?=(?:{'|'.join(MEANINGS)})\W*\Z)", "answer: "),  # "1) No"
         (r"\[(?:final\s+)?answer\]\s*:?", "answer: "),
         (rf"^\W*((?:final\s+)?(?:{ANNOUNCED}|{'|'.join(KEYS)}))\s*(?:\s[-–—]\s|[-=]+>|→)\s*(?=(?:{WORD})\W*$)", r"\1: "),
         (rf"(?:\A\W*|\?\s+|\n\s*)(?:a:|ans[:.)])\s*(?={ONLY_WORD})", " answer: "),  # "Q: ...? A: no"
@@ -185,12 +204,30 @@ LABELLED = re.compile(  # "should be labeled 1", "I would rate this video as 0";
     r"(?:(?:it|this|that|the|video|clip|scene|footage|answer)\s+)*(?:as\s+)?(?=[\"'(]*[01](?![\w%]|\.\d|\s*(?:or|if|for|to|and|out|of|means?|is)\b|\s*[:=]))",
     re.I,
 )
-JUDGING = r"(?:consider|deem|classif|label|judg|regard|describ|categori|identif|rat|call)\w+"
-MODIFIERS = rf"(?:(?:an?|the|one|very|quite|rather|indeed|also|all|as|to\s+be|\w+ly|\w+\s+and|{JUDGING})\s+)"
+CLAIM = re.compile(  # a statement and that it is not so; or that nobody can make it
+    r"\b(?:the|any|this|that)\s+(?:claim|assumption|statement|assertion|idea|suspicion|impression|notion|hypothesis|conclusion|view)\s+"
+    rf"(?:that\s+([^.!?;:\n]{{1,160}}?)|of\s+((?:an?\s+|any\s+)?(?:\w+\s+)?{ODD}))\s+(?:would\s+be|{BE})\s+(?:\w+ly\s+)?{UNTRUE}"
+    rf"|\bit(?:\s+would\s+be|\s+is|\s+was|'s)?\s+(?:\w+ly\s+)?(?:{UNTRUE}|impossible)(?:\s+to\s+{SAY})?\s+that\s+([^.!?;:\n]{{1,160}})"
+    rf"|(?:\A|[.!?;,\n]\s*)that\s+([^.!?;:,\n]{{1,160}}?)\s+{BE}\s+(?:\w+ly\s+)?{UNTRUE}",
+    re.I,
+)
+NO_CLAIM = re.compile(
+    rf"\b(?:it\s+(?:cannot|can't|could\s+not|couldn't)\s+be\s+{SAID}|(?:one\s+(?:cannot|can't|could\s+not)|(?:nobody|no\s+one)\s+can)\s+{SAY})"
+    r"\s+that\s+([^.!?;:\n]{1,160})",
+    re.I,
+)
+NO_ABSENCE = re.compile(
+    rf"\babsence\s+of\s+(?:\w+\s+)?{ODD}(?:\s+{KIND})?\s+(?:cannot|can't|could\s+not)\s+be\s+({SAID})?[^.!?;:\n]*", re.I
+)
+JUDGING = r"(?:consider|deem|classif|label|judg|regard|describ|categori|identif|flag|mark|rat|call|rule(?!\s+out))\w*"
+MODIFIERS = (
+    r"(?:(?:an?|the|one|just|only|simply|very|quite|rather|indeed|also|all|as|therefore|thus|hence|to\s+be|\w+ly|\w+,(?=\s+\w+\s+and\b)"
+    rf"|\w+\s+and|\w+\s+but(?:\s+also)?|{JUDGING})\s+)"
+)
 EVIDENCE = r"(?:signs?|indications?|evidence|hints?|traces?|reasons?|proof|suggestions?|instances?)"
 CERTAIN = re.compile(r"\b(?:no|without(?:\s+an?y?)?)\s+(?:doubt|question)\b(?:\s+that\b)?|\bnot\s+only\b", re.I)
 HEDGE = re.compile(
-    r"\b(?:if|whether|unclear|not\s+(?:\w+ly\s+|so\s+)?(?:sure|certain|confident)|hard\s+to|(?:cannot|can't|could\s+not|couldn't)\s+(?:tell|say|determine|decide|know|judge|conclude|confirm|be\s|rule|help))\b"
+    r"\b(?:if|whether|unclear|not\s+(?:impossible|(?:\w+ly\s+|so\s+)?(?:sure|certain|confident))|hard\s+to|(?:cannot|can't|could\s+not|couldn't)\s+(?:tell|say|determine|decide|know|judge|conclude|confirm|be\s|rule\s+out|help)|unlikely\s+that)\b"
     r"(?:(?!,\s*but\b)[^.!?;\n])*"
     r"|\b(?:might|may|could(?!\s+not\b)|possibly|potentially|perhaps|maybe"
     r"|would(?!(?<=that\swould)\s+(?:count|qualify)|\s+not\s+count|\s+(?:not\s+)?(?:classify|label|say|call|consider|judge|rate|describe)))"
@@ -200,12 +237,14 @@ HEDGE = re.compile(
 # says something, unlike "cannot be sure"
 CONSIDERED = re.compile(rf"\b(?:cannot|can't|could\s+not|couldn't)\s+be\s+(?={JUDGING}|{PRESENT})", re.I)
 AT_FIRST = re.compile(r"\b(?:at\s+first|initially)\b", re.I)
+NEGATED = {1: ". There is no anomaly", 0: ". There is an anomaly", None: " "}
 LONGEST = 4000  # characters of an answer whose sentences are read from each end; more is a model that repeats itself
+REPEATED = re.compile(r"(\S+(?: [^\W\d]+)?)(?: \1){2,}", re.I)  # one or two words again and again, no "anomaly: 1" of each frame
 LEAD = r"^\W*{}\b(?=\s*[,.;:!—–]|\s+[-—–]|\s*$)"
 SENTENCE = re.compile(r"[^.!?;:\n]+[.!?;:\n]*|[.!?;:\n]+")
 CLAUSES = re.compile(r"([.;,\n]+)")
 DENIAL = re.compile(
-    rf"\b{NO}\s+(?:{NOUN}){{0,4}}?{ODDS}|\b{NO}\s+(?:\w+\s+){{0,2}}?{EVIDENCE}\s+(?:of|that|for|to)\s+(?:{CLAUSE}){{0,6}}?{ODDS}"
+    rf"\b(?!without\s+(?:\w+\s+){{1,2}}\w+s\s+\w+ly\b){NO}\s+(?:{NOUN}){{0,4}}?{ODDS}|\b{NO}\s+(?:\w+\s+){{0,2}}?{EVIDENCE}\s+(?:of|that|for|to)\s+(?:{CLAUSE}){{0,6}}?{ODDS}"
     rf"|\b{NOT}\s+(?:{CLAUSE}){{0,8}}?{ODDS}|\b{ODD}{INSERTED}\s+(?:{NOUN}){{0,3}}?"
     rf"(?:(?:(?:\w+\s+)?not|\w+n't|cannot|\w+\s+never)\s+(?:\w+\s+){{0,2}}?(?:{PRESENT}|appear\b)|(?:{BE}\s+)?(?:\w+ly\s+)?(?:absent|lacking)\b)"
     rf"|\bthere\s+{BE}\s+(?:none|not\s+any)\s*(?=[.!,]|$)|\b{ODD}(?:\s+\w+)?\s*[:=]\s*(?:none|zero)\b",
@@ -215,55 +254,59 @@ SHORT = rf"^\W*(?:(?:most|quite|very)\s+)?(?:\w+ly\s+)?(?:an?\s+)?{{}}(?:\s+{KIN
 IS_NORMAL = re.compile(
     rf"(?:\b|(?=')){BE}\s+{MODIFIERS}{{0,3}}?normal\b|\b{JUDGING}\s+(?:{CLAUSE}){{0,4}}?as\s+(?:\w+ly\s+)?normal\b"
     rf"|\b(?:shows?|depicts?|contains?)\s+(?:(?:only|just|an?|\w+ly)\s+){{0,2}}normal\b|^\W*(?:just|only)\s+(?:an?\s+)?normal\b"
-    rf"|{LEAD.format('normal')}|{SHORT.format('normal')}",
+    rf"|\b(?:behav|act|mov|driv|rid|walk|react)(?:e|es|ed|s|ing)?\s+(?:\w+\s+)?normally\b|{LEAD.format('normal')}|{SHORT.format('normal')}",
     re.I | re.M,
 )
 SUBJECTS = r"nothing|nobody|none|no\s+one"  # "nothing here is normal", but not "nothing happens on this normal street"
 NOT_NORMAL = re.compile(
     rf"\b(?:(?!(?:{SUBJECTS})\b){NOT}\s+(?:{CLAUSE}){{0,3}}?|(?:{SUBJECTS})\s+(?:{CLAUSE}){{0,4}}?{BE}\s+|far\s+from\s+(?:\w+\s+)?"
-    rf"|anything\s+but\s+|\bnot\s+(?:true|correct|the\s+case)\s+that\s+(?:{CLAUSE}){{0,4}}?{BE}\s+)normal\b",
+    rf"|anything\s+but\s+|\bnot\s+(?:true|correct|the\s+case)\s+that\s+(?:{CLAUSE}){{0,4}}?{BE}\s+)normal(?:ly)?\b",
     re.I,
 )
 SHOW = (
-    r"(?:contain|show|depict|include|see|observe|detect|notice|exhibit|display|feature|capture|identify|find|ha|constitute|represent|involve"
+    r"(?:look(?:ing)?\s+at|contain|show|depict|include|see|observe|detect|notice|exhibit|display|feature|capture|identify|find|ha|constitute|represent|involve"
     r"|cause|qualify\s+as|qualifies\s+as|count\s+as|counts\s+as)(?:s|ve|d|ed)?"
 )
 AFFIRMATION = re.compile(
     rf"\b{ODD}(?:\s+(?:{KIND}|type|class|category|kind))?\s*[:=(]\s*(?:an?\s+)?{CLASSES}\b"
-    rf"|\b(?:behav|act|mov)(?:e|es|ed|s|ing)?\s+(?:\w+ly\s+)?{ODD}"
-    rf"|^\W*(?:an?\s+(?:clear|obvious|definite)|(?:clear|obvious|definite)ly(?:\s+an?)?)\s+{ODD}(?:\s+{KIND})?\s*[:.]"
-    rf"|\bthe\s+{ODD}(?:\s+{KIND})?\s+(?:begins?|starts?|ends?|lasts?|began|started)\s+(?:\w+\s+)?\d"
+    rf"|\b(?:behav|act|mov|driv|rid|walk|react)(?:e|es|ed|s|ing)?\s+(?:in\s+an\s+|\w+ly\s+)?{ODD}"
+    rf"|\bthen\s+(?:an?\s+)?{ODD}(?:\s+{KIND})?\s*[:.,]|^\W*(?:an?\s+(?:clear|obvious|definite)|(?:sure|clear|obvious|definite|certain)ly(?:\s+an?)?)\s+{ODD}(?:\s+{KIND})?\s*[:.]"
+    rf"|\b(?:the|an?)\s+{ODD}(?:\s+{KIND})?{INSERTED}\s+(?:begins?|starts?|ends?|lasts?|began|started)\s+(?:\w+\s+){{0,2}}?\d"
+    rf"|(?:^|[.!?;,]\s*)the\s+{ODD}(?:\s+{KIND})?{INSERTED}\s+(?:begins?|starts?|began|started|lies|lay|arises?)\s+(?:in|with|when|as|at|near|after)\b"
+    rf"|\bwhat\s+makes\s+(?:\w+\s+){{1,3}}?{ODD}\s+(?:is|are)\b"
     rf"|{LEAD.format('(?:abnormal|anomalous)')}|{SHORT.format(ODD)}|(?:\b|(?=')){BE}\s+{MODIFIERS}{{0,4}}?{ODD}"
     rf"|(?<!\bto )\b{SHOW}\s+(?:(?!(?:to|for|about)\b){CLAUSE}){{0,3}}?{ODD}|(?<!for )\bsomething\s+{ODD}"
     rf"|\bthere(?:\s+(?:does\s+|did\s+)?|(?='s))(?:{BE}|exist\w*|occur\w*|happen\w*)\s+(?:{CLAUSE}){{0,4}}?{ODD}"
     rf"|\b{ODD}(?:\s+{KIND})?{INSERTED}\s+(?:(?!(?:that|to|such)\b){CLAUSE}){{0,4}}?{PRESENT}|\b{JUDGING}\s+(?:{CLAUSE}){{0,4}}?as\s+(?:\w+\s+)?{ODD}"
-    rf"|(?<=,)\s*an?\s+(?:\w+ly\s+)?{ODD}\s+{KIND}\s*(?=[,.]|$)"  # "a man takes a parcel, an anomalous event"
-    rf"|^\W*(?:an?|one)\s+{ODD}(?:\s+{KIND})?\s+(?:from|between|at|starting)\s+(?:at\s+)?\d"
+    rf"|(?<=,)\s*an?\s+(?:\w+ly\s+)?{ODD}(?:\s+{KIND})?\s*(?=[,.]|$)"  # "a man takes a parcel, an anomalous event"
+    rf"|^\W*(?:(?:an?|one)\s+)?{ODD}(?:\s+{KIND})?\s+(?:from|between|at|starting)\s+(?:at\s+)?\d"
     rf"|\bthe\s+(?:\w+\s+)?{ODD}(?:\s+{KIND}){{0,2}}\s+(?:is|are|was|were|involves?|consists?)\b(?!\s+(?:something|an?y?\s+\w+\s+that)\b)",
     re.I | re.M,
 )
 CONTRAST = re.compile(r"\b(?:however|but|yet|nevertheless|nonetheless)\b", re.I)
 LIMITED = re.compile(  # what leaves an anomaly that was named before as it is
-    rf"\bno\s+(?:other|further|additional|more|second)\s+{ODD}[^.!?;\n]*|\b(?:the\s+)?(?:rest|remainder)\b[^.!?;\n]*?\bnormal\b"
+    rf"\bno\s+(?:other|further|additional|more|second)\s+{ODD}[^.!?;\n]*|\b(?:the\s+)?(?:rest|remainder|most\s+of)\b[^.!?;\n]*?\bnormal\b"
     rf"|\b(?:before|after|until)\s+(?:that|then)\b[^.!?;\n]*|\b{BE}\s+otherwise\s+normal\b",
     re.I,
 )
 YES = re.compile(r"^\W*(?:yes|yep|yeah|yup)\b(?!\s*(?:or\b|and\b|/|yes\b|no\b))|\bsay\W+yes\b", re.I)
 LEADING_NO = re.compile(LEAD.format("(?:no|none|nope)") + r"|\bsay\W+no(?=\W*$)", re.I | re.M)
 STATEMENT_END = re.compile(r"[.,:;!?\n{}\[(>][\s\"'*]*$")
-PIECE = r"(?:(?:piece|clip|segment|part|scene)s?\s+)?(?:number\s+)?"
+PIECE = r"(?:(?:piece|clip|segment|part|scene|event|video)s?\s+)?(?:number\s+)?"
 CAME = r"(?:\s+(?:came|comes|happened|happens|goes|is|was))?"
-THEN = r"(?:\W|\b(?:and|then|before|next|finally|lastly|last|after\s+that|followed\s+by)\b)+"
+THEN = (
+    r"(?:\W|\b(?:second(?:ly)?|third(?:ly)?|fourth(?:ly)?|and|then|before|next|finally|lastly|last|after\s+that|followed\s+by)\b)+"
+)
 ORDER = re.compile(  # "2 1", "Order: 2, 1", "of two pieces the right order is 2 1, because ...", "Piece 2 came first, then piece 1"
-    r"^\W*(?:(?:(?!\bnot\b|n't\b|\bwrong\b|\bincorrect\b)[^\n])*?\b(?:order|answer|sequence)\b(?:\s+of\s+(?:the\s+)?(?:\w+\s+)?(?:pieces|events))?"
-    r"(?:\s+(?:is|was|should\s+be|must\s+be))?)?\W*(?:first(?:ly)?\W+)?"
-    rf"{PIECE}(\d+(?:{CAME}\s+first)?(?:{THEN}{PIECE}\d+{CAME})*)(?:\W*|\s*[,.;:(]?\s*(?:because|since|as|for)\b\D*)$",
+    r"^\W*(?:(?:(?!\bnot\b|n't\b|\bwrong\b|\bincorrect\b)[^\n])*?\b(?:order(?:ing)?|answer|sequence|would\s+say)\b(?:\s+of\s+(?:the\s+)?(?:\w+\s+)?(?:pieces|events))?"
+    r"(?:\s+(?:is|was|should\s+be|must\s+be|would\s+be))?)?\W*(?:first(?:ly)?\W+(?:(?:comes|came|is|was)\s+)?)?"
+    rf"{PIECE}(\d+{CAME}(?:\s+first)?(?:{THEN}{PIECE}\d+{CAME})*)(?:\W*|\s*[,.;:(]?\s*(?:because|since|as|for)\b\D*)$",
     re.I,
 )
 MOMENT = r"(?:\d{1,3}:)?\d{1,3}:\d{2}(?:\.\d+)?|\d+(?:\.\d+)?"  # h:mm:ss, m:ss or seconds
 UNIT = r"\s*(?:s|secs?|seconds?)?\.?\s*"
 BETWEEN = re.compile(
-    rf"(?<![\d.:])({MOMENT}){UNIT}(?:to(?:\s+the)?|-+>?|–|—|→|and|until|till|through|(?:and|,)?\s*(?:it\s+)?(?:ends?|ending|stops?|stopping)(?:\s+at|\s*[:=])?"
+    rf"(?<![\d.:])({MOMENT}){UNIT}(?:to(?:\s+the)?|-+>?|–|—|→|and|(?:and\s+)?(?:continu\w+|last(?:s|ing))\s+(?:until|till|to)|until|till|through|(?:and|,)?\s*(?:it\s+)?(?:ends?|ending|stops?|stopping)(?:\s+at|\s*[:=])?"
     rf"|(?<=[\d.s]),)\s*(?:(?:it\s+)?(?:ends?|ending|stops?|stopping)\s+(?:at\s+)?|second\s+)?({MOMENT})(?![\d:])",
     re.I,
 )
@@ -273,6 +316,11 @@ MINUTES = re.compile(  # "1 min 5 s", "2 minutes", "1m5s"; "5 m" may be metres
 )
 FRAME = re.compile(  # "frames 3 to 5" are no seconds, those of "frame 3 (1.5 s)" are
     rf"\bframes?\s*#?\d+(?:\s*(?:to|and|through|until|[-–])\s*\d+(?!\s*s))?\b\s*(?:\(?(?:at\s+)?({MOMENT}\s*s)\b\)?)?", re.I
+)
+QUANTITY = re.compile(  # "3 to 4 men fight" are no seconds
+    r"(?<!from )(?<!between )(?<!second )(?<!seconds )(?<![\d.:])\d{1,3}\s*(?:to|or|and|-|–)\s*\d{1,3}\s+(?!s\b|m\b|sec|min|hour)"
+    r"(?:\w+\s+)?(?:men|women|people|children|persons|\w+[^s\W\d]s)\b",
+    re.I,
 )
 ROUGHLY = re.compile(r"(?:\b(?:about|around|approximately|roughly|circa|t\s*=)|~)\s*(?=\d)", re.I)
 SPAN_KEYS = (
@@ -289,7 +337,7 @@ SPAN_LINE = re.compile(  # "from_s: 3", a line or a part of one, as in YAML
     re.I | re.M,
 )
 KIND_KEYS = ("kind", "anomaly_type", "anomaly_kind", "type", "category", "class", "label", "event")
-KIND_LINE = re.compile(rf"""(?<!\w)["']?({"|".join(KIND_KEYS)})["']?\s*[:=]\s*["']?([^"'\n,;{{}}]{{1,80}})""", re.I)
+KIND_LINE = re.compile(rf"""(?<!\w)["']?({"|".join(KIND_KEYS)})["']?\s*[:=]\s*["']?([^"'\n,;{{}}\[\]]{{1,80}})""", re.I)
 NAMED = re.compile(r"\b(?:named|called)\s+(?:as\s+)?(?:an?\s+|the\s+)?[\"']?([^.,;:\n\"']{2,60})", re.I)
 
 
@@ -305,6 +353,8 @@ def parse_verdict(text: str | None) -> int | None:
     if not isinstance(text, str):
         raise ValueError(f"an answer is a text, got {text!r}")
     text = _final_part(text)
+    if REPEATED.fullmatch(_word(text)):
+        return None
     tail = text[text.rfind("}") + 1 :]
     cut = [_keyed(tail[tail.index("{") :])] if "{" in tail else []  # a last object that a limit cut off behind its label
     labels = [*_objects(text), *filter(None, cut)] or [_keyed(text)]
@@ -342,7 +392,7 @@ def parse_order(answer: str, count: int) -> list[int]:
 
     Of several lines that give an order the last counts.
     """
-    text = _final_part(answer).strip()
+    text = _ends(_final_part(answer).strip(), LONGEST // 4)
     matched = next(filter(None, map(ORDER.match, [text, *reversed(text.split("\n"))])), None)
     order = [int(part) for part in re.findall(r"\d+", matched[1])] if matched else []
     if sorted(order) != list(range(1, count + 1)):
@@ -387,7 +437,7 @@ def _span(text: str) -> tuple[float, float] | None:
     text = FRAME.sub(r"\1", re.sub(r"(?<=\d),(?=\d{1,2}\s*s(?:ec\w*)?\b)", ".", text))
     text = re.sub(r"(?<=\d)(?:st|nd|rd|th)\b", "", re.sub(r"(?<=[\ds])\s*~\s*(?=\d)", " to ", text))
     text = MINUTES.sub(lambda f: f"{f[1]}:{int(f[2] or f[4] or 0):02}{f[3] or f[5] or ''}", ROUGHLY.sub("", text))
-    spans = [(_seconds(found[1]), _seconds(found[2])) for found in BETWEEN.finditer(text)]
+    spans = [(_seconds(found[1]), _seconds(found[2])) for found in BETWEEN.finditer(QUANTITY.sub(" ", text))]
     return next(((start, end) for start, end in spans if end > start), None)
 
 
@@ -401,6 +451,10 @@ def _seconds(value: object) -> float | None:
 
 def _kind(text: str) -> str | None:
     found = [(_key(key), value) for pairs in _all_pairs(text) for key, value in pairs]
+    found = [
+        (key, ", ".join(value) if isinstance(value, list) and all(isinstance(v, str) for v in value) else value)
+        for key, value in found
+    ]
     found += [(key.lower(), value) for key, value in KIND_LINE.findall(text)]
     found = {key: value for key, value in reversed(found) if isinstance(value, str) and value.strip() and _word(value) not in WORDS}
     named = NAMED.search(text)
@@ -412,9 +466,14 @@ def _kind(text: str) -> str | None:
 
 def _final_part(text: str) -> str:
     """Return the last <answer> or \\boxed of an answer, else all after its reasoning; without markup."""
+    text = RUN.sub(lambda run: run[0][:32] + run[0][-32:], SPACE.sub(lambda gap: "\n" if "\n" in gap[0] else " ", text))
+    for pattern, plain in TAGS:
+        text = pattern.sub(plain, text)
     text = LATEX.sub(r"\1", THOUGHT.sub(" ", NOTE.sub("", text)).replace("’", "'"))
-    if marked := ["".join(part or "" for part in found.groups()) for found in MARKED.finditer(text)]:
-        text = marked[-1]
+    for _ in range(2):  # \boxed may stand inside <answer>
+        if marked := ["".join(part or "" for part in found.groups()) for found in MARKED.finditer(text)]:
+            text = marked[-1]
+    text = TAGGED.sub(r"\n\1: \2\n", text)
     for pattern, plain in SPELLINGS:
         text = pattern.sub(plain, text)
     text = TABLE.sub(_lines_of_table, LABELLED.sub(lambda found: found[0] if found[1] else "label: ", text))
@@ -479,6 +538,8 @@ def _python_dict(text: str, place: int, pairs: list) -> int:
 
 
 def _value(key: str, value: object) -> int | None:
+    if isinstance(value, dict):  # {"anomaly": {"present": true, "kind": "fall"}}
+        value = next((value[name] for name in PRESENCE if name in value), None)
     if key in COUNTS and (isinstance(value, list) or (isinstance(value, int) and value >= 0)):
         return int(bool(value))
     if isinstance(value, str) and (leading := re.match(r"\s*([01])(?=\s*[(,;:–-])", value)):
@@ -491,13 +552,16 @@ def _value(key: str, value: object) -> int | None:
 
 def _stated(text: str) -> int | None:
     """Return what the sentences agree on; questions, guesses and conditions say nothing."""
-    text = text if len(text) <= 2 * LONGEST else f"{text[:LONGEST]}\n{text[-LONGEST:]}"
+    text = _ends(text, LONGEST)
     sentences = SENTENCE.findall(text)
     asked = " ".join(part for part in sentences if "?" in part)
     text = "".join("\n" if "?" in part else part for part in sentences)
     word = _word(text.strip().rpartition("\n")[2])
     if word in WORDS and not re.search(r"\bnormal\b", asked, re.I):  # "Is this normal? Yes." is no anomaly
         return WORDS[word]
+    text = NO_ABSENCE.sub(lambda found: "there is an anomaly" if found[1] else " ", text)
+    text = NO_CLAIM.sub(lambda found: "there is an anomaly" if _stated(found[1]) == 0 else " ", text)
+    text = CLAIM.sub(lambda found: NEGATED[_stated(next(filter(None, found.groups())))], text)
     text = HEDGE.sub(" ", CONSIDERED.sub("not ", CERTAIN.sub(" ", text)))
     clauses = CLAUSES.split(text)
     text = "".join(" " if AT_FIRST.search(part) and IS_NORMAL.search(part) else part for part in clauses).strip()
@@ -509,6 +573,10 @@ def _stated(text: str) -> int | None:
     if affirmed and denied:
         return _said_last(text)
     return int(affirmed) if affirmed or denied else None
+
+
+def _ends(text: str, length: int) -> str:
+    return text if len(text) <= 2 * length else f"{text[:length]}\n{text[-length:]}"
 
 
 def _said_last(text: str) -> int | None:
