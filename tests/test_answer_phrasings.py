@@ -391,9 +391,9 @@ def test_a_piece_may_come_before_another():
 
 
 # Written on 28 November 2026, four lists, 738 in all, 100 read wrongly at 129ef79, 24 of them as the opposite. Two lists (433) came
-# before a look at this file: 44 wrong. The third was wrong in 36, in 18 after the repair of the first two; the fourth in 20, 16 after
-# the next. These are all of the kinds that are read now and some that were right. Left: "Nothing suspicious happens" (none, above),
-# "It is unlikely, indeed impossible, that this is an anomaly", and the text "None" as a value, which stays a denial
+# before a look at this file: 44 wrong. The third was wrong in 36, in 18 after the repair of the first two; the fourth in 20, 16
+# after the next. These are all of the kinds that are read now and some that were right. Left: "Nothing suspicious happens" (none,
+# above), "It is unlikely, indeed impossible, that this is an anomaly", and the text "None" as a value, which stays a denial
 FOURTH = [
     ("No irregularities whatsoever were observed during the recording.", 0),
     ("None of the frames shows an anomaly.", 0),

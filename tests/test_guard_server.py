@@ -127,6 +127,96 @@ def test_an_answer_that_was_cut_says_so(start, clip):
     assert row["cut"] and row["anomaly"] is None
 
 
+def reply(message, reason="stop", **beside):
+    """Return a step: one choice with this message, as the protocol has it; no usage and no logprobs unless given."""
+    choice = {"index": 0, "message": {"role": "assistant", **message}, "finish_reason": reason}
+    choice |= {name: value for name, value in beside.items() if name == "logprobs"}
+    usage = {name: value for name, value in beside.items() if name == "usage"}
+    return (200, json.dumps({"object": "chat.completion", "choices": [choice], **usage}), {})
+
+
+def spelled(*tokens, logprob=-0.5):
+    return {"content": [{"token": token, "logprob": logprob, "bytes": None, "top_logprobs": []} for token in tokens]}
+
+
+THINKING = {"type": "thinking", "thinking": [{"type": "text", "text": 'First {"anomaly": 0}. No anomaly.'}]}
+
+
+@pytest.mark.parametrize(
+    ("message", "anomaly"),
+    [
+        ({"content": [{"type": "text", "text": "No anomaly"}, {"type": "text", "text": " exists."}]}, 0),
+        ({"content": [THINKING, {"type": "text", "text": '{"anomaly": 1}'}]}, 1),  # Mistral's Magistral
+        ({"content": [{"type": "text", "text": "Yes.", "annotations": []}, {"type": "image_url", "image_url": {"url": "x"}}]}, 1),
+        ({"content": ["Yes", "."]}, 1),
+        ({"content": "Yes.", "reasoning_content": "There is no anomaly."}, 1),  # DeepSeek, SGLang, llama.cpp
+        ({"content": "No.", "reasoning": "An anomaly exists.", "refusal": None, "tool_calls": []}, 0),  # vLLM, OpenRouter
+        ({"content": "[THINK]No anomaly?[/THINK]Yes."}, 1),  # Magistral without a parser
+        ({"content": None, "refusal": "I'm sorry, I cannot assist with that request."}, None),
+        ({"content": [{"type": "refusal", "refusal": "I cannot help with this."}]}, None),
+    ],
+)
+def test_an_answer_is_read_in_every_form_that_servers_send(start, clip, message, anomaly):
+    (row,) = ask(start(reply(message)), clip)
+    assert row["anomaly"] == anomaly and row["text"] and row["error"] == ""
+    assert row["prompt_tokens"] is None and row["new_tokens"] is None and row["confidence"] is None
+
+
+@pytest.mark.parametrize(
+    ("message", "reason", "line"),
+    [
+        ({"content": None, "reasoning": "The man walks"}, "length", "the limit of tokens ended its reasoning"),
+        ({"content": "", "reasoning_content": "The man"}, "length", "the limit of tokens ended its reasoning"),
+        ({"content": [THINKING]}, "length", "the limit of tokens ended its reasoning"),
+        ({"content": None}, "content_filter", "a filter or the limit ended it"),
+        ({"content": None, "tool_calls": [{"id": "a", "type": "function"}]}, "tool_calls", "holds no text"),
+        ({"content": [{"type": "text"}, 3, None, {"type": "text", "text": 4}]}, "stop", "holds no text"),
+        ({"content": {"text": "Yes"}}, "stop", "holds no text"),
+        ({}, "stop", "holds no text"),
+    ],
+)
+def test_a_message_without_an_answer_is_one_line_that_says_why(start, clip, message, reason, line):
+    with pytest.raises(clients.AnswerError, match=line):
+        ask(start(reply(message, reason)), clip)
+
+
+@pytest.mark.parametrize("reason", ["length", "model_length", "content_filter", "error"])
+def test_an_answer_that_did_not_end_by_itself_is_marked(start, clip, reason):
+    (row,) = ask(start(reply({"content": "No anomaly exists."}, reason)), clip)
+    assert row["cut"] and row["anomaly"] == 0
+
+
+@pytest.mark.parametrize(
+    "logprobs",
+    [None, {}, {"content": None}, {"content": []}, {"content": [{"token": "Yes.", "logprob": None}]}, {"tokens": ["Yes."]},
+     {"content": [{"token": "Yes.", "logprob": math.nan}]}, {"content": "Yes."}, []],
+)  # fmt: skip
+def test_logprobs_that_are_not_there_are_no_confidence(start, clip, logprobs):
+    (row,) = ask(start(reply({"content": "Yes."}, logprobs=logprobs, usage=None)), clip)
+    assert row["anomaly"] == 1 and row["confidence"] is None
+
+
+@pytest.mark.parametrize(
+    ("tokens", "confidence"),
+    [
+        (["An", " anomaly", " exists", "?", "\n", "No", "."], math.exp(-0.5)),  # only "No" is the answer's
+        (["No", "."], math.exp(-0.5)),
+        (["An", " anomaly", " exists", "?"], None),  # the reasoning's tokens alone say nothing about the answer
+    ],
+)
+def test_tokens_of_the_reasoning_are_no_confidence(start, clip, tokens, confidence):
+    (row,) = ask(start(reply({"content": "No.", "reasoning": "An anomaly exists?"}, logprobs=spelled(*tokens))), clip)
+    assert row["anomaly"] == 0 and row["confidence"] == (confidence and pytest.approx(confidence))
+
+
+def test_a_model_that_wants_the_limit_under_its_new_name_gets_it(start, clip):
+    refuses = (400, '{"error": {"message": "Unsupported parameter: max_tokens", "code": "unsupported_parameter"}}', {})
+    service = start(refuses, refuses, "Yes.")
+    (row,) = ask(service, clip)
+    body = service.seen[2][2]
+    assert row["anomaly"] == 1 and body["max_completion_tokens"] == 50 and not {"max_tokens", "temperature", "logprobs"} & set(body)
+
+
 def test_a_service_that_is_down_ends_the_batch_soon(start, folder, tmp_path):
     service = start((403, "{}", {}))
     with pytest.raises(clients.AnswerError, match="3 videos in a row failed, the last: .*HTTP 403"):

@@ -1,6 +1,8 @@
 """A released HolmesVAU folder becomes transformers' InternVL and computes what the released modules' equations say."""
 
+import errno
 import json
+import os
 import re
 from pathlib import Path
 
@@ -342,6 +344,30 @@ def test_a_stopped_conversion_leaves_no_half_folder(folder, tmp_path, monkeypatc
     (tmp_path / "other" / "mine.txt").write_text("keep")
     with pytest.raises(ValueError, match="other exists and holds something else"):
         holmesvau.convert(folder, tmp_path / "other", progress=False)
+
+
+def test_an_output_that_cannot_be_written_is_one_line_with_its_own_name(folder, tmp_path, monkeypatch):
+    """Found at once, not after gigabytes; a mount point cannot be replaced, whoever mounted it."""
+    for name in ("features", "mount", "full"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "full" / "mine.txt").write_text("x")
+    (tmp_path / "features" / "made_by.json").write_text('{"encoder": "xfeat"}')
+    replace = os.replace
+
+    def busy(source, target):
+        if source == tmp_path / "mount":
+            raise OSError(errno.EBUSY, "Device or resource busy", str(source), None, str(target))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", busy)
+    wrong = {"file": "file is a file: name a folder", "file/in": "cannot write .*in: ", "full": "full exists and holds something"}
+    wrong |= {"features": "features exists and holds something", "mount": "cannot write .*mount: Device or resource busy$"}
+    for name, line in wrong.items():
+        with pytest.raises(ValueError, match=line) as caught:
+            holmesvau.convert(folder, tmp_path / name, progress=False)
+        assert "\n" not in str(caught.value) and "/." not in str(caught.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["features", "file", "full", "mount"]
 
 
 def test_the_command_converts_and_the_released_folder_itself_is_refused(folder, tmp_path):

@@ -30,6 +30,8 @@ from vau_lib.workspace import artifacts
 
 TRY_AGAIN = {408, 409, 425, 429, 500, 502, 503, 504}
 LOCAL = {"localhost", "127.0.0.1", "::1"}
+CUT = ("length", "model_length", "content_filter", "error")  # model_length and error: Mistral
+REASONING = ("reasoning_content", "reasoning", "thinking")  # DeepSeek, SGLang, llama.cpp; vLLM, OpenRouter; others
 MAX_ANSWER = 2**24  # bytes; an answer of text has a few thousand
 
 
@@ -82,19 +84,17 @@ class Endpoint:
     def reply(self, content: str | list[dict], *, max_tokens: int | None = None, logprobs: bool = False) -> Reply:
         """Ask with the content of one message, parts of text and pictures (`prompt_parts`); AnswerError as above.
 
-        A service that refuses `logprobs` (HTTP 400 or 422) is asked once more without.
+        A service that refuses `logprobs` (HTTP 400 or 422) is asked once more without, then as OpenAI's reasoning models want it.
         """
         message = {"role": "user", "content": content}
         body = {"model": self.model, "messages": [message], "max_tokens": max_tokens or self.max_tokens, "temperature": 0}
-        if logprobs:
+        renamed = {"model": self.model, "messages": [message], "max_completion_tokens": body["max_tokens"]}  # no temperature
+        for form in [*([body | {"logprobs": True}] if logprobs else []), body, renamed]:
             try:
-                return self._tried(body | {"logprobs": True})
-            except _Unfit:
-                pass
-        try:
-            return self._tried(body)
-        except _Unfit as error:
-            raise AnswerError(str(error)) from None
+                return self._tried(form)
+            except _Unfit as error:
+                refused = error
+        raise AnswerError(str(refused))
 
     def _tried(self, body: dict) -> Reply:
         for attempt in range(1, self.tries + 1):
@@ -125,17 +125,33 @@ class Endpoint:
             timed_out = isinstance(error, TimeoutError) and not error.strerror
             reason = "timed out" if timed_out else error.strerror if isinstance(error, OSError) else ""
             raise _TryAgain(f"{type(error).__name__}{f': {reason}' if reason else ''}") from None
+        return self._read(content)
+
+    def _read(self, content: object) -> Reply:
         try:
             choice = content["choices"][0]
-            text = artifacts.CONTROL.sub("", choice["message"]["content"])
-        except (KeyError, IndexError, TypeError):
-            choice, text = {}, None
-        if not isinstance(text, str) or not text.strip():
-            raise AnswerError(f"{self.label}: the response holds no text in choices[0].message.content")
-        usage, tokens = content.get("usage"), _token_logprobs(choice.get("logprobs"))
+            message = choice["message"]
+            text, reasoned = _text(message)
+        except (KeyError, IndexError, TypeError, AttributeError):
+            choice, text, reasoned = {}, "", False
+        cut = choice.get("finish_reason") in CUT
+        if not text:
+            why = (
+                ", the limit of tokens ended its reasoning"
+                if cut and reasoned
+                else ", a filter or the limit ended it"
+                if cut
+                else ""
+            )
+            raise AnswerError(f"{self.label}: the response holds no text in choices[0].message.content{why}")
+        tokens, logprobs = _token_logprobs(choice.get("logprobs"))
+        if reasoned:  # some list the reasoning's tokens too, without its tags
+            first = _tokens_before(tokens, text)
+            tokens, logprobs = tokens[first:], logprobs[first:]
+        usage = content.get("usage")
         counts = [usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens")]
         counts = [count if isinstance(count, int) else None for count in counts]
-        return Reply(text.strip(), *tokens, *counts, cut=choice.get("finish_reason") in ("length", "content_filter"))
+        return Reply(text, tokens, logprobs, *counts, cut=cut)
 
     def _headers(self) -> dict[str, str]:
         headers = {"Content-Type": "application/json"}
@@ -267,13 +283,41 @@ def _seconds(text: str | None) -> float | None:
         return None
 
 
+def _text(message: Mapping) -> tuple[str, bool]:
+    """Return the answer of a message, "" where it has none, and whether the service gave reasoning apart from it.
+
+    Content is a text, or a list of parts (OpenAI's form of a message; Mistral's Magistral sends it, with parts of type "thinking").
+    Where there is none, a `refusal` is the answer; it holds no verdict.
+    """
+    content, reasoned = message.get("content"), any(message.get(name) for name in REASONING)
+    if isinstance(content, list):
+        parts = [
+            {"type": "text", "text": part} if isinstance(part, str) else part for part in content if isinstance(part, str | dict)
+        ]
+        reasoned = reasoned or any(part.get("type") in REASONING for part in parts)
+        texts = [part.get("text", part.get("refusal")) for part in parts if part.get("type") in ("text", "output_text", "refusal")]
+        content = "".join(text for text in texts if isinstance(text, str))
+    if not content:
+        content = message.get("refusal")
+    return artifacts.CONTROL.sub("", content).strip() if isinstance(content, str) else "", bool(reasoned)
+
+
+def _tokens_before(tokens: Sequence[str], text: str) -> int:
+    """Return how many tokens come before those of `text`; all of them where they do not spell it."""
+    place = "".join(tokens).rfind(text)
+    if place < 0:
+        return len(tokens)
+    ends = np.cumsum([len(token) for token in tokens])
+    return int(np.searchsorted(ends, place, side="right"))
+
+
 def _token_logprobs(given: object) -> tuple[tuple[str, ...], tuple[float, ...]]:
     """Return tokens and log-probabilities of a choice's `logprobs`; both empty where they are not all there."""
     try:
         pairs = [(entry["token"], float(entry["logprob"])) for entry in given["content"]]
     except (KeyError, TypeError, ValueError):
         return (), ()
-    if not all(isinstance(token, str) for token, _ in pairs):
+    if not all(isinstance(token, str) and logprob <= 0 for token, logprob in pairs):  # nan is neither
         return (), ()
     return tuple(token for token, _ in pairs), tuple(logprob for _, logprob in pairs)
 

@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from vau_lib.vlm import internlm2_tokenizer
-from vau_lib.vlm.models import new_folder
+from vau_lib.vlm.models import check_free, new_folder
 from vau_lib.workspace import artifacts, formats
 
 IMAGENET = dict(image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225])
@@ -77,6 +77,7 @@ def convert(folder: str | Path, out: str | Path, *, progress: bool = True) -> di
     tokenizer_config.json. StoreError in one line for a file that is missing or cut, and for tensors that do not fit.
     """
     folder = Path(folder)
+    check_free(out)  # before gigabytes are read
     config = artifacts.read_json(folder / "config.json")
     _check_kind(config, folder)
     tokenizer = internlm2_tokenizer.convert(folder, vocab_size=config["llm_config"]["vocab_size"])

@@ -301,12 +301,15 @@ def save(vlm: VLM, folder: str | Path, **facts: object) -> Path:
 def new_folder(folder: str | Path) -> Iterator[Path]:
     """Yield a scratch folder beside `folder`; on success it takes its place in one step, with made_by.json in it.
 
-    ValueError where the folder exists and holds something else than a model that was written so.
+    ValueError where the folder exists and holds something else than a model that was written so; StoreError where it cannot be
+    written, by its own name: the scratch folder's means nothing to anybody.
     """
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "made_by.json").is_file())):
-        raise ValueError(f"{folder} exists and holds something else")
-    scratch = leftovers.folder_beside(folder)
+    check_free(folder)
+    try:
+        scratch = leftovers.folder_beside(folder)
+    except OSError as error:
+        raise artifacts.StoreError(f"cannot write {folder}: {error.strerror}") from error
     try:
         yield scratch
         _default_modes(scratch)
@@ -323,8 +326,25 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
             raise
         finally:
             shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:  # a disk that is full, a folder that is a mount or filled meanwhile
+        if f".{folder.name}-" not in f"{error.filename} {error.filename2}":
+            raise
+        raise artifacts.StoreError(f"cannot write {folder}: {error.strerror}") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def check_free(folder: str | Path) -> None:
+    """Raise ValueError unless a model may be written to `folder`: it is not there, is empty, or holds a model that `save` wrote."""
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: name a folder to write")
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    made_by = folder / "made_by.json"
+    facts = artifacts.read_json(made_by, dict) if made_by.is_file() else {"made by": "somebody"}
+    if facts and "family" not in facts:  # features and detectors have a made_by.json as well
+        raise ValueError(f"{folder} exists and holds something else than a model written here: name another folder, or empty it")
 
 
 def _default_modes(folder: Path) -> None:
