@@ -94,19 +94,19 @@ def hour(scratch: Path) -> None:
     frame_features.FrameFeatures(_film(scratch, 200), encoder).features()  # warm-up
     for name, kept in (("encoded again", None), ("candidates' tokens kept", explain.candidates(scorer, 12, 0.1))):
         with Peak() as peak:
-            sampled, moments = frame_features.FrameFeatures(film, encoder, candidates=kept), [time.perf_counter()]
+            sampled, moments = frame_features.FrameFeatures(film, encoder, candidates=kept), [time.process_time()]
             resident = [online_metrics.resident_bytes()]
             for quarter in np.array_split(np.arange(len(sampled)), 4):
                 sampled.features(quarter)
                 resident.append(online_metrics.resident_bytes())
-            moments.append(time.perf_counter())
+            moments.append(time.process_time())
             scores = scorer.score(sampled.features())
-            moments.append(time.perf_counter())
+            moments.append(time.process_time())
             sampled.tokens(np.unique(frame_sampling.density_aware_sample(scores, 12)))
-            moments.append(time.perf_counter())
+            moments.append(time.process_time())
         looking, scoring, choosing = np.diff(moments)
         print(f"  {name}: {len(sampled)} of {sampled.num_frames} frames sampled, {sampled.frame_count} encoded")
-        print(f"    looking {looking:.1f} s, scoring {scoring:.1f} s, choosing twelve and their tokens {choosing:.2f} s")
+        print(f"    CPU time: looking {looking:.1f} s, scoring {scoring:.1f} s, choosing twelve and their tokens {choosing:.2f} s")
         grown = ", ".join(f"{value / 2**20:+.0f}" for value in np.diff(resident))
         kept_mb = sampled.most_token_bytes / 2**20
         print(
