@@ -175,6 +175,17 @@ def test_healing_learns_the_answers_positions_only(monkeypatch):
         distillation.distillation_loss(student, teacher, {**batch, "labels": torch.full_like(ids, -100)})
 
 
+def test_a_teacher_is_asked_once_for_a_batch_while_its_answers_may_be_kept(monkeypatch, data):
+    said, losses = [], []
+    for kept in (2**28, 0):
+        monkeypatch.setattr(distillation, "KEPT", kept)
+        teacher, student = mlp(), mlp(seed=1)
+        teacher.register_forward_hook(lambda *_, kept=kept: said.append(kept))
+        losses.append(distillation.distil(student, teacher, data, epochs=3))
+    assert losses[0] == losses[1] and losses[0][-1] < losses[0][0]
+    assert said.count(0) == 3 * said.count(2**28) == 3 * len(data)
+
+
 def test_covariances_are_measured_within_the_memory_given(data, monkeypatch):
     """The same factors whatever the memory; never more covariances at once than fit, but for one that is larger itself."""
     from vau_lib.compression import layer_editing

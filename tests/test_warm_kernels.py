@@ -12,7 +12,7 @@ from tiny_project import write_notebook, write_params
 from vau_lib.workspace import artifacts, notebook_runs, warm_kernels
 from vau_lib.workspace.presets import RunError
 
-FACTS = """import os, subprocess, sys, tempfile
+FACTS = """import os, subprocess, sys, tempfile, time
 from pathlib import Path
 
 from vau_lib.workspace import notebook_runs
@@ -21,13 +21,14 @@ warm, folder = "torch" in sys.modules, tempfile.TemporaryDirectory()
 child = subprocess.run([sys.executable, "-c", "print(6 * 7)"], capture_output=True, text=True).stdout.strip()"""
 RECORD = """notebook_runs.record(
     warm=warm, folder=folder.name, child=child, cwd=Path.cwd().name, pid=os.getpid(), group=os.getpgid(0), mark=os.environ["MARK"],
+    spent=time.process_time(),
 )"""
 pytestmark = pytest.mark.skipif(not warm_kernels.possible(), reason="forks of kernels are for Linux without a card")
 
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """Five notebooks; the last needs the others, so it begins in a worker that has run one already."""
+    """Five notebooks; the last needs the others, so it begins when they are done."""
     for number in range(1, 5):
         write_notebook(tmp_path, f"0{number}_facts", "", FACTS, RECORD)
     write_params(tmp_path, "tiny", "_shared", "notebooks: [01, 02, 03, 04, 05]")
@@ -37,13 +38,13 @@ def project(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_later_kernels_of_a_worker_begin_warm_and_are_kernels_like_any_other(project):
+def test_kernels_of_workers_begin_warm_and_are_kernels_like_any_other(project):
     write_notebook(project, "05_end", "", "import os", "os._exit(3)  # as when memory runs out", "1")
     with pytest.raises(RunError, match=r"^05_end stopped at In \[2\] `os._exit\(3\).*`: DeadKernelError"):
         notebook_runs.run("tiny", workers=2)
     table = notebook_runs.table("tiny").set_index("notebook")
     facts = table.loc[[f"0{number}_facts" for number in range(1, 5)]]
-    assert facts["warm"].tolist() == [False, False, True, True] and facts["failed"].tolist() == 4 * [""]
+    assert facts["warm"].tolist() == 4 * [True] and facts["failed"].tolist() == 4 * [""]
     assert set(facts["cwd"]) == {"notebooks"} and set(facts["mark"]) == {"of the caller"} and set(facts["child"]) == {"42"}
     assert facts["pid"].tolist() == facts["group"].tolist() and facts["pid"].nunique() == 4
     assert not any(Path(folder).exists() for folder in facts["folder"])  # what an interpreter does as it ends
@@ -57,6 +58,14 @@ def test_what_a_library_warns_of_stands_in_the_notebook_only(project, capfd):
         o for cell in artifacts.read_json(notebook_runs.copies("tiny") / "05_end.ipynb")["cells"] for o in cell.get("outputs", [])
     ]
     assert "a word to the reader" in "".join(outputs[0]["text"]) and "a word" not in capfd.readouterr().err
+
+
+def test_what_warm_kernels_spend_is_time_of_the_run(project):
+    work = "import time\n\nfrom vau_lib.workspace import notebook_runs\n\nwhile time.process_time() < 8:\n    pass"
+    write_notebook(project, "05_end", "", work, "notebook_runs.record(warm=True, spent=time.process_time())")
+    before = sum(os.times()[2:4])
+    notebook_runs.run("tiny", workers=2)
+    assert sum(os.times()[2:4]) - before > notebook_runs.table("tiny")["spent"].sum() > 8  # else others seem to have used it
 
 
 def test_no_warm_kernel_outlives_a_killed_run(project):

@@ -7,7 +7,7 @@ from conftest import moving_square
 from kornia.feature import XFeat
 
 from vau_lib.data import records, video
-from vau_lib.features import extraction, xfeat, xfeat_ncnn
+from vau_lib.features import devices, extraction, xfeat, xfeat_ncnn
 from vau_lib.workspace import artifacts
 
 LOCAL = {"pooling": "local_change", "lags": (1, 2, 4), "top_fraction": 0.1}
@@ -107,7 +107,7 @@ def test_folding_batch_norms_changes_no_map():
         return [net.block1(gray), net.skip1(gray), net.block3(quarter)]
 
     expected = maps()
-    assert xfeat._folded(net) is net and not any(isinstance(part, torch.nn.BatchNorm2d) for part in net.block1.modules())
+    assert devices.folded(net) is net and not any(isinstance(part, torch.nn.BatchNorm2d) for part in net.block1.modules())
     for map_, before in zip(maps(), expected, strict=True):
         torch.testing.assert_close(map_, before, atol=1e-5, rtol=1e-5)
 

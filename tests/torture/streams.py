@@ -53,10 +53,12 @@ def slope(states: Iterable, clips: int) -> list[tuple[float, float]]:
     """Return bytes a clip that resident memory and what is held of it grow by over the last two thirds of a stream, each with the
     half of its 95 % interval."""
     seen = []
+    gc.freeze()  # what other tests left is no part of a stream, and reading it each time costs a second
     for clip, _ in enumerate(itertools.islice(states, clips)):
         if clip % max(1, clips // 60) == 0:
             gc.collect()
             seen.append((clip, *bytes_held()))
+    gc.unfreeze()
     places, *values = np.array(seen[len(seen) // 3 :], float).T
     fits = [np.polyfit(places, each, 1, cov=True) for each in values]
     return [(float(rise), 1.96 * float(spread[0, 0]) ** 0.5) for (rise, _), spread in fits]

@@ -23,17 +23,28 @@ from vau_lib.compression import layer_editing, token_pruning
 from vau_lib.workspace import tracking
 
 IGNORED = -100  # label of a token that is given, not learned
+KEPT = 2**28  # bytes of what a teacher says
 
 
 class _Distiller(Trainer):
-    """Trainer whose loss is the distance to a teacher; the dataset holds whole batches."""
+    """Trainer whose loss is the distance to a teacher; the dataset holds whole batches.
+
+    What the teacher says of a batch is kept for the next epochs, up to KEPT bytes, unless a rule chooses its tokens each time.
+    """
 
     def __init__(self, *, teacher: nn.Module, **arguments):
         super().__init__(**arguments)
-        self.teacher = teacher.to(self.args.device).eval()
+        self.teacher, self.targets = teacher.to(self.args.device).eval(), {}
+        self.kept = 0 if _is_pruned(teacher) or self.args.num_train_epochs == 1 else KEPT  # bytes still free
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        return distillation_loss(model, self.teacher, inputs["batch"])
+        (number, batch), teacher = inputs["batch"], self.teacher
+        if number in self.targets:
+            return distillation_loss(model, self.targets[number], batch)
+        target = teacher_logprobs(model, teacher, batch)
+        if (size := target.numel() * target.element_size()) <= self.kept:
+            self.targets[number], self.kept = target, self.kept - size
+        return distillation_loss(model, target, batch)
 
 
 def distil(
@@ -69,7 +80,7 @@ def distil(
             model=model,
             teacher=teacher,
             args=_arguments(scratch, epochs, learning_rate, seed, progress),
-            train_dataset=batches,
+            train_dataset=list(enumerate(batches)),
             data_collator=lambda items: {"batch": items[0]},
         )
         trainer.remove_callback(PrinterCallback)
@@ -83,15 +94,22 @@ def distil(
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
-def distillation_loss(student: nn.Module, teacher: nn.Module, batch: object) -> Tensor:
+def distillation_loss(student: nn.Module, teacher: nn.Module | Tensor, batch: object) -> Tensor:
     """Return KL(teacher || student) of the logits of one batch, a scalar: the mean over positions.
 
-    Of a batch with `labels` (B, N), the positions that predict one that is not IGNORED; ValueError where there is none.
+    Of a batch with `labels` (B, N), the positions that predict one that is not IGNORED; ValueError where there is none. `teacher`
+    is a model or its `teacher_logprobs`.
     """
-    inputs, chosen = _answer_positions(student, batch, whole=any(_is_pruned(model) for model in (student, teacher)))
-    with torch.no_grad():
-        target = _logprobs(teacher, inputs, chosen)
+    target = teacher if isinstance(teacher, Tensor) else teacher_logprobs(student, teacher, batch)
+    inputs, chosen = _answer_positions(student, batch, whole=_is_pruned(student))
     return F.kl_div(_logprobs(student, inputs, chosen), target, log_target=True, reduction="batchmean")
+
+
+@torch.no_grad()
+def teacher_logprobs(student: nn.Module, teacher: nn.Module, batch: object) -> Tensor:
+    """Return a teacher's log-probabilities (positions, vocabulary) where `distillation_loss` compares them with a student's."""
+    inputs, chosen = _answer_positions(student, batch, whole=any(_is_pruned(model) for model in (student, teacher)))
+    return _logprobs(teacher, inputs, chosen)
 
 
 def _is_pruned(model: nn.Module) -> bool:

@@ -254,10 +254,13 @@ def _open_address(source: str, timeout_s: float) -> av.container.InputContainer:
     return av.open(source, metadata_errors="ignore", options=options, timeout=timeout_s)
 
 
-def write_video(path: str | Path, frames: Iterable[np.ndarray], *, fps: float = 30.0, crf: int = 20) -> VideoInfo:
+def write_video(
+    path: str | Path, frames: Iterable[np.ndarray], *, fps: float = 30.0, crf: int = 20, preset: str = "veryfast"
+) -> VideoInfo:
     """Write RGB uint8 (H, W, 3) frames as H.264 mp4, whole or not at all; same frames give the same file.
 
-    H and W must be even (4:2:0). `crf` is x264's quality, lower is better. Returns what was written.
+    H and W must be even (4:2:0). `crf` is x264's quality, lower is better, `preset` how long it looks for a small file. Returns
+    what was written.
     """
     frames = iter(frames)
     first = next(frames, None)
@@ -273,7 +276,7 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], *, fps: float = 
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.thread_count = 1  # frame threads change the bits
         # x264's macroblock tree was measured to differ from run to run (its SIMD code), even on one thread
-        stream.options = {"crf": str(crf), "preset": "veryfast", "g": "48", "x264-params": "mbtree=0"}
+        stream.options = {"crf": str(crf), "preset": preset, "g": "48", "x264-params": "mbtree=0"}
         for pixels in chain([first], frames):
             count += 1
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")))

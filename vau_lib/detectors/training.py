@@ -35,7 +35,7 @@ from vau_lib.workspace.seeds import seed_everything as seed_everything  # noqa: 
 
 NOISE_STATE = "noise_state.pt"  # of the generator of augmentations, in every checkpoint
 SHORT_S = 10  # shorter trainings say nothing: fifteen of them in a notebook would be fifteen lines
-TRAIN_CURVE = 64  # training videos whose AUC is measured after every epoch; more cost as much as the training
+TRAIN_CURVE = 32  # training videos whose AUC is measured after every epoch; more cost as much as the training
 LONG_S = 30  # a training estimated longer than this shows a bar
 SNIPPETS_PER_CHOICE = 16  # multiple instances: one more snippet enters a bag's mean for every 16 of a video (LSHMA, VadCLIP)
 

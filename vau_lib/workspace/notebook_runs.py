@@ -231,14 +231,14 @@ def _no_dead_kernel(record: logging.LogRecord) -> bool:
 
 
 def _execute_quietly(step: Step, warm: bool = False) -> None:
-    """Execute one of many steps in a worker; where `warm`, its second and later kernels begin with the libraries imported."""
+    """Execute one of many steps in a worker; where `warm`, its kernels begin with the libraries imported."""
     from vau_lib.workspace import warm_kernels
 
     if not (warm and warm_kernels.possible()):
         return execute(step, progress=False)
     with _inline_figures(), _kept_pages():
-        first = warm_kernels.prepare()  # the first kernel need not wait for the libraries
-    return execute(step, progress=False, manager=None if first else warm_kernels.WarmKernelManager)
+        warm_kernels.prepare()  # the first kernel waits for the libraries, which it would import itself
+    return execute(step, progress=False, manager=warm_kernels.WarmKernelManager)
 
 
 @contextmanager

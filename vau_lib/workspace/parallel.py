@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from vau_lib.workspace import artifacts, ray_pool
 
 ENGINES = ("serial", "threads", "processes", "ray")
+AT_END: list[Callable] = []  # what a worker process does before it ends
 
 
 def _attempt(fn: Callable, item: object) -> tuple[object, str | None]:
@@ -108,6 +109,8 @@ def end_with_parent() -> None:
 def _work(fn: Callable, pipe: connection.Connection, number: int = 0) -> None:
     """Run items as they arrive until the pipe is closed, then end at once: taking torch's libraries apart took seconds."""
     _answer_items(fn, pipe, number)
+    for end in AT_END:
+        end()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError, AttributeError):
             stream.flush()

@@ -25,12 +25,13 @@ def possible() -> bool:
     return sys.platform == "linux" and not os.path.exists("/dev/nvidiactl")
 
 
-def prepare() -> bool:
-    """Start the process kernels are forked from, in the background, with the environment of now; return whether it is new."""
+def prepare() -> None:
+    """Start the process kernels are forked from, in the background, with the environment of now, unless it is there."""
     before = forkserver._forkserver._forkserver_pid
     forkserver.set_forkserver_preload(LIBRARIES)
     forkserver.ensure_running()
-    return forkserver._forkserver._forkserver_pid != before
+    if forkserver._forkserver._forkserver_pid != before:
+        parallel.AT_END[:] = [forkserver._forkserver._stop]  # waited for, the time of its kernels is this run's, see `timings`
 
 
 class WarmKernelManager(AsyncKernelManager):
