@@ -361,3 +361,26 @@ def test_a_batch_that_processes_cannot_share_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(ValueError, match="a batch of 16 videos cannot be shared by 3 processes"):
         training._share_of(16)
+
+
+def test_patience_ends_a_training_and_keeps_its_best_epoch(sets, tmp_path):
+    """The same curve as far as it goes; a training that was stopped before goes on to the same end."""
+    plan = replace(PLAN, epochs=12)
+    whole, long = fit(sets, plan=plan)
+    values = long["val_video_auc"].tolist()
+    end = next(n for n in range(12) if n - values.index(max(values[: n + 1])) >= 2)
+    assert end < 11, values
+    stopper, steps = training._Engine.training_step, iter(range(7))  # three batches an epoch: in the middle of the third
+
+    def stop(self, *arguments):
+        if next(steps, None) is None:
+            raise KeyboardInterrupt
+        return stopper(self, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training._Engine, "training_step", stop)
+        fit(sets, tmp_path, plan=replace(plan, patience=2))
+    model, short = fit(sets, tmp_path, plan=replace(plan, patience=2))
+    pd.testing.assert_frame_equal(short, long[: end + 1])
+    if values.index(max(values)) <= end:
+        assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), whole.state_dict().values(), strict=True))

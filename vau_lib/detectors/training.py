@@ -154,7 +154,8 @@ class TrainingPlan:
     """How to train; the defaults are the MemTSM report's. `curriculum_epochs` 0 draws from all videos at once.
 
     `milestones`, where given, are the epochs after which the rate falls to a tenth, in place of warm-up and cosine;
-    `balanced` draws as many anomalous videos as normal ones. The last four are what the released MemTSM code does, see `released`.
+    `balanced` draws as many anomalous videos as normal ones; `patience`, where above 0, ends a training whose best epoch is that
+    many epochs old. The last four are what the released MemTSM code does, see `released`.
     """
 
     epochs: int = 20
@@ -168,6 +169,7 @@ class TrainingPlan:
     milestones: tuple[int, ...] = ()
     balanced: bool = False
     seed: int = 0
+    patience: int = 0
     constant_rate: bool = False  # no warm-up, no cosine
     clean_target: bool = True  # a loss that rebuilds sees the input without noise; False: what the network was given
     decay_all: bool = False  # weight decay on norms, biases and one-dimensional weights too
@@ -242,6 +244,23 @@ class _Engine(Trainer):
         if self.plan.released_augmentation:
             return released_augment(x, generator=self.generator)
         return augment(x, generator=self.generator, probability=self.plan.augment_probability)
+
+
+class Patience(TrainerCallback):
+    """End a training whose best epoch is `epochs` old.
+
+    transformers' EarlyStoppingCallback begins to count anew when a training goes on, and warns of an evaluation without such a
+    number; this one reads the curves.
+    """
+
+    def __init__(self, epochs: int):
+        self.epochs = epochs
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        """Look how old the best epoch is."""
+        seen = [row[args.metric_for_best_model] for row in state.log_history if args.metric_for_best_model in row]
+        if seen and len(seen) - 1 - seen.index((max if args.greater_is_better else min)(seen)) >= self.epochs:
+            control.should_training_stop = True
 
 
 class Estimate(TrainerCallback):
@@ -334,6 +353,8 @@ def fit(
             data_collator=None if train.preprocessing.steps else pad_collate,
         )
         engine.add_callback(Estimate(progress=progress))
+        if plan.patience and val is not None:
+            engine.add_callback(Patience(plan.patience))
         engine.remove_callback(PrinterCallback)  # a line per epoch and training drowns a notebook; the curves hold it all
         last = artifacts.last_checkpoint(out)
         gc.freeze()  # Trainer collects garbage as it starts: without this it looks at all that was ever imported
