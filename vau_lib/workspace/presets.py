@@ -241,7 +241,7 @@ def _declared(path: Path, changed_ns: int) -> dict[str, Parameter]:
         if name not in inspected:
             raise RunError(f"{display_path(path)}: papermill drops {name!r}: no | in its type, one = on its line")
         kind = annotation if annotation.split("[")[0] in (*KINDS, "Optional") else type(default).__name__
-        found[name] = Parameter(name, kind, default, inspected[name].help)
+        found[name] = Parameter(name, kind, default, inspected[name].help.removesuffix("# fmt: skip").rstrip())
         if default is not ... and not _fits(default, found[name].type):
             raise RunError(f"{display_path(path)}: {name} is declared {annotation}, its default is {default!r}")
     return found
