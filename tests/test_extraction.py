@@ -15,7 +15,7 @@ from kornia.feature import XFeat
 from PIL import Image
 
 from vau_lib.data import download, records, video
-from vau_lib.features import augmentation, checkpoints, extraction, optical_flow, released, xfeat
+from vau_lib.features import augmentation, checkpoints, devices, extraction, optical_flow, released, xfeat
 from vau_lib.workspace import artifacts
 
 
@@ -31,7 +31,7 @@ def test_dense_is_kornias_descriptor_map_and_nothing_else():
         if isinstance(part, torch.nn.BatchNorm2d):
             part.running_mean.normal_()
             part.running_var.uniform_(0.5, 2)
-    ours.net = xfeat._folded(copy.deepcopy(stock.net))  # batch norms in the convolutions
+    ours.net = devices.folded(copy.deepcopy(stock.net))  # batch norms in the convolutions
     frames = moving_square(3, 64, 96)
     pixels = torch.as_tensor(frames).permute(0, 3, 1, 2).float() / 255
     with torch.inference_mode():

@@ -54,7 +54,7 @@ NO_READER = {  # functions that read and are no `reader`, and why that is enough
     "vlm.holmesvau._files": "called by convert", "vlm.holmesvau._read_names": "called by convert",
     "features.feature_lists._array": "plain numbers; what they mean is checked",
     "synthetic.text_to_video.__init__": "rows without an id are left out",
-    "tune._claim": "compares", "tune.reinforce": "a table of its own making", "vlm.finetuning._claim": "compares",
+    "tune._claim": "compares", "vlm.models.check_free": "looks for one key", "tune.reinforce": "a table of its own making", "vlm.finetuning._claim": "compares",
     "vlm.finetuning.fit": "of its own checkpoint", "vlm.finetuning._configuration": "checks that it is an object",
     "compression.pruning.factorise": "of its own making", "compression.pruning._save_company": "the model's own folder",
     "workspace.presets._read_yaml": "checks that it is a mapping", "workspace.presets._guessed": "a value of the command line",
