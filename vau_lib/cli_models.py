@@ -271,7 +271,7 @@ def explain(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="folder of the result; data/explained/NAME if not given")] = None,
     adapter: Annotated[Path | None, typer.Option(help="folder of a LoRA adapter that `vau tune` wrote")] = None,
-    frames: Annotated[int | None, typer.Option(help="frames the model is shown; as in its adapter's tuning, else 12")] = None,
+    frames: Annotated[int | None, typer.Option(help="frames the model is shown; as many as in its tuning, else 12")] = None,
     stride: Annotated[int | None, typer.Option(help="frames from one scored frame to the next; 16 if not given")] = None,
     fps: Annotated[float | None, typer.Option(help="scored frames per second, instead of --stride")] = None,
     max_frames: Annotated[
@@ -294,13 +294,12 @@ def explain(
     file = video if video.exists() else presets.project_path(str(video))
     adapter = adapter or (Path(TOY_JUDGE) if _model_path(model) == _model_path(TOY_VLM) else None)  # alone it does not judge
     vlm = _with_adapter(models.load(_model_path(model)), adapter)
-    tuned = presets.project_path(str(adapter)) / "made_by.json" if adapter else Path()
-    frames = frames or (artifacts.read_json(tuned).get("num_frames") if tuned.is_file() else None) or 12
     place = presets.project_path(str(scorer or TOY_SCORER))
     found, tower = explain.load_scorer(place, explain.VisionTower(vlm, max_pixels=max_pixels))
     made_by = artifacts.read_json(place / "made_by.json") if (place / "made_by.json").is_file() else {}
     explained = explain.explain_video(
-        file, vlm, found, num_frames=frames, stride=explain.stride_of(file, fps) if fps else stride or 16, cap=max_frames,
+        file, vlm, found, num_frames=frames or vlm.num_frames or 12,
+        stride=explain.stride_of(file, fps) if fps else stride or 16, cap=max_frames,
         released=released, tower=tower,
         tau=float(made_by.get("tau", 0.1)) if tau is None else tau, max_new_tokens=max_new_tokens,
         log=lambda line: typer.echo(line, err=True),
